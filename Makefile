@@ -1,0 +1,66 @@
+# Every target works from a bare checkout with Python 3.11+ and pip, without root. `make` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/dev.txt
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+
+# Code that is linted and typed; the last two may not exist in every checkout.
+CODE := src tests $(wildcard benchmarks examples)
+
+# `make test ARGS="-n 2 -k park"`, `make demo ARGS=--help`, `make lock ARGS=--upgrade`, `make bench NAME=steps`.
+ARGS ?=
+NAME ?= tasks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak bench check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv from the lock, with the project in it (editable)
+
+demo: $(READY) ## show what Outrider does, offline
+	$(BIN)/outrider demo $(ARGS)
+
+test: $(READY) ## run the tests, all but the soak tests
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+soak: $(READY) ## run the long random and crash tests
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=1800 $(ARGS)
+
+bench: $(READY) ## run the benchmark NAME, as JSON on the last line
+	$(BIN)/python -m benchmarks $(NAME) --json $(ARGS)
+
+check: $(READY) ## lint, format check, types, layers, and the tests of the docs
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/docs
+
+format: $(READY) ## apply the formatter and the safe fixes
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+# No index line, no address, no path of a machine: the header names this target instead of the command's arguments.
+lock: $(BIN)/python ## write the hashed lock anew from pyproject.toml (ARGS=--upgrade for newer releases)
+	$(PIP) install 'uv>=0.9'
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --quiet -o $(LOCK) $(ARGS)
+
+clean: ## remove the environment, builds and caches
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests $(wildcard benchmarks examples) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Outrider needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# hatchling comes with the lock, so the project itself is built without a look at any index.
+$(READY): $(LOCK) pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes -r $(LOCK)
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
