@@ -1,0 +1,16 @@
+"""What every test shares: the asyncio backend, and a hypothesis profile for machines whose speed drifts."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# A deadline would measure the machine. In CI the examples are the same every time; elsewhere they explore.
+settings.register_profile("outrider", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("outrider")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests marked `anyio` run on asyncio, the only loop the runtime supports."""
+    return "asyncio"
