@@ -38,7 +38,7 @@ check: $(READY) ## lint, format check, types, layers, and the tests of the docs
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/docs
 
 format: $(READY) ## apply the formatter and the safe fixes
