@@ -1,0 +1,93 @@
+"""What one transition writes: a value that the reducer makes and a store commits in one transaction.
+
+A `Change` touches one task (and the journal of the task that made it). News for other tasks travels as
+follow-ups: rows of the same transaction, applied afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
+from outrider.core.task import InputRequest, Task, TaskError
+from outrider.core.values import Instant, JSONObject
+
+LogType: TypeAlias = Literal[
+    "session.created", "task.created", "task.updated", "task.progress", "task.output", "task.message"
+]
+AttemptEnding: TypeAlias = Literal[
+    "succeeded", "failed", "canceled", "parked", "released", "returned", "lost", "forced"
+]
+WakeReason: TypeAlias = Literal["terminal", "question", "message", "reminder"]
+Relation: TypeAlias = Literal["watchers", "children", "linked_children"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """An entry for the session's log. The store gives it its `seq`.
+
+    `data` of `task.created` holds the groups whole; of `task.updated` only the fields that changed, by group.
+    """
+
+    type: LogType
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """What a session has yet to be told. Entries of one task coalesce while undelivered."""
+
+    session_id: str
+    task_id: str
+    reason: WakeReason
+    body: JSONObject
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """News for every task that stands in `relation` to `of`, expanded by the store when it writes."""
+
+    relation: Relation
+    of: str
+    event: FollowUpEvent
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How one hold of a task ended."""
+
+    task_id: str
+    attempt: int
+    worker_id: str
+    started_at: Instant
+    ended_at: Instant
+    ending: AttemptEnding
+    error: TaskError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Everything that one transition writes.
+
+    `before` is the version that the reducer saw, None for a creation. `live_changed` tells whether
+    `task.live` is to be written, since only the holder knows its newest value. `settles` names the follow-up
+    row that this Change answers: it is deleted with it, and a Change whose row is gone does nothing.
+    """
+
+    task: Task
+    before: int | None
+    events: tuple[LogEvent, ...] = ()
+    live_changed: bool = False
+    inbox: tuple[InboxEntry, ...] = ()
+    follow_ups: tuple[FollowUp, ...] = ()
+    watches: tuple[str, ...] = ()
+    requests: tuple[InputRequest, ...] = ()
+    messages: tuple[Message, ...] = ()
+    files: tuple[FileWrite, ...] = ()
+    steps: tuple[Step, ...] = ()
+    ended: AttemptEnd | None = None
+    settles: int | None = None
+    is_noop: bool = False
+    """The event changed nothing; there is nothing to commit but the follow-up it settles."""

@@ -1,0 +1,240 @@
+"""Every error that Outrider raises on purpose, one tree, a stable `code` at each leaf.
+
+    OutriderError
+    ├── NotFound              task_not_found, session_not_found, request_not_found, file_not_found,
+    │                         worker_not_found
+    ├── Conflict
+    │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
+    │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
+    │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
+    │   └── IllegalMove       illegal_move: this event has no meaning in this state
+    ├── Refused               the input is wrong; nothing was changed
+    │   ├── InvalidArguments  invalid_arguments
+    │   ├── InvalidAnswer     invalid_answer
+    │   ├── InvalidSchema     invalid_schema
+    │   ├── InvalidPath       invalid_path
+    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model
+    │   ├── TooLarge          too_large
+    │   └── LimitReached      limit_reached
+    ├── StoreError            the database cannot do its work
+    │   ├── StoreUnavailable  store_unavailable, store_closed
+    │   ├── StoreLocked       store_locked
+    │   ├── StoreReadOnly     store_read_only
+    │   ├── StoreFull         store_full
+    │   ├── StoreCorrupt      store_corrupt
+    │   ├── StoreForeign      store_foreign: not a database of Outrider
+    │   └── StoreNewer        store_newer: written by a later version than this program knows
+    ├── TaskFailed            task_failed: raised to who waits for the result
+    ├── TaskCanceled          task_canceled: likewise
+    └── WaitTimeout           wait_timeout: the wait is over, the task goes on
+
+`Superseded` and `Parked` are control flow and stand outside: they are `BaseException`s, so that an
+`except Exception` in a task's code cannot swallow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from outrider.core.values import JSON
+
+
+class OutriderError(Exception):
+    """The root. `code` is stable, `message` is for people, `details` is JSON for programs."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, details: JSON = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        if code is not None:
+            self.code = code  # type: ignore[misc]  # a leaf with several codes sets its own
+
+
+class NotFound(OutriderError):
+    """What was named does not exist."""
+
+    code = "not_found"
+
+    @classmethod
+    def of(cls, noun: str, name: str) -> NotFound:
+        return cls(f"there is no {noun} {name!r}", details={noun: name}, code=f"{noun}_not_found")
+
+
+class Conflict(OutriderError):
+    """The request is sound, but not in the state that things are in."""
+
+    code = "conflict"
+
+
+class TaskFinished(Conflict):
+    """The task has ended; what was asked for would change how."""
+
+    code = "task_finished"
+
+
+class RequestClosed(Conflict):
+    """The input request is no longer pending."""
+
+    code = "request_closed"
+
+
+class IdempotencyConflict(Conflict):
+    """A task with this idempotency key or id exists and was made from another payload."""
+
+    code = "idempotency_conflict"
+
+
+class IllegalMove(Conflict):
+    """The event has no meaning in the task's present state."""
+
+    code = "illegal_move"
+
+
+class Refused(OutriderError):
+    """The input is wrong; nothing was changed."""
+
+    code = "refused"
+
+
+class InvalidArguments(Refused):
+    """The arguments do not fit the function's signature."""
+
+    code = "invalid_arguments"
+
+
+class InvalidAnswer(Refused):
+    """The answer does not fit what the request expects."""
+
+    code = "invalid_answer"
+
+
+class InvalidSchema(Refused):
+    """What was given as a JSON Schema is not one."""
+
+    code = "invalid_schema"
+
+
+class InvalidPath(Refused):
+    """The path leaves the session's files or cannot name a file."""
+
+    code = "invalid_path"
+
+
+class UnknownName(Refused):
+    """No kind, tool, agent or model of that name is known."""
+
+    code = "unknown_name"
+
+    @classmethod
+    def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
+        names = sorted(known)
+        listed = ", ".join(names) if names else "none"
+        return cls(
+            f"unknown {noun} {name!r}; known: {listed}", details={noun: name, "known": names}, code=f"unknown_{noun}"
+        )
+
+
+class TooLarge(Refused):
+    """A value is over its limit."""
+
+    code = "too_large"
+
+    @classmethod
+    def of(cls, what: str, size: int, limit: int) -> TooLarge:
+        return cls(
+            f"{what} has {size:,} bytes, more than the limit of {limit:,}",
+            details={"what": what, "size": size, "limit": limit},
+        )
+
+
+class LimitReached(Refused):
+    """A limit on the delegation tree refuses this task."""
+
+    code = "limit_reached"
+
+
+class StoreError(OutriderError):
+    """The database cannot do its work. Nothing that was acknowledged is lost."""
+
+    code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached or was closed."""
+
+    code = "store_unavailable"
+
+
+class StoreLocked(StoreError):
+    """Somebody else keeps the database locked."""
+
+    code = "store_locked"
+
+
+class StoreReadOnly(StoreError):
+    """The database or its folder cannot be written."""
+
+    code = "store_read_only"
+
+
+class StoreFull(StoreError):
+    """The disk or the database is full."""
+
+    code = "store_full"
+
+
+class StoreCorrupt(StoreError):
+    """The database file is damaged."""
+
+    code = "store_corrupt"
+
+
+class StoreForeign(StoreError):
+    """The file is not a database of Outrider."""
+
+    code = "store_foreign"
+
+
+class StoreNewer(StoreError):
+    """The database was written by a later version of Outrider than this one."""
+
+    code = "store_newer"
+
+
+class TaskFailed(OutriderError):
+    """The task whose result was awaited has failed. `kind` is the kind of its error."""
+
+    code = "task_failed"
+
+    def __init__(self, message: str, *, kind: str, details: JSON = None) -> None:
+        super().__init__(message, details=details)
+        self.kind = kind
+
+
+class TaskCanceled(OutriderError):
+    """The task whose result was awaited was canceled."""
+
+    code = "task_canceled"
+
+
+class WaitTimeout(OutriderError):
+    """The wait ended before what it waited for; nothing was changed."""
+
+    code = "wait_timeout"
+
+
+class Superseded(BaseException):
+    """This attempt no longer holds its task; whatever it still writes is refused. Stops the zombie."""
+
+    def __init__(self, task_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of {task_id} no longer holds it")
+        self.task_id = task_id
+        self.attempt = attempt
+
+
+class Parked(BaseException):
+    """The attempt gives its worker back and goes on later from its journal."""

@@ -1,0 +1,473 @@
+"""The seam between the rules and the databases: `Ledger` writes, `Views` reads.
+
+What every store promises:
+
+- A verb that returned has been committed durably. One that raised has changed nothing.
+- A `Change` is committed whole or not at all: the record, its log entries, inbox entries, follow-ups, files,
+  journal rows and the closed attempt. Changes handed over together may share a transaction; each still
+  stands or falls alone.
+- A store never decides. It compares versions and attempts, numbers the log, expands relations into task
+  ids, and stores values that the reducer made.
+- `seq` is gap-free within a session, from 1, in commit order.
+- After a commit it tells its listeners who is concerned. Such a signal may be lost; whoever waits also looks.
+
+Failures are the `StoreError`s of `errors`. Absence is None or an empty sequence, never an error, unless a
+method says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
+from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
+from outrider.core.session import NewSession, Session
+from outrider.core.task import Direction, InputRequest, Live, State, Task
+from outrider.core.values import Instant, JSONObject
+
+# --- what a commit says ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The Change is durable. `task` is the record as it now stands."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Somebody else was first: `current` is the record to decide on anew, None if the task is gone."""
+
+    current: Task | None
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A task with this id or idempotency key exists already; nothing was written."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The follow-up that the Change answers was answered before; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoSession:
+    """The session of the task does not exist; nothing was written."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A journal row of the Change came from an attempt that no longer holds its task; nothing was written."""
+
+    task_id: str
+    attempt: int
+
+
+Verdict: TypeAlias = Committed | Stale | Existing | Settled | NoSession | Fenced
+
+# --- what else is written ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker asks for up to `limit` ready tasks on the routes it serves, in the order of their rank."""
+
+    worker_id: str
+    routes: tuple[str, ...]
+    limit: int
+    now: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a worker got, and when it should look again.
+
+    `next_due_at` is the earliest moment at which a task on the routes becomes due, `next_deadline_at` the
+    earliest deadline of any task, both None when there is none; `more` tells that ready work was left.
+    """
+
+    tasks: tuple[Task, ...]
+    next_due_at: Instant | None
+    next_deadline_at: Instant | None
+    more: bool
+    follow_ups: bool
+    """Whether follow-ups wait to be applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The newest live values of a held task. `delta` goes to the log as `task.progress`, None for nothing.
+
+    `active_at` is the newest sign of life; `live` None leaves the record's as it is.
+    """
+
+    task_id: str
+    attempt: int
+    active_at: Instant
+    live: Live | None = None
+    delta: JSONObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """Text that a held task printed. The store gives it its offset; the tail beyond `keep` bytes is dropped."""
+
+    task_id: str
+    attempt: int
+    stream: str
+    text: str
+    at: Instant
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one finished iteration adds to a session's transcript, with the totals after it.
+
+    Written in one transaction with `live`; it forgets the journal rows of the open iteration, which are those
+    whose position starts with `forget`.
+    """
+
+    session_id: str
+    task_id: str
+    attempt: int
+    iteration: int
+    messages: tuple[bytes, ...]
+    """Encoded JSON, one transcript entry each, in the engine's own format."""
+    live: Live
+    at: Instant
+    forget: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCard:
+    """A worker as it presents itself. `boot_id` and `pid` identify its process on `host`."""
+
+    id: str
+    host: str
+    boot_id: str
+    pid: int
+    started_at: Instant
+    routes: tuple[str, ...] = ()
+    version: str = ""
+    concurrency: int = 0
+
+
+# --- what is read ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A registered worker. `beat` grows while it lives; it says nothing about any clock."""
+
+    card: WorkerCard
+    beat: int
+    beat_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One entry of a session's log. `data` is encoded JSON; `position` orders the whole database."""
+
+    position: int
+    session_id: str
+    seq: int
+    task_id: str | None
+    type: LogType
+    at: Instant
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
+
+    stream: str
+    offset: int
+    text: str
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Output from a cursor on. `first` is the offset of the oldest byte kept, `next` the cursor after `rows`."""
+
+    rows: tuple[OutputRow, ...]
+    first: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingFollowUp:
+    """A follow-up that waits to be applied to one task."""
+
+    id: int
+    task_id: str
+    event: FollowUpEvent
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRow:
+    """An undelivered entry of a session's inbox."""
+
+    seq: int
+    session_id: str
+    task_id: str
+    reason: WakeReason
+    body: JSONObject
+    created_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptRow:
+    """One entry of a session's transcript, numbered from 1. `message` is encoded JSON."""
+
+    number: int
+    task_id: str
+    iteration: int
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A session's file without its content; `size` in bytes."""
+
+    session_id: str
+    path: str
+    media_type: str
+    size: int
+    created_at: Instant
+    task_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks to list. None means any. `after` is the id of the last task of the page before."""
+
+    session_id: str | None = None
+    root_session_id: str | None = None
+    parent_task_id: str | None = None
+    organization_id: str | None = None
+    states: tuple[State, ...] | None = None
+    kind: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    after: str | None = None
+    limit: int = 100
+    newest_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a held task's worker needs to notice: the version tells whether there is news."""
+
+    task_id: str
+    attempt: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Who is concerned by what was just committed. `unknown` means: another process wrote, so look."""
+
+    task_ids: frozenset[str] = frozenset()
+    session_ids: frozenset[str] = frozenset()
+    ready: bool = False
+    """A task became ready, or its time to become ready changed."""
+    follow_ups: bool = False
+    unknown: bool = False
+
+
+Decide: TypeAlias = Callable[[Task], Change]
+"""The reducer, with the claim's event and moment filled in."""
+
+Listener: TypeAlias = Callable[[Signal], None]
+"""Called on the event loop that opened the store, after each commit."""
+
+
+class Views(Protocol):
+    """Named, typed queries. Each sees everything that was committed before it was called."""
+
+    async def task(self, task_id: str) -> Task | None:
+        """The task of that id."""
+        ...
+
+    async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
+        """The tasks of these ids that exist, in no particular order."""
+        ...
+
+    async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
+        """A page in the order of ids, which is the order of creation."""
+        ...
+
+    async def children(self, task_id: str) -> Sequence[Task]:
+        """The tasks whose parent this is, ended ones too."""
+        ...
+
+    async def held_by(self, worker_id: str) -> Sequence[Beat]:
+        """What that worker holds now."""
+        ...
+
+    async def active_at(self, task_id: str) -> Instant | None:
+        """The newest recorded sign of life of the task's current attempt."""
+        ...
+
+    async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
+        """Tasks whose next deadline has passed, earliest first."""
+        ...
+
+    async def follow_ups(self, limit: int, task_ids: Sequence[str] | None = None) -> Sequence[PendingFollowUp]:
+        """Follow-ups that wait, oldest first; of these tasks only, when given."""
+        ...
+
+    async def session(self, session_id: str) -> Session | None:
+        """The session of that id."""
+        ...
+
+    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id."""
+        ...
+
+    async def steps(self, task_id: str) -> Sequence[Step]:
+        """The task's journal, in the order it was written."""
+        ...
+
+    async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
+        """The task's closed attempts, in order."""
+        ...
+
+    async def requests(self, task_id: str) -> Sequence[InputRequest]:
+        """All requests the task ever made, oldest first."""
+        ...
+
+    async def request(self, request_id: str) -> InputRequest | None:
+        """The request of that id, pending or closed."""
+        ...
+
+    async def messages(
+        self, task_id: str, *, direction: Direction | None = None, after: str | None = None, limit: int = 1000
+    ) -> Sequence[Message]:
+        """The task's thread in the order it was written, after the message of that id."""
+        ...
+
+    async def events(
+        self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
+    ) -> Sequence[LogRow]:
+        """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
+        ...
+
+    async def first_seq(self, session_id: str) -> int:
+        """The number of the oldest entry kept; 1 unless the log was trimmed."""
+        ...
+
+    async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
+        """Output from the byte offset `start` on, at most `limit` pieces."""
+        ...
+
+    async def file(self, session_id: str, path: str) -> bytes | None:
+        """The content of a session's file."""
+        ...
+
+    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths."""
+        ...
+
+    async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
+        """Transcript entries numbered above `after`, in order."""
+        ...
+
+    async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
+        """Undelivered entries, oldest first."""
+        ...
+
+    async def workers(self) -> Sequence[Worker]:
+        """All registered workers."""
+        ...
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        """How many tasks there are in each state."""
+        ...
+
+
+class Ledger(Protocol):
+    """The writing verbs. All are safe to call from many tasks of the loop at once; that is what makes them fast."""
+
+    @property
+    def views(self) -> Views:
+        """The reading half."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """`commits` and `statements` since the store was opened."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` after each commit; returns what ends it."""
+        ...
+
+    async def create_session(self, new: NewSession) -> Session:
+        """Create a session, or return the one of that id. Logs `session.created`."""
+        ...
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
+        """Commit each Change whole or not at all, in the order given; one verdict for each."""
+        ...
+
+    async def claim(self, claim: Claim, decide: Decide) -> Claims:
+        """Take ready tasks that nobody holds, committing what `decide` makes of each."""
+        ...
+
+    async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
+        """Write live values; False for each whose attempt no longer holds its task."""
+        ...
+
+    async def journal(self, steps: Sequence[Step]) -> Sequence[bool]:
+        """Write journal rows, replacing those of the same position; False for each whose attempt is over."""
+        ...
+
+    async def append(self, page: Page) -> bool:
+        """Append a finished iteration; False, and nothing written, if the attempt is over."""
+        ...
+
+    async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
+        """Append output; False for each whose attempt is over."""
+        ...
+
+    async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
+        """Write a file whole, replacing one of that path; False if the fencing (task id, attempt) is over."""
+        ...
+
+    async def delete_file(self, session_id: str, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        ...
+
+    async def register(self, card: WorkerCard) -> None:
+        """Make a worker known."""
+        ...
+
+    def renew(self, worker_id: str, timeout: float) -> bool:
+        """Advance the worker's beat, waiting at most `timeout` seconds. Called from a thread, never the loop.
+
+        False when the worker is not registered any more; raises StoreUnavailable when time ran out.
+        """
+        ...
+
+    async def retire(self, worker_id: str) -> None:
+        """Forget a worker. The tasks it held must have been settled before."""
+        ...
+
+    async def acknowledge(self, session_id: str, upto: int) -> int:
+        """Mark inbox entries up to that seq as delivered; returns how many."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was handed over and let go of the database."""
+        ...

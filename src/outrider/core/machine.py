@@ -1,0 +1,762 @@
+"""The lifecycle: one pure function, `apply(task, event, now) -> Change`, and the table of moves it obeys.
+
+    queued ──> running <──> awaiting_input      active and interrupted
+       └─────────┴───────────────┴──> succeeded | failed | canceled      terminal, for good
+
+`TRANSITIONS` is the law: which event may meet which state, and which states may follow. A pair that is not
+in it is refused in one place and leaves all as it was. No I/O, clock or chance in here: `now` is given.
+
+The one thing a reader would get wrong: a task whose attempt is open is not settled by a cancel or a
+deadline. It gets an intent (`stopping`) that its holder sees; only the holder's report, its loss, or the
+end of the grace settles the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
+
+from outrider.core import retry
+from outrider.core.change import AttemptEnd, AttemptEnding, Change, FollowUp, InboxEntry, LogEvent, WakeReason
+from outrider.core.deadlines import next_deadline, total_deadline
+from outrider.core.errors import IllegalMove, RequestClosed, Superseded, TaskFinished
+from outrider.core.events import (
+    EVENTS,
+    HOLDER_EVENTS,
+    Answered,
+    Asked,
+    CancelRequested,
+    Claimed,
+    DeadlinePassed,
+    Enriched,
+    Event,
+    Failed,
+    FileWrite,
+    HolderEvent,
+    HolderLost,
+    MessageReceived,
+    Parked,
+    Posted,
+    Produced,
+    Released,
+    Stopped,
+    Succeeded,
+    WatchedEnded,
+)
+from outrider.core.task import (
+    TERMINAL,
+    Core,
+    InputRequest,
+    Live,
+    NewTask,
+    Outcome,
+    Readiness,
+    State,
+    Stopping,
+    Task,
+    TaskError,
+    Wait,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
+from outrider.core.values import Instant, difference, evolve
+
+Q, R, A = State.QUEUED, State.RUNNING, State.AWAITING_INPUT
+S, F, C = State.SUCCEEDED, State.FAILED, State.CANCELED
+
+_OPEN: Mapping[type[Any], frozenset[State]] = {
+    Claimed: frozenset({R, A}),
+    Asked: frozenset({A}),
+    Posted: frozenset({R, A}),
+    Produced: frozenset({R, A}),
+    Parked: frozenset({R, A, Q, F, C}),
+    Released: frozenset({R, A, Q, F, C}),
+    Succeeded: frozenset({S, R, F}),
+    Failed: frozenset({Q, F, C}),
+    Stopped: frozenset({Q, F, C}),
+    HolderLost: frozenset({R, A, F, C, Q}),
+    Answered: frozenset({R, A}),
+    MessageReceived: frozenset({R, A}),
+    CancelRequested: frozenset({R, A, C}),
+    DeadlinePassed: frozenset({R, A, Q, F, C}),
+    WatchedEnded: frozenset({R, A, S}),
+}
+
+TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxyType(
+    {
+        Q: {
+            Claimed: frozenset({R, A}),
+            Answered: frozenset({Q}),
+            MessageReceived: frozenset({Q}),
+            CancelRequested: frozenset({C}),
+            DeadlinePassed: frozenset({Q, F}),
+            WatchedEnded: frozenset({Q, F}),
+            HolderLost: frozenset({Q}),
+        },
+        R: _OPEN,
+        A: _OPEN,
+        **{
+            terminal: {
+                CancelRequested: frozenset({terminal}),
+                DeadlinePassed: frozenset({terminal}),
+                WatchedEnded: frozenset({terminal}),
+                HolderLost: frozenset({terminal}),
+                Enriched: frozenset({terminal}),
+            }
+            for terminal in (S, F, C)
+        },
+    }
+)
+
+
+def create(new: NewTask, now: Instant) -> Change:
+    """Make a task: queued, and due at once unless it is delayed or depends on others."""
+    due_at = max(now, new.not_before or now)
+    core = Core(
+        due_at=due_at,
+        readiness="blocked" if new.input.depends_on else _readiness(due_at, now),
+        blocked_by="dependency" if new.input.depends_on else None,
+        dependencies=new.input.depends_on,
+        version=1,
+        updated_at=now,
+    )
+    core = evolve(core, next_deadline_at=next_deadline(new.input, core))
+    task = Task(new.id, new.input, core)
+    return Change(
+        task,
+        before=None,
+        events=(LogEvent("task.created", snapshot(task)),),
+        live_changed=True,
+        watches=new.input.depends_on,
+    )
+
+
+def apply(task: Task, event: Event, now: Instant) -> Change:
+    """Decide what `event` does to `task` at `now`. The task itself is left as it was.
+
+    Raises Superseded to a holder whose attempt is over, TaskFinished, RequestClosed or IllegalMove to
+    anybody else whose event has no place in the task's state.
+    """
+    allowed = TRANSITIONS[task.core.state].get(type(event))
+    if allowed is None:
+        raise _refusal(task, event)
+    if isinstance(event, HOLDER_EVENTS):
+        _check_fence(task, event)
+    draft = _HANDLERS[type(event)](_Draft(task, now), event)
+    change = draft.finish()
+    if change.task.core.state not in allowed:  # the table and a handler disagree: a defect, never an input
+        raise AssertionError(f"{type(event).__name__} led from {task.core.state} to {change.task.core.state}")
+    return change
+
+
+def snapshot(task: Task) -> dict[str, Any]:
+    """The groups of a task whole, as `task.created` logs them."""
+    return {"input": task.input, "core": task.core, "live": task.live, "outcome": task.outcome}
+
+
+def _refusal(task: Task, event: Event) -> BaseException:
+    if isinstance(event, HOLDER_EVENTS):
+        return Superseded(task.id, event.attempt)
+    if isinstance(event, Answered):
+        return RequestClosed(f"{task.id} is {task.core.state}; its questions are closed")
+    if task.is_terminal:
+        return TaskFinished(f"{task.id} has ended as {task.core.state} and stays so")
+    return IllegalMove(f"{type(event).__name__} has no meaning for {task.id}, which is {task.core.state}")
+
+
+def _check_fence(task: Task, event: HolderEvent) -> None:
+    core = task.core
+    if isinstance(event, Enriched):
+        current = core.finished_by == event.attempt
+    else:
+        current = core.is_held and core.attempt == event.attempt
+    if not current:
+        raise Superseded(task.id, event.attempt)
+
+
+# --- the draft ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A transition being written down; private to one call of `apply`."""
+
+    before: Task
+    now: Instant
+    core: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    live: Live | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    messages: list[LogEvent] = field(default_factory=list)
+    inbox: list[InboxEntry] = field(default_factory=list)
+    follow_ups: list[FollowUp] = field(default_factory=list)
+    closed: list[InputRequest] = field(default_factory=list)
+    active_at: Instant | None = None
+
+    def get(self, name: str) -> Any:
+        """A field of the core as it will be."""
+        return self.core[name] if name in self.core else getattr(self.before.core, name)
+
+    def finish(self) -> Change:
+        before = self.before
+        live_changed = self.live is not None and self.live != before.live
+        if not (self.core or self.outcome or self.extra or self.messages or live_changed or self.inbox):
+            return self._finish_unmoved()
+        core = evolve(before.core, **self.core, version=before.core.version + 1, updated_at=self.now)
+        deadline = next_deadline(before.input, core, self.active_at)
+        if deadline != core.next_deadline_at:
+            core = evolve(core, next_deadline_at=deadline)
+        outcome = evolve(before.outcome, **self.outcome) if self.outcome else before.outcome
+        live = self.live if self.live is not None else before.live
+        after = Task(before.id, before.input, core, live, outcome)
+        return Change(
+            after,
+            before=before.core.version,
+            events=(LogEvent("task.updated", changes_between(before, after)), *self.messages),
+            live_changed=live_changed,
+            inbox=tuple(self.inbox),
+            follow_ups=tuple(self.follow_ups),
+            requests=tuple(self.closed),
+            **self.extra,
+        )
+
+    def _finish_unmoved(self) -> Change:
+        """Nothing happened; at most the next look at the clock moves."""
+        before = self.before
+        deadline = next_deadline(before.input, before.core, self.active_at)
+        if deadline == before.core.next_deadline_at:
+            return Change(before, before=before.core.version, is_noop=True)
+        core = evolve(before.core, next_deadline_at=deadline, version=before.core.version + 1)
+        after = Task(before.id, before.input, core, before.live, before.outcome)
+        return Change(
+            after, before=before.core.version, events=(LogEvent("task.updated", changes_between(before, after)),)
+        )
+
+    # the small moves that handlers are told in
+
+    def close_attempt(self, ending: AttemptEnding, error: TaskError | None = None) -> None:
+        core = self.before.core
+        if core.worker_id is None:
+            return
+        self.extra["ended"] = AttemptEnd(
+            self.before.id,
+            core.attempt,
+            core.worker_id,
+            core.attempt_started_at or core.updated_at,
+            self.now,
+            ending,
+            error,
+        )
+        self.core.update(worker_id=None, attempt_started_at=None, stopping=None)
+
+    def due(self, at: Instant) -> None:
+        self.core.update(due_at=at, readiness=_readiness(at, self.now), blocked_by=None)
+        if at <= self.now:
+            self.core["waits"] = ()
+
+    def not_due(self) -> None:
+        self.core.update(due_at=None, readiness=None, blocked_by=None)
+
+    def settle_state(self) -> None:
+        """Running, or awaiting input while a request is pending."""
+        self.core["state"] = A if self.get("requests") else R
+
+    def close_request(self, request: InputRequest, **how: Any) -> None:
+        self.core["requests"] = tuple(other for other in self.get("requests") if other.id != request.id)
+        self.closed.append(evolve(request, closed_at=self.now, remind_at=None, **how))
+
+    def end(self, state: State, error: TaskError | None = None, *, by: int | None = None) -> None:
+        """Settle for good: pending questions are withdrawn, watchers and the session hear of it."""
+        task = self.before
+        for request in self.get("requests"):
+            self.close_request(request, status="withdrawn")
+        self.not_due()
+        self.core.update(
+            state=state,
+            worker_id=None,
+            attempt_started_at=None,
+            stopping=None,
+            waits=(),
+            dependencies=(),
+            returned=False,
+            finished_at=self.now,
+            finished_by=by,
+        )
+        self.outcome["error"] = error
+        self.follow_ups.append(FollowUp("watchers", task.id, WatchedEnded(task.id, state)))
+        if state is not S and task.input.on_open_children != "detach":
+            self.cancel_children(f"its parent {'failed' if state is F else 'was canceled'}")
+        self.wake("terminal", {"state": state, "error": error, "summary": self.outcome.get("summary")})
+
+    def cancel_children(self, reason: str, *, include_detached: bool = False, by: str | None = None) -> None:
+        relation = "children" if include_detached else "linked_children"
+        event = CancelRequested(by=by or f"task:{self.before.id}", reason=reason, include_detached=include_detached)
+        self.follow_ups.append(FollowUp(relation, self.before.id, event))  # type: ignore[arg-type]  # a Relation
+
+    def wake(self, reason: WakeReason, body: Mapping[str, Any]) -> None:
+        policy = self.before.input.wake_policy
+        wanted = policy == "on_activity" or (policy == "on_terminal" and reason != "message")
+        if wanted:
+            self.inbox.append(InboxEntry(self.before.session_id, self.before.id, reason, body))
+
+
+def changes_between(before: Task, after: Task) -> dict[str, Any]:
+    """What changed, by group and field, as `task.updated` logs it."""
+    changed: dict[str, Any] = {"core": difference(before.core, after.core)}
+    if after.live is not before.live and (live := difference(before.live, after.live)):
+        changed["live"] = live
+    if after.outcome is not before.outcome and (outcome := difference(before.outcome, after.outcome)):
+        changed["outcome"] = outcome
+    return changed
+
+
+def _readiness(due_at: Instant, now: Instant) -> Readiness:
+    return "timed" if due_at > now else "ready"
+
+
+# --- a worker takes, reports and gives back ----------------------------------------------------------
+
+
+def _claimed(draft: _Draft, event: Claimed) -> _Draft:
+    core = draft.before.core
+    if core.is_held or core.readiness != "ready":
+        raise IllegalMove(f"{draft.before.id} is not ready to be claimed")
+    first = core.started_at is None
+    draft.not_due()
+    draft.core.update(
+        worker_id=event.worker_id,
+        attempt=core.attempt if first else core.attempt + 1,
+        attempt_started_at=draft.now,
+        started_at=core.started_at or draft.now,
+        waits=(),
+    )
+    draft.settle_state()
+    return draft
+
+
+def _asked(draft: _Draft, event: Asked) -> _Draft:
+    draft.core["requests"] = (*draft.get("requests"), event.request)
+    draft.core["failures"] = 0
+    draft.settle_state()
+    draft.live = event.live
+    draft.closed.append(event.request)
+    if event.step is not None:
+        draft.extra["steps"] = (event.step,)
+    draft.wake("question", {"request_id": event.request.id, "kind": event.request.kind, "prompt": event.request.prompt})
+    return draft
+
+
+def _posted(draft: _Draft, event: Posted) -> _Draft:
+    draft.settle_state()
+    draft.extra["messages"] = (event.message,)
+    if event.step is not None:
+        draft.extra["steps"] = (event.step,)
+    draft.messages.append(LogEvent("task.message", {"message": event.message}))
+    draft.wake("message", {"message_id": event.message.id})
+    return draft
+
+
+def _produced(draft: _Draft, event: Produced) -> _Draft:
+    draft.settle_state()
+    draft.outcome["artifacts"] = _with_artifacts(draft.before.outcome, (event.artifact,))
+    if event.file is not None:
+        draft.extra["files"] = (event.file,)
+    if event.step is not None:
+        draft.extra["steps"] = (event.step,)
+    return draft
+
+
+def _parked(draft: _Draft, event: Parked) -> _Draft:
+    draft.live = event.live
+    if _stop_told(draft, event.journaled):
+        return draft
+    draft.close_attempt("parked")
+    if event.journaled:
+        draft.core["failures"] = 0
+    if any(_is_over(wait, draft) for wait in event.waits):
+        draft.due(draft.now)
+    else:
+        draft.core["waits"] = event.waits
+        wake_at = min((wait.until for wait in event.waits if isinstance(wait, WaitUntil)), default=None)
+        if wake_at is None:
+            draft.not_due()
+        else:
+            draft.due(wake_at)
+        draft.extra["watches"] = tuple(
+            task_id for wait in event.waits if isinstance(wait, WaitForTasks) for task_id in wait.task_ids
+        )
+    draft.settle_state()
+    return draft
+
+
+def _released(draft: _Draft, event: Released) -> _Draft:
+    draft.live = event.live
+    if _stop_told(draft, event.journaled):
+        return draft
+    draft.close_attempt("released")
+    if event.journaled:
+        draft.core["failures"] = 0
+    draft.due(draft.now)
+    draft.settle_state()
+    return draft
+
+
+def _succeeded(draft: _Draft, event: Succeeded) -> _Draft:
+    task = draft.before
+    draft.live = event.live
+    draft.outcome["summary"] = event.summary
+    _keep_result(draft, event.result)
+    if task.input.result_schema is not None and (event.result is None or event.mismatch is not None):
+        error = (
+            TaskError("no_result", "the task returned nothing, and its result_schema asks for a result")
+            if event.result is None
+            else TaskError("schema_mismatch", event.mismatch or "")
+        )
+        draft.close_attempt("failed", error)
+        draft.end(F, error, by=event.attempt)
+        return draft
+    if event.open_children and task.input.on_open_children != "detach":
+        return _wait_for_children(draft, event)
+    draft.close_attempt("succeeded")
+    draft.end(S, by=event.attempt)
+    return draft
+
+
+def _wait_for_children(draft: _Draft, event: Succeeded) -> _Draft:
+    """Rule 14: the result is stored, the worker is free, and the end waits for the children."""
+    for request in draft.get("requests"):
+        draft.close_request(request, status="withdrawn")
+    draft.close_attempt("returned")
+    draft.not_due()
+    draft.core.update(state=R, returned=True, waits=(WaitForTasks(event.open_children),))
+    draft.extra["watches"] = event.open_children
+    if draft.before.input.on_open_children == "cancel":
+        draft.cancel_children("its parent has returned")
+    return draft
+
+
+def _failed(draft: _Draft, event: Failed) -> _Draft:
+    draft.live = event.live
+    if event.summary is not None:
+        draft.outcome["summary"] = event.summary
+    _keep_result(draft, event.partial)
+    if _stop_told(draft, event.journaled, event.chance):
+        return draft
+    _fail_attempt(draft, event.error, "failed", event.journaled, event.chance, retryable=event.retryable)
+    return draft
+
+
+def _stopped(draft: _Draft, event: Stopped) -> _Draft:
+    draft.live = event.live
+    if not _stop_told(draft, event.journaled, event.chance):
+        # Told to stop by something that has been overtaken: hand the task over, it is nobody's failure.
+        draft.close_attempt("released")
+        draft.due(draft.now)
+        draft.settle_state()
+    return draft
+
+
+def _enriched(draft: _Draft, event: Enriched) -> _Draft:
+    if event.summary is not None:
+        draft.outcome["summary"] = event.summary
+    if event.artifacts:
+        draft.outcome["artifacts"] = _with_artifacts(draft.before.outcome, event.artifacts)
+    return draft
+
+
+def _holder_lost(draft: _Draft, event: HolderLost) -> _Draft:
+    core = draft.before.core
+    if not core.is_held or core.attempt != event.attempt:
+        return draft
+    if core.stopping is not None:
+        _stop_told(draft, event.journaled, ending="lost")
+        return draft
+    error = TaskError("orphaned", f"{event.reason} during attempt {event.attempt}")
+    failures = 1 if event.journaled else core.failures + 1
+    draft.core["failures"] = failures
+    draft.close_attempt("lost", error)
+    if retry.exhausted(draft.before.input.retry, failures):
+        draft.end(F, error)
+    else:
+        draft.due(draft.now)
+        draft.settle_state()
+    return draft
+
+
+# --- clients -----------------------------------------------------------------------------------------
+
+
+def _answered(draft: _Draft, event: Answered) -> _Draft:
+    request = draft.before.core.request(event.request_id)
+    if request is None:
+        raise RequestClosed(f"request {event.request_id} of {draft.before.id} is not pending")
+    draft.close_request(request, status="answered", answer=event.answer, answered_by=event.by, answered_via=event.via)
+    _resume_after(draft, request)
+    return draft
+
+
+def _message_received(draft: _Draft, event: MessageReceived) -> _Draft:
+    core = draft.before.core
+    draft.core["messages"] = core.messages + 1
+    draft.extra["messages"] = (event.message,)
+    draft.messages.append(LogEvent("task.message", {"message": event.message}))
+    if not core.is_held and any(isinstance(wait, WaitForMessage) and _is_over(wait, draft) for wait in core.waits):
+        draft.due(draft.now)
+    return draft
+
+
+def _cancel_requested(draft: _Draft, event: CancelRequested) -> _Draft:
+    task, core = draft.before, draft.before.core
+    if task.is_terminal or core.cancel_requested_at is not None:
+        return draft
+    reason = event.reason or "canceled"
+    draft.core.update(cancel_requested_at=draft.now, cancel_reason=event.reason, canceled_by=event.by)
+    if not core.is_held:
+        draft.end(C)
+        if event.include_detached:
+            draft.cancel_children(reason, include_detached=True, by=event.by)
+        return draft
+    grace = task.input.cancel_grace if event.grace is None else event.grace
+    draft.core["stopping"] = Stopping("cancel", draft.now, draft.now + grace)
+    draft.cancel_children(reason, include_detached=event.include_detached, by=event.by)
+    return draft
+
+
+# --- clocks and other tasks --------------------------------------------------------------------------
+
+
+def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
+    if draft.before.is_terminal:
+        return draft
+    draft.active_at = event.active_at
+    if draft.before.core.stopping is not None and draft.before.core.is_held:
+        _force(draft)
+    else:
+        timeout = _passed_timeout(draft, event.active_at)
+        if timeout is not None:
+            _time_out(draft, timeout)
+            return draft
+    for request in draft.before.core.requests:
+        if draft.get("state") in TERMINAL:
+            break
+        _look_at_request(draft, request)
+    return draft
+
+
+def _force(draft: _Draft) -> None:
+    """The grace is over and the holder has not stopped: settle without it; the fence refuses the rest."""
+    stopping = draft.before.core.stopping
+    if stopping is None or draft.now < stopping.force_at:
+        return
+    if stopping.cause == "cancel":
+        draft.close_attempt("forced")
+        draft.end(C)
+    else:
+        # Not retried: what ignored the stop may still be running, and nothing runs twice while it is alive.
+        draft.close_attempt("forced", stopping.error)
+        draft.end(F, stopping.error)
+
+
+def _passed_timeout(draft: _Draft, active_at: Instant | None) -> TaskError | None:
+    task, core, now = draft.before, draft.before.core, draft.now
+    timeouts = task.input.timeouts
+    total = total_deadline(task.input)
+    if total is not None and now >= total:
+        return _timeout_error("total", timeouts.total)
+    waiting_first = core.state is Q and core.started_at is None
+    if timeouts.queue is not None and waiting_first and now >= task.input.created_at + timeouts.queue:
+        return _timeout_error("queue", timeouts.queue)
+    if core.is_held and core.attempt_started_at is not None:
+        if timeouts.run is not None and now >= core.attempt_started_at + timeouts.run:
+            return _timeout_error("run", timeouts.run)
+        sign = max(active_at or 0, core.attempt_started_at)
+        if timeouts.idle is not None and now >= sign + timeouts.idle:
+            return _timeout_error("idle", timeouts.idle)
+    return None
+
+
+def _timeout_error(which: str, span: int | None) -> TaskError:
+    seconds = (span or 0) / 1_000_000
+    return TaskError("timeout", f"the {which} timeout of {seconds:g} s passed", {"timeout": which, "seconds": seconds})
+
+
+def _time_out(draft: _Draft, error: TaskError) -> None:
+    if draft.before.core.is_held:
+        force_at = draft.now + draft.before.input.cancel_grace
+        draft.core["stopping"] = Stopping("timeout", draft.now, force_at, error)
+    else:
+        draft.end(F, error)
+
+
+def _look_at_request(draft: _Draft, request: InputRequest) -> None:
+    now = draft.now
+    if request.deadline_at is not None and now >= request.deadline_at:
+        if request.on_expiry == "fail":
+            error = TaskError("input_expired", f"nobody answered in time: {request.prompt}", {"request_id": request.id})
+            draft.close_request(request, status="expired")
+            draft.close_attempt("failed", error)
+            draft.end(F, error)
+            return
+        if request.on_expiry in ("default", "deny"):
+            answer = request.default if request.on_expiry == "default" else False
+            draft.close_request(request, status="expired", answer=answer, answered_by="policy")
+            _resume_after(draft, request)
+            return
+        kept = evolve(request, deadline_at=None, remind_at=_next_reminder(request, now))
+        _remind(draft, kept)
+    elif request.remind_at is not None and now >= request.remind_at:
+        _remind(draft, evolve(request, remind_at=_next_reminder(request, now)))
+
+
+def _next_reminder(request: InputRequest, now: Instant) -> Instant | None:
+    return None if request.remind_every is None else now + request.remind_every
+
+
+def _remind(draft: _Draft, request: InputRequest) -> None:
+    draft.core["requests"] = tuple(request if other.id == request.id else other for other in draft.get("requests"))
+    draft.closed.append(request)
+    draft.wake("reminder", {"request_id": request.id, "kind": request.kind, "prompt": request.prompt})
+
+
+def _watched_ended(draft: _Draft, event: WatchedEnded) -> _Draft:
+    if draft.before.is_terminal:
+        return draft
+    if event.task_id in draft.before.core.dependencies:
+        _dependency_ended(draft, event)
+    waits = tuple(_without(wait, event.task_id) for wait in draft.before.core.waits)
+    if waits != draft.before.core.waits:
+        _waited_task_ended(draft, waits)
+    return draft
+
+
+def _dependency_ended(draft: _Draft, event: WatchedEnded) -> None:
+    if event.state is not S and not draft.before.input.run_if_dependency_fails:
+        how = "failed" if event.state is F else "was canceled"
+        details = {"task_id": event.task_id, "state": str(event.state)}
+        draft.end(F, TaskError("dependency_failed", f"{event.task_id}, which it depends on, {how}", details))
+        return
+    left = tuple(other for other in draft.before.core.dependencies if other != event.task_id)
+    draft.core["dependencies"] = left
+    if not left:
+        draft.due(max(draft.before.core.due_at or draft.now, draft.now))
+
+
+def _waited_task_ended(draft: _Draft, waits: tuple[Wait, ...]) -> None:
+    core = draft.before.core
+    draft.core["waits"] = waits
+    if core.is_held or not any(_is_over(wait, draft) for wait in waits):
+        return
+    if core.returned:
+        draft.end(S, by=core.attempt)
+    else:
+        draft.due(draft.now)
+
+
+# --- shared by several handlers ----------------------------------------------------------------------
+
+
+def _stop_told(draft: _Draft, journaled: bool, chance: float = 1.0, ending: AttemptEnding | None = None) -> bool:
+    """Settle as the standing order to stop says. False when there is none."""
+    stopping = draft.before.core.stopping
+    if stopping is None:
+        return False
+    if draft.before.core.cancel_requested_at is not None:
+        draft.close_attempt(ending or "canceled")
+        draft.end(C, by=draft.before.core.attempt)
+    else:
+        error = stopping.error or TaskError("timeout", "the task took too long")
+        final = isinstance(error.details, dict) and error.details.get("timeout") == "total"
+        _fail_attempt(draft, error, ending or "failed", journaled, chance, retryable=not final)
+    return True
+
+
+def _fail_attempt(
+    draft: _Draft, error: TaskError, ending: AttemptEnding, journaled: bool, chance: float, *, retryable: bool
+) -> None:
+    core, policy = draft.before.core, draft.before.input.retry
+    failures = 1 if journaled else core.failures + 1
+    draft.core["failures"] = failures
+    draft.close_attempt(ending, error)
+    if not retryable or retry.exhausted(policy, failures):
+        draft.end(F, error, by=core.attempt)
+        return
+    draft.due(draft.now + retry.delay(policy, failures, chance))
+    draft.core["state"] = Q
+
+
+def _resume_after(draft: _Draft, request: InputRequest) -> None:
+    """A request was closed: the task runs on, and is due if nobody holds it and it waited for this."""
+    core = draft.before.core
+    if core.state is not Q:
+        draft.settle_state()
+    if core.is_held:
+        return
+    waited = any(isinstance(wait, WaitForAnswer) and wait.request_id == request.id for wait in core.waits)
+    if waited or (not draft.get("requests") and core.due_at is None):
+        draft.due(draft.now)
+
+
+def _is_over(wait: Wait, draft: _Draft) -> bool:
+    match wait:
+        case WaitForAnswer():
+            return all(request.id != wait.request_id for request in draft.get("requests"))
+        case WaitUntil():
+            return wait.until <= draft.now
+        case WaitForTasks():
+            return not wait.task_ids
+        case WaitForMessage():
+            return cast(int, draft.get("messages")) > wait.seen
+
+
+def _without(wait: Wait, task_id: str) -> Wait:
+    if not isinstance(wait, WaitForTasks) or task_id not in wait.task_ids:
+        return wait
+    if not wait.every:
+        return evolve(wait, task_ids=())
+    return evolve(wait, task_ids=tuple(other for other in wait.task_ids if other != task_id))
+
+
+def result_path(task_id: str) -> str:
+    """Where a task's result stands among its session's files."""
+    return f"/.tasks/{task_id}/result.json"
+
+
+def _keep_result(draft: _Draft, result: bytes | None) -> None:
+    if result is None:
+        return
+    task = draft.before
+    path = result_path(task.id)
+    draft.outcome["result_path"] = path
+    draft.extra["files"] = (FileWrite(task.session_id, path, result, "application/json", draft.now, task.id),)
+
+
+def _with_artifacts(outcome: Outcome, added: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = {artifact.name for artifact in added}
+    return (*(artifact for artifact in outcome.artifacts if artifact.name not in names), *added)
+
+
+_Handler: TypeAlias = Callable[[_Draft, Any], _Draft]
+
+_HANDLERS: Mapping[type[Any], _Handler] = {
+    Claimed: _claimed,
+    Asked: _asked,
+    Posted: _posted,
+    Produced: _produced,
+    Parked: _parked,
+    Released: _released,
+    Succeeded: _succeeded,
+    Failed: _failed,
+    Stopped: _stopped,
+    Enriched: _enriched,
+    HolderLost: _holder_lost,
+    Answered: _answered,
+    MessageReceived: _message_received,
+    CancelRequested: _cancel_requested,
+    DeadlinePassed: _deadline_passed,
+    WatchedEnded: _watched_ended,
+}
+assert set(_HANDLERS) == set(EVENTS)

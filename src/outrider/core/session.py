@@ -1,0 +1,44 @@
+"""The session: who owns tasks, files, an inbox and an event log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.values import Instant
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session that does not exist yet. The program makes the id."""
+
+    id: str
+    created_at: Instant
+    organization_id: str = DEFAULT_ORGANIZATION
+    root_session_id: str | None = None
+    """The session at the top of the delegation tree; None for one that is its own root."""
+    parent_session_id: str | None = None
+    parent_task_id: str | None = None
+    agent: str | None = None
+    title: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One conversation or job owner. `last_seq` is the number of its newest event."""
+
+    id: str
+    organization_id: str
+    root_session_id: str
+    parent_session_id: str | None
+    parent_task_id: str | None
+    agent: str | None
+    title: str | None
+    labels: Mapping[str, str]
+    driver_task_id: str | None
+    """The task that takes the session's turn now; appends to its transcript are fenced by it."""
+    last_seq: int
+    created_at: Instant
+    updated_at: Instant
