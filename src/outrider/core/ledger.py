@@ -275,9 +275,14 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Who is concerned by what was just committed. `unknown` means: another process wrote, so look."""
+    """Who is concerned by what was just committed. `unknown` means: another process wrote, so look.
+
+    `task_ids` names every task that something was written for, output and journal too; `moved` those of them
+    whose version moved.
+    """
 
     task_ids: frozenset[str] = frozenset()
+    moved: frozenset[str] = frozenset()
     session_ids: frozenset[str] = frozenset()
     ready: bool = False
     """A task became ready, or its time to become ready changed."""
