@@ -133,7 +133,7 @@ class Page:
     """What one finished iteration adds to a session's transcript, with the totals after it.
 
     Written in one transaction with `live`; it forgets the journal rows of the open iteration, which are those
-    whose position starts with `forget`.
+    whose position starts with `forget`, and writes `steps` after that.
     """
 
     session_id: str
@@ -145,6 +145,7 @@ class Page:
     live: Live
     at: Instant
     forget: str | None = None
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
