@@ -8,7 +8,14 @@ What every store promises:
   stands or falls alone.
 - A store never decides. It compares versions and attempts, numbers the log, expands relations into task
   ids, and stores values that the reducer made.
-- `seq` is gap-free within a session, from 1, in commit order.
+- `seq` is gap-free within a session, from 1, in commit order. Entries of a Change are dated by the
+  `updated_at` of its record, those of other verbs by the moment they were given.
+- Time alone changes one thing: a `timed` task becomes `ready` once its `due_at` has come, at some claim from
+  then on. Its version does not move and nothing is logged, so a record and the replay of its log may differ
+  in `readiness`, and only between these two.
+- The newest `live` stands in the database, not in the record that a client read: unless `live_changed`, a
+  Change leaves it as it is, whatever `task.live` says. A holder folds what it reported into the record that
+  it decides on, so that the log's differences add up.
 - After a commit it tells its listeners who is concerned. Such a signal may be lost; whoever waits also looks.
 
 Failures are the `StoreError`s of `errors`. Absence is None or an empty sequence, never an error, unless a
@@ -106,7 +113,8 @@ class Claims:
 class Report:
     """The newest live values of a held task. `delta` goes to the log as `task.progress`, None for nothing.
 
-    `active_at` is the newest sign of life; `live` None leaves the record's as it is.
+    `delta` holds the fields of `live`, by name, that changed since the log last told of them. `active_at` is
+    the newest sign of life, and the date of that entry; `live` None leaves the record's as it is.
     """
 
     task_id: str
@@ -118,7 +126,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class OutputChunk:
-    """Text that a held task printed. The store gives it its offset; the tail beyond `keep` bytes is dropped."""
+    """Text that a held task printed. The store gives it its offset.
+
+    Pieces that lie wholly before the newest `keep` bytes of the task's output are dropped.
+    """
 
     task_id: str
     attempt: int
@@ -322,7 +333,7 @@ class Views(Protocol):
         ...
 
     async def active_at(self, task_id: str) -> Instant | None:
-        """The newest recorded sign of life of the task's current attempt."""
+        """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
         ...
 
     async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
@@ -374,7 +385,7 @@ class Views(Protocol):
         ...
 
     async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
-        """Output from the byte offset `start` on, at most `limit` pieces."""
+        """Output from the byte offset `start` on, at most `limit` pieces, whole: the first may begin before it."""
         ...
 
     async def file(self, session_id: str, path: str) -> bytes | None:
@@ -424,7 +435,19 @@ class Ledger(Protocol):
         ...
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
-        """Commit each Change whole or not at all, in the order given; one verdict for each."""
+        """Commit each Change whole or not at all, in the order given; one verdict for each.
+
+        Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
+        `steps` comes from an attempt that does not hold its task), NoSession and Existing for a creation,
+        Stale for anything else. A no-op is compared with the stored version like any other Change.
+
+        Watches: who stands in `watches` hears of it by a follow-up `WatchedEnded` when that task ends, and at
+        once if it has ended; a task that does not exist counts as failed.
+
+        Rank: a creation that is ready or timed gets `rank_of_new` with its session's tail; a blocked one, and
+        later every record whose `due_at` moved to another moment, `rank_of_resumed`. Else a task keeps its
+        place in the queue.
+        """
         ...
 
     async def claim(self, claim: Claim, decide: Decide) -> Claims:
@@ -440,7 +463,10 @@ class Ledger(Protocol):
         ...
 
     async def append(self, page: Page) -> bool:
-        """Append a finished iteration; False, and nothing written, if the attempt is over."""
+        """Append a finished iteration; False, and nothing written, if the attempt is over.
+
+        What it changes of `live` is logged as `task.updated`; the version does not move.
+        """
         ...
 
     async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
@@ -448,7 +474,10 @@ class Ledger(Protocol):
         ...
 
     async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
-        """Write a file whole, replacing one of that path; False if the fencing (task id, attempt) is over."""
+        """Write a file whole, replacing one of that path; False if the fencing (task id, attempt) is over.
+
+        Raises NotFound when there is no such session.
+        """
         ...
 
     async def delete_file(self, session_id: str, path: str) -> bool:

@@ -1,0 +1,743 @@
+"""The reference store: the seam of `core.ledger` over plain dictionaries, and the oracle of the differential tests.
+
+Short and obviously right rather than fast. Every verb runs from its first line to its last without awaiting
+anything, so a verb is a transaction and the order of calls is the order of commits. What could fail (the
+encoding of a log entry, `decide`) comes before the first write. It keeps nothing beyond its process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType
+from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.events import FileWrite, Message, Step, WatchedEnded
+from outrider.core.ledger import (
+    Beat,
+    Claim,
+    Claims,
+    Committed,
+    Decide,
+    Existing,
+    Fenced,
+    FileInfo,
+    InboxRow,
+    Listener,
+    LogRow,
+    NoSession,
+    Output,
+    OutputChunk,
+    OutputRow,
+    Page,
+    PendingFollowUp,
+    Report,
+    Settled,
+    Signal,
+    Stale,
+    TaskFilter,
+    TranscriptRow,
+    Verdict,
+    Worker,
+    WorkerCard,
+)
+from outrider.core.queue import rank_of_new, rank_of_resumed
+from outrider.core.session import NewSession, Session
+from outrider.core.task import Direction, InputRequest, Live, State, Task
+from outrider.core.values import Instant, difference, evolve
+
+
+def wall_clock() -> Instant:
+    """The present moment in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+@dataclass(slots=True)
+class _SessionRow:
+    """A session and what only the store knows of it."""
+
+    session: Session
+    tail: Instant = 0
+    log: list[LogRow] = field(default_factory=list)
+    transcript: list[TranscriptRow] = field(default_factory=list)
+    inbox: dict[str, InboxRow] = field(default_factory=dict)
+    inbox_seq: int = 0
+    files: dict[str, FileWrite] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _TaskRow:
+    """A task and what stands beside its record."""
+
+    task: Task
+    rank: int = 0
+    active_at: Instant | None = None
+    steps: dict[str, Step] = field(default_factory=dict)
+    attempts: list[AttemptEnd] = field(default_factory=list)
+    requests: dict[str, InputRequest] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    output: list[OutputRow] = field(default_factory=list)
+    printed: int = 0
+    watchers: dict[str, None] = field(default_factory=dict)
+    children: list[str] = field(default_factory=list)
+
+    @property
+    def kept_from(self) -> int:
+        """The offset of the oldest byte of output kept."""
+        return self.output[0].offset if self.output else self.printed
+
+
+@dataclass(slots=True)
+class _Tables:
+    """All that is stored. The indexes (`keys`, `due`, `deadlines`, `held`) repeat what the records say."""
+
+    sessions: dict[str, _SessionRow] = field(default_factory=dict)
+    tasks: dict[str, _TaskRow] = field(default_factory=dict)
+    follow_ups: dict[int, PendingFollowUp] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
+    positions: int = 0
+    follow_up_ids: int = 0
+    keys: dict[tuple[str, str], str] = field(default_factory=dict)
+    due: dict[str, None] = field(default_factory=dict)
+    deadlines: dict[str, Instant] = field(default_factory=dict)
+    held: dict[str, None] = field(default_factory=dict)
+    is_closed: bool = False
+
+    def check_open(self) -> None:
+        if self.is_closed:
+            raise StoreUnavailable("the store was closed", code="store_closed")
+
+    def holds(self, task_id: str, attempt: int) -> bool:
+        """The fence: whether that attempt holds the task now."""
+        row = self.tasks.get(task_id)
+        return row is not None and row.task.core.is_held and row.task.core.attempt == attempt
+
+    def log(self, session_id: str, task_id: str | None, type: LogType, at: Instant, data: bytes) -> None:
+        row = self.sessions[session_id]
+        self.positions += 1
+        seq = row.session.last_seq + 1
+        row.log.append(LogRow(self.positions, session_id, seq, task_id, type, at, data))
+        row.session = evolve(row.session, last_seq=seq, updated_at=max(row.session.updated_at, at))
+
+
+@dataclass(slots=True)
+class _News:
+    """What a verb tells the listeners once it is done."""
+
+    task_ids: set[str] = field(default_factory=set)
+    session_ids: set[str] = field(default_factory=set)
+    ready: bool = False
+    follow_ups: bool = False
+
+    def of(self, task: Task) -> None:
+        self.task_ids.add(task.id)
+        self.session_ids.add(task.session_id)
+
+
+class MemoryLedger:
+    """A `Ledger` that lives as long as its process. `clock` is what `renew` stamps a beat with."""
+
+    def __init__(self, clock: Callable[[], Instant] = wall_clock) -> None:
+        self._clock = clock
+        self._tables = _Tables()
+        self._views = MemoryViews(self._tables)
+        self._listeners: dict[object, Listener] = {}
+        self._workers_lock = threading.Lock()
+        self._counters = {"commits": 0, "statements": 0}
+
+    @property
+    def views(self) -> MemoryViews:
+        """The reading half."""
+        return self._views
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """`commits` since the store was opened; `statements` stays 0, for there are none."""
+        return dict(self._counters)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` after each commit, before the verb returns; returns what ends it."""
+        key = object()
+        self._listeners[key] = listener
+        return lambda: self._listeners.pop(key, None) and None
+
+    async def create_session(self, new: NewSession) -> Session:
+        """Create a session, or return the one of that id. Logs `session.created`."""
+        self._tables.check_open()
+        found = self._tables.sessions.get(new.id)
+        if found is not None:
+            return found.session
+        root = new.root_session_id or new.id
+        session = Session(
+            id=new.id,
+            organization_id=new.organization_id,
+            root_session_id=root,
+            parent_session_id=new.parent_session_id,
+            parent_task_id=new.parent_task_id,
+            agent=new.agent,
+            title=new.title,
+            labels=new.labels,
+            driver_task_id=None,
+            last_seq=0,
+            created_at=new.created_at,
+            updated_at=new.created_at,
+        )
+        data = _encode({"session": evolve(new, root_session_id=root)})
+        self._tables.sessions[new.id] = _SessionRow(session)
+        self._tables.log(new.id, None, "session.created", new.created_at, data)
+        self._committed(_News(session_ids={new.id}))
+        return self._tables.sessions[new.id].session
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
+        """Commit each Change whole or not at all, in the order given; one verdict for each."""
+        self._tables.check_open()
+        logs = [_encode_log(change) for change in changes]
+        news = _News()
+        verdicts = [self._commit_one(change, log, news) for change, log in zip(changes, logs, strict=True)]
+        self._committed(news)
+        return verdicts
+
+    async def claim(self, claim: Claim, decide: Decide) -> Claims:
+        """Take ready tasks that nobody holds, committing what `decide` makes of each."""
+        self._tables.check_open()
+        tables, served = self._tables, frozenset(claim.routes)
+        unheld = [tables.tasks[task_id] for task_id in tables.due]
+        come = [row for row in unheld if _has_come(row.task, claim.now)]
+        ready = [row for row in unheld if row.task.core.readiness == "ready" or row in come]
+        on_routes = sorted(
+            (row for row in ready if row.task.input.route in served), key=lambda row: (row.rank, row.task.id)
+        )
+        taken = on_routes[: claim.limit]
+        changes = [decide(_made_ready(row.task)) for row in taken]
+        logs = [_encode_log(change) for change in changes]
+
+        for row in come:
+            row.task = _made_ready(row.task)
+        news = _News()
+        tasks = []
+        for change, log in zip(changes, logs, strict=True):
+            verdict = self._commit_one(change, log, news)
+            if isinstance(verdict, Committed):
+                tasks.append(verdict.task)
+        self._committed(news)
+        waiting = (tables.tasks[task_id].task for task_id in tables.due)
+        moments = [
+            task.core.due_at
+            for task in waiting
+            if task.core.readiness == "timed" and task.core.due_at is not None and task.input.route in served
+        ]
+        return Claims(
+            tasks=tuple(tasks),
+            next_due_at=min(moments, default=None),
+            next_deadline_at=min(tables.deadlines.values(), default=None),
+            more=len(on_routes) > len(taken),
+            follow_ups=bool(tables.follow_ups),
+        )
+
+    async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
+        """Write live values; False for each whose attempt no longer holds its task."""
+        self._tables.check_open()
+        deltas = [None if report.delta is None else _encode(report.delta) for report in reports]
+        news = _News()
+        kept = [self._report_one(report, delta, news) for report, delta in zip(reports, deltas, strict=True)]
+        self._committed(news)
+        return kept
+
+    async def journal(self, steps: Sequence[Step]) -> Sequence[bool]:
+        """Write journal rows, replacing those of the same position; False for each whose attempt is over."""
+        self._tables.check_open()
+        kept = [self._tables.holds(step.task_id, step.attempt) for step in steps]
+        self._write_steps(step for step, is_current in zip(steps, kept, strict=True) if is_current)
+        self._committed(_News())
+        return kept
+
+    async def append(self, page: Page) -> bool:
+        """Append a finished iteration; False, and nothing written, if the attempt is over."""
+        tables = self._tables
+        tables.check_open()
+        if not tables.holds(page.task_id, page.attempt) or page.session_id not in tables.sessions:
+            return False
+        row, session = tables.tasks[page.task_id], tables.sessions[page.session_id]
+        changed = difference(row.task.live, page.live)
+        data = _encode({"live": changed})
+        for message in page.messages:
+            number = len(session.transcript) + 1
+            session.transcript.append(TranscriptRow(number, page.task_id, page.iteration, message))
+        if page.forget is not None:
+            row.steps = {position: step for position, step in row.steps.items() if not position.startswith(page.forget)}
+        if changed:
+            row.task = evolve(row.task, live=page.live)
+            tables.log(row.task.session_id, row.task.id, "task.updated", page.at, data)
+        row.active_at = max(row.active_at or 0, page.at)
+        news = _News(session_ids={page.session_id})
+        news.of(row.task)
+        self._committed(news)
+        return True
+
+    async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
+        """Append output; False for each whose attempt is over."""
+        self._tables.check_open()
+        news = _News()
+        kept = [self._print_one(chunk, news) for chunk in chunks]
+        self._committed(news)
+        return kept
+
+    async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
+        """Write a file whole, replacing one of that path; False if the fencing (task id, attempt) is over."""
+        self._tables.check_open()
+        if file.session_id not in self._tables.sessions:
+            raise NotFound.of("session", file.session_id)
+        if fence is not None and not self._tables.holds(*fence):
+            return False
+        self._write_file(file)
+        self._committed(_News(session_ids={file.session_id}))
+        return True
+
+    async def delete_file(self, session_id: str, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        self._tables.check_open()
+        row = self._tables.sessions.get(session_id)
+        if row is None or row.files.pop(path, None) is None:
+            return False
+        self._committed(_News(session_ids={session_id}))
+        return True
+
+    async def register(self, card: WorkerCard) -> None:
+        """Make a worker known."""
+        self._tables.check_open()
+        with self._workers_lock:
+            self._tables.workers[card.id] = Worker(card, 0, card.started_at)
+        self._committed(_News())
+
+    def renew(self, worker_id: str, timeout: float) -> bool:
+        """Advance the worker's beat. Safe from any thread.
+
+        False when the worker is not registered any more; raises StoreUnavailable when time ran out.
+        """
+        self._tables.check_open()
+        if not self._workers_lock.acquire(timeout=timeout):
+            raise StoreUnavailable(f"the store did not answer within {timeout:g} s")
+        try:
+            worker = self._tables.workers.get(worker_id)
+            if worker is None:
+                return False
+            self._tables.workers[worker_id] = Worker(worker.card, worker.beat + 1, self._clock())
+            return True
+        finally:
+            self._workers_lock.release()
+
+    async def retire(self, worker_id: str) -> None:
+        """Forget a worker. The tasks it held must have been settled before."""
+        self._tables.check_open()
+        with self._workers_lock:
+            self._tables.workers.pop(worker_id, None)
+        self._committed(_News())
+
+    async def acknowledge(self, session_id: str, upto: int) -> int:
+        """Mark inbox entries up to that seq as delivered; returns how many."""
+        self._tables.check_open()
+        row = self._tables.sessions.get(session_id)
+        if row is None:
+            return 0
+        left = {task_id: entry for task_id, entry in row.inbox.items() if entry.seq > upto}
+        delivered = len(row.inbox) - len(left)
+        row.inbox = left
+        self._committed(_News())
+        return delivered
+
+    async def close(self) -> None:
+        """Let go of everything; whatever is called afterwards raises StoreUnavailable."""
+        self._tables.is_closed = True
+
+    # --- one Change --------------------------------------------------------------------------------------
+
+    def _commit_one(self, change: Change, log: Sequence[bytes], news: _News) -> Verdict:
+        refusal = self._refusal(change)
+        if refusal is not None:
+            return refusal
+        if change.settles is not None:
+            del self._tables.follow_ups[change.settles]
+        if change.is_noop:
+            return Committed(self._tables.tasks[change.task.id].task)
+        row = self._create(change) if change.before is None else self._update(change)
+        self._write_beside(row, change)
+        self._log(change, log)
+        for entry in change.inbox:
+            self._tell(entry, change.task.core.updated_at)
+        for follow_up in change.follow_ups:
+            self._follow_up(follow_up, news)
+        for awaited in change.watches:
+            self._watch(row, awaited, news)
+        news.of(row.task)
+        news.ready = news.ready or row.task.core.readiness in ("timed", "ready")
+        return Committed(row.task)
+
+    def _refusal(self, change: Change) -> Verdict | None:
+        """The first reason not to write, in the order that the seam states."""
+        tables, task = self._tables, change.task
+        if change.settles is not None and change.settles not in tables.follow_ups:
+            return Settled()
+        for step in change.steps:
+            if not tables.holds(step.task_id, step.attempt):
+                return Fenced(step.task_id, step.attempt)
+        found = tables.tasks.get(task.id)
+        if change.before is not None:
+            if found is None or found.task.core.version != change.before:
+                return Stale(None if found is None else found.task)
+            return None
+        if task.session_id not in tables.sessions:
+            return NoSession(task.session_id)
+        if found is None and task.input.idempotency_key is not None:
+            twin = tables.keys.get((task.session_id, task.input.idempotency_key))
+            found = None if twin is None else tables.tasks[twin]
+        return None if found is None else Existing(found.task)
+
+    def _create(self, change: Change) -> _TaskRow:
+        tables, task = self._tables, change.task
+        row = tables.tasks[task.id] = _TaskRow(task, rank=self._rank_of_new(task))
+        if task.input.idempotency_key is not None:
+            tables.keys[task.session_id, task.input.idempotency_key] = task.id
+        parent = tables.tasks.get(task.input.parent_task_id or "")
+        if parent is not None:
+            parent.children.append(task.id)
+        self._index(task)
+        return row
+
+    def _rank_of_new(self, task: Task) -> int:
+        session, core = self._tables.sessions[task.session_id], task.core
+        due_at = core.due_at or 0
+        if core.readiness == "blocked":  # it does not stand in the queue yet, so it moves no tail
+            return rank_of_resumed(due_at, task.input.priority)
+        rank, session.tail = rank_of_new(due_at, task.input.priority, session.tail, core.updated_at)
+        return rank
+
+    def _update(self, change: Change) -> _TaskRow:
+        row = self._tables.tasks[change.task.id]
+        old, new = row.task.core, change.task.core
+        if new.due_at is not None and new.due_at != old.due_at:
+            row.rank = rank_of_resumed(new.due_at, change.task.input.priority)
+        if new.attempt != old.attempt or (new.is_held and not old.is_held):
+            row.active_at = None
+        live: Live = change.task.live if change.live_changed else row.task.live
+        row.task = Task(change.task.id, change.task.input, new, live, change.task.outcome)
+        self._index(row.task)
+        return row
+
+    def _index(self, task: Task) -> None:
+        tables, core = self._tables, task.core
+        _enter(tables.due, task.id, core.readiness in ("timed", "ready"))
+        _enter(tables.held, task.id, core.is_held)
+        tables.deadlines.pop(task.id, None)
+        if core.next_deadline_at is not None:
+            tables.deadlines[task.id] = core.next_deadline_at
+
+    def _write_beside(self, row: _TaskRow, change: Change) -> None:
+        for request in change.requests:
+            row.requests[request.id] = request
+        row.messages.extend(change.messages)
+        for file in change.files:
+            self._write_file(file)
+        self._write_steps(change.steps)
+        if change.ended is not None:
+            row.attempts.append(change.ended)
+
+    def _write_steps(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            self._tables.tasks[step.task_id].steps[step.position] = step
+
+    def _write_file(self, file: FileWrite) -> None:
+        self._tables.sessions[file.session_id].files[file.path] = file
+
+    def _log(self, change: Change, log: Sequence[bytes]) -> None:
+        task = change.task
+        for event, data in zip(change.events, log, strict=True):
+            self._tables.log(task.session_id, task.id, event.type, task.core.updated_at, data)
+
+    def _tell(self, entry: InboxEntry, now: Instant) -> None:
+        session = self._tables.sessions[entry.session_id]
+        session.inbox_seq += 1
+        session.inbox.pop(entry.task_id, None)
+        session.inbox[entry.task_id] = InboxRow(
+            session.inbox_seq, entry.session_id, entry.task_id, entry.reason, entry.body, now
+        )
+
+    def _follow_up(self, follow_up: FollowUp, news: _News) -> None:
+        for task_id in self._related(follow_up):
+            self._pend(task_id, follow_up, news)
+
+    def _related(self, follow_up: FollowUp) -> Sequence[str]:
+        row = self._tables.tasks.get(follow_up.of)
+        if row is None:
+            return ()
+        if follow_up.relation == "watchers":
+            watchers = tuple(row.watchers)
+            row.watchers.clear()
+            return watchers
+        children = (self._tables.tasks[task_id].task for task_id in row.children)
+        return [
+            child.id
+            for child in children
+            if not child.is_terminal and (follow_up.relation == "children" or not child.input.detached)
+        ]
+
+    def _watch(self, watcher: _TaskRow, awaited: str, news: _News) -> None:
+        found = self._tables.tasks.get(awaited)
+        if found is None or found.task.is_terminal:
+            state = State.FAILED if found is None else found.task.state
+            event = WatchedEnded(awaited, state)
+            self._pend(watcher.task.id, FollowUp("watchers", awaited, event), news)
+        else:
+            found.watchers[watcher.task.id] = None
+
+    def _pend(self, task_id: str, follow_up: FollowUp, news: _News) -> None:
+        tables = self._tables
+        tables.follow_up_ids += 1
+        tables.follow_ups[tables.follow_up_ids] = PendingFollowUp(tables.follow_up_ids, task_id, follow_up.event)
+        news.follow_ups = True
+
+    # --- running work ------------------------------------------------------------------------------------
+
+    def _report_one(self, report: Report, delta: bytes | None, news: _News) -> bool:
+        if not self._tables.holds(report.task_id, report.attempt):
+            return False
+        row = self._tables.tasks[report.task_id]
+        row.active_at = max(row.active_at or 0, report.active_at)
+        if report.live is not None:
+            row.task = evolve(row.task, live=report.live)
+        if delta is not None:
+            self._tables.log(row.task.session_id, row.task.id, "task.progress", report.active_at, delta)
+        news.of(row.task)
+        return True
+
+    def _print_one(self, chunk: OutputChunk, news: _News) -> bool:
+        if not self._tables.holds(chunk.task_id, chunk.attempt):
+            return False
+        row = self._tables.tasks[chunk.task_id]
+        row.output.append(OutputRow(chunk.stream, row.printed, chunk.text, chunk.at))
+        row.printed += _size(chunk.text)
+        tail = row.printed - chunk.keep
+        row.output = [piece for piece in row.output if piece.offset + _size(piece.text) > tail]
+        news.of(row.task)
+        return True
+
+    def _committed(self, news: _News) -> None:
+        self._counters["commits"] += 1
+        signal = Signal(
+            frozenset(news.task_ids), frozenset(news.session_ids), ready=news.ready, follow_ups=news.follow_ups
+        )
+        if signal != Signal():
+            for listener in tuple(self._listeners.values()):
+                listener(signal)
+
+
+class MemoryViews:
+    """The reading half of a `MemoryLedger`."""
+
+    def __init__(self, tables: _Tables) -> None:
+        self._tables = tables
+
+    async def task(self, task_id: str) -> Task | None:
+        """The task of that id."""
+        row = self._task(task_id)
+        return None if row is None else row.task
+
+    async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
+        """The tasks of these ids that exist, in no particular order."""
+        rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
+        return [row.task for row in rows if row is not None]
+
+    async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
+        """A page in the order of ids, which is the order of creation."""
+        found = [row.task for row in self._open().tasks.values() if _passes(row.task, filter)]
+        found.sort(key=lambda task: task.id, reverse=filter.newest_first)
+        return found[: filter.limit]
+
+    async def children(self, task_id: str) -> Sequence[Task]:
+        """The tasks whose parent this is, ended ones too."""
+        row = self._task(task_id)
+        return [] if row is None else [self._tables.tasks[child].task for child in row.children]
+
+    async def held_by(self, worker_id: str) -> Sequence[Beat]:
+        """What that worker holds now."""
+        held = (self._open().tasks[task_id].task for task_id in self._tables.held)
+        return [
+            Beat(task.id, task.core.attempt, task.core.version) for task in held if task.core.worker_id == worker_id
+        ]
+
+    async def active_at(self, task_id: str) -> Instant | None:
+        """The newest recorded sign of life of the task's current attempt."""
+        row = self._task(task_id)
+        return None if row is None else row.active_at
+
+    async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
+        """Tasks whose next deadline has passed, earliest first."""
+        passed = sorted((at, task_id) for task_id, at in self._open().deadlines.items() if at <= now)
+        return [self._tables.tasks[task_id].task for _, task_id in passed[:limit]]
+
+    async def follow_ups(self, limit: int, task_ids: Sequence[str] | None = None) -> Sequence[PendingFollowUp]:
+        """Follow-ups that wait, oldest first; of these tasks only, when given."""
+        pending = self._open().follow_ups.values()
+        return [one for one in pending if task_ids is None or one.task_id in task_ids][:limit]
+
+    async def session(self, session_id: str) -> Session | None:
+        """The session of that id."""
+        row = self._session(session_id)
+        return None if row is None else row.session
+
+    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id."""
+        ids = sorted((id for id in self._open().sessions if after is None or id < after), reverse=True)
+        return [self._tables.sessions[id].session for id in ids[:limit]]
+
+    async def steps(self, task_id: str) -> Sequence[Step]:
+        """The task's journal, in the order it was written."""
+        row = self._task(task_id)
+        return [] if row is None else list(row.steps.values())
+
+    async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
+        """The task's closed attempts, in order."""
+        row = self._task(task_id)
+        return [] if row is None else list(row.attempts)
+
+    async def requests(self, task_id: str) -> Sequence[InputRequest]:
+        """All requests the task ever made, oldest first."""
+        row = self._task(task_id)
+        return [] if row is None else list(row.requests.values())
+
+    async def request(self, request_id: str) -> InputRequest | None:
+        """The request of that id, pending or closed."""
+        rows = self._open().tasks.values()
+        return next((row.requests[request_id] for row in rows if request_id in row.requests), None)
+
+    async def messages(
+        self, task_id: str, *, direction: Direction | None = None, after: str | None = None, limit: int = 1000
+    ) -> Sequence[Message]:
+        """The task's thread in the order it was written, after the message of that id."""
+        row = self._task(task_id)
+        thread = [] if row is None else row.messages
+        places = {message.id: place for place, message in enumerate(thread)}
+        start = 0 if after is None else places.get(after, len(thread)) + 1
+        return [one for one in thread[start:] if direction is None or one.direction == direction][:limit]
+
+    async def events(
+        self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
+    ) -> Sequence[LogRow]:
+        """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
+        row = self._session(session_id)
+        later = [] if row is None else row.log[max(after, 0) :]
+        return [entry for entry in later if task_id is None or entry.task_id == task_id][:limit]
+
+    async def first_seq(self, session_id: str) -> int:
+        """The number of the oldest entry kept: 1, for nothing is trimmed here."""
+        self._open()
+        return 1
+
+    async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
+        """Output from the byte offset `start` on, at most `limit` pieces."""
+        row = self._task(task_id)
+        if row is None:
+            return Output((), 0, 0)
+        rows = [piece for piece in row.output if piece.offset + _size(piece.text) > start][:limit]
+        after = rows[-1].offset + _size(rows[-1].text) if rows else row.printed
+        return Output(tuple(rows), row.kept_from, after)
+
+    async def file(self, session_id: str, path: str) -> bytes | None:
+        """The content of a session's file."""
+        row = self._session(session_id)
+        file = None if row is None else row.files.get(path)
+        return None if file is None else file.content
+
+    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths."""
+        row = self._session(session_id)
+        found = [] if row is None else sorted(row.files.values(), key=lambda file: file.path)
+        below = [file for file in found if file.path.startswith(prefix)]
+        return [
+            FileInfo(session_id, file.path, file.media_type, len(file.content), file.created_at, file.task_id)
+            for file in below[:limit]
+        ]
+
+    async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
+        """Transcript entries numbered above `after`, in order."""
+        row = self._session(session_id)
+        return [] if row is None else row.transcript[max(after, 0) :][:limit]
+
+    async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
+        """Undelivered entries, oldest first."""
+        row = self._session(session_id)
+        return [] if row is None else sorted(row.inbox.values(), key=lambda entry: entry.seq)[:limit]
+
+    async def workers(self) -> Sequence[Worker]:
+        """All registered workers."""
+        return list(self._open().workers.values())
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        """How many tasks there are in each state."""
+        counts = dict.fromkeys(State, 0)
+        for row in self._open().tasks.values():
+            counts[row.task.state] += 1
+        return counts
+
+    def _open(self) -> _Tables:
+        self._tables.check_open()
+        return self._tables
+
+    def _task(self, task_id: str) -> _TaskRow | None:
+        return self._open().tasks.get(task_id)
+
+    def _session(self, session_id: str) -> _SessionRow | None:
+        return self._open().sessions.get(session_id)
+
+
+def _encode(data: object) -> bytes:
+    return orjson.dumps(data, default=_plain)
+
+
+def _encode_log(change: Change) -> list[bytes]:
+    return [_encode(event.data) for event in change.events]
+
+
+def _plain(value: object) -> object:
+    """Read-only mappings, the one thing that JSON values may contain and orjson does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _has_come(task: Task, now: Instant) -> bool:
+    core = task.core
+    return core.readiness == "timed" and core.due_at is not None and core.due_at <= now
+
+
+def _made_ready(task: Task) -> Task:
+    return task if task.core.readiness == "ready" else evolve(task, core=evolve(task.core, readiness="ready"))
+
+
+def _enter(index: dict[str, None], key: str, belongs: bool) -> None:
+    if belongs:
+        index[key] = None
+    else:
+        index.pop(key, None)
+
+
+def _passes(task: Task, filter: TaskFilter) -> bool:
+    given, labels = task.input, task.input.labels
+    beyond = filter.after is None or (task.id < filter.after if filter.newest_first else task.id > filter.after)
+    return (
+        beyond
+        and filter.session_id in (None, given.session_id)
+        and filter.root_session_id in (None, given.root_session_id)
+        and filter.parent_task_id in (None, given.parent_task_id)
+        and filter.organization_id in (None, given.organization_id)
+        and filter.kind in (None, given.kind)
+        and (filter.states is None or task.state in filter.states)
+        and all(labels.get(name) == value for name, value in filter.labels.items())
+    )
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
