@@ -129,6 +129,7 @@ class _News:
     """What a verb tells the listeners once it is done."""
 
     task_ids: set[str] = field(default_factory=set)
+    moved: set[str] = field(default_factory=set)
     session_ids: set[str] = field(default_factory=set)
     ready: bool = False
     follow_ups: bool = False
@@ -136,6 +137,15 @@ class _News:
     def of(self, task: Task) -> None:
         self.task_ids.add(task.id)
         self.session_ids.add(task.session_id)
+
+    def signal(self) -> Signal:
+        return Signal(
+            task_ids=frozenset(self.task_ids),
+            moved=frozenset(self.moved),
+            session_ids=frozenset(self.session_ids),
+            ready=self.ready,
+            follow_ups=self.follow_ups,
+        )
 
 
 class MemoryLedger:
@@ -251,8 +261,9 @@ class MemoryLedger:
         """Write journal rows, replacing those of the same position; False for each whose attempt is over."""
         self._tables.check_open()
         kept = [self._tables.holds(step.task_id, step.attempt) for step in steps]
-        self._write_steps(step for step, is_current in zip(steps, kept, strict=True) if is_current)
-        self._committed(_News())
+        written = [step for step, is_current in zip(steps, kept, strict=True) if is_current]
+        self._write_steps(written)
+        self._committed(_News(task_ids={step.task_id for step in written}))
         return kept
 
     async def append(self, page: Page) -> bool:
@@ -269,6 +280,7 @@ class MemoryLedger:
             session.transcript.append(TranscriptRow(number, page.task_id, page.iteration, message))
         if page.forget is not None:
             row.steps = {position: step for position, step in row.steps.items() if not position.startswith(page.forget)}
+        self._write_steps(page.steps)
         if changed:
             row.task = evolve(row.task, live=page.live)
             tables.log(row.task.session_id, row.task.id, "task.updated", page.at, data)
@@ -373,6 +385,7 @@ class MemoryLedger:
         for awaited in change.watches:
             self._watch(row, awaited, news)
         news.of(row.task)
+        news.moved.add(row.task.id)
         news.ready = news.ready or row.task.core.readiness in ("timed", "ready")
         return Committed(row.task)
 
@@ -526,9 +539,7 @@ class MemoryLedger:
 
     def _committed(self, news: _News) -> None:
         self._counters["commits"] += 1
-        signal = Signal(
-            frozenset(news.task_ids), frozenset(news.session_ids), ready=news.ready, follow_ups=news.follow_ups
-        )
+        signal = news.signal()
         if signal != Signal():
             for listener in tuple(self._listeners.values()):
                 listener(signal)
