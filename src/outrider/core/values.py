@@ -1,15 +1,15 @@
 """Frozen values and the one way to change them: a copy with some fields replaced.
 
-`dataclasses.replace` walks the field table on every call; a transition copies several values, so
-`evolve` keeps a getter per class instead. Both give the same copy.
+`evolve` gives the copy that `dataclasses.replace` gives, several times faster: a transition copies several
+values, and the reducer is on the hot path. It does not run `__post_init__`; no value here has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields, make_dataclass
 from operator import attrgetter
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 JSON: TypeAlias = Any
 """What `json.loads` can return: None, bool, int, float, str, list or dict of the same."""
@@ -28,46 +28,57 @@ V = TypeVar("V")
 
 
 def evolve(value: V, **changes: Any) -> V:
-    """Return a copy of a dataclass instance with some fields replaced.
+    """Return a copy of a slotted dataclass instance with some fields replaced.
 
     Raises TypeError for a field that the class does not have.
     """
     kind = type(value)
-    getter, places = _layout(kind)
-    row = list(getter(value))
+    layout = _LAYOUTS.get(kind) or _layout(kind)
+    copy = layout.mould(*layout.getter(value))
     for name, new in changes.items():
-        try:
-            row[places[name]] = new
-        except KeyError:
-            raise TypeError(f"{kind.__name__} has no field {name!r}") from None
-    return kind(*row)
+        if name not in layout.names:
+            raise TypeError(f"{kind.__name__} has no field {name!r}")
+        setattr(copy, name, new)
+    copy.__class__ = kind
+    return cast(V, copy)
 
 
 def difference(before: object, after: object) -> dict[str, Any]:
     """Return the fields of `after` that differ from `before`, by name. Both are of one class."""
     if before is after:
         return {}
-    getter, places = _layout(type(after))
-    old, new = getter(before), getter(after)
+    kind = type(after)
+    layout = _LAYOUTS.get(kind) or _layout(kind)
+    old, new = layout.getter(before), layout.getter(after)
     if old == new:
         return {}
     return {
-        name: new[place] for name, place in places.items() if old[place] is not new[place] and old[place] != new[place]
+        name: theirs
+        for name, ours, theirs in zip(layout.names, old, new, strict=True)
+        if ours is not theirs and ours != theirs
     }
 
 
-_LAYOUTS: dict[type, tuple[attrgetter[tuple[Any, ...]], dict[str, int]]] = {}
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a class is read and copied.
+
+    `mould` has the same slots and is not frozen: an instance is filled with plain assignments and then
+    becomes one of the class itself. A frozen `__init__` goes through `object.__setattr__` for every field.
+    """
+
+    names: dict[str, None]
+    getter: attrgetter[tuple[Any, ...]]
+    mould: type[Any]
 
 
-def _layout(kind: type) -> tuple[attrgetter[tuple[Any, ...]], dict[str, int]]:
-    layout = _LAYOUTS.get(kind)
-    if layout is None:
-        layout = _LAYOUTS[kind] = _read_layout(kind)
-    return layout
+_LAYOUTS: dict[type, _Layout] = {}
 
 
-def _read_layout(kind: type) -> tuple[attrgetter[tuple[Any, ...]], dict[str, int]]:
+def _layout(kind: type) -> _Layout:
     names = [field.name for field in fields(kind)]
     if len(names) < 2:
         raise TypeError(f"{kind.__name__} needs two fields or more to be evolved")
-    return attrgetter(*names), {name: place for place, name in enumerate(names)}
+    mould = make_dataclass(f"_{kind.__name__}Mould", names, slots=True, eq=False, repr=False)
+    layout = _LAYOUTS[kind] = _Layout(dict.fromkeys(names), attrgetter(*names), mould)
+    return layout
