@@ -6,33 +6,37 @@ sign of life, which is not in the record; a look that comes too early only moves
 
 from __future__ import annotations
 
-from outrider.core.task import Core, Input, State, TERMINAL
+from outrider.core.task import TERMINAL, Core, Input, Timeouts
 from outrider.core.values import Instant
+
+_NONE = Timeouts()
 
 
 def next_deadline(input: Input, core: Core, active_at: Instant | None = None) -> Instant | None:
     """Return the earliest deadline of a live task, None when it has none or has ended."""
     if core.state in TERMINAL:
         return None
-    due: list[Instant] = []
-    timeouts = input.timeouts
-    if core.stopping is not None and core.worker_id is not None:
-        due.append(core.stopping.force_at)
+    if core.stopping is not None:
+        moments = [core.stopping.force_at]
     else:
-        if (total := total_deadline(input)) is not None:
-            due.append(total)
-        if timeouts.queue is not None and core.state is State.QUEUED and core.started_at is None:
-            due.append(input.created_at + timeouts.queue)
-        if core.worker_id is not None and core.attempt_started_at is not None:
-            if timeouts.run is not None:
-                due.append(core.attempt_started_at + timeouts.run)
-            if timeouts.idle is not None:
-                due.append(max(active_at or 0, core.attempt_started_at) + timeouts.idle)
+        moments = [moment for _, moment in timeouts_of(input, core, active_at)]
     for request in core.requests:
-        due.extend(moment for moment in (request.deadline_at, request.remind_at) if moment is not None)
-    return min(due, default=None)
+        moments.extend(moment for moment in (request.deadline_at, request.remind_at) if moment is not None)
+    return min(moments, default=None)
 
 
-def total_deadline(input: Input) -> Instant | None:
-    """Return the moment by which the task must have ended, if it has one."""
-    return None if input.timeouts.total is None else input.created_at + input.timeouts.total
+def timeouts_of(input: Input, core: Core, active_at: Instant | None = None) -> list[tuple[str, Instant]]:
+    """Return which of the timeouts of a live task are running, and when each is up; the gravest first."""
+    spans, running = input.timeouts, list[tuple[str, Instant]]()
+    if spans is _NONE or spans == _NONE:
+        return running
+    if spans.total is not None:
+        running.append(("total", input.created_at + spans.total))
+    if spans.queue is not None and core.started_at is None and core.due_at is not None and not core.dependencies:
+        running.append(("queue", core.due_at + spans.queue))
+    if core.attempt_started_at is not None:
+        if spans.run is not None:
+            running.append(("run", core.attempt_started_at + spans.run))
+        if spans.idle is not None:
+            running.append(("idle", max(active_at or 0, core.attempt_started_at) + spans.idle))
+    return running

@@ -61,6 +61,7 @@ class NotFound(OutriderError):
 
     @classmethod
     def of(cls, noun: str, name: str) -> NotFound:
+        """For a `noun` (task, session, request, file, worker) of that name or id."""
         return cls(f"there is no {noun} {name!r}", details={noun: name}, code=f"{noun}_not_found")
 
 
@@ -131,6 +132,7 @@ class UnknownName(Refused):
 
     @classmethod
     def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
+        """For a `noun` (kind, tool, agent, model), with the names that would have been right."""
         names = sorted(known)
         listed = ", ".join(names) if names else "none"
         return cls(
@@ -145,6 +147,7 @@ class TooLarge(Refused):
 
     @classmethod
     def of(cls, what: str, size: int, limit: int) -> TooLarge:
+        """For a value named by `what`; sizes in bytes."""
         return cls(
             f"{what} has {size:,} bytes, more than the limit of {limit:,}",
             details={"what": what, "size": size, "limit": limit},

@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 from outrider.core import retry
-from outrider.core.change import AttemptEnd, AttemptEnding, Change, FollowUp, InboxEntry, LogEvent, WakeReason
-from outrider.core.deadlines import next_deadline, total_deadline
+from outrider.core.change import AttemptEnd, AttemptEnding, Change, FollowUp, InboxEntry, LogEvent, Relation, WakeReason
+from outrider.core.deadlines import next_deadline, timeouts_of
 from outrider.core.errors import IllegalMove, RequestClosed, Superseded, TaskFinished
 from outrider.core.events import (
     EVENTS,
@@ -63,28 +63,10 @@ from outrider.core.task import (
     WaitForTasks,
     WaitUntil,
 )
-from outrider.core.values import Instant, difference, evolve
+from outrider.core.values import SECOND, Instant, difference, evolve
 
 Q, R, A = State.QUEUED, State.RUNNING, State.AWAITING_INPUT
 S, F, C = State.SUCCEEDED, State.FAILED, State.CANCELED
-
-_OPEN: Mapping[type[Any], frozenset[State]] = {
-    Claimed: frozenset({R, A}),
-    Asked: frozenset({A}),
-    Posted: frozenset({R, A}),
-    Produced: frozenset({R, A}),
-    Parked: frozenset({R, A, Q, F, C}),
-    Released: frozenset({R, A, Q, F, C}),
-    Succeeded: frozenset({S, R, F}),
-    Failed: frozenset({Q, F, C}),
-    Stopped: frozenset({Q, F, C}),
-    HolderLost: frozenset({R, A, F, C, Q}),
-    Answered: frozenset({R, A}),
-    MessageReceived: frozenset({R, A}),
-    CancelRequested: frozenset({R, A, C}),
-    DeadlinePassed: frozenset({R, A, Q, F, C}),
-    WatchedEnded: frozenset({R, A, S}),
-}
 
 TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxyType(
     {
@@ -97,8 +79,39 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             WatchedEnded: frozenset({Q, F}),
             HolderLost: frozenset({Q}),
         },
-        R: _OPEN,
-        A: _OPEN,
+        R: {
+            Claimed: frozenset({R}),
+            Asked: frozenset({A}),
+            Posted: frozenset({R}),
+            Produced: frozenset({R}),
+            Parked: frozenset({R, Q, F, C}),
+            Released: frozenset({R, Q, F, C}),
+            Succeeded: frozenset({R, Q, S, F, C}),
+            Failed: frozenset({Q, F, C}),
+            Stopped: frozenset({R, Q, F, C}),
+            HolderLost: frozenset({R, Q, F, C}),
+            MessageReceived: frozenset({R}),
+            CancelRequested: frozenset({R, C}),
+            DeadlinePassed: frozenset({R, F, C}),
+            WatchedEnded: frozenset({R, S}),
+        },
+        A: {
+            Claimed: frozenset({A}),
+            Asked: frozenset({A}),
+            Posted: frozenset({A}),
+            Produced: frozenset({A}),
+            Parked: frozenset({A, Q, F, C}),
+            Released: frozenset({A, Q, F, C}),
+            Succeeded: frozenset({R, Q, S, F, C}),
+            Failed: frozenset({Q, F, C}),
+            Stopped: frozenset({A, Q, F, C}),
+            HolderLost: frozenset({A, Q, F, C}),
+            Answered: frozenset({A, R}),
+            MessageReceived: frozenset({A}),
+            CancelRequested: frozenset({A, C}),
+            DeadlinePassed: frozenset({A, R, F, C}),
+            WatchedEnded: frozenset({A}),
+        },
         **{
             terminal: {
                 CancelRequested: frozenset({terminal}),
@@ -111,6 +124,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
         },
     }
 )
+"""Which event may meet which state, and the states that may follow. Each is reached by some history."""
 
 
 def create(new: NewTask, now: Instant) -> Change:
@@ -124,7 +138,9 @@ def create(new: NewTask, now: Instant) -> Change:
         version=1,
         updated_at=now,
     )
-    core = evolve(core, next_deadline_at=next_deadline(new.input, core))
+    deadline = next_deadline(new.input, core)
+    if deadline is not None:
+        core = evolve(core, next_deadline_at=deadline)
     task = Task(new.id, new.input, core)
     return Change(
         task,
@@ -144,10 +160,9 @@ def apply(task: Task, event: Event, now: Instant) -> Change:
     allowed = TRANSITIONS[task.core.state].get(type(event))
     if allowed is None:
         raise _refusal(task, event)
-    if isinstance(event, HOLDER_EVENTS):
-        _check_fence(task, event)
-    draft = _HANDLERS[type(event)](_Draft(task, now), event)
-    change = draft.finish()
+    if isinstance(event, HOLDER_EVENTS) and not _is_from_holder(task, event):
+        raise Superseded(task.id, event.attempt)
+    change = _HANDLERS[type(event)](_Draft(task, now), event).finish()
     if change.task.core.state not in allowed:  # the table and a handler disagree: a defect, never an input
         raise AssertionError(f"{type(event).__name__} led from {task.core.state} to {change.task.core.state}")
     return change
@@ -159,23 +174,21 @@ def snapshot(task: Task) -> dict[str, Any]:
 
 
 def _refusal(task: Task, event: Event) -> BaseException:
-    if isinstance(event, HOLDER_EVENTS):
+    if isinstance(event, HOLDER_EVENTS) and not _is_from_holder(task, event):
         return Superseded(task.id, event.attempt)
     if isinstance(event, Answered):
-        return RequestClosed(f"{task.id} is {task.core.state}; its questions are closed")
+        return RequestClosed(f"{task.id} is {task.core.state} and has no question open")
     if task.is_terminal:
         return TaskFinished(f"{task.id} has ended as {task.core.state} and stays so")
     return IllegalMove(f"{type(event).__name__} has no meaning for {task.id}, which is {task.core.state}")
 
 
-def _check_fence(task: Task, event: HolderEvent) -> None:
+def _is_from_holder(task: Task, event: HolderEvent) -> bool:
+    """The fence. Once a task has ended, it lets nobody through but the attempt that ended it, to enrich."""
     core = task.core
-    if isinstance(event, Enriched):
-        current = core.finished_by == event.attempt
-    else:
-        current = core.is_held and core.attempt == event.attempt
-    if not current:
-        raise Superseded(task.id, event.attempt)
+    if core.state in TERMINAL:
+        return isinstance(event, Enriched) and core.finished_by == event.attempt
+    return core.is_held and core.attempt == event.attempt
 
 
 # --- the draft ---------------------------------------------------------------------------------------
@@ -189,12 +202,12 @@ class _Draft:
     now: Instant
     core: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
-    live: Live | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    messages: list[LogEvent] = field(default_factory=list)
-    inbox: list[InboxEntry] = field(default_factory=list)
-    follow_ups: list[FollowUp] = field(default_factory=list)
-    closed: list[InputRequest] = field(default_factory=list)
+    live: Live | None = None
+    logged: tuple[LogEvent, ...] = ()
+    inbox: tuple[InboxEntry, ...] = ()
+    follow_ups: tuple[FollowUp, ...] = ()
+    requests: tuple[InputRequest, ...] = ()
     active_at: Instant | None = None
 
     def get(self, name: str) -> Any:
@@ -202,38 +215,46 @@ class _Draft:
         return self.core[name] if name in self.core else getattr(self.before.core, name)
 
     def finish(self) -> Change:
-        before = self.before
-        live_changed = self.live is not None and self.live != before.live
-        if not (self.core or self.outcome or self.extra or self.messages or live_changed or self.inbox):
-            return self._finish_unmoved()
-        core = evolve(before.core, **self.core, version=before.core.version + 1, updated_at=self.now)
-        deadline = next_deadline(before.input, core, self.active_at)
-        if deadline != core.next_deadline_at:
-            core = evolve(core, next_deadline_at=deadline)
-        outcome = evolve(before.outcome, **self.outcome) if self.outcome else before.outcome
-        live = self.live if self.live is not None else before.live
-        after = Task(before.id, before.input, core, live, outcome)
+        """Write the Change. What was set to the value that it had is no change."""
+        before, old = self.before, self.before.core
+        core = {name: new for name, new in self.core.items() if new != getattr(old, name)}
+        outcome = {name: new for name, new in self.outcome.items() if new != getattr(before.outcome, name)}
+        live = {} if self.live is None else difference(before.live, self.live)
+        if core or outcome or live or self.extra or self.logged or self.requests or self.inbox or self.follow_ups:
+            return self._write(core, live, outcome)
+        deadline = next_deadline(before.input, old, self.active_at)
+        if deadline != old.next_deadline_at:  # a look at the clock that came early: the next one is later
+            return self._write({}, {}, {})
+        return Change(before, before=old.version, is_noop=True)
+
+    def _write(self, core: dict[str, Any], live: dict[str, Any], outcome: dict[str, Any]) -> Change:
+        before, old = self.before, self.before.core
+        core["version"] = old.version + 1
+        if self.now != old.updated_at:
+            core["updated_at"] = self.now
+        new = evolve(old, **core)
+        deadline = next_deadline(before.input, new, self.active_at)
+        if deadline != old.next_deadline_at:
+            core["next_deadline_at"] = deadline
+            new = evolve(new, next_deadline_at=deadline)
+        after = Task(
+            before.id,
+            before.input,
+            new,
+            self.live if live and self.live is not None else before.live,
+            evolve(before.outcome, **outcome) if outcome else before.outcome,
+        )
+        groups = {"core": core, "live": live, "outcome": outcome}
+        changed = LogEvent("task.updated", {group: fields for group, fields in groups.items() if fields})
         return Change(
             after,
-            before=before.core.version,
-            events=(LogEvent("task.updated", changes_between(before, after)), *self.messages),
-            live_changed=live_changed,
-            inbox=tuple(self.inbox),
-            follow_ups=tuple(self.follow_ups),
-            requests=tuple(self.closed),
+            before=old.version,
+            events=(changed, *self.logged),
+            live_changed=bool(live),
+            inbox=self.inbox,
+            follow_ups=self.follow_ups,
+            requests=self.requests,
             **self.extra,
-        )
-
-    def _finish_unmoved(self) -> Change:
-        """Nothing happened; at most the next look at the clock moves."""
-        before = self.before
-        deadline = next_deadline(before.input, before.core, self.active_at)
-        if deadline == before.core.next_deadline_at:
-            return Change(before, before=before.core.version, is_noop=True)
-        core = evolve(before.core, next_deadline_at=deadline, version=before.core.version + 1)
-        after = Task(before.id, before.input, core, before.live, before.outcome)
-        return Change(
-            after, before=before.core.version, events=(LogEvent("task.updated", changes_between(before, after)),)
         )
 
     # the small moves that handlers are told in
@@ -267,10 +288,10 @@ class _Draft:
 
     def close_request(self, request: InputRequest, **how: Any) -> None:
         self.core["requests"] = tuple(other for other in self.get("requests") if other.id != request.id)
-        self.closed.append(evolve(request, closed_at=self.now, remind_at=None, **how))
+        self.requests += (evolve(request, closed_at=self.now, remind_at=None, **how),)
 
     def end(self, state: State, error: TaskError | None = None, *, by: int | None = None) -> None:
-        """Settle for good: pending questions are withdrawn, watchers and the session hear of it."""
+        """Settle for good: pending questions are withdrawn, watchers, children and the session hear of it."""
         task = self.before
         for request in self.get("requests"):
             self.close_request(request, status="withdrawn")
@@ -287,31 +308,22 @@ class _Draft:
             finished_by=by,
         )
         self.outcome["error"] = error
-        self.follow_ups.append(FollowUp("watchers", task.id, WatchedEnded(task.id, state)))
-        if state is not S and task.input.on_open_children != "detach":
-            self.cancel_children(f"its parent {'failed' if state is F else 'was canceled'}")
-        self.wake("terminal", {"state": state, "error": error, "summary": self.outcome.get("summary")})
+        self.follow_ups += (FollowUp("watchers", task.id, WatchedEnded(task.id, state)),)
+        if state is F and task.input.on_open_children != "detach":
+            self.cancel_children(reason="its parent failed")
+        summary = self.outcome.get("summary", task.outcome.summary)
+        self.wake("terminal", {"state": state, "error": error, "summary": summary})
 
-    def cancel_children(self, reason: str, *, include_detached: bool = False, by: str | None = None) -> None:
-        relation = "children" if include_detached else "linked_children"
+    def cancel_children(self, *, reason: str, by: str | None = None, include_detached: bool = False) -> None:
+        relation: Relation = "children" if include_detached else "linked_children"
         event = CancelRequested(by=by or f"task:{self.before.id}", reason=reason, include_detached=include_detached)
-        self.follow_ups.append(FollowUp(relation, self.before.id, event))  # type: ignore[arg-type]  # a Relation
+        self.follow_ups += (FollowUp(relation, self.before.id, event),)
 
     def wake(self, reason: WakeReason, body: Mapping[str, Any]) -> None:
         policy = self.before.input.wake_policy
         wanted = policy == "on_activity" or (policy == "on_terminal" and reason != "message")
         if wanted:
-            self.inbox.append(InboxEntry(self.before.session_id, self.before.id, reason, body))
-
-
-def changes_between(before: Task, after: Task) -> dict[str, Any]:
-    """What changed, by group and field, as `task.updated` logs it."""
-    changed: dict[str, Any] = {"core": difference(before.core, after.core)}
-    if after.live is not before.live and (live := difference(before.live, after.live)):
-        changed["live"] = live
-    if after.outcome is not before.outcome and (outcome := difference(before.outcome, after.outcome)):
-        changed["outcome"] = outcome
-    return changed
+            self.inbox += (InboxEntry(self.before.session_id, self.before.id, reason, body),)
 
 
 def _readiness(due_at: Instant, now: Instant) -> Readiness:
@@ -323,7 +335,7 @@ def _readiness(due_at: Instant, now: Instant) -> Readiness:
 
 def _claimed(draft: _Draft, event: Claimed) -> _Draft:
     core = draft.before.core
-    if core.is_held or core.readiness != "ready":
+    if core.is_held or core.readiness in (None, "blocked") or core.due_at is None or core.due_at > draft.now:
         raise IllegalMove(f"{draft.before.id} is not ready to be claimed")
     first = core.started_at is None
     draft.not_due()
@@ -343,7 +355,7 @@ def _asked(draft: _Draft, event: Asked) -> _Draft:
     draft.core["failures"] = 0
     draft.settle_state()
     draft.live = event.live
-    draft.closed.append(event.request)
+    draft.requests += (event.request,)
     if event.step is not None:
         draft.extra["steps"] = (event.step,)
     draft.wake("question", {"request_id": event.request.id, "kind": event.request.kind, "prompt": event.request.prompt})
@@ -355,7 +367,7 @@ def _posted(draft: _Draft, event: Posted) -> _Draft:
     draft.extra["messages"] = (event.message,)
     if event.step is not None:
         draft.extra["steps"] = (event.step,)
-    draft.messages.append(LogEvent("task.message", {"message": event.message}))
+    draft.logged += (LogEvent("task.message", {"message": event.message}),)
     draft.wake("message", {"message_id": event.message.id})
     return draft
 
@@ -377,7 +389,7 @@ def _parked(draft: _Draft, event: Parked) -> _Draft:
     draft.close_attempt("parked")
     if event.journaled:
         draft.core["failures"] = 0
-    if any(_is_over(wait, draft) for wait in event.waits):
+    if not event.waits or any(_is_over(wait, draft) for wait in event.waits):
         draft.due(draft.now)
     else:
         draft.core["waits"] = event.waits
@@ -395,13 +407,8 @@ def _parked(draft: _Draft, event: Parked) -> _Draft:
 
 def _released(draft: _Draft, event: Released) -> _Draft:
     draft.live = event.live
-    if _stop_told(draft, event.journaled):
-        return draft
-    draft.close_attempt("released")
-    if event.journaled:
-        draft.core["failures"] = 0
-    draft.due(draft.now)
-    draft.settle_state()
+    if not _stop_told(draft, event.journaled):
+        _hand_over(draft, event.journaled)
     return draft
 
 
@@ -410,24 +417,32 @@ def _succeeded(draft: _Draft, event: Succeeded) -> _Draft:
     draft.live = event.live
     draft.outcome["summary"] = event.summary
     _keep_result(draft, event.result)
-    if task.input.result_schema is not None and (event.result is None or event.mismatch is not None):
-        error = (
-            TaskError("no_result", "the task returned nothing, and its result_schema asks for a result")
-            if event.result is None
-            else TaskError("schema_mismatch", event.mismatch or "")
-        )
-        draft.close_attempt("failed", error)
-        draft.end(F, error, by=event.attempt)
-        return draft
-    if event.open_children and task.input.on_open_children != "detach":
-        return _wait_for_children(draft, event)
-    draft.close_attempt("succeeded")
-    draft.end(S, by=event.attempt)
+    error = _misfit(task, event)
+    if error is not None:
+        if not _stop_told(draft, journaled=False):
+            _fail_attempt(draft, error, "failed", journaled=False, chance=1.0, retryable=False)
+    elif event.open_children and task.input.on_open_children != "detach":
+        _wait_for_children(draft, event)
+    else:
+        draft.close_attempt("succeeded")
+        draft.end(S, by=event.attempt)
     return draft
 
 
-def _wait_for_children(draft: _Draft, event: Succeeded) -> _Draft:
+def _misfit(task: Task, event: Succeeded) -> TaskError | None:
+    if task.input.result_schema is None:
+        return None
+    if event.result is None:
+        return TaskError("no_result", "the task returned nothing, and its result_schema asks for a result")
+    return None if event.mismatch is None else TaskError("schema_mismatch", event.mismatch)
+
+
+def _wait_for_children(draft: _Draft, event: Succeeded) -> None:
     """Rule 14: the result is stored, the worker is free, and the end waits for the children."""
+    if draft.before.core.cancel_requested_at is not None:
+        # It is not over and nobody holds it any more: what a cancel settles at once.
+        _settle_canceled(draft, "canceled", by=event.attempt)
+        return
     for request in draft.get("requests"):
         draft.close_request(request, status="withdrawn")
     draft.close_attempt("returned")
@@ -435,8 +450,7 @@ def _wait_for_children(draft: _Draft, event: Succeeded) -> _Draft:
     draft.core.update(state=R, returned=True, waits=(WaitForTasks(event.open_children),))
     draft.extra["watches"] = event.open_children
     if draft.before.input.on_open_children == "cancel":
-        draft.cancel_children("its parent has returned")
-    return draft
+        draft.cancel_children(reason="its parent has returned")
 
 
 def _failed(draft: _Draft, event: Failed) -> _Draft:
@@ -453,10 +467,7 @@ def _failed(draft: _Draft, event: Failed) -> _Draft:
 def _stopped(draft: _Draft, event: Stopped) -> _Draft:
     draft.live = event.live
     if not _stop_told(draft, event.journaled, event.chance):
-        # Told to stop by something that has been overtaken: hand the task over, it is nobody's failure.
-        draft.close_attempt("released")
-        draft.due(draft.now)
-        draft.settle_state()
+        _hand_over(draft, event.journaled)  # nobody told it to stop, so it stopped for reasons of its worker
     return draft
 
 
@@ -472,8 +483,7 @@ def _holder_lost(draft: _Draft, event: HolderLost) -> _Draft:
     core = draft.before.core
     if not core.is_held or core.attempt != event.attempt:
         return draft
-    if core.stopping is not None:
-        _stop_told(draft, event.journaled, ending="lost")
+    if _stop_told(draft, event.journaled, ending="lost"):
         return draft
     error = TaskError("orphaned", f"{event.reason} during attempt {event.attempt}")
     failures = 1 if event.journaled else core.failures + 1
@@ -503,7 +513,7 @@ def _message_received(draft: _Draft, event: MessageReceived) -> _Draft:
     core = draft.before.core
     draft.core["messages"] = core.messages + 1
     draft.extra["messages"] = (event.message,)
-    draft.messages.append(LogEvent("task.message", {"message": event.message}))
+    draft.logged += (LogEvent("task.message", {"message": event.message}),)
     if not core.is_held and any(isinstance(wait, WaitForMessage) and _is_over(wait, draft) for wait in core.waits):
         draft.due(draft.now)
     return draft
@@ -513,16 +523,17 @@ def _cancel_requested(draft: _Draft, event: CancelRequested) -> _Draft:
     task, core = draft.before, draft.before.core
     if task.is_terminal or core.cancel_requested_at is not None:
         return draft
-    reason = event.reason or "canceled"
     draft.core.update(cancel_requested_at=draft.now, cancel_reason=event.reason, canceled_by=event.by)
+    draft.cancel_children(
+        reason=event.reason or "its parent was canceled", by=event.by, include_detached=event.include_detached
+    )
     if not core.is_held:
         draft.end(C)
-        if event.include_detached:
-            draft.cancel_children(reason, include_detached=True, by=event.by)
         return draft
-    grace = task.input.cancel_grace if event.grace is None else event.grace
-    draft.core["stopping"] = Stopping("cancel", draft.now, draft.now + grace)
-    draft.cancel_children(reason, include_detached=event.include_detached, by=event.by)
+    force_at = draft.now + (task.input.cancel_grace if event.grace is None else event.grace)
+    if core.stopping is not None:  # it has been told to stop already, and gets no longer for it
+        force_at = min(force_at, core.stopping.force_at)
+    draft.core["stopping"] = Stopping("cancel", draft.now, force_at)
     return draft
 
 
@@ -533,13 +544,11 @@ def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
     if draft.before.is_terminal:
         return draft
     draft.active_at = event.active_at
-    if draft.before.core.stopping is not None and draft.before.core.is_held:
+    if draft.before.core.stopping is not None:
         _force(draft)
-    else:
-        timeout = _passed_timeout(draft, event.active_at)
-        if timeout is not None:
-            _time_out(draft, timeout)
-            return draft
+    elif (timeout := _passed_timeout(draft)) is not None:
+        _stop_for(draft, timeout)
+        return draft
     for request in draft.before.core.requests:
         if draft.get("state") in TERMINAL:
             break
@@ -553,43 +562,29 @@ def _force(draft: _Draft) -> None:
     if stopping is None or draft.now < stopping.force_at:
         return
     if stopping.cause == "cancel":
-        draft.close_attempt("forced")
-        draft.end(C)
+        _settle_canceled(draft, "forced")
     else:
         # Not retried: what ignored the stop may still be running, and nothing runs twice while it is alive.
         draft.close_attempt("forced", stopping.error)
         draft.end(F, stopping.error)
 
 
-def _passed_timeout(draft: _Draft, active_at: Instant | None) -> TaskError | None:
-    task, core, now = draft.before, draft.before.core, draft.now
-    timeouts = task.input.timeouts
-    total = total_deadline(task.input)
-    if total is not None and now >= total:
-        return _timeout_error("total", timeouts.total)
-    waiting_first = core.state is Q and core.started_at is None
-    if timeouts.queue is not None and waiting_first and now >= task.input.created_at + timeouts.queue:
-        return _timeout_error("queue", timeouts.queue)
-    if core.is_held and core.attempt_started_at is not None:
-        if timeouts.run is not None and now >= core.attempt_started_at + timeouts.run:
-            return _timeout_error("run", timeouts.run)
-        sign = max(active_at or 0, core.attempt_started_at)
-        if timeouts.idle is not None and now >= sign + timeouts.idle:
-            return _timeout_error("idle", timeouts.idle)
+def _passed_timeout(draft: _Draft) -> TaskError | None:
+    task = draft.before
+    for which, moment in timeouts_of(task.input, task.core, draft.active_at):
+        if draft.now >= moment:
+            seconds = (getattr(task.input.timeouts, which) or 0) / SECOND
+            details = {"timeout": which, "seconds": seconds}
+            return TaskError("timeout", f"the {which} timeout of {seconds:g} s passed", details)
     return None
 
 
-def _timeout_error(which: str, span: int | None) -> TaskError:
-    seconds = (span or 0) / 1_000_000
-    return TaskError("timeout", f"the {which} timeout of {seconds:g} s passed", {"timeout": which, "seconds": seconds})
-
-
-def _time_out(draft: _Draft, error: TaskError) -> None:
-    if draft.before.core.is_held:
-        force_at = draft.now + draft.before.input.cancel_grace
-        draft.core["stopping"] = Stopping("timeout", draft.now, force_at, error)
-    else:
+def _stop_for(draft: _Draft, error: TaskError) -> None:
+    """Time is up: tell the holder to stop, or settle at once where there is none."""
+    if not draft.before.core.is_held:
         draft.end(F, error)
+    elif draft.get("stopping") is None:
+        draft.core["stopping"] = Stopping("timeout", draft.now, draft.now + draft.before.input.cancel_grace, error)
 
 
 def _look_at_request(draft: _Draft, request: InputRequest) -> None:
@@ -598,8 +593,8 @@ def _look_at_request(draft: _Draft, request: InputRequest) -> None:
         if request.on_expiry == "fail":
             error = TaskError("input_expired", f"nobody answered in time: {request.prompt}", {"request_id": request.id})
             draft.close_request(request, status="expired")
-            draft.close_attempt("failed", error)
-            draft.end(F, error)
+            _resume_after(draft, request)
+            _stop_for(draft, error)
             return
         if request.on_expiry in ("default", "deny"):
             answer = request.default if request.on_expiry == "default" else False
@@ -618,7 +613,7 @@ def _next_reminder(request: InputRequest, now: Instant) -> Instant | None:
 
 def _remind(draft: _Draft, request: InputRequest) -> None:
     draft.core["requests"] = tuple(request if other.id == request.id else other for other in draft.get("requests"))
-    draft.closed.append(request)
+    draft.requests += (request,)
     draft.wake("reminder", {"request_id": request.id, "kind": request.kind, "prompt": request.prompt})
 
 
@@ -665,13 +660,33 @@ def _stop_told(draft: _Draft, journaled: bool, chance: float = 1.0, ending: Atte
     if stopping is None:
         return False
     if draft.before.core.cancel_requested_at is not None:
-        draft.close_attempt(ending or "canceled")
-        draft.end(C, by=draft.before.core.attempt)
+        _settle_canceled(draft, ending or "canceled", by=None if ending == "lost" else draft.before.core.attempt)
     else:
         error = stopping.error or TaskError("timeout", "the task took too long")
-        final = isinstance(error.details, dict) and error.details.get("timeout") == "total"
-        _fail_attempt(draft, error, ending or "failed", journaled, chance, retryable=not final)
+        _fail_attempt(draft, error, ending or "failed", journaled, chance, retryable=not _is_final(error))
     return True
+
+
+def _is_final(error: TaskError) -> bool:
+    """Whether another attempt would meet the same end: its time as a whole is up, or its question's."""
+    if error.kind == "timeout":
+        return isinstance(error.details, Mapping) and error.details.get("timeout") == "total"
+    return error.kind == "input_expired"
+
+
+def _settle_canceled(draft: _Draft, ending: AttemptEnding, *, by: int | None = None) -> None:
+    draft.close_attempt(ending)
+    draft.cancel_children(reason="its parent was canceled")  # those that came after the request to cancel
+    draft.end(C, by=by)
+
+
+def _hand_over(draft: _Draft, journaled: bool) -> None:
+    """Give the task back unharmed: due at once, and no failure."""
+    draft.close_attempt("released")
+    if journaled:
+        draft.core["failures"] = 0
+    draft.due(draft.now)
+    draft.settle_state()
 
 
 def _fail_attempt(
@@ -682,7 +697,7 @@ def _fail_attempt(
     draft.core["failures"] = failures
     draft.close_attempt(ending, error)
     if not retryable or retry.exhausted(policy, failures):
-        draft.end(F, error, by=core.attempt)
+        draft.end(F, error, by=None if ending == "lost" else core.attempt)
         return
     draft.due(draft.now + retry.delay(policy, failures, chance))
     draft.core["state"] = Q

@@ -27,6 +27,8 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELED = "canceled"
 
+    __hash__ = str.__hash__  # that of Enum is written in Python, and every transition looks states up
+
     @property
     def is_terminal(self) -> bool:
         """Whether nothing can follow."""
@@ -60,8 +62,8 @@ class Retry:
 class Timeouts:
     """The four deadlines of a task, in microseconds; None means none.
 
-    `queue` runs from creation to the first claim, `run` over one attempt, `idle` since the last progress,
-    output or heartbeat of an attempt, `total` from creation to the end.
+    `queue` runs from when the task is due, its dependencies ended, to the first claim, `run` over one attempt,
+    `idle` since the last progress, output or heartbeat of an attempt, `total` from creation to the end.
     """
 
     queue: Span | None = None
@@ -216,7 +218,7 @@ class Core:
     started_at: Instant | None = None
     finished_at: Instant | None = None
     finished_by: int | None = None
-    """The attempt that ended the task; None where a client, a deadline or a lost worker did."""
+    """The attempt whose report ended the task; None where a client, a deadline or a lost worker did."""
     updated_at: Instant = 0
 
     @property
