@@ -10,9 +10,9 @@ What every store promises:
   ids, and stores values that the reducer made.
 - `seq` is gap-free within a session, from 1, in commit order. Entries of a Change are dated by the
   `updated_at` of its record, those of other verbs by the moment they were given.
-- Time alone changes one thing: a `timed` task becomes `ready` once its `due_at` has come, at some claim from
-  then on. Its version does not move and nothing is logged, so a record and the replay of its log may differ
-  in `readiness`, and only between these two.
+- Time alone changes one thing: a `timed` task becomes `ready` at the first claim for its route once its
+  `due_at` has come. Its version does not move and nothing is logged, so a record and the replay of its log
+  may differ in `readiness`, and only between these two.
 - The newest `live` stands in the database, not in the record that a client read: unless `live_changed`, a
   Change leaves it as it is, whatever `task.live` says. A holder folds what it reported into the record that
   it decides on, so that the log's differences add up.
@@ -451,7 +451,11 @@ class Ledger(Protocol):
         ...
 
     async def claim(self, claim: Claim, decide: Decide) -> Claims:
-        """Take ready tasks that nobody holds, committing what `decide` makes of each."""
+        """Take ready tasks that nobody holds, committing what `decide` makes of each.
+
+        First the timed tasks of the routes whose `due_at` has come become ready. Of two tasks of one rank the
+        one created first goes first.
+        """
         ...
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:

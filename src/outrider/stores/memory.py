@@ -74,7 +74,9 @@ class _TaskRow:
     """A task and what stands beside its record."""
 
     task: Task
-    rank: int = 0
+    number: int
+    """Counts the tasks; of two that stand at one place in the queue, the older goes first."""
+    rank: int
     active_at: Instant | None = None
     steps: dict[str, Step] = field(default_factory=dict)
     attempts: list[AttemptEnd] = field(default_factory=list)
@@ -215,13 +217,11 @@ class MemoryLedger:
         """Take ready tasks that nobody holds, committing what `decide` makes of each."""
         self._tables.check_open()
         tables, served = self._tables, frozenset(claim.routes)
-        unheld = [tables.tasks[task_id] for task_id in tables.due]
-        come = [row for row in unheld if _has_come(row.task, claim.now)]
-        ready = [row for row in unheld if row.task.core.readiness == "ready" or row in come]
-        on_routes = sorted(
-            (row for row in ready if row.task.input.route in served), key=lambda row: (row.rank, row.task.id)
-        )
-        taken = on_routes[: claim.limit]
+        due = [row for row in map(tables.tasks.__getitem__, tables.due) if row.task.input.route in served]
+        come = [row for row in due if _has_come(row.task, claim.now)]
+        ready = [row for row in due if row.task.core.readiness == "ready"] + come
+        ready.sort(key=lambda row: (row.rank, row.number))
+        taken = ready[: claim.limit]
         changes = [decide(_made_ready(row.task)) for row in taken]
         logs = [_encode_log(change) for change in changes]
 
@@ -244,7 +244,7 @@ class MemoryLedger:
             tasks=tuple(tasks),
             next_due_at=min(moments, default=None),
             next_deadline_at=min(tables.deadlines.values(), default=None),
-            more=len(on_routes) > len(taken),
+            more=len(ready) > len(taken),
             follow_ups=bool(tables.follow_ups),
         )
 
@@ -411,7 +411,7 @@ class MemoryLedger:
 
     def _create(self, change: Change) -> _TaskRow:
         tables, task = self._tables, change.task
-        row = tables.tasks[task.id] = _TaskRow(task, rank=self._rank_of_new(task))
+        row = tables.tasks[task.id] = _TaskRow(task, len(tables.tasks), self._rank_of_new(task))
         if task.input.idempotency_key is not None:
             tables.keys[task.session_id, task.input.idempotency_key] = task.id
         parent = tables.tasks.get(task.input.parent_task_id or "")
