@@ -1,0 +1,1597 @@
+"""What every store promises, one test a promise. A store's own test file is a subclass with a `ledger` fixture.
+
+The tests act through the real reducer and look only through `Views`, so that they say nothing of tables.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from outrider.core.change import Change, LogEvent
+from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.events import (
+    Answered,
+    Asked,
+    CancelRequested,
+    Claimed,
+    DeadlinePassed,
+    Failed,
+    HolderLost,
+    MessageReceived,
+    Parked,
+    Posted,
+    Produced,
+    Released,
+    Succeeded,
+    WatchedEnded,
+)
+from outrider.core.ledger import (
+    Beat,
+    Claim,
+    Committed,
+    Existing,
+    Fenced,
+    Ledger,
+    NoSession,
+    OutputChunk,
+    Page,
+    Report,
+    Settled,
+    Signal,
+    Stale,
+    TaskFilter,
+    WorkerCard,
+)
+from outrider.core.machine import apply
+from outrider.core.queue import AGEING
+from outrider.core.replay import replay
+from outrider.core.session import NewSession
+from outrider.core.task import (
+    Artifact,
+    Links,
+    Live,
+    Progress,
+    Retry,
+    State,
+    TaskError,
+    Timeouts,
+    Usage,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
+from outrider.core.values import SECOND, difference
+from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of
+
+TEXT = 'plain, "quoted", naïve, 日本語, 🦉, line\nbreak, \\ and \u2028'
+JSON_VALUE: dict[str, Any] = {
+    "text": TEXT,
+    "empty": {},
+    "list": [1, -2, 2.5, 1e300, 2**53, True, False, None, [], "x"],
+    "": "no name",
+}
+LIVE = Live(
+    state_detail=TEXT,
+    progress=Progress(3, 10, "files", TEXT, ("read", "write")),
+    iterations=7,
+    provider="someone",
+    model="some-model",
+    usage=Usage(4, 1000, 200, 50, 0.25),
+    links=Links("session_child", "remote-1", ("volume-1", "volume-2")),
+)
+
+
+class Contract:
+    """Gives each test a store, a session, and a scene to act in."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    async def ledger(self) -> Ledger:
+        raise NotImplementedError("a store's test class gives the store")
+
+    @pytest.fixture
+    async def scene(self, ledger: Ledger) -> Scene:
+        scene = Scene(ledger)
+        await scene.session()
+        return scene
+
+
+class Sessions(Contract):
+    async def test_a_new_session_is_its_own_root_and_its_creation_is_the_first_entry_of_its_log(self, scene: Scene):
+        session = await scene.session("session_b", agent="assistant", title=TEXT, labels={"team": "blue"})
+        assert session == await scene.views.session("session_b")
+        assert (session.root_session_id, session.last_seq, session.driver_task_id) == ("session_b", 1, None)
+        assert (session.agent, session.title, session.labels) == ("assistant", TEXT, {"team": "blue"})
+        (row,) = await scene.log("session_b")
+        assert (row.seq, row.task_id, row.type, row.at) == (1, None, "session.created", scene.now)
+        assert data_of(row)["session"]["id"] == "session_b"
+        assert data_of(row)["session"]["root_session_id"] == "session_b"
+
+    async def test_a_session_of_a_delegation_tree_keeps_its_place_and_its_organization(self, scene: Scene):
+        place = {"root_session_id": SESSION, "parent_session_id": SESSION, "parent_task_id": "task_1"}
+        session = await scene.session("session_b", organization_id="org_b", **place)
+        assert {name: getattr(session, name) for name in place} == place
+        assert session.organization_id == "org_b"
+
+    async def test_creating_a_session_again_returns_the_first_and_logs_nothing(self, scene: Scene):
+        first = await scene.views.session(SESSION)
+        scene.later()
+        assert await scene.session(SESSION, title="another") == first
+        assert len(await scene.log()) == 1
+
+    async def test_sessions_come_newest_first_and_in_pages(self, scene: Scene):
+        for name in "bcd":
+            await scene.session(f"session_{name}")
+        everything = [session.id for session in await scene.views.sessions()]
+        assert everything == ["session_d", "session_c", "session_b", "session_a"]
+        assert [session.id for session in await scene.views.sessions(limit=2)] == everything[:2]
+        assert [session.id for session in await scene.views.sessions(after="session_c")] == everything[2:]
+
+    async def test_a_session_knows_the_number_of_its_newest_entry(self, scene: Scene):
+        await scene.create("task_1")
+        scene.later()
+        await scene.apply("task_1", CancelRequested())
+        session = await scene.views.session(SESSION)
+        assert session is not None
+        assert session.last_seq == len(await scene.log()) == 3
+        assert session.updated_at == scene.now
+
+    async def test_what_does_not_exist_is_none_or_empty(self, scene: Scene):
+        views = scene.views
+        assert await views.session("no") is None
+        assert await views.task("no") is None
+        assert await views.request("no") is None
+        assert await views.file("no", "/no") is None
+        assert await views.file(SESSION, "/no") is None
+        assert await views.active_at("no") is None
+        assert (await views.output("no")).rows == ()
+        for nothing in (
+            views.tasks(["no"]),
+            views.children("no"),
+            views.held_by("no"),
+            views.follow_ups(10),
+            views.steps("no"),
+            views.attempts("no"),
+            views.requests("no"),
+            views.messages("no"),
+            views.events("no"),
+            views.files("no"),
+            views.transcript("no"),
+            views.inbox("no"),
+            views.workers(),
+            views.overdue(START, 10),
+            views.list_tasks(TaskFilter(session_id="no")),
+        ):
+            assert list(await nothing) == []
+
+
+class Creation(Contract):
+    async def test_a_task_comes_back_as_it_was_made_every_field_of_it(self, scene: Scene):
+        change = scene.new(
+            "task_1",
+            not_before=scene.now + SECOND,
+            spec=JSON_VALUE,
+            organization_id="org_b",
+            parent_task_id="task_0",
+            display_name=TEXT,
+            labels={"team": "blue", "naïve": TEXT},
+            origin={"turn": 1, "actor": {"id": "user_1"}},
+            wake_policy="on_activity",
+            idempotency_key="key/1",
+            priority=-3,
+            concurrency_key="model:some",
+            depends_on=("task_8", "task_9"),
+            run_if_dependency_fails=True,
+            detached=True,
+            on_open_children="cancel",
+            retry=Retry(7, 2 * SECOND, 1.5, 60 * SECOND),
+            timeouts=Timeouts(1 * SECOND, 2 * SECOND, 3 * SECOND, 4 * SECOND),
+            cancel_grace=5 * SECOND,
+            budget={"cost": 1.5},
+            result_schema={"type": "object", "properties": {"n": {"type": "integer"}}},
+            message_schema={"type": "string"},
+            retry_of="task_7",
+        )
+        same = [name.name for name in fields(change.task.input) if getattr(change.task.input, name.name) in ((), None)]
+        assert same == [], "this test fills every field"
+        assert await scene.one(change) == Committed(change.task)
+        assert await scene.views.task("task_1") == change.task
+
+    async def test_a_creation_is_logged_with_the_whole_record(self, scene: Scene):
+        task = await scene.create("task_1", spec=JSON_VALUE, labels={"a": "b"}, depends_on=("task_9",))
+        row = (await scene.log())[-1]
+        assert (row.seq, row.task_id, row.type, row.at) == (2, "task_1", "task.created", scene.now)
+        logged = data_of(row)
+        assert set(logged) == {"input", "core", "live", "outcome"}
+        for name, group in logged.items():
+            assert set(group) == {field.name for field in fields(getattr(task, name))}
+        assert logged["input"]["spec"] == JSON_VALUE
+        assert logged["input"]["depends_on"] == ["task_9"]
+        assert logged["core"]["state"] == "queued"
+
+    async def test_a_task_without_its_session_is_refused_and_leaves_nothing(self, scene: Scene):
+        assert await scene.one(scene.new("task_1", "session_x")) == NoSession("session_x")
+        assert await scene.views.task("task_1") is None
+
+    async def test_a_second_task_of_one_id_is_not_written_and_the_first_is_returned(self, scene: Scene):
+        first = await scene.create("task_1")
+        scene.later()
+        assert await scene.one(scene.new("task_1", spec={"another": 1})) == Existing(first)
+        assert await scene.task("task_1") == first
+        assert len(await scene.log()) == 2
+
+    async def test_an_id_taken_in_another_session_is_taken(self, scene: Scene):
+        await scene.session("session_b")
+        first = await scene.create("task_1")
+        assert await scene.one(scene.new("task_1", "session_b")) == Existing(first)
+
+    async def test_a_second_task_of_one_idempotency_key_is_not_written_and_the_first_is_returned(self, scene: Scene):
+        first = await scene.create("task_1", idempotency_key="key")
+        await scene.apply("task_1", CancelRequested())
+        first = await scene.task("task_1")
+        assert await scene.one(scene.new("task_2", idempotency_key="key")) == Existing(first)
+        assert await scene.views.task("task_2") is None
+
+    async def test_an_idempotency_key_belongs_to_its_session(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.create("task_1", idempotency_key="key")
+        assert isinstance(await scene.one(scene.new("task_2", "session_b", idempotency_key="key")), Committed)
+
+    async def test_of_two_tasks_of_one_key_in_one_batch_the_first_is_written(self, scene: Scene):
+        one = scene.new("task_1", idempotency_key="key")
+        two = scene.new("task_2", idempotency_key="key")
+        assert await scene.ledger.commit([one, two]) == [Committed(one.task), Existing(one.task)]
+        assert [row.type for row in await scene.log()] == ["session.created", "task.created"]
+
+    async def test_a_child_and_the_journal_row_of_its_parent_are_written_together(self, scene: Scene):
+        await scene.running("task_1")
+        step = scene.step("task_1", "spawn:1", value=b'"task_2"')
+        child = replace(scene.new("task_2", parent_task_id="task_1"), steps=(step,))
+        assert isinstance(await scene.one(child), Committed)
+        assert list(await scene.views.steps("task_1")) == [step]
+        assert [task.id for task in await scene.views.children("task_1")] == ["task_2"]
+
+    async def test_a_child_of_an_attempt_that_is_over_is_not_written_nor_its_journal_row(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.apply("task_1", HolderLost(1))
+        child = replace(scene.new("task_2", parent_task_id="task_1"), steps=(scene.step("task_1", "spawn:1"),))
+        assert await scene.one(child) == Fenced("task_1", 1)
+        assert await scene.views.task("task_2") is None
+        assert list(await scene.views.steps("task_1")) == []
+
+
+class Commits(Contract):
+    async def test_everything_that_a_change_carries_is_written_with_it(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_terminal")
+        await scene.create("task_2", depends_on=("task_1",))
+        live = replace(LIVE, iterations=8)
+        task = await scene.apply("task_1", Succeeded(1, b'{"n":1}', summary=TEXT, live=live))
+        assert task == await scene.task("task_1")
+        assert (task.state, task.live, task.outcome.summary) == (State.SUCCEEDED, live, TEXT)
+        assert await scene.views.file(SESSION, "/.tasks/task_1/result.json") == b'{"n":1}'
+        assert await scene.told() == [("task_1", "terminal")]
+        assert await scene.pending() == [("task_2", WatchedEnded("task_1", State.SUCCEEDED))]
+        (attempt,) = await scene.views.attempts("task_1")
+        assert (attempt.attempt, attempt.worker_id, attempt.ending, attempt.ended_at) == (
+            1,
+            WORKER,
+            "succeeded",
+            scene.now,
+        )
+        last = (await scene.log())[-1]
+        assert (last.type, last.task_id, last.at) == ("task.updated", "task_1", scene.now)
+        assert data_of(last)["core"]["state"] == "succeeded"
+        assert data_of(last)["live"]["iterations"] == 8
+
+    async def test_a_change_that_lost_the_version_race_writes_nothing_and_returns_the_current_record(
+        self, scene: Scene
+    ):
+        await scene.running("task_1", wake_policy="on_activity")
+        await scene.create("task_2", depends_on=("task_1",))
+        question = scene.request("req_1", "task_1")
+        seen = await scene.task("task_1")
+        events = (
+            Asked(1, question, scene.step("task_1", "ask:1")),
+            Posted(1, scene.message("tmsg_1", "task_1", "outbound"), scene.step("task_1", "post:1")),
+            Produced(1, Artifact("a", "file", "/a"), scene.file("/a"), scene.step("task_1", "artifact:1")),
+            Succeeded(1, b"1"),
+        )
+        late = [apply(seen, event, scene.now) for event in events]
+        current = await scene.apply("task_1", MessageReceived(scene.message("tmsg_2", "task_1")))
+        log = await scene.log()
+        assert await scene.ledger.commit(late) == [Stale(current)] * 4
+        assert await scene.task("task_1") == current
+        assert await scene.log() == log
+        assert await scene.pending() == []
+        assert await scene.told() == []
+        for nothing in (
+            scene.views.steps("task_1"),
+            scene.views.attempts("task_1"),
+            scene.views.requests("task_1"),
+            scene.views.files(SESSION),
+        ):
+            assert list(await nothing) == []
+        assert [message.id for message in await scene.views.messages("task_1")] == ["tmsg_2"]
+
+    async def test_a_change_to_a_task_that_is_gone_is_stale_without_a_record(self, scene: Scene):
+        change = apply(scene.new("task_1").task, CancelRequested(), scene.now)
+        assert await scene.one(change) == Stale(None)
+        assert len(await scene.log()) == 1
+
+    async def test_of_two_changes_decided_on_one_version_the_first_wins_in_one_batch(self, scene: Scene):
+        await scene.create("task_1")
+        one = await scene.decide("task_1", CancelRequested(by="one"))
+        two = await scene.decide("task_1", CancelRequested(by="two"))
+        assert await scene.ledger.commit([one, two]) == [Committed(one.task), Stale(one.task)]
+        assert (await scene.task("task_1")).core.canceled_by == "one"
+
+    async def test_changes_of_one_task_follow_each_other_in_one_batch(self, scene: Scene):
+        made = scene.new("task_1")
+        told = apply(made.task, MessageReceived(scene.message("tmsg_1", "task_1")), scene.now)
+        ended = apply(told.task, CancelRequested(), scene.now)
+        verdicts = await scene.ledger.commit([made, told, ended])
+        assert [committed(verdict).core.version for verdict in verdicts] == [1, 2, 3]
+        assert [row.type for row in await scene.log()] == [
+            "session.created",
+            "task.created",
+            "task.updated",
+            "task.message",
+            "task.updated",
+        ]
+        assert (await scene.task("task_1")).state is State.CANCELED
+
+    async def test_a_refused_change_does_not_disturb_its_neighbours(self, scene: Scene):
+        await scene.create("task_1")
+        stale = await scene.decide("task_1", CancelRequested())
+        current = await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+        before, after = scene.new("task_2"), scene.new("task_3")
+        lost = scene.new("task_4", "session_x")
+        assert await scene.ledger.commit([before, stale, lost, after]) == [
+            Committed(before.task),
+            Stale(current),
+            NoSession("session_x"),
+            Committed(after.task),
+        ]
+        assert [row.seq for row in await scene.log()] == list(range(1, 7))
+
+    async def test_a_commit_of_nothing_writes_nothing(self, scene: Scene):
+        assert list(await scene.ledger.commit([])) == []
+        assert len(await scene.log()) == 1
+
+    async def test_a_commit_that_raises_has_written_none_of_its_changes(self, scene: Scene):
+        good = scene.new("task_1")
+        bad = replace(scene.new("task_2"), events=(LogEvent("task.created", {"input": object()}),))
+        with pytest.raises(TypeError):
+            await scene.ledger.commit([good, bad])
+        assert await scene.views.tasks(["task_1", "task_2"]) == []
+        assert len(await scene.log()) == 1
+        await scene.create("task_1")
+
+    async def test_each_of_many_callers_gets_its_own_verdict(self, scene: Scene):
+        verdicts: dict[str, object] = {}
+
+        async def submit(number: int) -> None:
+            id = f"task_{number:03}"
+            verdicts[id] = await scene.one(scene.new(id, "session_x" if number % 5 == 0 else SESSION))
+
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(submit, number)
+        for id, verdict in verdicts.items():
+            expected = NoSession("session_x") if int(id[-3:]) % 5 == 0 else Committed(await scene.task(id))
+            assert verdict == expected
+        assert [row.seq for row in await scene.log()] == list(range(1, 82))
+
+    async def test_a_change_leaves_the_live_values_it_does_not_set(self, scene: Scene):
+        await scene.running("task_1")
+        seen = await scene.task("task_1")
+        await scene.ledger.report([Report("task_1", 1, scene.now, LIVE)])
+        change = apply(seen, MessageReceived(scene.message("tmsg_1", "task_1")), scene.now)
+        task = committed(await scene.one(change))
+        assert task.live == LIVE
+        assert task == await scene.task("task_1")
+
+    async def test_a_change_that_does_nothing_writes_nothing_and_tells_how_the_record_stands(self, scene: Scene):
+        task = await scene.create("task_1")
+        change = await scene.decide("task_1", WatchedEnded("task_9", State.FAILED))
+        assert change.is_noop
+        assert await scene.one(change) == Committed(task)
+        assert len(await scene.log()) == 2
+
+    async def test_a_change_that_does_nothing_is_stale_like_any_other(self, scene: Scene):
+        await scene.create("task_1")
+        change = await scene.decide("task_1", WatchedEnded("task_9", State.FAILED))
+        current = await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+        assert await scene.one(change) == Stale(current)
+
+    async def test_requests_are_kept_after_they_are_closed(self, scene: Scene):
+        await scene.running("task_1")
+        one = scene.request(
+            "req_1", "task_1", expected={"type": "boolean"}, details=JSON_VALUE, default=False, on_expiry="default"
+        )
+        two = scene.request("req_2", "task_1", deadline_at=scene.now + SECOND, remind_at=scene.now + 1, remind_every=2)
+        await scene.apply("task_1", Asked(1, one))
+        task = await scene.apply("task_1", Asked(1, two))
+        assert task.core.requests == (one, two) == tuple(await scene.views.requests("task_1"))
+        scene.later(1)
+        await scene.apply("task_1", Answered("req_1", JSON_VALUE, by="user_1", via="cli"))
+        closed, pending = await scene.views.requests("task_1")
+        assert (closed.status, closed.answer, closed.answered_by, closed.closed_at) == (
+            "answered",
+            JSON_VALUE,
+            "user_1",
+            scene.now,
+        )
+        assert pending == two
+        assert await scene.views.request("req_1") == closed
+        assert await scene.views.request("req_2") == two
+        assert (await scene.task("task_1")).core.requests == (two,)
+
+    async def test_attempts_are_kept_in_order_with_how_they_ended(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.apply("task_1", HolderLost(1))
+        scene.later()
+        await scene.reclaim("task_1", "worker_b")
+        await scene.apply("task_1", Released(2))
+        await scene.reclaim("task_1", "worker_c")
+        error = TaskError("exception", TEXT, JSON_VALUE)
+        await scene.apply("task_1", Failed(3, error, retryable=False))
+        attempts = await scene.views.attempts("task_1")
+        assert [(one.attempt, one.worker_id, one.ending) for one in attempts] == [
+            (1, WORKER, "lost"),
+            (2, "worker_b", "released"),
+            (3, "worker_c", "failed"),
+        ]
+        assert attempts[0].error is not None
+        assert attempts[0].error.kind == "orphaned"
+        assert attempts[2].error == error
+        assert (await scene.task("task_1")).outcome.error == error
+
+    async def test_messages_come_in_the_order_they_were_written_and_after_the_last_one_seen(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        for number, direction in enumerate(["inbound", "outbound", "inbound", "outbound"]):
+            message = scene.message(f"tmsg_{number}", "task_1", direction)
+            await scene.apply("task_1", MessageReceived(message) if direction == "inbound" else Posted(1, message))
+        full = replace(scene.message("tmsg_9", "task_2"), parts=(JSON_VALUE,), sender=TEXT, in_reply_to="tmsg_0")
+        await scene.apply("task_2", MessageReceived(full))
+
+        async def ids(**how: Any) -> str:
+            return "".join(one.id[-1] for one in await scene.views.messages("task_1", **how))
+
+        assert await ids() == "0123"
+        assert await ids(direction="inbound") == "02"
+        assert await ids(after="tmsg_0") == "123"
+        assert await ids(after="tmsg_0", direction="inbound") == "2"
+        assert await ids(limit=2) == "01"
+        assert await ids(after="tmsg_3") == ""
+        assert list(await scene.views.messages("task_2")) == [full]
+        logged = [data_of(row)["message"]["id"] for row in await scene.log() if row.type == "task.message"]
+        assert logged == ["tmsg_0", "tmsg_1", "tmsg_2", "tmsg_3", "tmsg_9"]
+
+
+Write = Callable[[Scene, int], Awaitable[bool]]
+
+
+async def _reports(scene: Scene, attempt: int) -> bool:
+    return (await scene.ledger.report([Report("task_1", attempt, scene.now, LIVE, {"iterations": 7})]))[0]
+
+
+async def _journals(scene: Scene, attempt: int) -> bool:
+    return (await scene.ledger.journal([scene.step("task_1", f"step:{attempt}", attempt)]))[0]
+
+
+async def _prints(scene: Scene, attempt: int) -> bool:
+    return (await scene.ledger.print([OutputChunk("task_1", attempt, "stdout", "text", scene.now, 1000)]))[0]
+
+
+async def _appends(scene: Scene, attempt: int) -> bool:
+    steps = (scene.step("task_1", "after", attempt),)
+    return await scene.ledger.append(
+        Page(SESSION, "task_1", attempt, 1, (b'{"a":1}',), LIVE, scene.now, forget="kept", steps=steps)
+    )
+
+
+async def _writes_a_file(scene: Scene, attempt: int) -> bool:
+    return await scene.ledger.write_file(scene.file("/a"), ("task_1", attempt))
+
+
+async def _commits_a_step(scene: Scene, attempt: int) -> bool:
+    child = scene.new("task_2", parent_task_id="task_1")
+    verdict = await scene.one(replace(child, steps=(scene.step("task_1", "spawn:1", attempt),)))
+    assert verdict in (Committed(child.task), Fenced("task_1", attempt))
+    return isinstance(verdict, Committed)
+
+
+RUNNING_WRITES = [_reports, _journals, _prints, _appends, _writes_a_file, _commits_a_step]
+
+
+async def everything_of(scene: Scene, task_id: str) -> tuple[object, ...]:
+    views = scene.views
+    return (
+        await views.task(task_id),
+        await views.active_at(task_id),
+        list(await views.steps(task_id)),
+        list(await views.attempts(task_id)),
+        list(await views.messages(task_id)),
+        await views.output(task_id),
+        list(await views.files(SESSION)),
+        list(await views.transcript(SESSION)),
+        await scene.log(),
+    )
+
+
+class Fencing(Contract):
+    @pytest.fixture(params=RUNNING_WRITES, ids=lambda write: write.__name__.strip("_"))
+    def write(self, request: pytest.FixtureRequest) -> Write:
+        chosen: Write = request.param
+        return chosen
+
+    @pytest.fixture
+    async def held(self, scene: Scene) -> Scene:
+        await scene.running("task_1", wake_policy="on_activity")
+        await scene.ledger.journal([scene.step("task_1", "kept")])
+        return scene
+
+    async def test_the_attempt_that_holds_its_task_may_write(self, held: Scene, write: Write):
+        before = await everything_of(held, "task_1")
+        assert await write(held, 1) is True
+        assert await everything_of(held, "task_1") != before
+
+    async def test_an_attempt_that_was_lost_writes_nothing_though_nobody_holds_the_task(
+        self, held: Scene, write: Write
+    ):
+        await held.apply("task_1", HolderLost(1))
+        before = await everything_of(held, "task_1")
+        assert await write(held, 1) is False
+        assert await everything_of(held, "task_1") == before
+
+    async def test_an_attempt_whose_task_was_claimed_again_writes_nothing(self, held: Scene, write: Write):
+        await held.apply("task_1", Released(1))
+        await held.reclaim("task_1", "worker_b")
+        before = await everything_of(held, "task_1")
+        assert await write(held, 1) is False
+        assert await everything_of(held, "task_1") == before
+
+    async def test_an_attempt_yet_to_come_writes_nothing(self, held: Scene, write: Write):
+        before = await everything_of(held, "task_1")
+        assert await write(held, 2) is False
+        assert await everything_of(held, "task_1") == before
+
+    async def test_the_attempt_that_ended_its_task_writes_nothing_more(self, held: Scene, write: Write):
+        await held.succeed("task_1")
+        before = await everything_of(held, "task_1")
+        assert await write(held, 1) is False
+        assert await everything_of(held, "task_1") == before
+
+    async def test_a_change_of_an_attempt_that_is_over_is_fenced_before_it_is_stale(self, held: Scene):
+        late = await held.decide("task_1", Asked(1, held.request("req_1", "task_1"), held.step("task_1", "ask:1")))
+        await held.apply("task_1", HolderLost(1))
+        before = await everything_of(held, "task_1")
+        assert await held.one(late) == Fenced("task_1", 1)
+        assert await everything_of(held, "task_1") == before
+
+    async def test_an_attempt_of_a_parked_task_writes_nothing_more(self, held: Scene, write: Write):
+        await held.park("task_1", WaitUntil(held.now + SECOND))
+        before = await everything_of(held, "task_1")
+        assert await write(held, 1) is False
+        assert await everything_of(held, "task_1") == before
+
+
+class RunningWork(Contract):
+    async def test_a_batch_of_running_writes_refuses_only_those_of_attempts_that_are_over(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        now = scene.now
+        assert list(await scene.ledger.report([Report(id, n, now) for id, n in STALE_AMONG_SOUND])) == SOUND
+        assert (
+            list(await scene.ledger.journal([scene.step(id, f"{id}:{n}", n) for id, n in STALE_AMONG_SOUND])) == SOUND
+        )
+        chunks = [OutputChunk(id, n, "stdout", f"{n}", now, 1000) for id, n in STALE_AMONG_SOUND]
+        assert list(await scene.ledger.print(chunks)) == SOUND
+        assert [step.position for step in await scene.views.steps("task_1")] == ["task_1:1"]
+        assert [row.text for row in (await scene.views.output("task_2")).rows] == ["1"]
+
+    async def test_a_report_replaces_the_live_values_without_moving_the_version(self, scene: Scene):
+        before = await scene.running("task_1")
+        assert list(await scene.ledger.report([Report("task_1", 1, scene.now, LIVE)])) == [True]
+        after = await scene.task("task_1")
+        assert after == replace(before, live=LIVE)
+
+    async def test_of_two_reports_in_one_batch_the_last_stays(self, scene: Scene):
+        await scene.running("task_1")
+        one, two = replace(LIVE, iterations=1), replace(LIVE, iterations=2)
+        reports = [Report("task_1", 1, scene.now, live, {"iterations": live.iterations}) for live in (one, two)]
+        assert list(await scene.ledger.report(reports)) == [True, True]
+        assert (await scene.task("task_1")).live == two
+        assert [data_of(row) for row in (await scene.log())[-2:]] == [{"iterations": 1}, {"iterations": 2}]
+
+    async def test_what_a_report_tells_readers_goes_to_the_log_and_nothing_else_does(self, scene: Scene):
+        await scene.running("task_1")
+        scene.later()
+        await scene.ledger.report([Report("task_1", 1, scene.now, LIVE, {"state_detail": TEXT, "progress": None})])
+        row = (await scene.log())[-1]
+        assert (row.type, row.task_id, row.at) == ("task.progress", "task_1", scene.now)
+        assert data_of(row) == {"state_detail": TEXT, "progress": None}
+        await scene.ledger.report([Report("task_1", 1, scene.now, LIVE), Report("task_1", 1, scene.now)])
+        assert (await scene.log())[-1] == row
+        assert (await scene.task("task_1")).live == LIVE
+
+    async def test_a_sign_of_life_is_kept_and_never_goes_back(self, scene: Scene):
+        await scene.running("task_1")
+        assert await scene.views.active_at("task_1") is None
+        for moment, newest in ((5, 5), (3, 5), (9, 9)):
+            await scene.ledger.report([Report("task_1", 1, START + moment)])
+            assert await scene.views.active_at("task_1") == START + newest
+
+    async def test_a_sign_of_life_belongs_to_its_attempt(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.ledger.report([Report("task_1", 1, scene.now)])
+        await scene.apply("task_1", Released(1))
+        await scene.reclaim("task_1")
+        assert await scene.views.active_at("task_1") is None
+
+    async def test_the_journal_comes_back_in_the_order_it_was_written(self, scene: Scene):
+        await scene.running("task_1")
+        steps = [
+            scene.step("task_1", "list", value=json.dumps(JSON_VALUE).encode()),
+            scene.step("task_1", "read/naïve", value=b"null"),
+            scene.step("task_1", "publish", value=None, done=False),
+        ]
+        assert list(await scene.ledger.journal(steps)) == [True, True, True]
+        assert list(await scene.views.steps("task_1")) == steps
+
+    async def test_a_journal_row_replaces_the_one_of_its_position_in_its_place(self, scene: Scene):
+        await scene.running("task_1")
+        intent = scene.step("task_1", "publish", value=None, done=False)
+        other = scene.step("task_1", "read")
+        await scene.ledger.journal([intent, other])
+        done = replace(intent, value=b'"done"', done=True)
+        assert list(await scene.ledger.journal([done])) == [True]
+        assert list(await scene.views.steps("task_1")) == [done, other]
+
+    async def test_the_journal_survives_from_attempt_to_attempt(self, scene: Scene):
+        await scene.running("task_1")
+        one = scene.step("task_1", "one")
+        await scene.ledger.journal([one])
+        await scene.apply("task_1", HolderLost(1))
+        await scene.reclaim("task_1")
+        two = scene.step("task_1", "two", attempt=2)
+        await scene.ledger.journal([two])
+        assert list(await scene.views.steps("task_1")) == [one, two]
+
+    async def test_journal_rows_are_neither_events_nor_transitions(self, scene: Scene):
+        before = await scene.running("task_1")
+        log = await scene.log()
+        await scene.ledger.journal([scene.step("task_1", "one")])
+        assert (await scene.task("task_1"), await scene.log()) == (before, log)
+
+    async def test_an_iteration_is_appended_with_its_totals_and_forgets_its_journal(self, scene: Scene):
+        before = await scene.running("task_1")
+        for position in ("model:2:1", "model:2:1:tool", "model:20", "survey"):
+            await scene.ledger.journal([scene.step("task_1", position)])
+        scene.later()
+        last = scene.step("task_1", "model:3")
+        page = Page(
+            SESSION, "task_1", 1, 2, (b'{"role":"user"}', b'["x"]'), LIVE, scene.now, forget="model:2:", steps=(last,)
+        )
+        assert await scene.ledger.append(page) is True
+        rows = await scene.views.transcript(SESSION)
+        assert [(row.number, row.task_id, row.iteration, row.message) for row in rows] == [
+            (1, "task_1", 2, b'{"role":"user"}'),
+            (2, "task_1", 2, b'["x"]'),
+        ]
+        assert [step.position for step in await scene.views.steps("task_1")] == ["model:20", "survey", "model:3"]
+        assert await scene.task("task_1") == replace(before, live=LIVE)
+        assert await scene.views.active_at("task_1") == scene.now
+        row = (await scene.log())[-1]
+        assert (row.type, row.at) == ("task.updated", scene.now)
+        assert set(data_of(row)) == {"live"}
+        assert set(data_of(row)["live"]) == set(difference(Live(), LIVE))
+
+    async def test_an_iteration_without_a_prefix_forgets_nothing(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.ledger.journal([scene.step("task_1", "one")])
+        await scene.ledger.append(Page(SESSION, "task_1", 1, 1, (), Live(iterations=1), scene.now))
+        assert len(await scene.views.steps("task_1")) == 1
+
+    async def test_a_prefix_to_forget_is_taken_literally(self, scene: Scene):
+        await scene.running("task_1")
+        for position in ("a%b", "a_b", "axb", "A_b", "a*b"):
+            await scene.ledger.journal([scene.step("task_1", position)])
+        await scene.ledger.append(Page(SESSION, "task_1", 1, 1, (), LIVE, scene.now, forget="a_"))
+        assert [step.position for step in await scene.views.steps("task_1")] == ["a%b", "axb", "A_b", "a*b"]
+
+    async def test_a_transcript_is_numbered_by_session_and_read_after_the_last_entry_seen(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.running("task_1")
+        for iteration in (1, 2):
+            page = Page("session_b", "task_1", 1, iteration, (b"1", b"2"), Live(iterations=iteration), scene.now)
+            assert await scene.ledger.append(page)
+        assert [row.number for row in await scene.views.transcript("session_b")] == [1, 2, 3, 4]
+        assert [row.number for row in await scene.views.transcript("session_b", after=3)] == [4]
+        assert [row.number for row in await scene.views.transcript("session_b", after=1, limit=2)] == [2, 3]
+        assert list(await scene.views.transcript(SESSION)) == []
+
+
+STALE_AMONG_SOUND = [("task_1", 1), ("task_1", 2), ("task_2", 1), ("task_9", 1)]
+SOUND = [True, False, True, False]
+
+
+class PrintedOutput(Contract):
+    @pytest.fixture
+    async def printing(self, scene: Scene) -> Scene:
+        await scene.running("task_1")
+        return scene
+
+    async def print(self, scene: Scene, *texts: str, keep: int = 1000, stream: str = "stdout") -> None:
+        chunks = [OutputChunk("task_1", 1, stream, text, scene.now, keep) for text in texts]
+        assert all(await scene.ledger.print(chunks))
+
+    async def test_offsets_count_the_bytes_of_all_streams(self, printing: Scene):
+        await self.print(printing, "naïve", "日本")
+        await self.print(printing, "🦉", stream="stderr")
+        await self.print(printing, "end\n")
+        output = await printing.views.output("task_1")
+        assert [(row.stream, row.offset, row.text) for row in output.rows] == [
+            ("stdout", 0, "naïve"),
+            ("stdout", 6, "日本"),
+            ("stderr", 12, "🦉"),
+            ("stdout", 16, "end\n"),
+        ]
+        assert (output.first, output.next) == (0, 20)
+        assert output.rows[0].at == printing.now
+
+    async def test_a_reader_that_resumes_at_the_cursor_gets_every_piece_once(self, printing: Scene):
+        texts = [TEXT[: n % 20 + 1] for n in range(50)]
+        await self.print(printing, *texts)
+        read, cursor = [], 0
+        while True:
+            page = await printing.views.output("task_1", start=cursor, limit=7)
+            if not page.rows:
+                break
+            read += [row.text for row in page.rows]
+            cursor = page.next
+        assert read == texts
+        assert cursor == sum(len(text.encode()) for text in texts)
+        await self.print(printing, "more")
+        page = await printing.views.output("task_1", start=cursor)
+        assert [row.text for row in page.rows] == ["more"]
+
+    async def test_a_cursor_inside_a_piece_gets_the_piece_whole(self, printing: Scene):
+        await self.print(printing, "abc", "def")
+        assert [row.text for row in (await printing.views.output("task_1", start=4)).rows] == ["def"]
+        assert [row.text for row in (await printing.views.output("task_1", start=3)).rows] == ["def"]
+        assert [row.text for row in (await printing.views.output("task_1", start=2)).rows] == ["abc", "def"]
+
+    async def test_only_the_tail_is_kept_and_offsets_go_on(self, printing: Scene):
+        for n in range(10):
+            await self.print(printing, f"{n}" * 4, keep=10)
+        output = await printing.views.output("task_1")
+        assert [row.text for row in output.rows] == ["7777", "8888", "9999"]
+        assert (output.first, output.next) == (28, 40)
+
+    async def test_the_tail_is_cut_within_one_batch_as_between_batches(self, printing: Scene):
+        await self.print(printing, *(f"{n}" * 4 for n in range(10)), keep=10)
+        output = await printing.views.output("task_1")
+        assert [row.text for row in output.rows] == ["7777", "8888", "9999"]
+        assert (output.first, output.next) == (28, 40)
+
+    async def test_a_reader_behind_the_tail_is_told_from_where_it_is_kept(self, printing: Scene):
+        await self.print(printing, "aaaa", "bbbb", keep=4)
+        output = await printing.views.output("task_1", start=0)
+        assert ([row.text for row in output.rows], output.first, output.next) == (["bbbb"], 4, 8)
+
+    async def test_output_is_kept_when_the_task_has_ended_and_goes_on_in_the_next_attempt(self, printing: Scene):
+        await self.print(printing, "one")
+        await printing.apply("task_1", Released(1))
+        await printing.reclaim("task_1")
+        await printing.ledger.print([OutputChunk("task_1", 2, "stdout", "two", printing.now, 1000)])
+        await printing.succeed("task_1")
+        rows = (await printing.views.output("task_1")).rows
+        assert [(row.offset, row.text) for row in rows] == [(0, "one"), (3, "two")]
+
+    async def test_a_task_that_printed_nothing_has_an_empty_output(self, printing: Scene):
+        output = await printing.views.output("task_1")
+        assert (output.rows, output.first, output.next) == ((), 0, 0)
+
+
+class FollowUps(Contract):
+    async def test_who_watches_a_task_hears_of_its_end_once(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", depends_on=("task_1",))
+        await scene.create("task_3", depends_on=("task_1",))
+        await scene.succeed("task_1")
+        ended = WatchedEnded("task_1", State.SUCCEEDED)
+        assert await scene.pending() == [("task_2", ended), ("task_3", ended)]
+
+    async def test_who_watches_a_task_that_has_ended_hears_at_once_how(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.apply("task_1", Failed(1, TaskError("exception", "no"), retryable=False))
+        await scene.create("task_2", depends_on=("task_1",))
+        assert await scene.pending() == [("task_2", WatchedEnded("task_1", State.FAILED))]
+
+    async def test_who_watches_a_task_that_does_not_exist_hears_that_it_failed(self, scene: Scene):
+        await scene.create("task_2", depends_on=("task_9",))
+        assert await scene.pending() == [("task_2", WatchedEnded("task_9", State.FAILED))]
+
+    async def test_no_wake_is_lost_when_the_awaited_task_ends_before_the_park_is_written(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        parked = await scene.decide("task_1", Parked(1, (WaitForTasks(("task_2",)),)))
+        await scene.succeed("task_2")
+        committed(await scene.one(parked))
+        assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
+    async def test_the_end_and_the_watch_meet_in_either_order_of_one_batch(self, scene: Scene):
+        for end_first in (True, False):
+            waiter, awaited = (f"task_{end_first}_{name}" for name in ("waiter", "awaited"))
+            await scene.running(waiter)
+            await scene.running(awaited)
+            changes = [
+                await scene.decide(awaited, Succeeded(1)),
+                await scene.decide(waiter, Parked(1, (WaitForTasks((awaited,)),))),
+            ]
+            for verdict in await scene.ledger.commit(changes if end_first else changes[::-1]):
+                committed(verdict)
+            assert (waiter, WatchedEnded(awaited, State.SUCCEEDED)) in await scene.pending()
+
+    async def test_a_task_created_and_awaited_in_one_batch_is_watched(self, scene: Scene):
+        await scene.running("task_1")
+        parked = await scene.decide("task_1", Parked(1, (WaitForTasks(("task_2",)),)))
+        await scene.ledger.commit([scene.new("task_2", route="background_tool:task_2"), parked])
+        assert await scene.pending() == []
+        await scene.reclaim("task_2")
+        await scene.succeed("task_2")
+        assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
+    async def test_watching_twice_is_heard_once(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        await scene.park("task_1", WaitForTasks(("task_2",)), WaitForMessage(0))
+        await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+        await scene.reclaim("task_1")
+        await scene.park("task_1", WaitForTasks(("task_2",)))
+        await scene.succeed("task_2")
+        assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
+    async def test_news_for_children_reaches_the_live_and_linked_ones(self, scene: Scene):
+        parent = {"parent_task_id": "task_1"}
+        await scene.running("task_1")
+        await scene.running("task_2", **parent)
+        await scene.create("task_3", **parent)
+        await scene.create("task_4", **parent, detached=True)
+        await scene.create("task_5")
+        await scene.succeed("task_2")
+        await scene.apply("task_1", Failed(1, TaskError("exception", "no"), retryable=False))
+        assert [task_id for task_id, _ in await scene.pending()] == ["task_3"]
+        ((_, event),) = await scene.pending()
+        assert isinstance(event, CancelRequested)
+        assert event.by == "task:task_1"
+
+    async def test_news_for_all_children_reaches_the_detached_ones_too(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", parent_task_id="task_1")
+        await scene.create("task_3", parent_task_id="task_1", detached=True)
+        await scene.apply("task_1", CancelRequested(by="user_1", reason=TEXT, include_detached=True, grace=5))
+        assert [task_id for task_id, _ in await scene.pending()] == ["task_2", "task_3"]
+        for _, event in await scene.pending():
+            assert event == CancelRequested(by="user_1", reason=TEXT, include_detached=True)
+
+    async def test_a_child_made_earlier_in_the_batch_is_reached_one_made_later_is_not(self, scene: Scene):
+        await scene.running("task_1")
+        early = scene.new("task_2", parent_task_id="task_1")
+        late = scene.new("task_3", parent_task_id="task_1")
+        ended = await scene.decide("task_1", Failed(1, TaskError("exception", "no"), retryable=False))
+        await scene.ledger.commit([early, ended, late])
+        assert [task_id for task_id, _ in await scene.pending()] == ["task_2"]
+
+    async def test_a_follow_up_goes_with_the_change_that_answers_it(self, scene: Scene):
+        await scene.create("task_1", depends_on=("task_9",))
+        (one,) = await scene.views.follow_ups(10)
+        change = replace(await scene.decide("task_1", one.event), settles=one.id)
+        task = committed(await scene.one(change))
+        assert task.state is State.FAILED
+        assert await scene.pending() == []
+
+    async def test_a_follow_up_answered_twice_is_answered_once(self, scene: Scene):
+        await scene.create("task_1", depends_on=("task_9",))
+        (one,) = await scene.views.follow_ups(10)
+        change = replace(await scene.decide("task_1", one.event), settles=one.id)
+        committed(await scene.one(change))
+        log = await scene.log()
+        assert await scene.one(change) == Settled()
+        again = await scene.decide("task_1", one.event)
+        assert await scene.ledger.commit([replace(again, settles=one.id)] * 2) == [Settled(), Settled()]
+        assert await scene.log() == log
+
+    async def test_a_follow_up_that_changes_nothing_goes_all_the_same(self, scene: Scene):
+        await scene.create("task_1", depends_on=("task_9",))
+        (one,) = await scene.views.follow_ups(10)
+        task = await scene.apply("task_1", CancelRequested())
+        change = replace(await scene.decide("task_1", one.event), settles=one.id)
+        assert change.is_noop
+        assert await scene.one(change) == Committed(task)
+        assert await scene.pending() == []
+        assert await scene.one(change) == Settled()
+
+    async def test_a_follow_up_stays_while_its_change_is_refused(self, scene: Scene):
+        await scene.create("task_1", depends_on=("task_9",))
+        (one,) = await scene.views.follow_ups(10)
+        change = replace(await scene.decide("task_1", one.event), settles=one.id)
+        current = await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+        assert await scene.one(change) == Stale(current)
+        assert [pending.id for pending in await scene.views.follow_ups(10)] == [one.id]
+
+    async def test_follow_ups_come_oldest_first_and_by_task(self, scene: Scene):
+        for n in range(4):
+            await scene.create(f"task_{n % 2}_{n}", depends_on=(f"task_x{n}",))
+        ids = [one.id for one in await scene.views.follow_ups(10)]
+        assert ids == sorted(ids)
+        assert len(ids) == 4
+        assert [one.id for one in await scene.views.follow_ups(3)] == ids[:3]
+        some = await scene.views.follow_ups(10, ["task_1_3", "task_0_0", "no"])
+        assert [one.task_id for one in some] == ["task_0_0", "task_1_3"]
+        assert list(await scene.views.follow_ups(10, [])) == []
+
+    async def test_a_claim_tells_whether_follow_ups_wait(self, scene: Scene):
+        assert (await scene.claim()).follow_ups is False
+        await scene.create("task_1", depends_on=("task_9",))
+        assert (await scene.claim()).follow_ups is True
+
+
+class ClaimOrder(Contract):
+    async def test_a_claim_writes_what_was_decided_for_each_task(self, scene: Scene):
+        made = await scene.create("task_1")
+        scene.later()
+        (task,) = (await scene.claim("worker_b")).tasks
+        assert task == apply(made, Claimed("worker_b"), scene.now).task == await scene.task("task_1")
+        assert task.core.worker_id == "worker_b"
+        last = (await scene.log())[-1]
+        assert (last.type, last.at, data_of(last)["core"]["worker_id"]) == ("task.updated", scene.now, "worker_b")
+
+    async def test_what_is_held_is_not_claimed_again(self, scene: Scene):
+        await scene.create("task_1")
+        assert await scene.claimed_ids() == ["task_1"]
+        assert await scene.claimed_ids(worker="worker_b") == []
+
+    async def test_only_the_routes_served_are_claimed(self, scene: Scene):
+        await scene.create("task_1", route="background_tool:a")
+        await scene.create("task_2", route="background_tool:b")
+        await scene.create("task_3", route="subagent")
+        assert await scene.claimed_ids(routes=[]) == []
+        assert await scene.claimed_ids(routes=["background_tool", "background_tool:c"]) == []
+        assert await scene.claimed_ids(routes=["subagent", "background_tool:a"]) == ["task_1", "task_3"]
+
+    async def test_a_claim_takes_no_more_than_asked_and_tells_that_more_is_there(self, scene: Scene):
+        for n in range(3):
+            await scene.create(f"task_{n}")
+        first = await scene.claim(limit=2)
+        assert ([task.id for task in first.tasks], first.more) == (["task_0", "task_1"], True)
+        second = await scene.claim(limit=2)
+        assert ([task.id for task in second.tasks], second.more) == (["task_2"], False)
+        await scene.create("task_9", route="another")
+        assert (await scene.claim(limit=0)).more is False
+
+    async def test_a_claim_for_nothing_takes_nothing_and_still_looks(self, scene: Scene):
+        await scene.create("task_1")
+        claims = await scene.claim(limit=0)
+        assert (claims.tasks, claims.more) == ((), True)
+        assert (await scene.task("task_1")).state is State.QUEUED
+
+    async def test_work_is_not_claimed_before_its_time_and_the_time_is_told(self, scene: Scene):
+        await scene.create("task_1", not_before=scene.now + 2 * SECOND)
+        await scene.create("task_2", not_before=scene.now + 3 * SECOND)
+        await scene.create("task_3", not_before=scene.now + 1 * SECOND, route="another")
+        claims = await scene.claim()
+        assert (claims.tasks, claims.next_due_at) == ((), scene.now + 2 * SECOND)
+        scene.later(2 * SECOND - 1)
+        assert await scene.claimed_ids() == []
+        scene.later(1)
+        claims = await scene.claim()
+        assert ([task.id for task in claims.tasks], claims.next_due_at) == (["task_1"], scene.now + SECOND)
+
+    async def test_what_came_due_but_was_left_is_ready_and_moves_no_version(self, scene: Scene):
+        await scene.create("task_1", not_before=scene.now + SECOND)
+        assert (await scene.task("task_1")).core.readiness == "timed"
+        scene.later()
+        claims = await scene.claim(limit=0)
+        assert (claims.more, claims.next_due_at) == (True, None)
+        task = await scene.task("task_1")
+        assert (task.core.readiness, task.core.version) == ("ready", 1)
+        assert len(await scene.log()) == 2
+
+    async def test_what_waits_for_another_is_not_claimed_until_it_may(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", depends_on=("task_1",))
+        scene.later(100 * SECOND)
+        assert await scene.claimed_ids() == []
+        await scene.succeed("task_1")
+        await scene.apply("task_2", WatchedEnded("task_1", State.SUCCEEDED))
+        assert await scene.claimed_ids() == ["task_2"]
+
+    async def test_what_waits_for_nothing_with_a_time_is_not_claimed(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.apply("task_1", Asked(1, scene.request("req_1", "task_1")))
+        await scene.park("task_1", WaitForAnswer("req_1"))
+        scene.later(100 * SECOND)
+        claims = await scene.claim(routes=["background_tool:task_1"])
+        assert (claims.tasks, claims.next_due_at) == ((), None)
+
+    async def test_the_earliest_deadline_of_any_task_is_told(self, scene: Scene):
+        assert (await scene.claim()).next_deadline_at is None
+        await scene.create("task_1", timeouts=Timeouts(total=9 * SECOND), route="another")
+        await scene.create("task_2", timeouts=Timeouts(queue=5 * SECOND), route="another")
+        assert (await scene.claim()).next_deadline_at == scene.now + 5 * SECOND
+        await scene.apply("task_2", CancelRequested())
+        assert (await scene.claim()).next_deadline_at == scene.now + 9 * SECOND
+
+    async def test_the_older_of_two_sessions_goes_first_and_a_session_queues_behind_itself(self, scene: Scene):
+        await scene.session("session_b")
+        for n in range(3):
+            await scene.create(f"task_a{n}")
+        scene.later(1)
+        await scene.create("task_b0", "session_b")
+        assert await scene.claimed_ids() == ["task_a0", "task_b0", "task_a1", "task_a2"]
+
+    async def test_a_flood_created_in_one_batch_queues_behind_itself_too(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.ledger.commit([scene.new(f"task_a{n}") for n in range(50)])
+        scene.later(1)
+        await scene.create("task_b0", "session_b")
+        assert (await scene.claimed_ids())[:3] == ["task_a0", "task_b0", "task_a1"]
+
+    async def test_one_point_of_priority_counts_like_a_wait(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.create("task_1", priority=0)
+        scene.later(AGEING - 1)
+        await scene.create("task_2", "session_b", priority=1)
+        scene.later(2)
+        await scene.session("session_c")
+        await scene.create("task_3", "session_c", priority=1)
+        assert await scene.claimed_ids() == ["task_2", "task_1", "task_3"]
+
+    async def test_of_two_tasks_with_one_place_the_older_goes_first(self, scene: Scene):
+        for name in "zayb":
+            await scene.session(f"session_{name}")
+            await scene.create(f"task_{name}", f"session_{name}")
+        assert await scene.claimed_ids() == ["task_z", "task_a", "task_y", "task_b"]
+
+    async def test_a_delayed_task_stands_where_it_comes_due_and_holds_nobody_up(self, scene: Scene):
+        await scene.create("task_1", not_before=scene.now + 5 * SECOND)
+        scene.later(1)
+        await scene.create("task_2")
+        scene.later(6 * SECOND)
+        await scene.create("task_3")
+        assert await scene.claimed_ids() == ["task_2", "task_1", "task_3"]
+
+    async def test_a_task_that_waits_for_another_holds_nobody_up(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.running("task_0")
+        for n in range(3):
+            await scene.create(f"task_blocked{n}", "session_b", depends_on=("task_0",))
+        await scene.create("task_1", "session_b")
+        scene.later(1)
+        await scene.session("session_c")
+        await scene.create("task_2", "session_c")
+        assert await scene.claimed_ids() == ["task_1", "task_2"]
+
+    async def test_a_task_that_is_due_again_stands_where_it_came_due(self, scene: Scene):
+        await scene.running("task_1", priority=0)
+        scene.later()
+        await scene.session("session_b")
+        await scene.create("task_2", "session_b", route="background_tool:task_1")
+        scene.later()
+        await scene.apply("task_1", Released(1))
+        scene.later()
+        await scene.session("session_c")
+        await scene.create("task_3", "session_c", route="background_tool:task_1")
+        assert await scene.claimed_ids(routes=["background_tool:task_1"]) == ["task_2", "task_1", "task_3"]
+
+    async def test_news_for_a_queued_task_does_not_move_its_place(self, scene: Scene):
+        for n in range(3):
+            await scene.create(f"task_{n}")
+        scene.later()
+        await scene.apply("task_2", MessageReceived(scene.message("tmsg_1", "task_2")))
+        await scene.apply("task_0", MessageReceived(scene.message("tmsg_2", "task_0")))
+        assert await scene.claimed_ids() == ["task_0", "task_1", "task_2"]
+
+    async def test_a_claim_whose_decision_raises_takes_nothing(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.create("task_2")
+        before = [await scene.task("task_1"), await scene.task("task_2")]
+
+        def decide(task: Any) -> Change:
+            if task.id == "task_2":
+                raise ZeroDivisionError
+            return apply(task, Claimed(WORKER), scene.now)
+
+        with pytest.raises(ZeroDivisionError):
+            await scene.ledger.claim(Claim(WORKER, (ROUTE,), 10, scene.now), decide)
+        assert [await scene.task("task_1"), await scene.task("task_2")] == before
+        assert await scene.claimed_ids() == ["task_1", "task_2"]
+
+
+class Logs(Contract):
+    async def test_a_reader_that_resumes_gets_every_later_entry_exactly_once(self, scene: Scene):
+        await scene.running("task_1")
+        for n in range(20):
+            await scene.apply("task_1", MessageReceived(scene.message(f"tmsg_{n}", "task_1")))
+        log = await scene.log()
+        assert [row.seq for row in log] == list(range(1, len(log) + 1))
+        for start in (0, 1, len(log) // 2, len(log) - 1, len(log), len(log) + 5):
+            assert list(await scene.views.events(SESSION, after=start)) == log[start:]
+        read: list[Any] = []
+        while page := await scene.views.events(SESSION, after=read[-1].seq if read else 0, limit=7):
+            read += page
+        assert read == log
+
+    async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.create("task_2")
+        await scene.apply("task_1", CancelRequested())
+        log = await scene.log()
+        assert [row.seq for row in await scene.views.events(SESSION, task_id="task_1")] == [2, 4]
+        assert list(await scene.views.events(SESSION, task_id="task_1", after=2)) == [log[3]]
+        assert list(await scene.views.events(SESSION, task_id="task_1", limit=1)) == [log[1]]
+        assert list(await scene.views.events(SESSION, task_id="no")) == []
+
+    async def test_sessions_number_their_logs_apart_and_positions_order_the_whole_database(self, scene: Scene):
+        await scene.session("session_b")
+        for n in range(4):
+            await scene.create(f"task_{n}", SESSION if n % 2 else "session_b")
+        one, two = await scene.log(), await scene.log("session_b")
+        assert [row.seq for row in one] == [row.seq for row in two] == [1, 2, 3]
+        assert {row.session_id for row in one} == {SESSION}
+        positions = [row.position for row in (one[0], two[0], two[1], one[1], two[2], one[2])]
+        assert positions == sorted(set(positions))
+
+    async def test_the_log_stays_gap_free_while_many_write_to_it(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.running("task_run")
+
+        async def work(number: int) -> None:
+            session = SESSION if number % 2 else "session_b"
+            await scene.create(f"task_{number:02}", session)
+            await scene.ledger.report([Report("task_run", 1, scene.now, None, {"iterations": number})])
+            await scene.apply(f"task_{number:02}", CancelRequested())
+
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                group.start_soon(work, number)
+        for session in (SESSION, "session_b"):
+            log = await scene.log(session)
+            assert [row.seq for row in log] == list(range(1, len(log) + 1))
+            assert [row.position for row in log] == sorted(row.position for row in log)
+        assert len(await scene.log()) == 1 + 2 + 40 + 40
+        assert len(await scene.log("session_b")) == 1 + 40
+
+    async def test_an_untrimmed_log_starts_at_one(self, scene: Scene):
+        assert await scene.views.first_seq(SESSION) == 1
+
+    async def test_the_log_of_a_task_replays_to_its_record(self, scene: Scene):
+        live = replace(LIVE, iterations=1)
+        await scene.running("task_1", spec=JSON_VALUE, wake_policy="on_activity")
+        await scene.apply("task_1", Asked(1, scene.request("req_1", "task_1", details=JSON_VALUE), live=live))
+        await scene.apply("task_1", Answered("req_1", TEXT))
+        await scene.ledger.report([Report("task_1", 1, scene.now, LIVE, {"iterations": LIVE.iterations})])
+        page = Page(SESSION, "task_1", 1, 1, (), replace(LIVE, iterations=9), scene.now)
+        await scene.ledger.append(page)
+        await scene.apply("task_1", Succeeded(1, b"1", summary=TEXT, live=replace(LIVE, iterations=9)))
+        log = await scene.views.events(SESSION, task_id="task_1")
+        replayed = replay([(row.type, data_of(row)) for row in log])
+        task = await scene.task("task_1")
+        again = scene.new("task_2")  # encoded by the same store, so that both sides are its JSON
+        created = replace(
+            again, events=(LogEvent("task.created", {name: getattr(task, name) for name in (replayed or {})}),)
+        )
+        await scene.one(created)
+        assert replayed == data_of((await scene.log())[-1])
+
+
+class Inboxes(Contract):
+    async def post(self, scene: Scene, task_id: str, number: int) -> None:
+        await scene.apply(task_id, Posted(1, scene.message(f"tmsg_{task_id}_{number}", task_id, "outbound")))
+
+    async def test_entries_of_one_task_coalesce_and_the_newest_takes_a_new_place(self, scene: Scene):
+        for name in ("task_1", "task_2"):
+            await scene.running(name, wake_policy="on_activity")
+        await self.post(scene, "task_1", 1)
+        await self.post(scene, "task_2", 1)
+        first, second = await scene.views.inbox(SESSION)
+        assert [row.task_id for row in (first, second)] == ["task_1", "task_2"]
+        assert first.seq < second.seq
+        scene.later()
+        await scene.succeed("task_1")
+        rows = await scene.views.inbox(SESSION)
+        assert [(row.task_id, row.reason) for row in rows] == [("task_2", "message"), ("task_1", "terminal")]
+        assert rows[0] == second
+        assert rows[1].seq > second.seq
+        assert rows[1].created_at == scene.now
+        assert rows[1].session_id == SESSION
+        assert rows[1].body["state"] == "succeeded"
+
+    async def test_entries_of_one_batch_coalesce_too(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_activity")
+        one = await scene.decide("task_1", Posted(1, scene.message("tmsg_1", "task_1", "outbound")))
+        two = apply(one.task, Succeeded(1), scene.now)
+        await scene.ledger.commit([one, two])
+        assert await scene.told() == [("task_1", "terminal")]
+
+    async def test_what_was_acknowledged_is_gone_and_news_after_it_comes_anew(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_activity")
+        await self.post(scene, "task_1", 1)
+        (row,) = await scene.views.inbox(SESSION)
+        assert await scene.ledger.acknowledge(SESSION, row.seq) == 1
+        assert await scene.told() == []
+        await self.post(scene, "task_1", 2)
+        (again,) = await scene.views.inbox(SESSION)
+        assert again.seq > row.seq
+        assert again.body["message_id"] == "tmsg_task_1_2"
+
+    async def test_only_what_was_seen_is_acknowledged(self, scene: Scene):
+        for n in range(3):
+            await scene.running(f"task_{n}", wake_policy="on_activity")
+            await self.post(scene, f"task_{n}", 1)
+        rows = await scene.views.inbox(SESSION)
+        await self.post(scene, "task_0", 2)
+        assert await scene.ledger.acknowledge(SESSION, rows[1].seq) == 1
+        assert [task_id for task_id, _ in await scene.told()] == ["task_2", "task_0"]
+        assert await scene.ledger.acknowledge(SESSION, rows[1].seq) == 0
+        assert await scene.ledger.acknowledge("session_x", 100) == 0
+
+    async def test_a_page_of_the_inbox_is_its_oldest_entries(self, scene: Scene):
+        for n in range(5):
+            await scene.running(f"task_{n}", wake_policy="on_activity")
+            await self.post(scene, f"task_{n}", 1)
+        assert [row.task_id for row in await scene.views.inbox(SESSION, limit=2)] == ["task_0", "task_1"]
+
+    async def test_an_entry_of_a_commit_that_was_refused_is_not_there(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_activity")
+        late = await scene.decide("task_1", Succeeded(1))
+        await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+        await scene.one(late)
+        assert await scene.told() == []
+
+
+class Files(Contract):
+    async def test_a_file_comes_back_byte_by_byte_and_a_second_replaces_it(self, scene: Scene):
+        content = bytes(range(256)) * 10
+        assert await scene.ledger.write_file(scene.file("/a/naïve.bin", content)) is True
+        assert await scene.views.file(SESSION, "/a/naïve.bin") == content
+        scene.later()
+        second = replace(scene.file("/a/naïve.bin", b""), media_type="text/markdown", task_id="task_1")
+        assert await scene.ledger.write_file(second) is True
+        assert await scene.views.file(SESSION, "/a/naïve.bin") == b""
+        (info,) = await scene.views.files(SESSION)
+        assert (info.path, info.size, info.media_type, info.created_at, info.task_id, info.session_id) == (
+            "/a/naïve.bin",
+            0,
+            "text/markdown",
+            scene.now,
+            "task_1",
+            SESSION,
+        )
+
+    async def test_files_belong_to_their_session(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.ledger.write_file(scene.file("/a", b"one"))
+        await scene.ledger.write_file(scene.file("/a", b"two", "session_b"))
+        assert await scene.views.file(SESSION, "/a") == b"one"
+        assert await scene.ledger.delete_file("session_b", "/a") is True
+        assert await scene.views.file(SESSION, "/a") == b"one"
+
+    async def test_a_file_of_no_session_is_refused(self, scene: Scene):
+        with pytest.raises(NotFound) as caught:
+            await scene.ledger.write_file(scene.file("/a", b"", "session_x"))
+        assert caught.value.code == "session_not_found"
+
+    async def test_a_deleted_file_is_gone_and_cannot_be_deleted_twice(self, scene: Scene):
+        await scene.ledger.write_file(scene.file("/a"))
+        assert await scene.ledger.delete_file(SESSION, "/a") is True
+        assert await scene.views.file(SESSION, "/a") is None
+        assert list(await scene.views.files(SESSION)) == []
+        assert await scene.ledger.delete_file(SESSION, "/a") is False
+        assert await scene.ledger.delete_file("session_x", "/a") is False
+
+    async def test_files_are_listed_in_the_order_of_their_paths_below_a_literal_prefix(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.succeed("task_1", b"1")
+        for path in ("/b", "/a_b/1", "/axb/1", "/a_b/0", "/A_b/1", "/a%/1", "/é", "/.hidden"):
+            await scene.ledger.write_file(scene.file(path))
+
+        async def paths(**how: Any) -> list[str]:
+            return [info.path for info in await scene.views.files(SESSION, **how)]
+
+        everything = await paths()
+        assert everything == sorted(everything)
+        assert len(everything) == 9
+        assert await paths(prefix="/a_") == ["/a_b/0", "/a_b/1"]
+        assert await paths(prefix="/a%") == ["/a%/1"]
+        assert await paths(prefix="/.tasks/") == ["/.tasks/task_1/result.json"]
+        assert await paths(prefix="/.") == ["/.hidden", "/.tasks/task_1/result.json"]
+        assert await paths(limit=2) == everything[:2]
+        assert await paths(prefix="/no") == []
+
+    async def test_a_small_file_appears_with_the_artifact_that_names_it(self, scene: Scene):
+        await scene.running("task_1")
+        artifact = Artifact("report", "file", "/report.md", None, "text/markdown", 7)
+        task = await scene.apply("task_1", Produced(1, artifact, scene.file("/report.md")))
+        assert task.outcome.artifacts == (artifact,)
+        assert await scene.views.file(SESSION, "/report.md") == b"content"
+
+
+class Queries(Contract):
+    @pytest.fixture
+    async def crowd(self, scene: Scene) -> Scene:
+        """Six tasks, every other one in a session of a tree below the first."""
+        await scene.session("session_b", root_session_id=SESSION)
+        for n in range(6):
+            scene.later()
+            await scene.create(
+                f"task_{n}",
+                SESSION if n % 2 == 0 else "session_b",
+                root_session_id=SESSION,
+                kind="subagent" if n < 2 else "background_tool",
+                organization_id="org_b" if n == 5 else "org_default",
+                parent_task_id="task_0" if n in (1, 2) else None,
+                labels={"n": str(n), "half": "low" if n < 3 else "high"},
+            )
+        await scene.apply("task_3", CancelRequested())
+        return scene
+
+    @pytest.mark.parametrize(
+        ("wanted", "ids"),
+        [
+            ({}, "543210"),
+            ({"session_id": SESSION}, "420"),
+            ({"session_id": "session_b"}, "531"),
+            ({"root_session_id": SESSION}, "543210"),
+            ({"root_session_id": "session_b"}, ""),
+            ({"parent_task_id": "task_0"}, "21"),
+            ({"organization_id": "org_b"}, "5"),
+            ({"kind": "subagent"}, "10"),
+            ({"states": (State.CANCELED,)}, "3"),
+            ({"states": (State.QUEUED, State.CANCELED), "session_id": "session_b"}, "531"),
+            ({"states": ()}, ""),
+            ({"labels": {"half": "low"}}, "210"),
+            ({"labels": {"half": "low", "n": "1"}}, "1"),
+            ({"labels": {"half": "lo"}}, ""),
+            ({"labels": {"other": "low"}}, ""),
+            ({"after": "task_2"}, "10"),
+            ({"after": "task_2", "newest_first": False}, "345"),
+            ({"limit": 2}, "54"),
+            ({"limit": 2, "newest_first": False}, "01"),
+            ({"session_id": SESSION, "labels": {"half": "low"}, "after": "task_2", "kind": "subagent"}, "0"),
+        ],
+        ids=str,
+    )
+    async def test_a_page_of_tasks_is_in_the_order_of_ids_and_holds_only_what_was_asked_for(
+        self, crowd: Scene, wanted: dict[str, Any], ids: str
+    ):
+        page = await crowd.views.list_tasks(TaskFilter(**wanted))
+        assert "".join(task.id[-1] for task in page) == ids
+        for task in page:
+            assert task == await crowd.task(task.id)
+
+    async def test_pages_together_hold_every_task_once(self, crowd: Scene):
+        read: list[str] = []
+        while page := await crowd.views.list_tasks(TaskFilter(after=read[-1] if read else None, limit=4)):
+            read += [task.id for task in page]
+        assert read == [f"task_{n}" for n in (5, 4, 3, 2, 1, 0)]
+
+    async def test_tasks_are_found_by_their_ids(self, crowd: Scene):
+        found = await crowd.views.tasks(["task_4", "no", "task_1", "task_4"])
+        assert sorted(task.id for task in found) == ["task_1", "task_4"]
+        assert list(await crowd.views.tasks([])) == []
+
+    async def test_children_are_found_by_their_parent_ended_ones_too(self, crowd: Scene):
+        await crowd.apply("task_1", CancelRequested())
+        assert sorted(task.id for task in await crowd.views.children("task_0")) == ["task_1", "task_2"]
+        assert list(await crowd.views.children("task_5")) == []
+
+    async def test_tasks_are_counted_by_state(self, crowd: Scene):
+        await crowd.claim(limit=2)
+        counts = await crowd.views.count_by_state()
+        assert {state: counts.get(state, 0) for state in State} == {
+            State.QUEUED: 3,
+            State.RUNNING: 2,
+            State.AWAITING_INPUT: 0,
+            State.SUCCEEDED: 0,
+            State.FAILED: 0,
+            State.CANCELED: 1,
+        }
+
+    async def test_what_a_worker_holds_is_told_with_version_and_attempt(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        await scene.apply("task_1", HolderLost(1))
+        await scene.reclaim("task_1", "worker_b")
+        (other,) = await scene.views.held_by(WORKER)
+        assert other == Beat("task_2", 1, 2)
+        assert list(await scene.views.held_by("worker_b")) == [Beat("task_1", 2, 4)]
+        await scene.apply("task_2", MessageReceived(scene.message("tmsg_1", "task_2")))
+        assert list(await scene.views.held_by(WORKER)) == [Beat("task_2", 1, 3)]
+        await scene.succeed("task_2")
+        assert list(await scene.views.held_by(WORKER)) == []
+
+    async def test_overdue_tasks_come_earliest_first(self, scene: Scene):
+        for n, seconds in enumerate((3, 1, 2, 9)):
+            await scene.create(f"task_{n}", timeouts=Timeouts(total=seconds * SECOND))
+        await scene.create("task_5")
+        start = scene.now
+        assert list(await scene.views.overdue(start, 10)) == []
+        assert [task.id for task in await scene.views.overdue(start + 3 * SECOND, 10)] == ["task_1", "task_2", "task_0"]
+        assert [task.id for task in await scene.views.overdue(start + 3 * SECOND, 2)] == ["task_1", "task_2"]
+        scene.later(3 * SECOND)
+        await scene.apply("task_1", DeadlinePassed())
+        assert [task.id for task in await scene.views.overdue(scene.now, 10)] == ["task_2", "task_0"]
+
+
+class Workers(Contract):
+    card = WorkerCard("worker_b", "host", "boot", 4711, START, ("background_tool:a", "subagent"), "1.0", 16)
+
+    async def test_a_registered_worker_is_known_as_it_presented_itself(self, scene: Scene):
+        await scene.ledger.register(self.card)
+        (worker,) = await scene.views.workers()
+        assert worker.card == self.card
+
+    async def test_a_beat_grows_with_every_renewal(self, scene: Scene):
+        await scene.ledger.register(self.card)
+        beats = [await self.beat(scene)]
+        for _ in range(3):
+            assert await anyio.to_thread.run_sync(scene.ledger.renew, "worker_b", 5.0) is True
+            beats.append(await self.beat(scene))
+        assert beats == sorted(set(beats))
+
+    async def test_a_beat_is_renewed_from_a_thread_while_the_loop_is_busy(self, scene: Scene):
+        await scene.ledger.register(self.card)
+        before = await self.beat(scene)
+        kept: list[bool] = []
+        thread = threading.Thread(target=lambda: kept.append(scene.ledger.renew("worker_b", 5.0)))
+        thread.start()
+        thread.join(10)  # holds up the loop, as a tool might
+        assert kept == [True]
+        assert await self.beat(scene) > before
+
+    async def test_a_worker_that_was_retired_is_unknown_and_cannot_renew(self, scene: Scene):
+        await scene.ledger.register(self.card)
+        await scene.ledger.retire("worker_b")
+        assert list(await scene.views.workers()) == []
+        assert await anyio.to_thread.run_sync(scene.ledger.renew, "worker_b", 5.0) is False
+        await scene.ledger.retire("worker_b")
+
+    async def test_a_worker_that_registers_again_is_one_worker_with_its_new_card(self, scene: Scene):
+        await scene.ledger.register(self.card)
+        card = replace(self.card, pid=1, routes=())
+        await scene.ledger.register(card)
+        (worker,) = await scene.views.workers()
+        assert worker.card == card
+
+    async def beat(self, scene: Scene) -> int:
+        (worker,) = await scene.views.workers()
+        return worker.beat
+
+
+class Signals(Contract):
+    async def test_who_listens_hears_whom_a_commit_concerns_and_that_work_is_ready(self, scene: Scene):
+        ear = Ear(scene.ledger)
+        await scene.create("task_1")
+        await ear.hears(
+            lambda one: "task_1" in one.task_ids and "task_1" in one.moved and SESSION in one.session_ids and one.ready
+        )
+
+    async def test_work_that_will_be_due_later_is_told_too(self, scene: Scene):
+        ear = Ear(scene.ledger)
+        await scene.create("task_1", not_before=scene.now + SECOND)
+        await ear.hears(lambda one: "task_1" in one.moved and one.ready)
+
+    async def test_a_holder_hears_that_its_task_moved(self, scene: Scene):
+        await scene.running("task_1")
+        ear = Ear(scene.ledger)
+        await scene.apply("task_1", CancelRequested())
+        await ear.hears(lambda one: "task_1" in one.moved)
+
+    async def test_follow_ups_are_told(self, scene: Scene):
+        ear = Ear(scene.ledger)
+        await scene.create("task_1", depends_on=("task_9",))
+        await ear.hears(lambda one: one.follow_ups)
+
+    async def test_running_writes_are_told_without_a_move(self, scene: Scene):
+        await scene.running("task_1")
+        for write in (_reports, _prints, _appends, _journals):
+            ear = Ear(scene.ledger)
+            assert await write(scene, 1)
+            heard = await ear.hears(lambda one: "task_1" in one.task_ids)
+            assert "task_1" not in heard.moved
+            ear.stop()
+
+    async def test_who_follows_a_session_hears_of_its_progress(self, scene: Scene):
+        await scene.running("task_1")
+        ear = Ear(scene.ledger)
+        await _reports(scene, 1)
+        await ear.hears(lambda one: SESSION in one.session_ids)
+
+    async def test_a_write_that_was_refused_is_not_told(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.succeed("task_1")
+        ear = Ear(scene.ledger)
+        for write in (_reports, _prints, _journals):
+            assert not await write(scene, 1)
+        await scene.create("task_2")
+        await ear.hears(lambda one: "task_2" in one.task_ids)
+        assert not any("task_1" in one.task_ids for one in ear.signals)
+
+    async def test_who_stopped_listening_hears_nothing(self, scene: Scene):
+        stopped, ear = Ear(scene.ledger), Ear(scene.ledger)
+        stopped.stop()
+        stopped.stop()
+        await scene.create("task_1")
+        await ear.hears(lambda one: "task_1" in one.task_ids)
+        assert stopped.signals == []
+
+    async def test_listeners_are_called_on_the_loop(self, scene: Scene):
+        heard: list[tuple[int, Signal]] = []
+        scene.ledger.listen(lambda signal: heard.append((threading.get_ident(), signal)))
+        ear = Ear(scene.ledger)
+        await scene.create("task_1")
+        await ear.hears(lambda one: "task_1" in one.task_ids)
+        assert {thread for thread, _ in heard} == {threading.get_ident()}
+
+
+class Lifetimes(Contract):
+    async def test_commits_are_counted(self, scene: Scene):
+        before = scene.ledger.counters["commits"]
+        await scene.create("task_1")
+        assert scene.ledger.counters["commits"] > before
+        assert "statements" in scene.ledger.counters
+
+    async def test_a_closed_store_says_so(self, scene: Scene):
+        await scene.create("task_1")
+        change = await scene.decide("task_1", CancelRequested())
+        await scene.ledger.close()
+        for call in (
+            lambda: scene.ledger.commit([change]),
+            lambda: scene.ledger.create_session(NewSession("session_b", scene.now)),
+            lambda: scene.claim(),
+            lambda: scene.ledger.journal([scene.step("task_1", "one")]),
+            lambda: scene.views.task("task_1"),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call()
+        with pytest.raises(StoreUnavailable):
+            await anyio.to_thread.run_sync(scene.ledger.renew, "worker_b", 1.0)
+
+    async def test_closing_twice_is_harmless(self, scene: Scene):
+        await scene.ledger.close()
+        await scene.ledger.close()
+
+
+class StoreContract(
+    Sessions,
+    Creation,
+    Commits,
+    Fencing,
+    RunningWork,
+    PrintedOutput,
+    FollowUps,
+    ClaimOrder,
+    Logs,
+    Inboxes,
+    Files,
+    Queries,
+    Workers,
+    Signals,
+    Lifetimes,
+):
+    """All of it."""
