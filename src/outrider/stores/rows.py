@@ -1,0 +1,313 @@
+"""Between records and what SQL stores keep: columns for what is searched, compact JSON for the rest.
+
+A document leaves out every field that equals its default, and is NULL when all do; `core` leaves out also
+what has a column. Decoding puts both together again, so nothing is stored twice and nothing can disagree.
+Values read back equal those written, except that a tuple inside free JSON comes back as a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from operator import attrgetter
+from typing import Any, Generic, TypeVar, cast
+
+import orjson
+
+from outrider.core.change import AttemptEnd, AttemptEnding, LogEvent
+from outrider.core.events import CancelRequested, FollowUpEvent, Message, WatchedEnded
+from outrider.core.ledger import WorkerCard
+from outrider.core.session import NewSession, Session
+from outrider.core.task import (
+    Artifact,
+    Core,
+    Input,
+    InputRequest,
+    Links,
+    Live,
+    Outcome,
+    Progress,
+    Retry,
+    State,
+    Stopping,
+    Task,
+    TaskError,
+    Timeouts,
+    Usage,
+    Wait,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
+from outrider.core.values import JSON
+
+V = TypeVar("V")
+
+STATES: Mapping[str, State] = {state.value: state for state in State}
+
+MOVED = (
+    "state",
+    "version",
+    "attempt",
+    "failures",
+    "worker_id",
+    "attempt_started_at",
+    "due_at",
+    "readiness",
+    "next_deadline_at",
+    "started_at",
+    "finished_at",
+    "finished_by",
+    "updated_at",
+)
+"""The fields of the core that are columns, in the order in which `moved` gives them."""
+
+moved: Callable[[Core], tuple[Any, ...]] = attrgetter(*("state._value_" if name == "state" else name for name in MOVED))
+"""The columns of a core. `_value_`, for a driver binds a plain string faster than an enum's member."""
+
+
+def encode(data: object) -> str:
+    """Encode to JSON text. Raises TypeError for what is not JSON."""
+    return orjson.dumps(data, default=_plain).decode()
+
+
+def decode(text: str | bytes) -> JSON:
+    """Decode JSON."""
+    return orjson.loads(text)
+
+
+class Compact(Generic[V]):
+    """One class as a document without its defaults. `readers` say how a field that is no plain JSON is read."""
+
+    def __init__(
+        self, kind: type[V], readers: Mapping[str, Callable[[Any], Any]] | None = None, without: Sequence[str] = ()
+    ) -> None:
+        kept = [field for field in fields(cast(Any, kind)) if field.name not in without]
+        self._kind = kind
+        self._names = [field.name for field in kept]
+        self._defaults = tuple(_default(field) for field in kept)
+        self._getter = attrgetter(*self._names)
+        self._readers = dict(readers or {})
+
+    def pack(self, value: V) -> dict[str, Any] | None:
+        """The fields that differ from their defaults; None when none does."""
+        values = self._getter(value)
+        if values == self._defaults:
+            return None
+        return {
+            name: value
+            for name, value, default in zip(self._names, values, self._defaults, strict=True)
+            if value is not default and value != default
+        }
+
+    def write(self, value: V) -> str | None:
+        """The document as JSON text, None when every field has its default."""
+        packed = self.pack(value)
+        return None if packed is None else encode(packed)
+
+    def read(self, data: dict[str, Any] | None, **columns: Any) -> V:
+        """Make the value of a decoded document, which this call may change, and of what has columns."""
+        if data is None:
+            return self._kind(**columns)
+        readers = self._readers
+        if readers:
+            for name in data.keys() & readers.keys():
+                data[name] = readers[name](data[name])
+        return self._kind(**data, **columns)
+
+
+def _default(field: Any) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return MISSING
+
+
+def _plain(value: object) -> object:
+    """Read-only mappings, the one thing that JSON values may contain and orjson does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+# --- how single fields are read ----------------------------------------------------------------------
+
+
+def _maybe(read: Callable[[Any], V]) -> Callable[[Any], V | None]:
+    return lambda data: None if data is None else read(data)
+
+
+def _each(read: Callable[[Any], V]) -> Callable[[Any], tuple[V, ...]]:
+    return lambda data: tuple(map(read, data))
+
+
+def _error(data: dict[str, Any]) -> TaskError:
+    return TaskError(**data)
+
+
+def _stopping(data: dict[str, Any]) -> Stopping:
+    error = data.pop("error", None)
+    return Stopping(**data, error=None if error is None else _error(error))
+
+
+def _wait(data: dict[str, Any]) -> Wait:
+    match data["on"]:
+        case "answer":
+            return WaitForAnswer(data["request_id"])
+        case "time":
+            return WaitUntil(data["until"])
+        case "tasks":
+            return WaitForTasks(tuple(data["task_ids"]), data["every"])
+        case "message":
+            return WaitForMessage(data["seen"])
+        case other:
+            raise ValueError(f"unknown wait {other!r}")
+
+
+def _progress(data: dict[str, Any]) -> Progress:
+    return Progress(**{**data, "steps": tuple(data["steps"])})
+
+
+def _links(data: dict[str, Any]) -> Links:
+    return Links(**{**data, "resource_ids": tuple(data["resource_ids"])})
+
+
+INPUT = Compact(
+    Input,
+    {"depends_on": tuple, "retry": lambda data: Retry(**data), "timeouts": lambda data: Timeouts(**data)},
+)
+REQUEST = Compact(InputRequest)
+CORE = Compact(
+    Core,
+    {
+        "dependencies": tuple,
+        "waits": _each(_wait),
+        "requests": _each(lambda data: InputRequest(**data)),
+        "stopping": _maybe(_stopping),
+    },
+    without=MOVED,
+)
+LIVE = Compact(
+    Live, {"progress": _maybe(_progress), "usage": lambda data: Usage(**data), "links": lambda data: _links(data)}
+)
+OUTCOME = Compact(Outcome, {"artifacts": _each(lambda data: Artifact(**data)), "error": _maybe(_error)})
+
+NO_LIVE = Live()
+NO_OUTCOME = Outcome()
+
+
+# --- records -----------------------------------------------------------------------------------------
+
+
+def read_core(columns: Sequence[Any], data: dict[str, Any] | None) -> Core:
+    """Put a core together from its columns, in the order of `MOVED`, and its document."""
+    named = dict(zip(MOVED, columns, strict=True))
+    named["state"] = STATES[named["state"]]
+    return CORE.read(data, **named)
+
+
+def read_live(data: dict[str, Any] | None) -> Live:
+    """Read a live document."""
+    return NO_LIVE if data is None else LIVE.read(data)
+
+
+def read_task(
+    task_id: str,
+    columns: Sequence[Any],
+    input: dict[str, Any],
+    core: dict[str, Any] | None,
+    live: dict[str, Any] | None,
+    outcome: dict[str, Any] | None,
+) -> Task:
+    """Put a task together from its id, the columns of its core and its decoded documents."""
+    return Task(
+        task_id,
+        INPUT.read(input),
+        read_core(columns, core),
+        read_live(live),
+        NO_OUTCOME if outcome is None else OUTCOME.read(outcome),
+    )
+
+
+def write_created(event: LogEvent) -> str:
+    """The data of `task.created` without the input, which has a place of its own."""
+    core, data = cast(Core, event.data["core"]), {}
+    if (rest := CORE.pack(core)) is not None:
+        data["core"] = rest
+    if (live := LIVE.pack(event.data["live"])) is not None:
+        data["live"] = live
+    if (outcome := OUTCOME.pack(event.data["outcome"])) is not None:
+        data["outcome"] = outcome
+    return encode({"moved": moved(core), **data})
+
+
+def read_created(text: str, input: str | None) -> bytes:
+    """The data of `task.created` as it was given: the four groups whole. `input` None once the task is deleted."""
+    data = decode(text)
+    outcome = data.get("outcome")
+    return orjson.dumps(
+        {
+            "input": None if input is None else INPUT.read(decode(input)),
+            "core": read_core(data["moved"], data.get("core")),
+            "live": read_live(data.get("live")),
+            "outcome": NO_OUTCOME if outcome is None else OUTCOME.read(outcome),
+        },
+        default=_plain,
+    )
+
+
+def read_request(data: dict[str, Any]) -> InputRequest:
+    """Read an input request."""
+    return REQUEST.read(data)
+
+
+def read_message(data: dict[str, Any]) -> Message:
+    """Read a message."""
+    return Message(**{**data, "parts": tuple(data["parts"])})
+
+
+def read_follow_up(data: dict[str, Any]) -> FollowUpEvent:
+    """Read what a follow-up carries."""
+    if "state" in data:
+        return WatchedEnded(data["task_id"], STATES[data["state"]])
+    return CancelRequested(**data)
+
+
+def read_attempt(
+    task_id: str, attempt: int, worker_id: str, started_at: int, ended_at: int, ending: str, error: str | None
+) -> AttemptEnd:
+    """Read a closed attempt; `error` is JSON text."""
+    return AttemptEnd(
+        task_id,
+        attempt,
+        worker_id,
+        started_at,
+        ended_at,
+        cast(AttemptEnding, ending),
+        None if error is None else _error(decode(error)),
+    )
+
+
+def read_card(data: dict[str, Any]) -> WorkerCard:
+    """Read how a worker presented itself."""
+    return WorkerCard(**{**data, "routes": tuple(data["routes"])})
+
+
+def session_of(new: NewSession) -> Session:
+    """The session as it is before its first log entry."""
+    return Session(
+        id=new.id,
+        organization_id=new.organization_id,
+        root_session_id=new.root_session_id or new.id,
+        parent_session_id=new.parent_session_id,
+        parent_task_id=new.parent_task_id,
+        agent=new.agent,
+        title=new.title,
+        labels=new.labels,
+        driver_task_id=None,
+        last_seq=0,
+        created_at=new.created_at,
+        updated_at=new.created_at,
+    )

@@ -1,0 +1,400 @@
+-- The statements of the SQLite store, by name. `{rows:N}` stands for one to 64 rows of N parameters each;
+-- `{task}` for the columns of a whole task, see below. Lists are read as one JSON array in one row: each row
+-- fetched gives up the interpreter's lock and has to win it back, which beside a busy event loop costs more
+-- than the query.
+
+
+-- === what a transaction looks up before it writes ===
+
+-- task_heads --
+-- What verdicts and fences need to know of tasks, by id.
+select json_group_array(json_array(
+    t.number, t.id, s.id, t.state, t.version, t.attempt, t.worker_id, t.due_at, t.rank, t.live, t.active_at,
+    t.active_attempt
+))
+from tasks t join sessions s on s.number = t.session
+where t.id in (select value from json_each(?));
+
+-- session_heads --
+-- The counters of sessions, by id.
+select json_group_array(json_array(number, id, seq, tail, transcript, inbox, updated_at))
+from sessions
+where id in (select value from json_each(?));
+
+-- keys --
+-- Which of these (session id, idempotency key) pairs are taken, and by which task.
+select json_group_array(json_array(s.id, t.idempotency_key, t.id))
+from json_each(?) pair
+join sessions s on s.id = pair.value ->> 0
+join tasks t on t.session = s.number and t.idempotency_key = pair.value ->> 1;
+
+-- pending_follow_ups --
+-- Which of these follow-ups still wait.
+select json_group_array(id) from follow_ups where id in (select value from json_each(?));
+
+-- watchers --
+-- Who watches these tasks, in the order in which they asked.
+select json_group_array(json_array(awaited, watcher))
+from (select awaited, watcher from watches where awaited in (select value from json_each(?)) order by number);
+
+-- live_children --
+-- The children of these tasks that have not ended, in the order of their creation.
+select json_group_array(json_array(parent_task_id, id, detached))
+from (
+    select parent_task_id, id, detached
+    from tasks
+    where parent_task_id in (select value from json_each(?)) and state in ('queued', 'running', 'awaiting_input')
+    order by number
+);
+
+-- last_numbers --
+-- The newest numbers given out, which are never given twice.
+select
+    ifnull((select seq from sqlite_sequence where name = 'tasks'), 0),
+    ifnull((select seq from sqlite_sequence where name = 'sessions'), 0);
+
+-- ends_of_output --
+-- Where the output of these tasks, by number, begins and ends.
+select json_group_array(json_array(task, first, next)) from outputs where task in (select value from json_each(?));
+
+
+-- === what a transaction writes ===
+
+-- insert_sessions --
+insert into sessions (
+    number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
+    seq, tail, transcript, inbox, created_at, updated_at
+)
+values {rows:15};
+
+-- update_sessions --
+update sessions
+set seq = v.column2, tail = v.column3, transcript = v.column4, inbox = v.column5, updated_at = v.column6
+from (values {rows:6}) as v
+where sessions.number = v.column1;
+
+-- insert_tasks --
+insert into tasks (
+    number, id, session, organization_id, root_session_id, parent_task_id, kind, route, priority, concurrency_key,
+    idempotency_key, detached, created_at, state, version, attempt, failures, worker_id, attempt_started_at, due_at,
+    readiness, next_deadline_at, started_at, finished_at, finished_by, updated_at, rank, core, outcome, live
+)
+values {rows:30};
+
+-- insert_inputs --
+insert into inputs (task, data) values {rows:2};
+
+-- update_tasks --
+update tasks
+set
+    state = v.column2, version = v.column3, attempt = v.column4, failures = v.column5, worker_id = v.column6,
+    attempt_started_at = v.column7, due_at = v.column8, readiness = v.column9, next_deadline_at = v.column10,
+    started_at = v.column11, finished_at = v.column12, finished_by = v.column13, updated_at = v.column14,
+    rank = v.column15, core = v.column16, outcome = v.column17
+from (values {rows:17}) as v
+where tasks.number = v.column1;
+
+-- update_live --
+update tasks
+set live = v.column2, active_at = v.column3, active_attempt = v.column4
+from (values {rows:4}) as v
+where tasks.number = v.column1;
+
+-- update_counts --
+update counts set tasks = tasks + v.column2 from (values {rows:2}) as v where state = v.column1;
+
+-- insert_events --
+insert into events (session, seq, task, type, at, data) values {rows:6};
+
+-- insert_follow_ups --
+insert into follow_ups (task_id, event) values {rows:2};
+
+-- delete_follow_ups --
+delete from follow_ups where id in (select value from json_each(?));
+
+-- insert_watches --
+insert into watches (awaited, watcher) values {rows:2} on conflict do nothing;
+
+-- delete_watches --
+delete from watches where awaited in (select value from json_each(?));
+
+-- upsert_steps --
+insert into steps (task, position, ordinal, verb, attempt, created_at, done, value)
+values {rows:8}
+on conflict (task, position) do update set
+    ordinal = excluded.ordinal, verb = excluded.verb, attempt = excluded.attempt, created_at = excluded.created_at,
+    done = excluded.done, value = excluded.value;
+
+-- forget_steps --
+-- Those whose position is in a range: those that start with a prefix.
+delete from steps where task = ? and position >= ? and position < ?;
+
+-- insert_attempts --
+insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error) values {rows:7};
+
+-- upsert_requests --
+insert into requests (id, task, data) values {rows:3} on conflict (id) do update set data = excluded.data;
+
+-- insert_messages --
+insert into messages (id, task, direction, data) values {rows:4};
+
+-- upsert_files --
+insert into files (folder, path, media_type, size, created_at, task_id, content)
+values {rows:7}
+on conflict (folder, path) do update set
+    media_type = excluded.media_type, size = excluded.size, created_at = excluded.created_at,
+    task_id = excluded.task_id, content = excluded.content;
+
+-- delete_file --
+delete from files where folder = ? and path = ?;
+
+-- upsert_outputs --
+insert into outputs (task, first, next)
+values {rows:3}
+on conflict (task) do update set first = excluded.first, next = excluded.next;
+
+-- insert_output --
+insert into output (task, start, size, stream, at, text) values {rows:6};
+
+-- trim_output --
+-- Drop the pieces that lie wholly before an offset.
+delete from output where task = ? and start + size <= ?;
+
+-- first_output --
+select min(start) from output where task = ?;
+
+-- insert_transcript --
+insert into transcript (session, number, task_id, iteration, message) values {rows:5};
+
+-- upsert_inbox --
+insert into inbox (session, task_id, seq, reason, body, created_at)
+values {rows:6}
+on conflict (session, task_id) do update set
+    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
+
+-- acknowledge --
+delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
+
+-- upsert_worker --
+insert into workers (id, card, beat, beat_at)
+values (?, ?, 0, ?)
+on conflict (id) do update set card = excluded.card, beat = 0, beat_at = excluded.beat_at;
+
+-- renew_worker --
+update workers set beat = beat + 1, beat_at = ? where id = ?;
+
+-- delete_worker --
+delete from workers where id = ?;
+
+
+-- === claims ===
+
+-- come --
+-- Make ready what was due by now on these routes: oldest first, and not without bound.
+update tasks
+set readiness = 'ready'
+where number in (
+    select number from tasks where route = ? and readiness = 'timed' and due_at <= ? order by due_at limit ?
+);
+
+-- ready --
+-- The first ready tasks of one route: (rank, id, number).
+select json_group_array(json_array(rank, id, number))
+from (select rank, id, number from tasks where route = ? and readiness = 'ready' order by rank limit ?);
+
+-- next_due --
+select min(due_at) from tasks where route = ? and readiness = 'timed';
+
+-- outlook --
+-- The earliest deadline of any task, and whether follow-ups wait.
+select
+    (select min(next_deadline_at) from tasks where next_deadline_at is not null),
+    exists (select 1 from follow_ups);
+
+-- tasks_by_number --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.number in (select value from json_each(?));
+
+
+-- === views ===
+
+-- tasks_by_id --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.id in (select value from json_each(?));
+
+-- tasks_where --
+-- A page of tasks; the conditions and the order are filled in by `views.list_tasks`, from its own texts only.
+select {task}
+from (select * from tasks where {conditions} order by id {direction} limit ?) t
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- children --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.parent_task_id = ?;
+
+-- held_by --
+select json_group_array(json_array(id, attempt, version)) from tasks where worker_id = ?;
+
+-- active_at --
+select active_at from tasks where id = ? and active_attempt = attempt;
+
+-- overdue --
+select {task}
+from (select * from tasks where next_deadline_at <= ? order by next_deadline_at, id limit ?) t
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- follow_ups --
+select json_group_array(json_array(id, task_id, json(event)))
+from (select id, task_id, event from follow_ups order by id limit ?);
+
+-- follow_ups_of --
+select json_group_array(json_array(id, task_id, json(event)))
+from (
+    select id, task_id, event
+    from follow_ups
+    where task_id in (select value from json_each(?))
+    order by id
+    limit ?
+);
+
+-- session --
+select
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+from sessions
+where id = ?;
+
+-- sessions --
+-- Newest first, before an id; every id is smaller than a blob.
+select json_group_array(json_array(
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+))
+from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
+
+-- steps --
+select json_group_array(json_array(position, ordinal, verb, attempt, created_at, value, done))
+from (select * from steps where task = (select number from tasks where id = ?) order by number);
+
+-- attempts --
+select json_group_array(json_array(attempt, worker_id, started_at, ended_at, ending, error))
+from (select * from attempts where task = (select number from tasks where id = ?) order by attempt);
+
+-- requests --
+select json_group_array(json(data))
+from (select data from requests where task = (select number from tasks where id = ?) order by number);
+
+-- request --
+select data from requests where id = ?;
+
+-- messages --
+-- A task's thread: its id, the direction or NULL, and the id of the message to go on after, twice.
+select json_group_array(json(data))
+from (
+    select data
+    from messages
+    where
+        task = (select number from tasks where id = ?1)
+        and (?2 is null or direction = ?2)
+        and number > case when ?3 is null then 0 else (select number from messages where id = ?3) end
+    order by number
+    limit ?4
+);
+
+-- events --
+select json_group_array(json_array(e.position, e.seq, t.id, e.type, e.at, e.data, i.data))
+from (
+    select * from events where session = (select number from sessions where id = ?) and seq > ? order by seq limit ?
+) e
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
+
+-- events_of_task --
+select json_group_array(json_array(e.position, e.seq, t.id, e.type, e.at, e.data, i.data))
+from (
+    select *
+    from events
+    where
+        task = (select number from tasks where id = ?)
+        and session = (select number from sessions where id = ?)
+        and seq > ?
+    order by seq
+    limit ?
+) e
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
+
+-- first_seq --
+select first_seq from sessions where id = ?;
+
+-- output --
+-- The oldest byte kept, the end, and the pieces from the one that holds a byte on.
+select json_array(o.first, o.next, (
+    select json_group_array(json_array(stream, start, size, text, at))
+    from (
+        select stream, start, size, text, at
+        from output
+        where
+            task = o.task
+            and start >= ifnull(
+                (select start from output where task = o.task and start <= ?2 order by start desc limit 1), 0
+            )
+            and start + size > ?2
+        order by start, number
+        limit ?3
+    )
+))
+from outputs o
+where o.task = (select number from tasks where id = ?1);
+
+-- file --
+-- By the folder of a task, where the path lies in one, and else among the session's own.
+select content
+from files
+where folder = (
+    select t.number from tasks t join sessions s on s.number = t.session where t.id = ?2 and s.id = ?1
+) and path = ?3
+union all
+select content from files where folder = -(select number from sessions where id = ?1) and path = ?4
+limit 1;
+
+-- files --
+select json_group_array(json_array(path, media_type, size, created_at, task_id))
+from (
+    select path, media_type, size, created_at, task_id
+    from (
+        select path, media_type, size, created_at, task_id
+        from files
+        where folder = -(select number from sessions where id = ?1) and path >= ?2 and path < ?3
+        union all
+        select '/.tasks/' || t.id || '/' || f.path as path, f.media_type, f.size, f.created_at, f.task_id
+        from tasks t join files f on f.folder = t.number
+        where t.session = (select number from sessions where id = ?1) and ?4
+    )
+    where path >= ?2 and path < ?3
+    order by path
+    limit ?5
+);
+
+-- transcript --
+select json_group_array(json_array(number, task_id, iteration, message))
+from (
+    select number, task_id, iteration, message
+    from transcript
+    where session = (select number from sessions where id = ?) and number > ?
+    order by number
+    limit ?
+);
+
+-- inbox --
+select json_group_array(json_array(seq, task_id, reason, json(body), created_at))
+from (select * from inbox where session = (select number from sessions where id = ?) order by seq limit ?);
+
+-- workers --
+select json_group_array(json_array(json(card), beat, beat_at)) from workers;
+
+-- counts --
+select json_group_array(json_array(state, tasks)) from counts;

@@ -1,0 +1,749 @@
+"""One transaction of many operations: look up all that they concern, judge them in order, write what is left.
+
+Between `load` and `flush` nothing is written. The heads of the tasks and sessions concerned stand in memory
+and move on with each operation, so that an operation sees what those before it did, as if each had been a
+transaction of its own; then every table is written once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from outrider.core.change import FollowUp, InboxEntry
+from outrider.core.errors import NotFound
+from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
+from outrider.core.ledger import (
+    Committed,
+    Existing,
+    Fenced,
+    NoSession,
+    OutputChunk,
+    Page,
+    Report,
+    Settled,
+    Signal,
+    Stale,
+    Verdict,
+)
+from outrider.core.queue import rank_of_new, rank_of_resumed
+from outrider.core.session import NewSession, Session
+from outrider.core.task import TERMINAL, State, Task
+from outrider.core.values import Instant, difference, evolve
+from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
+from outrider.stores.sqlite.parcel import Parcel
+from outrider.stores.sqlite.statements import Statements, listed
+
+TASKS_FOLDER = "/.tasks/"
+AFTER_ANY = "\U0010ffff"
+"""Sorts after whatever may follow a prefix."""
+
+
+@dataclass(slots=True, eq=False)
+class TaskHead:
+    """What a transaction knows of a task. `task` is the record once the transaction has written it."""
+
+    number: int
+    id: str
+    session_id: str
+    state: State
+    version: int
+    attempt: int
+    worker_id: str | None
+    due_at: Instant | None
+    rank: int
+    live: str | None
+    active_at: Instant | None
+    active_attempt: int | None
+    task: Task | None = None
+
+    def holds(self, attempt: int) -> bool:
+        """Whether that attempt holds the task now."""
+        return self.worker_id is not None and self.attempt == attempt
+
+
+@dataclass(slots=True, eq=False)
+class SessionHead:
+    """What a transaction knows of a session: its counters."""
+
+    number: int
+    id: str
+    seq: int
+    tail: Instant
+    transcript: int
+    inbox: int
+    updated_at: Instant
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What the operations of a batch concern, so that it can be looked up at once.
+
+    `logging` are tasks whose session is wanted too, and may not be named otherwise.
+    """
+
+    tasks: set[str] = field(default_factory=set)
+    sessions: set[str] = field(default_factory=set)
+    settles: set[int] = field(default_factory=set)
+    watched: set[str] = field(default_factory=set)
+    parents: set[str] = field(default_factory=set)
+    keys: list[tuple[str, str]] = field(default_factory=list)
+    logging: set[str] = field(default_factory=set)
+
+    def change(self, parcel: Parcel) -> None:
+        """A Change concerns its task and session, and whoever it writes rows for."""
+        change = parcel.change
+        task = change.task
+        self.tasks.add(task.id)
+        self.sessions.add(task.input.session_id)
+        if change.settles is not None:
+            self.settles.add(change.settles)
+        if change.before is None and task.input.idempotency_key is not None:
+            self.keys.append((task.input.session_id, task.input.idempotency_key))
+        for follow_up in change.follow_ups:
+            (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
+        self.tasks.update(change.watches)
+        for step in change.steps:
+            self.tasks.add(step.task_id)
+        for file in change.files:
+            self.file(file)
+        for entry in change.inbox:
+            self.sessions.add(entry.session_id)
+
+    def file(self, file: FileWrite) -> None:
+        """A file concerns its session, and the task whose folder it lies in."""
+        self.sessions.add(file.session_id)
+        if (owner := owner_of(file.path)) is not None:
+            self.tasks.add(owner[0])
+
+
+def owner_of(path: str) -> tuple[str, str] | None:
+    """The task id and the rest of a path below a task's folder; None for any other path."""
+    if not path.startswith(TASKS_FOLDER):
+        return None
+    task_id, _, rest = path[len(TASKS_FOLDER) :].partition("/")
+    return (task_id, rest) if rest else None
+
+
+class Batch:
+    """The transaction being made. Use: `load`, the judging verbs in order, `flush`; `signal` after the commit."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._tasks: dict[str, TaskHead] = {}
+        self._sessions: dict[str, SessionHead] = {}
+        self._settles: set[int] = set()
+        self._watchers: dict[str, dict[str, None]] = {}
+        self._children: dict[str, dict[str, bool]] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+        self._output: dict[int, list[int]] = {}
+        self._numbers: list[int] | None = None
+        self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
+
+        self._new_tasks: list[tuple[Any, ...]] = []
+        self._new_inputs: list[tuple[Any, ...]] = []
+        self._moved: dict[int, tuple[Any, ...]] = {}
+        self._lives: dict[int, TaskHead] = {}
+        self._counts: Counter[str] = Counter()
+        self._new_sessions: list[tuple[Any, ...]] = []
+        self._touched: dict[int, SessionHead] = {}
+        self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        self._settled: list[int] = []
+        self._ended: list[str] = []
+        self._steps: list[tuple[int, Step]] = []
+        self._forgotten: list[tuple[int, str]] = []
+        self._inbox: dict[tuple[int, str], tuple[Any, ...]] = {}
+        self._trims: dict[int, int] = {}
+
+        self._task_ids: set[str] = set()
+        self._moved_ids: set[str] = set()
+        self._session_ids: set[str] = set()
+        self._ready = False
+        self._follow_ups = False
+
+    @property
+    def statements(self) -> Statements:
+        """What it runs on."""
+        return self._statements
+
+    def signal(self) -> Signal:
+        """Who is concerned by what was written."""
+        return Signal(
+            frozenset(self._task_ids),
+            frozenset(self._moved_ids),
+            frozenset(self._session_ids),
+            self._ready,
+            self._follow_ups,
+        )
+
+    def tell(self, *, session_id: str) -> None:
+        """Count a session among those concerned."""
+        self._session_ids.add(session_id)
+
+    # --- looking up --------------------------------------------------------------------------------------
+
+    def load(self, wanted: Wanted) -> None:
+        """Look up what is wanted and not known yet, one query for each kind of thing."""
+        array = self._statements.array
+        if tasks := (wanted.tasks | wanted.logging) - self._tasks.keys():
+            for number, id, session_id, state, *rest in array("task_heads", listed(tasks)):
+                self._tasks[id] = TaskHead(number, id, session_id, STATES[state], *rest)
+        sessions = wanted.sessions
+        if wanted.logging:
+            sessions = sessions | {self._tasks[id].session_id for id in wanted.logging if id in self._tasks}
+        if sessions := sessions - self._sessions.keys():
+            for row in array("session_heads", listed(sessions)):
+                self._sessions[row[1]] = SessionHead(*row)
+        if wanted.keys:
+            for session_id, key, task_id in array("keys", encode(wanted.keys)):
+                self._keys[session_id, key] = task_id
+        if wanted.settles:
+            self._settles.update(array("pending_follow_ups", listed(wanted.settles)))
+        if watched := wanted.watched - self._watchers.keys():
+            self._watchers.update((id, {}) for id in watched)
+            for awaited, watcher in array("watchers", listed(watched)):
+                self._watchers[awaited][watcher] = None
+        if parents := wanted.parents - self._children.keys():
+            self._children.update((id, {}) for id in parents)
+            for parent, child, detached in array("live_children", listed(parents)):
+                self._children[parent][child] = bool(detached)
+
+    def know(self, head: TaskHead) -> None:
+        """Take in a head that a query brought along."""
+        self._tasks.setdefault(head.id, head)
+
+    def _session_of(self, head: TaskHead) -> SessionHead:
+        return self._sessions[head.session_id]
+
+    def _next_numbers(self) -> list[int]:
+        if self._numbers is None:
+            self._numbers = list(self._statements.row("last_numbers"))
+        return self._numbers
+
+    # --- sessions ----------------------------------------------------------------------------------------
+
+    def create_session(self, new: NewSession) -> Session | None:
+        """Create a session; None if there is one of that id."""
+        if new.id in self._sessions:
+            return None
+        session = session_of(new)
+        numbers = self._next_numbers()
+        numbers[1] += 1
+        head = self._sessions[new.id] = SessionHead(numbers[1], new.id, 0, 0, 0, 0, new.created_at)
+        data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
+        self._rows["insert_events"].append((head.number, 1, None, "session.created", new.created_at, data))
+        head.seq = 1
+        self._new_sessions.append(
+            (
+                head.number,
+                new.id,
+                new.organization_id,
+                session.root_session_id,
+                new.parent_session_id,
+                new.parent_task_id,
+                new.agent,
+                new.title,
+                encode(new.labels),
+                1,
+                0,
+                0,
+                0,
+                new.created_at,
+                new.created_at,
+            )
+        )
+        self._session_ids.add(new.id)
+        return evolve(session, last_seq=1)
+
+    def _log(self, session: SessionHead, task: int | None, type: str, at: Instant, data: str) -> None:
+        session.seq += 1
+        self._rows["insert_events"].append((session.number, session.seq, task, type, at, data))
+        self._touch(session, at)
+
+    def _touch(self, session: SessionHead, at: Instant) -> None:
+        if at > session.updated_at:
+            session.updated_at = at
+        self._touched[session.number] = session
+
+    # --- changes -----------------------------------------------------------------------------------------
+
+    def commit(self, parcels: Sequence[Parcel]) -> list[Verdict]:
+        """Judge Changes in order, and take in those that stand."""
+        verdicts: list[Verdict] = []
+        for place, parcel in enumerate(parcels):
+            verdicts.append(self._commit(parcel, verdicts, place))
+        return verdicts
+
+    def _commit(self, parcel: Parcel, verdicts: list[Verdict], place: int) -> Verdict:
+        change = parcel.change
+        task = change.task
+        if change.settles is not None and change.settles not in self._settles:
+            return Settled()
+        for step in change.steps:
+            holder = self._tasks.get(step.task_id)
+            if holder is None or not holder.holds(step.attempt):
+                return Fenced(step.task_id, step.attempt)
+        head = self._tasks.get(task.id)
+        if change.before is None:
+            session = self._sessions.get(task.input.session_id)
+            if session is None:
+                return NoSession(task.input.session_id)
+            existing = head.id if head is not None else self._keyed(task)
+            if existing is not None:
+                return self._with_current(existing, Existing, verdicts, place)
+            head = self._create(parcel, session)
+        elif head is None:
+            return Stale(None)
+        elif head.version != change.before:
+            return self._with_current(head.id, Stale, verdicts, place)
+        elif change.is_noop:
+            self._settle(change.settles)
+            return Committed(self._with_live(task, head))
+        else:
+            self._move(parcel, head)
+        self._settle(change.settles)
+        if change.live_changed:
+            head.live = parcel.live
+            if change.before is not None:
+                self._lives[head.number] = head
+        self._write_beside(parcel, head)
+        head.task = task = self._with_live(task, head) if not change.live_changed else task
+        return Committed(task)
+
+    def _settle(self, settles: int | None) -> None:
+        if settles is not None:
+            self._settles.discard(settles)
+            self._settled.append(settles)
+
+    def _keyed(self, task: Task) -> str | None:
+        key = task.input.idempotency_key
+        return None if key is None else self._keys.get((task.input.session_id, key))
+
+    def _with_current(
+        self, task_id: str, verdict: type[Stale] | type[Existing], verdicts: list[Verdict], place: int
+    ) -> Verdict:
+        """The verdict with the record as it is at this point: the one written here, else the stored one."""
+        head = self._tasks.get(task_id)
+        if head is not None and head.task is not None:
+            return verdict(self._with_live(head.task, head))
+
+        def fill(task: Task | None) -> None:
+            verdicts[place] = Stale(task) if task is None else verdict(task)
+
+        self._unread.append((task_id, fill))
+        return Stale(None)
+
+    def _with_live(self, task: Task, head: TaskHead) -> Task:
+        if head.live is None and task.live is NO_LIVE:
+            return task
+        live = read_live(None if head.live is None else decode(head.live))
+        return task if live == task.live else evolve(task, live=live)
+
+    def _create(self, parcel: Parcel, session: SessionHead) -> TaskHead:
+        task = parcel.change.task
+        given, core = task.input, task.core
+        numbers = self._next_numbers()
+        numbers[0] += 1
+        number, due_at = numbers[0], core.due_at or 0
+        if core.readiness == "blocked":  # it does not stand in the queue yet, so it moves no tail
+            rank = rank_of_resumed(due_at, given.priority)
+        else:
+            rank, session.tail = rank_of_new(due_at, given.priority, session.tail, core.updated_at)
+        root = given.root_session_id
+        self._new_tasks.append(
+            (
+                number,
+                task.id,
+                session.number,
+                given.organization_id,
+                None if root == given.session_id else root,
+                given.parent_task_id,
+                given.kind,
+                given.route,
+                given.priority,
+                given.concurrency_key,
+                given.idempotency_key,
+                given.detached,
+                given.created_at,
+                *parcel.columns,
+                rank,
+                parcel.core,
+                parcel.outcome,
+                parcel.live,
+            )
+        )
+        self._new_inputs.append((number, parcel.input))
+        self._counts[parcel.columns[0]] += 1
+        if given.idempotency_key is not None:
+            self._keys[given.session_id, given.idempotency_key] = task.id
+        if given.parent_task_id in self._children:
+            self._children[given.parent_task_id][task.id] = given.detached
+        head = self._tasks[task.id] = TaskHead(
+            number,
+            task.id,
+            session.id,
+            core.state,
+            core.version,
+            core.attempt,
+            core.worker_id,
+            core.due_at,
+            rank,
+            parcel.live,
+            None,
+            None,
+        )
+        return head
+
+    def _move(self, parcel: Parcel, head: TaskHead) -> None:
+        core = parcel.change.task.core
+        if core.due_at is not None and core.due_at != head.due_at:
+            head.rank = rank_of_resumed(core.due_at, parcel.change.task.input.priority)
+        if core.state is not head.state:
+            self._counts[head.state.value] -= 1
+            self._counts[core.state.value] += 1
+        head.state, head.version, head.attempt = core.state, core.version, core.attempt
+        head.worker_id, head.due_at = core.worker_id, core.due_at
+        self._moved[head.number] = (head.number, *parcel.columns, head.rank, parcel.core, parcel.outcome)
+
+    def _write_beside(self, parcel: Parcel, head: TaskHead) -> None:
+        change, rows, number = parcel.change, self._rows, head.number
+        core = change.task.core
+        session = self._sessions[head.session_id]
+        at = core.updated_at
+        for type, data in parcel.events:
+            self._log(session, number, type, at, data)
+        for file in change.files:
+            self.write_file(file)
+        if (ended := change.ended) is not None:
+            rows["insert_attempts"].append(
+                (
+                    number,
+                    ended.attempt,
+                    ended.worker_id,
+                    ended.started_at,
+                    ended.ended_at,
+                    ended.ending,
+                    None if ended.error is None else encode(ended.error),
+                )
+            )
+        for request in change.requests:
+            rows["upsert_requests"].append((request.id, number, REQUEST.write(request)))
+        for message in change.messages:
+            rows["insert_messages"].append((message.id, number, message.direction, encode(message)))
+        for step in change.steps:
+            self._steps.append((self._tasks[step.task_id].number, step))
+        for entry in change.inbox:
+            self._tell(entry, at)
+        for follow_up in change.follow_ups:
+            self._expand(follow_up)
+        for awaited in change.watches:
+            self._watch(head.id, awaited)
+        self._task_ids.add(head.id)
+        self._moved_ids.add(head.id)
+        self._session_ids.add(head.session_id)
+        if core.readiness == "ready" or core.readiness == "timed":
+            self._ready = True
+
+    def _tell(self, entry: InboxEntry, at: Instant) -> None:
+        session = self._sessions[entry.session_id]
+        session.inbox += 1
+        self._touched[session.number] = session
+        self._session_ids.add(session.id)
+        self._inbox[session.number, entry.task_id] = (
+            session.number,
+            entry.task_id,
+            session.inbox,
+            entry.reason,
+            encode(entry.body),
+            at,
+        )
+
+    # --- news for other tasks ----------------------------------------------------------------------------
+
+    def _expand(self, follow_up: FollowUp) -> None:
+        if follow_up.relation == "watchers":
+            if watchers := self._watchers[follow_up.of]:
+                self._ended.append(follow_up.of)
+                self._pend(watchers, follow_up.event)
+                self._watchers[follow_up.of] = {}
+        elif children := self._children[follow_up.of]:
+            self._pend(
+                [
+                    child
+                    for child, detached in children.items()
+                    if (follow_up.relation == "children" or not detached) and self._may_live(child)
+                ],
+                follow_up.event,
+            )
+
+    def _may_live(self, task_id: str) -> bool:
+        head = self._tasks.get(task_id)
+        return head is None or head.state not in TERMINAL
+
+    def _watch(self, watcher: str, awaited: str) -> None:
+        head = self._tasks.get(awaited)
+        if head is None or head.state in TERMINAL:
+            self._pend([watcher], WatchedEnded(awaited, State.FAILED if head is None else head.state))
+            return
+        self._rows["insert_watches"].append((awaited, watcher))
+        if awaited in self._watchers:
+            self._watchers[awaited][watcher] = None
+
+    def _pend(self, task_ids: Iterable[str], event: FollowUpEvent) -> None:
+        data = encode(event)
+        for task_id in task_ids:
+            self._rows["insert_follow_ups"].append((task_id, data))
+            self._follow_ups = True
+
+    # --- running work ------------------------------------------------------------------------------------
+
+    def _holder(self, task_id: str, attempt: int) -> TaskHead | None:
+        head = self._tasks.get(task_id)
+        return head if head is not None and head.holds(attempt) else None
+
+    def report(self, report: Report, live: str | None, delta: str | None) -> bool:
+        """Write live values."""
+        head = self._holder(report.task_id, report.attempt)
+        if head is None:
+            return False
+        if report.live is not None:
+            head.live = live
+        self._sign(head, report.active_at)
+        if delta is not None:
+            self._log(self._session_of(head), head.number, "task.progress", report.active_at, delta)
+        self._session_ids.add(head.session_id)
+        return True
+
+    def _sign(self, head: TaskHead, at: Instant) -> None:
+        """A sign of life of the present attempt; the live values are written with it."""
+        if head.active_attempt != head.attempt or head.active_at is None or at > head.active_at:
+            head.active_at, head.active_attempt = at, head.attempt
+        self._lives[head.number] = head
+        self._task_ids.add(head.id)
+
+    def journal(self, step: Step) -> bool:
+        """Write a journal row."""
+        head = self._holder(step.task_id, step.attempt)
+        if head is None:
+            return False
+        self._steps.append((head.number, step))
+        self._task_ids.add(head.id)
+        return True
+
+    def append(self, page: Page) -> bool:
+        """Append a finished iteration."""
+        head, session = self._holder(page.task_id, page.attempt), self._sessions.get(page.session_id)
+        if head is None or session is None:
+            return False
+        for message in page.messages:
+            session.transcript += 1
+            self._rows["insert_transcript"].append(
+                (session.number, session.transcript, page.task_id, page.iteration, message.decode())
+            )
+        self._touched[session.number] = session
+        if page.forget is not None:
+            self._forget(head.number, page.forget)
+        self._steps.extend((head.number, step) for step in page.steps)
+        changed = difference(read_live(None if head.live is None else decode(head.live)), page.live)
+        if changed:
+            head.live = LIVE.write(page.live)
+            self._log(self._session_of(head), head.number, "task.updated", page.at, encode({"live": changed}))
+        self._sign(head, page.at)
+        self._session_ids.update((page.session_id, head.session_id))
+        return True
+
+    def _forget(self, task: int, prefix: str) -> None:
+        self._steps = [
+            (number, step) for number, step in self._steps if number != task or not step.position.startswith(prefix)
+        ]
+        self._forgotten.append((task, prefix))
+
+    def print(self, chunks: Sequence[OutputChunk]) -> list[bool]:
+        """Append output, and log how far each task has come, once."""
+        kept = []
+        told: dict[str, list[Any]] = {}
+        self._load_ends(chunks)
+        for chunk in chunks:
+            head = self._holder(chunk.task_id, chunk.attempt)
+            kept.append(head is not None)
+            if head is None:
+                continue
+            ends = self._output[head.number]
+            size = len(chunk.text.encode())
+            start, ends[1] = ends[1], ends[1] + size
+            self._rows["insert_output"].append((head.number, start, size, chunk.stream, chunk.at, chunk.text))
+            self._trims[head.number] = max(self._trims.get(head.number, 0), ends[1] - chunk.keep)
+            self._task_ids.add(head.id)
+            self._session_ids.add(head.session_id)
+            entry = told.setdefault(head.id, [head, start, set(), chunk.at])
+            entry[2].add(chunk.stream)
+            entry[3] = chunk.at
+        for head, start, streams, at in told.values():
+            stream = next(iter(streams)) if len(streams) == 1 else None
+            data = encode({"stream": stream, "from": start, "to": self._output[head.number][1]})
+            self._log(self._session_of(head), head.number, "task.output", at, data)
+        return kept
+
+    def _load_ends(self, chunks: Sequence[OutputChunk]) -> None:
+        numbers = {self._tasks[chunk.task_id].number for chunk in chunks if chunk.task_id in self._tasks}
+        if missing := numbers - self._output.keys():
+            self._output.update((number, [0, 0]) for number in missing)
+            for number, first, end in self._statements.array("ends_of_output", listed(missing)):
+                self._output[number] = [first, end]
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
+        """Write a file whole. Raises NotFound when there is no such session."""
+        session = self._sessions.get(file.session_id)
+        if session is None:
+            raise NotFound.of("session", file.session_id)
+        if fence is not None and self._holder(*fence) is None:
+            return False
+        folder, path = -session.number, file.path
+        if (owner := owner_of(file.path)) is not None:
+            head = self._tasks.get(owner[0])
+            if head is not None and head.session_id == file.session_id:
+                folder, path = head.number, owner[1]
+        self._rows["upsert_files"].append(
+            (folder, path, file.media_type, len(file.content), file.created_at, file.task_id, file.content)
+        )
+        self._session_ids.add(file.session_id)
+        return True
+
+    def delete_file(self, session_id: str, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return False
+        self.flush()
+        deleted = self._statements.run("delete_file", -session.number, path).rowcount
+        if (owner := owner_of(path)) is not None:
+            head = self._tasks.get(owner[0])
+            if head is not None and head.session_id == session_id:
+                deleted += self._statements.run("delete_file", head.number, owner[1]).rowcount
+        if deleted:
+            self._session_ids.add(session_id)
+        return deleted > 0
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write everything taken in so far, each table once. Records that verdicts tell are read just before."""
+        if self._unread:
+            self._read_current()
+        write, rows = self._statements.write, self._rows
+        if self._new_sessions:
+            write("insert_sessions", self._new_sessions)
+            self._new_sessions = []
+        if self._new_tasks:
+            write("insert_tasks", self._new_tasks)
+            write("insert_inputs", self._new_inputs)
+            self._new_tasks, self._new_inputs = [], []
+        if self._moved:
+            write("update_tasks", list(self._moved.values()))
+            self._moved = {}
+        if self._lives:
+            write(
+                "update_live",
+                [(head.number, head.live, head.active_at, head.active_attempt) for head in self._lives.values()],
+            )
+            self._lives = {}
+        if self._touched:
+            write(
+                "update_sessions",
+                [
+                    (head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at)
+                    for head in self._touched.values()
+                ],
+            )
+            self._touched = {}
+        self._flush_steps()
+        if self._inbox:
+            rows["upsert_inbox"] = list(self._inbox.values())
+            self._inbox = {}
+        for name, batch in rows.items():
+            write(name, batch)
+        rows.clear()
+        if self._ended:
+            self._statements.run("delete_watches", listed(self._ended))
+            self._ended = []
+        if self._settled:
+            self._statements.run("delete_follow_ups", listed(self._settled))
+            self._settled = []
+        if self._trims:
+            self._flush_output()
+        if self._counts:
+            write("update_counts", [count for count in self._counts.items() if count[1]])
+            self._counts.clear()
+
+    def _flush_steps(self) -> None:
+        for task, prefix in self._forgotten:
+            self._statements.run("forget_steps", task, prefix, prefix + AFTER_ANY)
+        self._forgotten = []
+        if self._steps:
+            self._rows["upsert_steps"] = [
+                (
+                    number,
+                    step.position,
+                    step.ordinal,
+                    step.verb,
+                    step.attempt,
+                    step.created_at,
+                    step.done,
+                    None if step.value is None else step.value.decode(),
+                )
+                for number, step in self._steps
+            ]
+            self._steps = []
+
+    def _flush_output(self) -> None:
+        for task, before in self._trims.items():
+            ends = self._output[task]
+            if before > ends[0]:
+                self._statements.run("trim_output", task, before)
+                first = self._statements.row("first_output", task)[0]
+                ends[0] = ends[1] if first is None else first
+        self._statements.write("upsert_outputs", [(task, *self._output[task]) for task in self._trims])
+        self._trims = {}
+
+    def _read_current(self) -> None:
+        found = {
+            task.id: task
+            for task in tasks_of(self._statements.array("tasks_by_id", listed({id for id, _ in self._unread})))
+        }
+        for task_id, fill in self._unread:
+            fill(found.get(task_id))
+        self._unread = []
+
+
+def tasks_of(rows: Iterable[Sequence[Any]]) -> list[Task]:
+    """The tasks of rows of the form `{task}`."""
+    return [
+        read_task(keys[1], columns, input, core, live, outcome) for keys, columns, input, core, live, outcome in rows
+    ]
+
+
+def head_of(row: Sequence[Any]) -> tuple[TaskHead, Task]:
+    """The head and the record of a row of the form `{task}`."""
+    (number, id, session_id, rank, active_at, active_attempt), columns, input, core, live, outcome = row
+    live_text = None if live is None else encode(live)
+    task = read_task(id, columns, input, core, live, outcome)
+    now = task.core
+    head = TaskHead(
+        number,
+        id,
+        session_id,
+        now.state,
+        now.version,
+        now.attempt,
+        now.worker_id,
+        now.due_at,
+        rank,
+        live_text,
+        active_at,
+        active_attempt,
+    )
+    return head, task

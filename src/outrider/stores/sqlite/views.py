@@ -1,0 +1,325 @@
+"""Reading. Each view is one statement, so what it returns is one moment of the database.
+
+Reads that are known to be short run right on the event loop: 20 us there against 100 us and more by way of a
+thread. Those that may return much go to a small pool, each thread with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+from outrider.core.change import AttemptEnd, LogType
+from outrider.core.events import Message, Step
+from outrider.core.ledger import (
+    Beat,
+    FileInfo,
+    InboxRow,
+    LogRow,
+    Output,
+    OutputRow,
+    PendingFollowUp,
+    TaskFilter,
+    TranscriptRow,
+    Worker,
+)
+from outrider.core.session import Session
+from outrider.core.task import Direction, InputRequest, State, Task
+from outrider.core.values import Instant
+from outrider.stores.rows import (
+    STATES,
+    decode,
+    read_attempt,
+    read_card,
+    read_created,
+    read_follow_up,
+    read_message,
+    read_request,
+)
+from outrider.stores.sqlite.batch import AFTER_ANY, TASKS_FOLDER, owner_of, tasks_of
+from outrider.stores.sqlite.file import DatabaseFile
+from outrider.stores.sqlite.statements import Statements, listed
+
+T = TypeVar("T")
+
+READERS = 3
+SHORT = 100
+"""Up to how many rows a read counts as short."""
+
+
+class SqliteViews:
+    """Reads on connections of its own."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outrider-reader")
+        self._of_thread = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let go of all connections. Blocks until reads under way have ended."""
+        self._is_closed = True
+        self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    # --- tasks -------------------------------------------------------------------------------------------
+
+    async def task(self, task_id: str) -> Task | None:
+        """The task of that id."""
+        found = self._now(lambda read: tasks_of(read.array("tasks_by_id", listed([task_id]))))
+        return found[0] if found else None
+
+    async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
+        """The tasks of these ids that exist, in no particular order."""
+        return await self._read(len(ids), lambda read: tasks_of(read.array("tasks_by_id", listed(ids))))
+
+    async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
+        """A page in the order of ids, which is the order of creation."""
+        found = await self._read(filter.limit, lambda read: _page(read, filter))
+        found.sort(key=lambda task: task.id, reverse=filter.newest_first)
+        return found[: filter.limit]
+
+    async def children(self, task_id: str) -> Sequence[Task]:
+        """The tasks whose parent this is, ended ones too."""
+        return await self._later(lambda read: tasks_of(read.array("children", task_id)))
+
+    async def held_by(self, worker_id: str) -> Sequence[Beat]:
+        """What that worker holds now."""
+        return self._now(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
+
+    async def active_at(self, task_id: str) -> Instant | None:
+        """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
+        row = self._now(lambda read: read.row("active_at", task_id))
+        return None if row is None else row[0]
+
+    async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
+        """Tasks whose next deadline has passed, earliest first."""
+        found = await self._read(limit, lambda read: tasks_of(read.array("overdue", now, limit)))
+        return sorted(found, key=lambda task: (task.core.next_deadline_at or 0, task.id))
+
+    async def follow_ups(self, limit: int, task_ids: Sequence[str] | None = None) -> Sequence[PendingFollowUp]:
+        """Follow-ups that wait, oldest first; of these tasks only, when given."""
+
+        def read_all(read: Statements) -> list[PendingFollowUp]:
+            if task_ids is None:
+                rows = read.array("follow_ups", limit)
+            else:
+                rows = read.array("follow_ups_of", listed(task_ids), limit)
+            return [PendingFollowUp(id, task_id, read_follow_up(event)) for id, task_id, event in rows]
+
+        return await self._read(limit, read_all)
+
+    async def steps(self, task_id: str) -> Sequence[Step]:
+        """The task's journal, in the order it was written."""
+
+        def read_all(read: Statements) -> list[Step]:
+            return [
+                Step(
+                    task_id, position, ordinal, verb, attempt, at, None if value is None else value.encode(), bool(done)
+                )
+                for position, ordinal, verb, attempt, at, value, done in read.array("steps", task_id)
+            ]
+
+        return await self._later(read_all)
+
+    async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
+        """The task's closed attempts, in order."""
+        return self._now(lambda read: [read_attempt(task_id, *row) for row in read.array("attempts", task_id)])
+
+    async def requests(self, task_id: str) -> Sequence[InputRequest]:
+        """All requests the task ever made, oldest first."""
+        return self._now(lambda read: [read_request(data) for data in read.array("requests", task_id)])
+
+    async def request(self, request_id: str) -> InputRequest | None:
+        """The request of that id, pending or closed."""
+        row = self._now(lambda read: read.row("request", request_id))
+        return None if row is None else read_request(decode(row[0]))
+
+    async def messages(
+        self, task_id: str, *, direction: Direction | None = None, after: str | None = None, limit: int = 1000
+    ) -> Sequence[Message]:
+        """The task's thread in the order it was written, after the message of that id."""
+
+        def read_all(read: Statements) -> list[Message]:
+            return [read_message(data) for data in read.array("messages", task_id, direction, after, limit)]
+
+        return await self._read(limit, read_all)
+
+    async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
+        """Output from the byte offset `start` on, at most `limit` pieces, whole: the first may begin before it."""
+
+        def read_all(read: Statements) -> Output:
+            row = read.row("output", task_id, start, limit)
+            if row is None:
+                return Output((), 0, 0)
+            first, end, pieces = decode(row[0])
+            rows = tuple(OutputRow(stream, offset, text, at) for stream, offset, _, text, at in pieces)
+            return Output(rows, first, pieces[-1][1] + pieces[-1][2] if pieces else end)
+
+        return await self._read(limit, read_all)
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        """How many tasks there are in each state."""
+        return self._now(lambda read: {STATES[state]: count for state, count in read.array("counts")})
+
+    # --- sessions ----------------------------------------------------------------------------------------
+
+    async def session(self, session_id: str) -> Session | None:
+        """The session of that id."""
+        return self._now(lambda read: session_by_id(read, session_id))
+
+    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id."""
+        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
+
+    async def events(
+        self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
+    ) -> Sequence[LogRow]:
+        """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
+
+        def read_all(read: Statements) -> list[LogRow]:
+            if task_id is None:
+                rows = read.array("events", session_id, after, limit)
+            else:
+                rows = read.array("events_of_task", task_id, session_id, after, limit)
+            rows.sort(key=lambda row: row[1])
+            return [_log_row(session_id, row) for row in rows]
+
+        return await self._read(limit, read_all)
+
+    async def first_seq(self, session_id: str) -> int:
+        """The number of the oldest entry kept; 1 unless the log was trimmed."""
+        row = self._now(lambda read: read.row("first_seq", session_id))
+        return 1 if row is None else cast(int, row[0])
+
+    async def file(self, session_id: str, path: str) -> bytes | None:
+        """The content of a session's file."""
+        task_id, rest = owner_of(path) or (None, None)
+        row = self._now(lambda read: read.row("file", session_id, task_id, rest, path))
+        return None if row is None else row[0]
+
+    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths."""
+        reaches_tasks = TASKS_FOLDER.startswith(prefix) or prefix.startswith(TASKS_FOLDER)
+
+        def read_all(read: Statements) -> list[FileInfo]:
+            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, reaches_tasks, limit)
+            return [FileInfo(session_id, *row) for row in rows]
+
+        return await self._later(read_all)
+
+    async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
+        """Transcript entries numbered above `after`, in order."""
+
+        def read_all(read: Statements) -> list[TranscriptRow]:
+            rows = read.array("transcript", session_id, after, limit)
+            return [TranscriptRow(number, task_id, turn, message.encode()) for number, task_id, turn, message in rows]
+
+        return await self._read(limit, read_all)
+
+    async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
+        """Undelivered entries, oldest first."""
+
+        def read_all(read: Statements) -> list[InboxRow]:
+            return [InboxRow(seq, session_id, *row) for seq, *row in read.array("inbox", session_id, limit)]
+
+        return await self._read(limit, read_all)
+
+    async def workers(self) -> Sequence[Worker]:
+        """All registered workers."""
+        return self._now(
+            lambda read: [Worker(read_card(card), beat, beat_at) for card, beat, beat_at in read.array("workers")]
+        )
+
+    # --- where a read runs -------------------------------------------------------------------------------
+
+    def _now(self, read: Callable[[Statements], T]) -> T:
+        """Read right here, which the caller knows to be short."""
+        if self._is_closed:
+            raise self._file.closed()
+        with self._file.errors():
+            return read(self._statements())
+
+    async def _later(self, read: Callable[[Statements], T]) -> T:
+        """Read in the pool."""
+        if self._is_closed:
+            raise self._file.closed()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._now, read)
+
+    async def _read(self, rows: int, read: Callable[[Statements], T]) -> T:
+        return self._now(read) if rows <= SHORT else await self._later(read)
+
+    def _statements(self) -> Statements:
+        statements: Statements | None = getattr(self._of_thread, "statements", None)
+        if statements is None:
+            connection = self._file.connect(readonly=True)
+            self._connections.append(connection)
+            statements = self._of_thread.statements = Statements(connection)
+        return statements
+
+
+def session_by_id(read: Statements, session_id: str) -> Session | None:
+    """The session of that id, on any connection."""
+    row = read.row("session", session_id)
+    return None if row is None else _session(row)
+
+
+def _session(row: Sequence[Any]) -> Session:
+    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at = row
+    return Session(
+        id, organization, root, parent, parent_task, agent, title, decode(labels), driver, seq, created_at, updated_at
+    )
+
+
+def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
+    position, seq, task_id, type, at, data, input = row
+    encoded = read_created(data, input) if type == "task.created" else data.encode()
+    return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
+
+
+# --- a page of tasks ---------------------------------------------------------------------------------
+
+_IN_SESSION = "session = (select number from sessions where id = ?)"
+_LABELLED = (
+    "exists (select 1 from inputs i, json_each(i.data, '$.labels') label"
+    " where i.task = tasks.number and label.key = ? and label.value = ?)"
+)
+
+
+def _page(read: Statements, filter: TaskFilter) -> list[Task]:
+    """At least the page asked for, unsorted. A tree is its root session and what is below: one range each."""
+    if filter.root_session_id is None:
+        return _range(read, filter, [], [])
+    return [
+        *_range(read, filter, [_IN_SESSION, "root_session_id is null"], [filter.root_session_id]),
+        *_range(read, filter, ["root_session_id = ?"], [filter.root_session_id]),
+    ]
+
+
+def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: list[Any]) -> list[Task]:
+    def add(condition: str, *given: Any) -> None:
+        conditions.append(condition)
+        values.extend(given)
+
+    if filter.session_id is not None:
+        add(_IN_SESSION, filter.session_id)
+    if filter.parent_task_id is not None:
+        add("parent_task_id = ?", filter.parent_task_id)
+    if filter.organization_id is not None:
+        add("organization_id = ?", filter.organization_id)
+    if filter.states is not None:
+        add("state in (select value from json_each(?))", listed([state.value for state in filter.states]))
+    if filter.kind is not None:
+        add("kind = ?", filter.kind)
+    for name, value in filter.labels.items():
+        add(_LABELLED, name, value)
+    if filter.after is not None:
+        add("id < ?" if filter.newest_first else "id > ?", filter.after)
+    direction = "desc" if filter.newest_first else "asc"
+    return tasks_of(read.filtered("tasks_where", " and ".join(conditions) or "true", direction, *values, filter.limit))

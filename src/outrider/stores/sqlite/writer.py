@@ -1,0 +1,276 @@
+"""The one thread that writes: group commit, and a look at what other processes wrote.
+
+Whatever was handed over while the last transaction was committing goes into the next, from many callers and
+many verbs, and all their replies return to the event loop in one hop. If a transaction fails because of one
+operation, it is rolled back and each is tried alone, so that only the culprit fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+from outrider.core.errors import StoreError, StoreUnavailable
+from outrider.core.ledger import Signal
+from outrider.stores.sqlite.batch import Batch, Wanted
+from outrider.stores.sqlite.file import DatabaseFile
+from outrider.stores.sqlite.operations import Operation
+from outrider.stores.sqlite.statements import Statements
+
+BATCH = 500
+"""How many operations one transaction takes at most."""
+
+SHORTEST_PAUSE = 0.002
+LONGEST_PAUSE = 0.020
+SLOWING = 1.15
+"""Between looks at the database while idle, in seconds; each look without news is followed by a longer pause."""
+
+NOTHING = Signal()
+
+R = TypeVar("R")
+
+
+class Ticket:
+    """How a thread hears of the operation that it handed over."""
+
+    __slots__ = ("done", "error", "result")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+Handed: TypeAlias = "tuple[Operation[Any], asyncio.Future[Any] | Ticket]"
+Reply: TypeAlias = "tuple[asyncio.Future[Any], Any, BaseException | None]"
+
+
+class Writer:
+    """Owns the writing connection. `tell` is called on `loop` with what each commit concerns."""
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        connection: sqlite3.Connection,
+        loop: asyncio.AbstractEventLoop,
+        tell: Callable[[Signal], None],
+        is_heard: Callable[[], bool],
+    ) -> None:
+        self._file = file
+        self._connection = connection
+        self._statements = Statements(connection)
+        self._loop = loop
+        self._tell = tell
+        self._is_heard = is_heard
+        self._queue: deque[Handed] = deque()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._is_idle = False
+        self._is_closing = False
+        self._pause = SHORTEST_PAUSE
+        self._seen = 0
+        self._looked_at = 0.0
+        self.commits = 0
+        self._thread = threading.Thread(target=self._run, name="outrider-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def statements(self) -> int:
+        """How many statements were run."""
+        return self._statements.count
+
+    # --- from other threads ------------------------------------------------------------------------------
+
+    def submit(self, operation: Operation[R]) -> asyncio.Future[R]:
+        """Hand over an operation; the future is of the running loop."""
+        if self._is_closing:
+            raise self._file.closed()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.append((operation, future))
+        if self._is_idle:
+            self._ring()
+        return future
+
+    def call(self, operation: Operation[R], timeout: float) -> R:
+        """Hand over an operation from a thread, ahead of all others, and wait for it."""
+        if self._is_closing:
+            raise self._file.closed()
+        ticket = Ticket()
+        self._queue.appendleft((operation, ticket))
+        if self._is_idle:
+            self._ring()
+        if not ticket.done.wait(timeout):
+            raise StoreUnavailable(f"the database {self._file.path} did not answer within {timeout:g} s")
+        if ticket.error is not None:
+            raise ticket.error
+        result: R = ticket.result
+        return result
+
+    def close(self) -> None:
+        """Finish what was handed over, then end the thread and its connection. Blocks; safe to repeat."""
+        self._is_closing = True
+        self._ring()
+        self._thread.join()
+
+    def listeners_changed(self) -> None:
+        """Somebody listens now, so look at once and then in short pauses."""
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(RuntimeError):  # it rings already
+            self._bell.release()
+
+    # --- the thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._seen = self._data_version()
+        try:
+            while True:
+                batch = self._take()
+                if not batch:
+                    return
+                self._commit(batch)
+                self._pause = SHORTEST_PAUSE
+        finally:
+            self._connection.close()
+
+    def _take(self) -> list[Handed]:
+        queue = self._queue
+        while not queue:
+            if self._is_closing:
+                return []
+            self._is_idle = True
+            # Between the look at the queue above and this line somebody may have seen a busy writer.
+            if not queue:
+                rang = self._bell.acquire(timeout=self._pause if self._is_heard() else -1)
+            else:
+                rang = True
+            self._is_idle = False
+            if not rang:
+                self._look()
+        return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+
+    def _look(self) -> None:
+        """See whether another process has committed."""
+        if self._has_foreign_news():
+            self._pause = SHORTEST_PAUSE
+            self._hop(self._tell, Signal(unknown=True))
+        else:
+            self._pause = min(self._pause * SLOWING, LONGEST_PAUSE)
+
+    def _has_foreign_news(self) -> bool:
+        version = self._data_version()
+        if version == self._seen:
+            return False
+        self._seen = version
+        return True
+
+    def _data_version(self) -> int:
+        """A number that changes when another connection commits; our own commits leave it."""
+        try:
+            return int(self._connection.execute("pragma data_version").fetchone()[0])
+        except sqlite3.Error:
+            return self._seen  # whoever writes next is told what is wrong
+
+    def _commit(self, batch: Sequence[Handed]) -> None:
+        try:
+            results, signal = self._transact([operation for operation, _ in batch])
+        except StoreError as error:
+            self._reply(batch, [None] * len(batch), error, NOTHING)
+        except Exception as error:  # noqa: BLE001  # any failure of one operation is its caller's, not the thread's
+            if len(batch) == 1:
+                self._reply(batch, [None], error, NOTHING)
+                return
+            for alone in batch:
+                self._commit([alone])
+        else:
+            self._reply(batch, results, None, signal)
+
+    def _transact(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
+        execute = self._connection.execute
+        with self._file.errors(), self._file.alone():
+            self._file.check_present()
+            execute("begin immediate")
+            try:
+                results, signal = self._work(operations)
+                execute("commit")
+            except BaseException:
+                if self._connection.in_transaction:
+                    execute("rollback")
+                raise
+        self.commits += 1
+        return results, signal
+
+    def _work(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
+        batch, wanted = Batch(self._statements), Wanted()
+        for operation in operations:
+            operation.want(wanted)
+        batch.load(wanted)
+        results: list[Any] = [None] * len(operations)
+        late = []
+        for place, operation in enumerate(operations):
+            if operation.is_late:
+                late.append(place)
+            else:
+                results[place] = operation.run(batch)
+        batch.flush()
+        for place in late:
+            results[place] = operations[place].run(batch)
+        batch.flush()
+        return results, batch.signal()
+
+    def _reply(
+        self,
+        batch: Sequence[Handed],
+        results: Sequence[Any],
+        error: BaseException | None,
+        signal: Signal,
+    ) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[Reply]] = {self._loop: []}
+        for (_, waiter), result in zip(batch, results, strict=True):
+            if isinstance(waiter, Ticket):
+                waiter.result, waiter.error = result, error
+                waiter.done.set()
+            else:
+                by_loop.setdefault(waiter.get_loop(), []).append((waiter, result, error))
+        if self._is_due_to_look() and self._has_foreign_news():
+            signal = Signal(signal.task_ids, signal.moved, signal.session_ids, signal.ready, signal.follow_ups, True)
+        for loop, replies in by_loop.items():
+            if loop is self._loop:
+                if replies or signal != NOTHING:
+                    self._hop(self._deliver, replies, signal)
+            else:
+                self._hop(_resolve, replies, loop=loop)
+
+    def _is_due_to_look(self) -> bool:
+        """While there is always something to write there is no idle moment; look now and then all the same."""
+        now = time.monotonic()
+        if now - self._looked_at < SHORTEST_PAUSE:
+            return False
+        self._looked_at = now
+        return True
+
+    def _hop(self, call: Callable[..., None], *arguments: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+            (loop or self._loop).call_soon_threadsafe(call, *arguments)
+
+    def _deliver(self, replies: Sequence[Reply], signal: Signal) -> None:
+        _resolve(replies)
+        if signal != NOTHING:
+            self._tell(signal)
+
+
+def _resolve(replies: Sequence[Reply]) -> None:
+    for future, result, error in replies:
+        if future.done():
+            continue  # its caller was cancelled; what was written stays written
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
