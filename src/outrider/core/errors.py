@@ -26,7 +26,8 @@
     │   └── StoreNewer        store_newer: written by a later version than this program knows
     ├── TaskFailed            task_failed: raised to who waits for the result
     ├── TaskCanceled          task_canceled: likewise
-    └── WaitTimeout           wait_timeout: the wait is over, the task goes on
+    ├── WaitTimeout           wait_timeout: the wait is over, the task goes on
+    └── Failure               failure: raised by a task's own code, with a kind and a word on retries
 
 `Superseded` and `Parked` are control flow and stand outside: they are `BaseException`s, so that an
 `except Exception` in a task's code cannot swallow them.
@@ -228,6 +229,17 @@ class WaitTimeout(OutriderError):
     """The wait ended before what it waited for; nothing was changed."""
 
     code = "wait_timeout"
+
+
+class Failure(OutriderError):
+    """Raised by a task's own code: fail with this error `kind`, and say whether another attempt makes sense."""
+
+    code = "failure"
+
+    def __init__(self, message: str, *, kind: str = "exception", retryable: bool = False, details: JSON = None) -> None:
+        super().__init__(message, details=details)
+        self.kind = kind
+        self.retryable = retryable
 
 
 class Superseded(BaseException):
