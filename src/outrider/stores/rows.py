@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import orjson
 
-from outrider.core.change import AttemptEnd, AttemptEnding, LogEvent
+from outrider.core.change import AttemptEnd, AttemptEnding
 from outrider.core.events import CancelRequested, FollowUpEvent, Message, WatchedEnded
 from outrider.core.ledger import WorkerCard
 from outrider.core.session import NewSession, Session
@@ -194,8 +194,11 @@ LIVE = Compact(
 )
 OUTCOME = Compact(Outcome, {"artifacts": _each(lambda data: Artifact(**data)), "error": _maybe(_error)})
 
-NO_LIVE = Live()
-NO_OUTCOME = Outcome()
+# The very values that a new task starts with, so that `is` tells most that were never changed.
+_EMPTY: Any = {field.name: field.default for field in fields(Task)}
+NO_LIVE: Live = _EMPTY["live"]
+NO_OUTCOME: Outcome = _EMPTY["outcome"]
+GROUPS = ("input", "core", "live", "outcome")
 
 
 # --- records -----------------------------------------------------------------------------------------
@@ -231,21 +234,28 @@ def read_task(
     )
 
 
-def write_created(event: LogEvent) -> str:
-    """The data of `task.created` without the input, which has a place of its own."""
-    core, data = cast(Core, event.data["core"]), {}
-    if (rest := CORE.pack(core)) is not None:
-        data["core"] = rest
-    if (live := LIVE.pack(event.data["live"])) is not None:
-        data["live"] = live
-    if (outcome := OUTCOME.pack(event.data["outcome"])) is not None:
-        data["outcome"] = outcome
-    return encode({"moved": moved(core), **data})
+def write_snapshot(task: Task, data: Mapping[str, Any]) -> str:
+    """The data of a log entry that holds a task whole: without the input, which has a place of its own.
+
+    Data that is not just the four groups of this task is written as it is.
+    """
+    if tuple(data) != GROUPS or any(data[group] is not getattr(task, group) for group in GROUPS):
+        return encode(data)
+    packed: dict[str, Any] = {"moved": moved(task.core)}
+    if (core := CORE.pack(task.core)) is not None:
+        packed["core"] = core
+    if (live := LIVE.pack(task.live)) is not None:
+        packed["live"] = live
+    if (outcome := OUTCOME.pack(task.outcome)) is not None:
+        packed["outcome"] = outcome
+    return encode(packed)
 
 
-def read_created(text: str, input: str | None) -> bytes:
-    """The data of `task.created` as it was given: the four groups whole. `input` None once the task is deleted."""
+def read_snapshot(text: str, input: str | None) -> bytes:
+    """The data of such an entry as it was given. `input` is None once the task has been deleted."""
     data = decode(text)
+    if "moved" not in data:
+        return text.encode()
     outcome = data.get("outcome")
     return orjson.dumps(
         {

@@ -96,7 +96,7 @@ def _ready(statements: Statements, claim: Claim) -> tuple[list[int], bool]:
         statements.run("come", route, claim.now, COME_AT_ONCE)
     ready = [row for route in claim.routes for row in statements.array("ready", route, claim.limit + 1)]
     ready.sort()
-    return [number for _, _, number in ready[: claim.limit]], len(ready) > claim.limit
+    return [number for _, number in ready[: claim.limit]], len(ready) > claim.limit
 
 
 def _take(batch: Batch, numbers: Sequence[int], decide: Decide) -> list[Task]:

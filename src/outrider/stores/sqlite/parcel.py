@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outrider.core.change import Change, LogType
-from outrider.stores.rows import CORE, INPUT, LIVE, NO_OUTCOME, OUTCOME, encode, moved, write_created
+from outrider.stores.rows import CORE, INPUT, LIVE, NO_OUTCOME, OUTCOME, encode, moved, write_snapshot
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ def pack(change: Change) -> Parcel:
         LIVE.write(task.live) if change.live_changed else None,
         None if change.before is not None else INPUT.write(task.input),
         [
-            (event.type, write_created(event) if event.type == "task.created" else encode(event.data))
+            (event.type, write_snapshot(task, event.data) if event.type == "task.created" else encode(event.data))
             for event in change.events
         ],
     )

@@ -35,10 +35,10 @@ from outrider.stores.rows import (
     decode,
     read_attempt,
     read_card,
-    read_created,
     read_follow_up,
     read_message,
     read_request,
+    read_snapshot,
 )
 from outrider.stores.sqlite.batch import AFTER_ANY, TASKS_FOLDER, owner_of, tasks_of
 from outrider.stores.sqlite.file import DatabaseFile
@@ -279,7 +279,7 @@ def _session(row: Sequence[Any]) -> Session:
 
 def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
     position, seq, task_id, type, at, data, input = row
-    encoded = read_created(data, input) if type == "task.created" else data.encode()
+    encoded = read_snapshot(data, input) if type == "task.created" else data.encode()
     return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
 
 

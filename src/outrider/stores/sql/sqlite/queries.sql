@@ -198,9 +198,9 @@ where number in (
 );
 
 -- ready --
--- The first ready tasks of one route: (rank, id, number).
-select json_group_array(json_array(rank, id, number))
-from (select rank, id, number from tasks where route = ? and readiness = 'ready' order by rank limit ?);
+-- The first ready tasks of one route: (rank, number). The index ends with the number, so it gives this order.
+select json_group_array(json_array(rank, number))
+from (select rank, number from tasks where route = ? and readiness = 'ready' order by rank, number limit ?);
 
 -- next_due --
 select min(due_at) from tasks where route = ? and readiness = 'timed';
