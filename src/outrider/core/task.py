@@ -96,6 +96,8 @@ class Input:
     run_if_dependency_fails: bool = False
     detached: bool = False
     """A detached child is not waited for by its parent and is left by a cascading cancel."""
+    headless: bool = False
+    """Nobody is there to ask when it is in doubt whether an effect happened; the task fails then."""
     on_open_children: ChildPolicy = "wait"
     retry: Retry = Retry()
     timeouts: Timeouts = Timeouts()

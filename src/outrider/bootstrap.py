@@ -1,0 +1,168 @@
+"""The composition root: `Outrider`, the app that names tools and agents, and `open`, which puts a runtime together.
+
+Only this module and `testing` name a concrete store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, overload
+from urllib.parse import unquote, urlsplit
+
+from outrider.core.errors import InvalidArguments
+from outrider.core.ledger import Ledger
+from outrider.core.task import Effects, Retry, Timeouts
+from outrider.kinds.background_tool import BackgroundTool
+from outrider.runtime.clock import SystemClock
+from outrider.runtime.facade import Runtime
+from outrider.runtime.options import Length, retry_policy, timeouts_of
+from outrider.runtime.registry import Isolation, Registry, Tool
+from outrider.runtime.services import Services
+from outrider.runtime.worker import Worker
+from outrider.settings import WorkerSettings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Outrider:
+    """An app: the tools and agents that its workers can run, by name."""
+
+    def __init__(self, settings: WorkerSettings | None = None) -> None:
+        self.registry = Registry()
+        self.settings = settings or WorkerSettings()
+        self.registry.executors["background_tool"] = BackgroundTool(self.registry)
+
+    @overload
+    def tool(self, fn: F, /) -> F: ...
+    @overload
+    def tool(
+        self,
+        fn: None = None,
+        /,
+        *,
+        name: str | None = None,
+        effects: Effects = "idempotent",
+        isolation: Isolation = "none",
+        requires_approval: bool = False,
+        max_failures: int | None = None,
+        backoff: Length | None = None,
+        backoff_max: Length | None = None,
+        queue_timeout: Length | None = None,
+        run_timeout: Length | None = None,
+        idle_timeout: Length | None = None,
+        total_timeout: Length | None = None,
+    ) -> Callable[[F], F]: ...
+
+    def tool(
+        self,
+        fn: F | None = None,
+        /,
+        *,
+        name: str | None = None,
+        effects: Effects = "idempotent",
+        isolation: Isolation = "none",
+        requires_approval: bool = False,
+        max_failures: int | None = None,
+        backoff: Length | None = None,
+        backoff_max: Length | None = None,
+        queue_timeout: Length | None = None,
+        run_timeout: Length | None = None,
+        idle_timeout: Length | None = None,
+        total_timeout: Length | None = None,
+    ) -> F | Callable[[F], F]:
+        """Register a function as a tool. A decorator, with options or without.
+
+        Its first parameter may be a `TaskContext`; the others are the tool's arguments, and their annotations
+        its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
+        its own, `requires_approval` makes an agent ask before it calls it.
+        """
+
+        def register(fn: F) -> F:
+            tool = Tool.of(
+                fn,
+                name,
+                effects=effects,
+                isolation=isolation,
+                requires_approval=requires_approval,
+                retry=_given(retry_policy(_NO_RETRY, max_failures, backoff, backoff_max), _NO_RETRY),
+                timeouts=_given(
+                    timeouts_of(_NO_TIMEOUTS, queue_timeout, run_timeout, idle_timeout, total_timeout), _NO_TIMEOUTS
+                ),
+            )
+            if self.registry.tools.setdefault(tool.name, tool) is not tool:
+                raise InvalidArguments(f"there is a tool named {tool.name!r} already")
+            return fn
+
+        return register if fn is None else register(fn)
+
+    @asynccontextmanager
+    async def open(
+        self, url: str = "sqlite:///.outrider/outrider.db", *, worker: bool = True, concurrency: int | None = None
+    ) -> AsyncIterator[Runtime]:
+        """Open a store, with a worker inside unless `worker=False`.
+
+        `url` is `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, or `memory://`. On the way out the
+        worker drains: steps in flight finish, the rest is handed over. Raises a StoreError if the store cannot be
+        opened.
+        """
+        settings = self.settings if concurrency is None else replace(self.settings, concurrency=concurrency)
+        ledger = await open_ledger(url)
+        services = Services.over(ledger, SystemClock(), self.registry, settings)
+        job: asyncio.Task[None] | None = None
+        try:
+            if worker:
+                job = asyncio.create_task(Worker(services, locks=locks_of(ledger)).run(), name="outrider-worker")
+            yield Runtime(services)
+        finally:
+            if job is not None:
+                job.cancel()
+                await asyncio.gather(job, return_exceptions=True)
+            services.signals.close()
+            await ledger.close()
+
+
+async def open_ledger(url: str) -> Ledger:
+    """Open the store that a URL names. Raises InvalidArguments for a URL that names none, or a StoreError."""
+    scheme, path = _split(url)
+    match scheme:
+        case "memory":
+            from outrider.stores.memory import MemoryLedger
+
+            return MemoryLedger()
+        case "sqlite":
+            from outrider.stores.sqlite import SqliteLedger
+
+            return await SqliteLedger.open(path)
+        case _:
+            raise InvalidArguments(f"{url!r} names no store; known: sqlite:///path, memory://")
+
+
+def locks_of(ledger: Ledger) -> Path | None:
+    """The folder for the locks of a store's workers, beside the database; None for one in memory."""
+    path = getattr(ledger, "path", None)
+    return None if path is None else Path(f"{path}-workers")
+
+
+def _split(url: str) -> tuple[str, str]:
+    if "://" not in url:
+        return "sqlite", url
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        if parts.netloc:
+            raise InvalidArguments(f"{url!r}: write sqlite:///relative.db or sqlite:////absolute.db")
+        return "sqlite", unquote(parts.path[1:])
+    return parts.scheme, url
+
+
+_NO_RETRY = Retry()
+_NO_TIMEOUTS = Timeouts()
+G = TypeVar("G")
+
+
+def _given(value: G, nothing: G) -> G | None:
+    """None for what was left at its default, so that the caller's options and the defaults still count."""
+    return None if value is nothing else value

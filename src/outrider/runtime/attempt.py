@@ -1,0 +1,356 @@
+"""One hold of a task by this worker: what it has open, what it has to say, and how it ends.
+
+An attempt parks only when all its open operations are waits; then every asyncio task that its code started is
+cancelled and awaited before the park is committed. `Parked` and `Superseded` pass through the code of the task
+as `BaseException`s; `conclude` finds them again, in whatever groups they were wrapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from outrider.core import events
+from outrider.core.errors import Failure, OutriderError, Parked, Refused, Superseded, UnknownName
+from outrider.core.events import HolderEvent, Step
+from outrider.core.ledger import OutputChunk
+from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
+from outrider.core.values import Instant, evolve
+from outrider.runtime.clock import Alarm, Bell, span
+from outrider.runtime.codec import decode, encode
+from outrider.runtime.journal import Journal
+from outrider.runtime.schemas import mismatch
+
+if TYPE_CHECKING:
+    from outrider.runtime.services import Services
+
+T = TypeVar("T")
+
+CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=None)
+CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
+
+
+class Attempt:
+    """An open attempt. Lives on the worker's loop; `print`, `report` and `touch` may be called from threads."""
+
+    def __init__(
+        self, services: Services, task: Task, on_news: Callable[[Attempt], None], pool: Executor | None = None
+    ) -> None:
+        self.services = services
+        self.record = task
+        self.task_id = task.id
+        self.number = task.core.attempt
+        self.journal = Journal()
+        self.pool = pool
+        self.live: Live = task.live
+        self.live_is_dirty = False
+        self.delta: dict[str, Any] = {}
+        self.reported_at = 0.0
+        self.active_at: Instant = services.clock.now()
+        self.touched = False
+        self.is_told_to_stop = False
+        self.is_over = False
+        """Superseded or abandoned: the record has gone on without this attempt."""
+        self.is_draining = False
+        self.is_parking = False
+        self.is_closed = False
+        """Its code has ended; only the record is left to be settled."""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.threads = 0
+        """How many threads run its code now."""
+        self.runner: asyncio.Task[None] | None = None
+        self._on_news = on_news
+        self._waits: dict[Bell, tuple[Wait, ...]] = {}
+        self._parked_on: tuple[Wait, ...] = ()
+        self._busy = 0
+        self._alarm: Alarm | None = None
+        self._output: deque[tuple[str, str, Instant]] = deque()
+        self._output_bytes = 0
+        self._cut = 0
+
+    def open_journal(self, steps: Sequence[Step]) -> None:
+        """Take over what earlier attempts journaled."""
+        self.journal = Journal(steps)
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Note an asyncio task that the code started, to be ended with the attempt."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # --- operations and waits ------------------------------------------------------------------------
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing but the task's main line is under way."""
+        return self._busy <= 1 and not self._waits and sum(not each.done() for each in self.tasks) <= self.threads
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that is open is waiting."""
+        return bool(self._waits) and self._busy == 0
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """An operation is open, and it is not a wait."""
+        self.check()
+        if self.is_draining:
+            raise Parked
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._consider_parking()
+
+    async def wait(
+        self,
+        wait: Wait,
+        look: Callable[[], Awaitable[T | None]],
+        topics: Iterable[str] = (),
+        until: Instant | None = None,
+    ) -> T:
+        """Wait until `look` finds something: in memory for a while, then by parking. Called inside `busy`.
+
+        `look` is asked again at `until` at the latest, however it is waited.
+        """
+        bell = Bell(self.services.clock)
+        with self.services.signals.listen(topics, bell):
+            found = await look()
+            if found is not None:
+                return found
+            if isinstance(wait, WaitUntil):
+                until = wait.until
+            self._waits[bell] = (wait,) if until is None or isinstance(wait, WaitUntil) else (wait, WaitUntil(until))
+            self._busy -= 1
+            try:
+                while True:
+                    self._consider_parking()
+                    await bell.wait(until)
+                    self.check()
+                    found = await look()
+                    if found is not None:
+                        return found
+                    if self.is_parking or self.is_draining:
+                        raise Parked
+            finally:
+                del self._waits[bell]
+                self._busy += 1
+
+    def check(self) -> None:
+        """Raise Superseded if this attempt is over."""
+        if self.is_over:
+            raise Superseded(self.task_id, self.number)
+
+    def park_if_idle(self) -> None:
+        """Give the worker back now, if all that is open is waiting."""
+        self._alarm = None
+        if self.is_idle and not self.is_parking and not self.is_told_to_stop:
+            self.is_parking = True
+            self._parked_on = tuple(wait for waits in self._waits.values() for wait in waits)
+            self._ring()
+
+    def _consider_parking(self) -> None:
+        if not self.is_idle:
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+        elif self._alarm is None and not self.is_parking:
+            clock = self.services.clock
+            grace = span(self.services.settings.park_grace)
+            self._alarm = clock.call_at(clock.now() + grace, self.park_if_idle)
+
+    def _ring(self) -> None:
+        for bell in list(self._waits):
+            bell.ring()
+
+    # --- news for it ---------------------------------------------------------------------------------
+
+    def take(self, record: Task) -> None:
+        """Take the newest record: it may be over, told to stop, answered, written to."""
+        core = record.core
+        if core.attempt != self.number or not core.is_held:
+            self.supersede()
+            return
+        if core.version < self.record.core.version:
+            return
+        self.record = record
+        if core.stopping is not None and not self.is_told_to_stop:
+            self.is_told_to_stop = True
+            self._interrupt()
+        self._ring()
+
+    def supersede(self) -> None:
+        """The record has gone on without this attempt: stop, and write nothing more."""
+        if not self.is_over:
+            self.is_over = True
+            self._interrupt()
+            self._ring()
+
+    def _interrupt(self) -> None:
+        if self.runner is not None and not self.is_closed:
+            self.runner.cancel()
+
+    def drain(self) -> None:
+        """Stop where the code next comes to a verb, or waits in one, to be handed over."""
+        self.is_draining = True
+        self._ring()
+
+    # --- what it says --------------------------------------------------------------------------------
+
+    def update(self, delta: dict[str, Any] | None = None, **live: Any) -> None:
+        """Take new live values; `delta` is what the log is told of them."""
+        self.live = evolve(self.live, **live)
+        self.live_is_dirty = True
+        if delta:
+            self.delta.update(delta)
+        self.touch()
+
+    def touch(self) -> None:
+        """Show a sign of life."""
+        self.active_at = self.services.clock.now()
+        self.touched = True
+        self._on_news(self)
+
+    def print(self, stream: str, text: str) -> None:
+        """Keep text as output, to be written within moments. Beyond the tail that is kept, the oldest is cut."""
+        if not text:
+            return
+        size, limit = len(text), self.services.settings.limits.output_tail
+        if size > limit:
+            self._cut += size - limit
+            text, size = text[-limit:], limit
+        self._output.append((stream, text, self.services.clock.now()))
+        self._output_bytes += size
+        while self._output_bytes > limit and len(self._output) > 1:
+            _, dropped, _ = self._output.popleft()
+            self._output_bytes -= len(dropped)
+            self._cut += len(dropped)
+        self.touch()
+
+    @property
+    def has_output(self) -> bool:
+        """Whether output waits to be written."""
+        return bool(self._output)
+
+    def take_output(self) -> list[OutputChunk]:
+        """Hand out the output that waits, neighbours of one stream joined."""
+        keep = self.services.settings.limits.output_tail
+        chunks: list[OutputChunk] = []
+        parts: list[str] = []
+        stream, at = "", 0
+        if self._cut:
+            stream, at = self._output[0][0], self._output[0][2]
+            parts.append(CUT.format(count=self._cut))
+            self._cut = 0
+        while self._output:
+            next_stream, text, moment = self._output.popleft()
+            if parts and next_stream != stream:
+                chunks.append(OutputChunk(self.task_id, self.number, stream, "".join(parts), at, keep))
+                parts = []
+            if not parts:
+                at = moment
+            stream = next_stream
+            parts.append(text)
+        self._output_bytes = 0
+        if parts:
+            chunks.append(OutputChunk(self.task_id, self.number, stream, "".join(parts), at, keep))
+        return chunks
+
+    def take_live(self) -> Live | None:
+        """Hand out live values that were not written yet, None if there are none."""
+        if not self.live_is_dirty:
+            return None
+        self.live_is_dirty = False
+        self.delta.clear()
+        return self.live
+
+    # --- how it ends ---------------------------------------------------------------------------------
+
+    def succeeded(self, value: object, open_children: tuple[str, ...]) -> HolderEvent:
+        """The code returned: what to report of it."""
+        limits = self.services.settings.limits
+        try:
+            result = None if value is None else encode(value)
+        except TypeError as error:
+            return self._failure(TaskError("exception", f"the result is not JSON: {error}"), retryable=False)
+        if result is not None and len(result) > limits.result:
+            message = f"the result has {len(result):,} bytes, more than {limits.result:,}; keep it as an artifact"
+            return self._failure(TaskError("too_large", message), retryable=False)
+        schema = self.record.input.result_schema
+        problem = None
+        if schema is not None and result is not None:
+            problem = mismatch(decode(result), schema)
+        summary = shorten(value, limits.summary) if isinstance(value, str) else None
+        return events.Succeeded(self.number, result, summary, open_children, problem, self.take_live())
+
+    def conclude(self, error: BaseException) -> HolderEvent | None:
+        """The code raised: what to report of it, None if nobody wants to know any more."""
+        leaves = list(_leaves(error))
+        if self.is_over or any(isinstance(leaf, Superseded) for leaf in leaves):
+            return None
+        quiet = all(isinstance(leaf, Parked | asyncio.CancelledError) for leaf in leaves)
+        if self.is_told_to_stop and (quiet or not self.is_parking):
+            return events.Stopped(self.number, random.random(), self.journal.has_grown, self.take_live())
+        if self.is_draining and quiet:
+            return events.Released(self.number, self.journal.has_grown, self.take_live())
+        if self.is_parking and quiet:
+            return events.Parked(self.number, self._parked_on, self.journal.has_grown, self.take_live())
+        if quiet:
+            problem = TaskError("exception", "the task's code was cancelled from inside")
+            return self._failure(problem, retryable=True)
+        first = next(leaf for leaf in leaves if not isinstance(leaf, Parked | asyncio.CancelledError))
+        return self._failed(first)
+
+    def _failed(self, error: BaseException) -> HolderEvent:
+        details = {"type": type(error).__name__, "traceback": _trace(error)}
+        if isinstance(error, Failure):
+            problem = TaskError(error.kind, str(error), error.details)
+            return self._failure(problem, retryable=error.retryable)
+        if isinstance(error, UnknownName | Refused):
+            problem = TaskError("rejected", str(error), {"code": error.code, **details})
+            return self._failure(problem, retryable=False)
+        if isinstance(error, OutriderError):
+            kind = getattr(error, "kind", "exception")
+            problem = TaskError(kind, str(error), {"code": error.code, **details})
+            return self._failure(
+                problem, retryable=getattr(error, "retryable", True), partial=getattr(error, "partial", None)
+            )
+        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return self._failure(TaskError("exception", shorten(message, 2048), details), retryable=True)
+
+    def _failure(self, error: TaskError, *, retryable: bool, partial: str | None = None) -> HolderEvent:
+        return events.Failed(
+            self.number,
+            error,
+            retryable,
+            random.random(),
+            self.journal.has_grown,
+            partial=encode(partial) if partial else None,
+            summary=shorten(partial, self.services.settings.limits.summary) if partial else None,
+            live=self.take_live(),
+        )
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text of at most `limit` characters, marked where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _trace(error: BaseException) -> str:
+    lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-12)
+    return shorten("".join(lines), 8192)

@@ -1,0 +1,104 @@
+"""Time as an argument: what tells the moment and rings at one.
+
+The runtime never reads a clock of its own, so a test can hold time still. Leases are the exception on purpose:
+they count by the monotonic clock of the machine, since they are about this process being alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from outrider.core.values import Instant, Span
+
+
+class Alarm(Protocol):
+    """A call that was arranged for later."""
+
+    def cancel(self) -> None:
+        """Call it off."""
+        ...
+
+
+class Clock(Protocol):
+    """Tells the time, and calls back at one."""
+
+    def now(self) -> Instant:
+        """The present moment in microseconds since the Unix epoch."""
+        ...
+
+    def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
+        """Call `callback` on the running loop once the moment has come."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> Instant:
+        """The present moment in microseconds since the Unix epoch."""
+        return time.time_ns() // 1000
+
+    def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
+        """Call back once the moment has come, by the running loop's timer."""
+        delay = max(0.0, (moment - self.now()) / 1_000_000)
+        return asyncio.get_running_loop().call_later(delay, callback)
+
+
+class Bell:
+    """Rings for one waiter. A ring before the wait is not lost; several rings are one."""
+
+    __slots__ = ("_clock", "_future", "_rung")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rung = False
+        self._future: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """Wake the waiter, or the next one. Only on the loop's own thread."""
+        self._rung = True
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, until: Instant | None = None) -> bool:
+        """Wait for a ring, at most until a moment. Returns whether it rang."""
+        if not self._rung:
+            self._future = asyncio.get_running_loop().create_future()
+            alarm = None if until is None else self._clock.call_at(until, self._time_up)
+            try:
+                await self._future
+            finally:
+                self._future = None
+                if alarm is not None:
+                    alarm.cancel()
+        rung, self._rung = self._rung, False
+        return rung
+
+    def _time_up(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+
+def span(value: timedelta | float) -> Span:
+    """Return a length of time, given as a timedelta or in seconds, in microseconds."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    return round(seconds * 1_000_000)
+
+
+def instant(value: datetime) -> Instant:
+    """Return a moment in microseconds since the Unix epoch. Refuses a datetime without a time zone."""
+    if value.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone")
+    return round((value - _EPOCH) / timedelta(microseconds=1))
+
+
+def as_datetime(moment: Instant) -> datetime:
+    """Return a moment as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=moment)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

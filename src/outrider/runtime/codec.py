@@ -1,0 +1,110 @@
+"""JSON in and out: what a tool returns and a step journals, with the types of its annotation.
+
+`encode` takes plain values, dataclasses and pydantic models. `Shape` is the other half: it reads back what was
+written as the type that was declared, so that a resumed task gets the same kind of value as the first time.
+No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from outrider.core.values import JSON
+
+_PLAIN = (None, type(None), Any, object, inspect.Parameter.empty, JSON)
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
+
+
+def encode(value: object) -> bytes:
+    """Return a value as JSON. Raises TypeError for what has no form in JSON, NaN and infinities included."""
+    try:
+        return orjson.dumps(value, _default, _OPTIONS)
+    except TypeError as error:
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON: {error}") from None
+
+
+def decode(encoded: bytes) -> JSON:
+    """Return what `encode` wrote, as plain JSON values."""
+    return orjson.loads(encoded)
+
+
+def jsonable(value: object) -> JSON:
+    """Return a value as plain JSON values."""
+    return decode(encode(value))
+
+
+def _default(value: object) -> object:
+    dump = getattr(value, "model_dump", None)
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json")
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, bytes):
+        raise TypeError("bytes have no form in JSON; write them to a file of the session")
+    from pathlib import PurePath
+
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"type {type(value).__name__} has no form in JSON")
+
+
+class Shape:
+    """The declared type of a value, to read JSON back as. Without a declaration, JSON as it is."""
+
+    __slots__ = ("_adapter", "_annotation")
+
+    def __init__(self, annotation: Any = None) -> None:
+        self._annotation = annotation
+        self._adapter: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any JSON will do."""
+        return self._annotation in _PLAIN
+
+    def read(self, encoded: bytes) -> Any:
+        """Return encoded JSON as the declared type. Raises ValueError with the reason when it does not fit."""
+        value = orjson.loads(encoded)
+        return value if self.is_plain else self._load().validate_python(value)
+
+    def schema(self) -> dict[str, JSON]:
+        """Return the JSON Schema of the declared type."""
+        return {} if self.is_plain else typing.cast("dict[str, JSON]", self._load().json_schema())
+
+    def _load(self) -> Any:
+        if self._adapter is None:
+            from pydantic import TypeAdapter
+
+            self._adapter = TypeAdapter(self._annotation)
+        return self._adapter
+
+
+PLAIN = Shape()
+
+
+def shape_of(fn: Callable[..., object]) -> Shape:
+    """Return the shape of what a function returns, by its annotation."""
+    try:
+        return _shape_of(fn)
+    except TypeError:  # not hashable
+        return PLAIN
+
+
+@lru_cache(maxsize=4096)
+def _shape_of(fn: Callable[..., object]) -> Shape:
+    try:
+        annotation = typing.get_type_hints(fn, include_extras=True).get("return")
+    except Exception:  # noqa: BLE001 - a hint that cannot be resolved is no hint; the value stays plain JSON
+        return PLAIN
+    return Shape(annotation)

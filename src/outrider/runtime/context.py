@@ -1,0 +1,796 @@
+"""`TaskContext`: all that the code of a task can say and ask, journaled so that it survives the process.
+
+Every verb with an effect takes a journal position, its name or its ordinal; a resumed task that comes there again
+gets what it got the first time. The one thing a reader would get wrong: code between the verbs is ordinary and
+runs again on resume; what must not run twice belongs into a `step`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from outrider.core import events
+from outrider.core.errors import Failure, InvalidAnswer, NotFound, Superseded, TooLarge
+from outrider.core.events import FileWrite, Message, Step
+from outrider.core.ledger import Existing
+from outrider.core.task import (
+    Artifact,
+    Effects,
+    ExpiryPolicy,
+    InputRequest,
+    Progress,
+    RequestKind,
+    Task,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
+from outrider.core.values import JSON, JSONObject, evolve
+from outrider.runtime.attempt import Attempt, shorten
+from outrider.runtime.clock import span
+from outrider.runtime.codec import PLAIN, Shape, decode, encode, shape_of
+from outrider.runtime.files import clean_path
+from outrider.runtime.ids import new_id
+from outrider.runtime.journal import DOUBT, Position
+from outrider.runtime.log import log
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
+from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
+from outrider.runtime.schemas import check_schema, mismatch
+from outrider.settings import DOUBT_DEADLINE
+
+if TYPE_CHECKING:
+    from outrider.runtime.handles import TaskHandle
+
+T = TypeVar("T")
+Parts: TypeAlias = str | JSONObject | Sequence[JSONObject]
+_UNSET: Any = object()
+
+
+class TaskContext:
+    """What a task's code has of its task. One for each attempt; belongs to the worker's event loop."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._services = attempt.services
+
+    # --- who it is -----------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._attempt.task_id
+
+    @property
+    def session_id(self) -> str:
+        """The session that owns the task."""
+        return self._attempt.record.session_id
+
+    @property
+    def attempt(self) -> int:
+        """Which hold of the task this is, from 1."""
+        return self._attempt.number
+
+    @property
+    def spec(self) -> JSONObject:
+        """What the task was asked to do."""
+        return self._attempt.record.input.spec
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody wants the task to stop. Its code has the cancel grace to do so."""
+        return self._attempt.is_told_to_stop or self._attempt.is_over
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the code is still on ground that an earlier attempt covered."""
+        return self._attempt.journal.is_replaying
+
+    @property
+    def log(self) -> Any:
+        """A structured logger that names the task and the attempt."""
+        return log.bind(task=self.id, attempt=self.attempt)
+
+    @property
+    def files(self) -> TaskFiles:
+        """The session's files."""
+        return TaskFiles(self._attempt)
+
+    def record(self) -> TaskRecord:
+        """The task's record, as this attempt last saw it."""
+        return TaskRecord.of(evolve(self._attempt.record, live=self._attempt.live))
+
+    # --- what it says, at once and unjournaled -------------------------------------------------------
+
+    def progress(
+        self,
+        current: float,
+        total: float | None = None,
+        *,
+        unit: str | None = None,
+        label: str | None = None,
+        steps: Sequence[str] = (),
+    ) -> None:
+        """Say how far the task has come. Coalesced: the newest wins, at most four events a second."""
+        if self._attempt.journal.is_replaying:
+            return
+        self._check_stop()
+        progress = Progress(current, total, unit, None if label is None else shorten(str(label), 256), tuple(steps))
+        self._attempt.update({"progress": progress}, progress=progress)
+
+    def detail(self, text: str) -> None:
+        """Say in a line what the task is doing now."""
+        if self._attempt.journal.is_replaying:
+            return
+        self._check_stop()
+        detail = shorten(str(text), self._services.settings.limits.detail)
+        self._attempt.update({"state_detail": detail}, state_detail=detail)
+
+    def output(self, text: str, stream: str = "stdout") -> None:
+        """Print text. Kept up to the output tail, seen by followers within 50 ms."""
+        if self._attempt.journal.is_replaying:
+            return
+        self._check_stop()
+        self._attempt.print(stream, str(text))
+
+    def heartbeat(self) -> None:
+        """Show a sign of life to the idle timeout."""
+        self._check_stop()
+        self._attempt.touch()
+
+    # --- steps ---------------------------------------------------------------------------------------
+
+    async def step(
+        self,
+        name: str,
+        fn: Callable[..., Awaitable[T]] | Callable[..., T],
+        /,
+        *args: Any,
+        effects: Effects = "idempotent",
+        **kwargs: Any,
+    ) -> T:
+        """Run `fn` and journal its result under `name`; a resumed task gets the result without running it again.
+
+        The result is JSON (or fits the return annotation of `fn`), and what you get is what was journaled, the
+        first time too. A plain function runs in a thread. A parameter called `idempotency_key` is filled in.
+
+        With `effects="once"` the intent is written first. If the process dies between intent and result, the step
+        is not repeated: a person decides (retry, skip with a value, fail), or a headless task fails as
+        `interrupted`.
+
+        Raises what `fn` raises, unjournaled, and TypeError for a result that is not JSON.
+        """
+        with self._attempt.busy():
+            position = self._enter("step", name)
+            shape = shape_of(fn)
+            begun = await self.begin_step(position, effects)
+            if begun is not None:
+                return cast(T, shape.read(begun))
+            if _wants_key(fn):
+                kwargs.setdefault("idempotency_key", f"{self.id}:{position.name}")
+            value = await self._call(fn, args, kwargs)
+            encoded = await self.finish_step(position, value)
+            return cast(T, value if _is_immutable(value) else shape.read(encoded))
+
+    async def begin_step(self, position: Position, effects: Effects) -> bytes | None:
+        """Return the journaled result of a step; None, with its intent written if need be, when it is to be run."""
+        entry = position.entry
+        if entry is not None and entry.done:
+            return entry.value
+        if effects == "once":
+            if entry is not None:
+                skipped = await self._resolve_doubt(position, entry)
+                if skipped is not None:
+                    return skipped
+            await self._write(position, None, done=False)
+        return None
+
+    async def finish_step(self, position: Position, value: object) -> bytes:
+        """Journal what a step returned."""
+        encoded = encode(value)
+        limit = self._services.settings.limits.file
+        if len(encoded) > limit:
+            raise TooLarge.of(f"the result of step {position.name!r}", len(encoded), limit)
+        await self._write(position, encoded)
+        return encoded
+
+    async def _resolve_doubt(self, position: Position, entry: Step) -> bytes | None:
+        """A `once` step was begun and it is not known whether it happened. None means: run it again."""
+        what = f"step {position.name!r} may or may not have happened before attempt {entry.attempt} ended"
+        if self._attempt.record.input.headless:
+            raise Failure(f"{what}, and it must not happen twice", kind="interrupted", details={"step": position.name})
+        answer = await self._ask_at(
+            f"{position.name}{DOUBT}{entry.attempt}",
+            position.ordinal,
+            f"{what}. Retry it, skip it with a value, or fail?",
+            kind="approval",
+            expected=_DOUBT_SCHEMA,
+            deadline=DOUBT_DEADLINE,
+            on_expiry="fail",
+            details={"step": position.name, "attempt": entry.attempt},
+        )
+        match answer["action"]:
+            case "retry":
+                return None
+            case "skip":
+                encoded = encode(answer.get("value"))
+                await self._write(position, encoded)
+                return encoded
+            case _:
+                raise Failure(f"{what}; a person chose to fail", kind="interrupted", details={"step": position.name})
+
+    async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(fn):
+            return await fn(*args, **kwargs)
+        value = await in_thread(self._attempt, partial(fn, *args, **kwargs))
+        return await value if inspect.isawaitable(value) else value
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        prompt: str,
+        expected: type[T] | JSONObject | None = None,
+        *,
+        kind: RequestKind = "question",
+        deadline: Length | None = None,
+        default: Any = _UNSET,
+        on_expiry: ExpiryPolicy | None = None,
+        remind_every: Length | None = None,
+        details: JSON = None,
+        name: str | None = None,
+    ) -> T:
+        """Ask whoever the session answers to, and wait; the task parks meanwhile and holds no worker.
+
+        `expected` is a type or a JSON Schema; an answer that does not fit is refused and the task never sees it.
+        At the deadline: `default` (implied by giving one), `deny` (False), `fail` (`input_expired`), or `remind`,
+        which keeps the question open. Without a deadline it stays open.
+        """
+        if on_expiry is None:
+            on_expiry = "remind" if default is _UNSET else "default"
+        with self._attempt.busy():
+            position = self._enter("ask", name)
+            shape = Shape(expected) if expected is not None and not isinstance(expected, Mapping) else PLAIN
+            schema = expected if isinstance(expected, Mapping) else shape.schema() or None
+            answer = await self._ask_at(
+                position.name,
+                position.ordinal,
+                prompt,
+                kind=kind,
+                expected=schema,
+                deadline=deadline,
+                default=None if default is _UNSET else default,
+                on_expiry=on_expiry,
+                remind_every=remind_every,
+                details=details,
+            )
+            return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
+
+    async def _ask_at(
+        self,
+        position: str,
+        ordinal: int,
+        prompt: str,
+        *,
+        kind: RequestKind,
+        expected: JSONObject | None,
+        deadline: Length | None,
+        on_expiry: ExpiryPolicy,
+        default: object = None,
+        remind_every: Length | None = None,
+        remind_before: Length | None = None,
+        details: JSON = None,
+    ) -> JSON:
+        entry = self._attempt.journal.at(position)
+        if entry is None:
+            request = self._new_request(
+                position, prompt, kind, expected, deadline, on_expiry, default, remind_every, remind_before, details
+            )
+            step = self._row(position, ordinal, "ask", encode({"request_id": request.id}))
+            await self._move(events.Asked(self.attempt, request, step, self._attempt.take_live()))
+            self._attempt.journal.note(step)
+            request_id = request.id
+        else:
+            request_id = decode(entry.value or b"{}")["request_id"]
+
+        async def look() -> InputRequest | None:
+            if self._attempt.record.core.request(request_id) is not None:
+                return None
+            found = await self._services.views.request(request_id)
+            return None if found is None or found.status == "pending" else found
+
+        closed = await self._attempt.wait(WaitForAnswer(request_id), look)
+        if closed.status == "withdrawn":
+            raise Superseded(self.id, self.attempt)
+        return closed.answer
+
+    def _new_request(
+        self,
+        position: str,
+        prompt: str,
+        kind: RequestKind,
+        expected: JSONObject | None,
+        deadline: Length | None,
+        on_expiry: ExpiryPolicy,
+        default: object,
+        remind_every: Length | None,
+        remind_before: Length | None,
+        details: JSON,
+    ) -> InputRequest:
+        now = self._services.clock.now()
+        if expected is not None:
+            check_schema(expected)
+        default = None if default is None else decode(encode(default))
+        if on_expiry == "default" and (problem := mismatch(default, expected)):
+            raise InvalidAnswer(f"the default does not fit what is expected: {problem}")
+        deadline_at = None if deadline is None else now + span(deadline)
+        remind_at = None
+        if deadline_at is not None and remind_before is not None:
+            remind_at = max(now, deadline_at - span(remind_before))
+        elif remind_every is not None:
+            remind_at = now + span(remind_every)
+        return InputRequest(
+            id=new_id("req"),
+            task_id=self.id,
+            kind=kind,
+            prompt=shorten(prompt, self._services.settings.limits.message // 4),
+            position=position,
+            created_at=now,
+            expected=expected,
+            details=None if details is None else decode(encode(details)),
+            deadline_at=deadline_at,
+            on_expiry=on_expiry,
+            default=default,
+            remind_every=None if remind_every is None else span(remind_every),
+            remind_at=remind_at,
+        )
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    async def sleep(self, length: Length, *, name: str | None = None) -> None:
+        """Sleep for a timedelta or a number of seconds. Longer sleeps park the task; the wake time is journaled."""
+        with self._attempt.busy():
+            position = self._enter("sleep", name)
+            if position.entry is None:
+                until = self._services.clock.now() + span(length)
+                await self._write(position, encode({"until": until}))
+            else:
+                until = decode(position.entry.value or b"{}")["until"]
+
+            async def look() -> bool | None:
+                return True if self._services.clock.now() >= until else None
+
+            await self._attempt.wait(WaitUntil(until), look)
+
+    # --- other tasks ---------------------------------------------------------------------------------
+
+    async def spawn(
+        self,
+        tool: str | Callable[..., Any],
+        /,
+        *,
+        options: TaskOptions = DEFAULT_OPTIONS,
+        kind: str = "background_tool",
+        position: str | None = None,
+        **arguments: Any,
+    ) -> TaskHandle:
+        """Start a child task of this one, in the same session. A resumed task gets the same child.
+
+        `options.name` names the child; `position` names the journal position. For kinds other than
+        `background_tool` the arguments are the spec.
+        """
+        with self._attempt.busy():
+            place = self._enter("spawn", position)
+            if place.entry is not None:
+                child_id = decode(place.entry.value or b"{}")["task_id"]
+                child = await self._services.views.task(child_id)
+                if child is None:
+                    raise NotFound.of("task", child_id)
+                return self._handle(child)
+            return self._handle(await self._create_child(place, tool, kind, options, arguments))
+
+    async def _create_child(
+        self,
+        place: Position,
+        tool: str | Callable[..., Any],
+        kind: str,
+        options: TaskOptions,
+        arguments: Mapping[str, Any],
+    ) -> Task:
+        registry, parent = self._services.registry, self._attempt.record
+        spec = tool_spec(tool, arguments) if kind == "background_tool" else dict(arguments)
+        checked = registry.executor(kind).check(spec)
+        session = await self._services.views.session(parent.session_id)
+        if session is None:
+            raise NotFound.of("session", parent.session_id)
+        if not options.origin and parent.input.origin:
+            options = evolve(options, origin=parent.input.origin)
+        new = new_task(
+            kind, checked, session, options, self._services.clock.now(), self._services.settings.limits, self.id
+        )
+        step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": new.id}))
+        (made,) = await self._services.lifecycle.create([new], steps=(step,))
+        if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
+            step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
+            await self._journal(step)
+        self._attempt.journal.note(step)
+        return made.task
+
+    async def wait_for(
+        self,
+        tasks: Iterable[TaskHandle | str],
+        *,
+        any: bool = False,
+        timeout: Length | None = None,
+        name: str | None = None,
+    ) -> list[TaskRecord]:
+        """Wait until all of these tasks have ended (or one, with `any`), parked meanwhile; return their records.
+
+        With a timeout, returns when it is over, whatever has ended by then. The records are in the order given.
+        """
+        ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
+        with self._attempt.busy():
+            position = self._enter("wait_for", name)
+            until = await self._deadline_of(position, timeout)
+
+            async def look() -> list[Task] | None:
+                found = {task.id: task for task in await self._services.views.tasks(ids)}
+                for task_id in ids:
+                    if task_id not in found:
+                        raise NotFound.of("task", task_id)
+                ended = sum(task.is_terminal for task in found.values())
+                late = until is not None and self._services.clock.now() >= until
+                if late or ended == len(ids) or (any and ended):
+                    return [found[task_id] for task_id in ids]
+                return None
+
+            return [
+                TaskRecord.of(task) for task in await self._wait_until(WaitForTasks(ids, not any), until, look, ids)
+            ]
+
+    async def _deadline_of(self, position: Position, timeout: Length | None) -> int | None:
+        if timeout is None:
+            return None
+        if position.entry is not None:
+            until: int = decode(position.entry.value or b"{}")["until"]
+            return until
+        until = self._services.clock.now() + span(timeout)
+        await self._write(position, encode({"until": until}))
+        return until
+
+    async def _wait_until(
+        self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()
+    ) -> T:
+        """Wait for two things at once, whichever comes first: what `look` finds, or a moment."""
+        if until is None:
+            return await self._attempt.wait(wait, look, topics)
+        return await self._attempt.wait(wait, look, topics, until)
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    async def post(self, content: Parts, *, in_reply_to: str | None = None, name: str | None = None) -> MessageRecord:
+        """Send the session a message: text, a data object, or a list of parts. Sent once, however often resumed."""
+        with self._attempt.busy():
+            position = self._enter("post", name)
+            if position.entry is not None:
+                return MessageRecord.model_validate_json(position.entry.value or b"{}")
+            message = Message(
+                id=new_id("tmsg"),
+                task_id=self.id,
+                session_id=self.session_id,
+                direction="outbound",
+                parts=message_parts(content, self._services.settings.limits.message),
+                created_at=self._services.clock.now(),
+                sender=self.id,
+                in_reply_to=in_reply_to,
+            )
+            record = MessageRecord.of(message)
+            step = self._row(position.name, position.ordinal, "post", record.model_dump_json().encode())
+            await self._move(events.Posted(self.attempt, message, step))
+            self._attempt.journal.note(step)
+            return record
+
+    async def messages(
+        self, *, wait: bool = True, timeout: Length | None = None, name: str | None = None
+    ) -> list[MessageRecord]:
+        """Return the messages that the session sent since the last call, waiting for one if there is none.
+
+        With `wait=False`, or at the timeout, the list may be empty. A resumed task gets the same messages.
+        """
+        with self._attempt.busy():
+            position = self._enter("messages", name)
+            held = decode(position.entry.value or b"{}") if position.entry is not None else {}
+            if "ids" in held:
+                inbound = await self._services.views.messages(self.id, direction="inbound")
+                return [MessageRecord.of(message) for message in inbound if message.id in held["ids"]]
+            seen, last = self._messages_seen()
+            until = self._services.clock.now() if not wait else held.get("until")
+            if wait and timeout is not None and until is None:
+                until = self._services.clock.now() + span(timeout)
+                await self._write(position, encode({"until": until}), done=False)
+
+            async def look() -> list[Message] | None:
+                found = await self._services.views.messages(self.id, direction="inbound", after=last)
+                late = until is not None and self._services.clock.now() >= until
+                return list(found) if found or late else None
+
+            found = await self._wait_until(WaitForMessage(seen), until, look)
+            await self._write(position, encode({"ids": [message.id for message in found]}))
+            return [MessageRecord.of(message) for message in found]
+
+    def _messages_seen(self) -> tuple[int, str | None]:
+        taken = [
+            message_id
+            for row in self._attempt.journal.of("messages")
+            for message_id in decode(row.value or b"{}").get("ids", ())
+        ]
+        return len(taken), taken[-1] if taken else None
+
+    # --- what it leaves ------------------------------------------------------------------------------
+
+    async def artifact(
+        self,
+        name: str,
+        content: bytes | str | None = None,
+        *,
+        type: str = "file",
+        path: str | None = None,
+        url: str | None = None,
+        media_type: str | None = None,
+        position: str | None = None,
+    ) -> Artifact:
+        """Leave something behind: content, kept as a file of the session, or a path or URL where it is.
+
+        Content goes to `path`, by default a folder of the task. Raises TooLarge for content over the file limit.
+        """
+        with self._attempt.busy():
+            place = self._enter("artifact", position)
+            if place.entry is not None:
+                return Artifact(**decode(place.entry.value or b"{}"))
+            file = None
+            size = None
+            if content is not None:
+                path = clean_path(path or f"/.tasks/{self.id}/{name}", task_id=self.id)
+                file = file_write(self._attempt, path, content, media_type)
+                size, media_type = len(file.content), file.media_type
+            elif path is not None:
+                path = clean_path(path, task_id=self.id)
+            artifact = Artifact(name, type, path, url, media_type, size)
+            step = self._row(place.name, place.ordinal, "artifact", encode(artifact))
+            await self._move(events.Produced(self.attempt, artifact, file, step))
+            self._attempt.journal.note(step)
+            return artifact
+
+    # --- underneath ----------------------------------------------------------------------------------
+
+    def _enter(self, verb: str, name: str | None) -> Position:
+        self._check_stop()
+        return self._attempt.journal.enter(verb, name, alone=self._attempt.is_alone)
+
+    def _check_stop(self) -> None:
+        self._attempt.check()
+
+    def _row(self, position: str, ordinal: int, verb: str, value: bytes | None, done: bool = True) -> Step:
+        return Step(self.id, position, ordinal, verb, self.attempt, self._services.clock.now(), value, done)
+
+    async def _write(self, position: Position, value: bytes | None, *, done: bool = True) -> None:
+        await self._journal(self._row(position.name, position.ordinal, position.verb, value, done))
+
+    async def _journal(self, step: Step) -> None:
+        (held,) = await self._services.ledger.journal([step])
+        if not held:
+            self._attempt.supersede()
+            raise Superseded(self.id, self.attempt)
+        self._attempt.journal.note(step)
+
+    async def _move(self, event: events.HolderEvent) -> None:
+        self._attempt.take(await self._services.lifecycle.move(self._attempt.record, event))
+
+    def _handle(self, task: Task) -> TaskHandle:
+        from outrider.runtime.handles import TaskHandle
+
+        return TaskHandle(self._services, task)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """The files of the task's session. Paths are absolute; what a stale attempt writes is refused."""
+
+    _attempt: Attempt
+
+    async def read(self, path: str) -> bytes:
+        """Return a file's content. Raises NotFound."""
+        attempt = self._attempt
+        clean = clean_path(path, task_id=_task_of(path))
+        content = await attempt.services.views.file(attempt.record.session_id, clean)
+        if content is None:
+            raise NotFound.of("file", clean)
+        return content
+
+    async def read_text(self, path: str) -> str:
+        """Return a file's content as UTF-8 text."""
+        return (await self.read(path)).decode()
+
+    async def write(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
+        """Write a file whole, replacing one that is there; return its path in normal form."""
+        attempt = self._attempt
+        clean = clean_path(path, task_id=attempt.task_id)
+        with attempt.busy():
+            file = file_write(attempt, clean, content, media_type)
+            if not await attempt.services.ledger.write_file(file, (attempt.task_id, attempt.number)):
+                attempt.supersede()
+                raise Superseded(attempt.task_id, attempt.number)
+        return clean
+
+    async def list(self, prefix: str = "/") -> list[FileRecord]:
+        """Return the files below a prefix, in the order of their paths."""
+        views = self._attempt.services.views
+        return [FileRecord.of(info) for info in await views.files(self._attempt.record.session_id, prefix=prefix)]
+
+
+def file_write(attempt: Attempt, path: str, content: bytes | str, media_type: str | None) -> FileWrite:
+    """Make a file of content, within the limit. Raises TooLarge."""
+    raw = content.encode() if isinstance(content, str) else bytes(content)
+    limit = attempt.services.settings.limits.file
+    if len(raw) > limit:
+        raise TooLarge.of(f"the file {path!r}", len(raw), limit)
+    kind = media_type or guess_media_type(path, isinstance(content, str))
+    return FileWrite(attempt.record.session_id, path, raw, kind, attempt.services.clock.now(), attempt.task_id)
+
+
+def guess_media_type(path: str, is_text: bool) -> str:
+    """Return the media type by a file's name, else plain text or bytes."""
+    import mimetypes
+
+    return mimetypes.guess_type(path)[0] or ("text/plain" if is_text else "application/octet-stream")
+
+
+def message_parts(content: Parts, limit: int) -> tuple[JSONObject, ...]:
+    """Return content as message parts of type text, data or file. Raises TooLarge."""
+    if isinstance(content, str):
+        parts: tuple[JSONObject, ...] = ({"type": "text", "text": content},)
+    elif isinstance(content, Mapping):
+        parts = (content if content.get("type") in ("text", "data", "file") else {"type": "data", "data": content},)
+    else:
+        parts = tuple(content)
+    encoded = encode(parts)
+    if len(encoded) > limit:
+        raise TooLarge.of("the message", len(encoded), limit)
+    return tuple(decode(encoded))
+
+
+def tool_spec(tool: str | Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec of a `background_tool`."""
+    return {
+        "tool": tool if isinstance(tool, str) else getattr(tool, "__name__", str(tool)),
+        "arguments": dict(arguments),
+    }
+
+
+def _task_of(path: str) -> str | None:
+    parts = path.strip("/").split("/")
+    return parts[1] if len(parts) > 2 and parts[0] == ".tasks" else None
+
+
+def _is_immutable(value: object) -> bool:
+    return value is None or type(value) in (str, int, bool)
+
+
+@lru_cache(maxsize=4096)
+def _wants_key(fn: Callable[..., Any]) -> bool:
+    try:
+        return "idempotency_key" in inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+_DOUBT_SCHEMA: JSONObject = {
+    "type": "object",
+    "properties": {"action": {"enum": ["retry", "skip", "fail"]}, "value": {}},
+    "required": ["action"],
+    "additionalProperties": False,
+}
+
+
+# --- synchronous code ----------------------------------------------------------------------------------
+
+
+async def in_thread(attempt: Attempt, fn: Callable[[], T]) -> T:
+    """Run a plain function in a thread of the worker, with the context of the attempt.
+
+    A thread cannot be stopped from outside. When the attempt is told to stop, this waits for the function to
+    notice (every verb raises then); once the record has settled without it, the thread is abandoned.
+    """
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(attempt.pool, copy_context().run, fn)
+    attempt.threads += 1
+    try:
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError:
+                if future.done() or attempt.is_over:
+                    raise
+            except BaseException:
+                if not future.done():
+                    raise
+        return future.result()
+    finally:
+        attempt.threads -= 1
+
+
+class SyncTaskContext:
+    """The same verbs for plain functions, which run in a thread: each blocks until it is done.
+
+    When the task is told to stop, the next verb raises `asyncio.CancelledError`.
+    """
+
+    def __init__(self, task: TaskContext, loop: asyncio.AbstractEventLoop) -> None:
+        self._task = task
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._task, name)
+        if inspect.iscoroutinefunction(value):
+            return partial(self._run, value)
+        if callable(value) and inspect.ismethod(value):
+            return partial(self._say, value)
+        return _SyncFiles(self, value) if isinstance(value, TaskFiles) else value
+
+    def step(self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any) -> T:
+        """Run `fn` in this thread and journal its result; see `TaskContext.step`."""
+        shape = shape_of(fn)
+        position, begun = self._run(self._begin, name, effects)
+        if begun is not None:
+            return cast(T, shape.read(begun))
+        if _wants_key(fn):
+            kwargs.setdefault("idempotency_key", f"{self._task.id}:{position.name}")
+        value = fn(*args, **kwargs)
+        encoded = self._run(self._finish, position, value)
+        return cast(T, value if _is_immutable(value) else shape.read(encoded))
+
+    async def _begin(self, name: str, effects: Effects) -> tuple[Position, bytes | None]:
+        with self._task._attempt.busy():
+            position = self._task._enter("step", name)
+            return position, await self._task.begin_step(position, effects)
+
+    async def _finish(self, position: Position, value: object) -> bytes:
+        return await self._task.finish_step(position, value)
+
+    def _say(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._check()
+        return verb(*args, **kwargs)
+
+    def _run(self, verb: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        self._check()
+
+        async def call() -> Any:
+            return await verb(*args, **kwargs)
+
+        future = asyncio.run_coroutine_threadsafe(call(), self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError from None
+
+    def _check(self) -> None:
+        attempt = self._task._attempt
+        attempt.check()
+        if attempt.is_told_to_stop:
+            raise asyncio.CancelledError
+
+
+class _SyncFiles:
+    def __init__(self, context: SyncTaskContext, files: TaskFiles) -> None:
+        self._context = context
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._context._run, getattr(self._files, name))

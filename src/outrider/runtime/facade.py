@@ -1,0 +1,32 @@
+"""`Runtime`: the one façade, a holder of services by noun. Every edge translates to it and holds no policy."""
+
+from __future__ import annotations
+
+from outrider.core.ledger import Ledger
+from outrider.runtime.handles import TaskHandle
+from outrider.runtime.records import WorkerRecord
+from outrider.runtime.services import Services
+from outrider.runtime.sessions import Sessions
+from outrider.runtime.tasks import Tasks
+
+
+class Runtime:
+    """An open Outrider: `sessions`, `tasks` and `workers` of one store."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.sessions = Sessions(services)
+        self.tasks = Tasks(services)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The store underneath, for diagnosis."""
+        return self.services.ledger
+
+    async def task(self, task_id: str) -> TaskHandle:
+        """Return a handle on a task. Raises NotFound."""
+        return TaskHandle(self.services, await self.tasks.get(task_id))
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return the registered workers."""
+        return [WorkerRecord.of(worker) for worker in await self.services.views.workers()]

@@ -1,0 +1,29 @@
+"""Paths of a session's files: absolute, normal, and never out of the session."""
+
+from __future__ import annotations
+
+from outrider.core.errors import InvalidPath
+
+TASKS = "/.tasks/"
+MAX_PATH = 512
+
+
+def clean_path(path: str, *, task_id: str | None = None) -> str:
+    """Return a path in its one normal form, with a leading slash.
+
+    Raises InvalidPath for an empty path, `.` and `..` parts, control characters, backslashes, more than 512
+    characters, and for the folder of another task where `task_id` says whose code is writing.
+    """
+    if not path.strip("/"):
+        raise InvalidPath(f"{path!r} does not name a file")
+    if len(path) > MAX_PATH:
+        raise InvalidPath(f"a path has {len(path)} characters, more than {MAX_PATH}")
+    if any(ord(char) < 32 or char in "\\\x7f" for char in path):
+        raise InvalidPath(f"{path!r} has control characters or backslashes")
+    parts = path.strip("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise InvalidPath(f"{path!r} is not a plain path within the session's files")
+    clean = "/" + "/".join(parts)
+    if clean.startswith(TASKS) and (task_id is None or not clean.startswith(f"{TASKS}{task_id}/")):
+        raise InvalidPath(f"{clean!r} belongs to a task; write elsewhere")
+    return clean

@@ -1,0 +1,244 @@
+"""Handles: a session or a task in hand, with the façade's verbs on it. They hold an id, not state."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from outrider.core.errors import NotFound
+from outrider.core.events import FileWrite
+from outrider.core.session import Session
+from outrider.core.task import Task
+from outrider.core.values import JSON
+from outrider.runtime.codec import PLAIN, Shape
+from outrider.runtime.context import Parts, guess_media_type, tool_spec
+from outrider.runtime.files import clean_path
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions
+from outrider.runtime.records import (
+    AttemptRecord,
+    CancelReceipt,
+    EventRecord,
+    FileRecord,
+    InboxRecord,
+    InputRequestRecord,
+    MessageRecord,
+    OutputRecord,
+    SessionRecord,
+    StepRecord,
+    TaskRecord,
+)
+from outrider.runtime.services import Services
+from outrider.runtime.sessions import Sessions
+from outrider.runtime.tasks import Tasks
+
+
+class TaskHandle:
+    """One task."""
+
+    def __init__(self, services: Services, task: Task) -> None:
+        self._services = services
+        self._tasks = Tasks(services)
+        self._input = task.input
+        self.id = task.id
+        self.session_id = task.session_id
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.id} {self._input.display_name}>"
+
+    async def record(self) -> TaskRecord:
+        """Return the whole record as it stands."""
+        return await self._tasks.record(self.id)
+
+    async def result(self, *, timeout: Length | None = None) -> Any:
+        """Wait for the end and return the result, in the tool's declared type where the tool is known here.
+
+        Raises TaskFailed, TaskCanceled or WaitTimeout.
+        """
+        encoded = await self._tasks.result(self.id, timeout=timeout)
+        return None if encoded is None else self._shape().read(encoded)
+
+    async def wait(self, *, timeout: Length | None = None, on_question: bool = False) -> TaskRecord:
+        """Wait until the task has ended, or asks something with `on_question`. Raises WaitTimeout."""
+        await self._tasks.wait([self.id], timeout=timeout, on_question=on_question)
+        return await self.record()
+
+    async def answer(
+        self, answer: JSON, *, request_id: str | None = None, by: str | None = None, via: str | None = None
+    ) -> TaskRecord:
+        """Answer a question of the task; see `Tasks.answer`."""
+        return await self._tasks.answer(self.id, answer, request_id=request_id, by=by, via=via)
+
+    async def message(
+        self, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
+    ) -> MessageRecord:
+        """Send the task a message. Raises TaskFinished if it has ended."""
+        return await self._tasks.message(self.id, content, in_reply_to=in_reply_to, sender=sender)
+
+    async def cancel(
+        self,
+        *,
+        reason: str | None = None,
+        by: str | None = None,
+        wait: Length | None = None,
+        include_detached: bool = False,
+        grace: Length | None = None,
+    ) -> CancelReceipt:
+        """Cancel the task and the linked children below it; see `Tasks.cancel`."""
+        return await self._tasks.cancel(
+            self.id, reason=reason, by=by, wait=wait, include_detached=include_detached, grace=grace
+        )
+
+    async def attempts(self) -> Sequence[AttemptRecord]:
+        """Return its attempts, the open one last."""
+        return await self._tasks.attempts(self.id)
+
+    async def steps(self) -> Sequence[StepRecord]:
+        """Return its journal."""
+        return await self._tasks.steps(self.id)
+
+    async def requests(self) -> Sequence[InputRequestRecord]:
+        """Return all that it ever asked."""
+        return await self._tasks.requests(self.id)
+
+    async def messages(
+        self, *, direction: Literal["inbound", "outbound"] | None = None, after: str | None = None
+    ) -> Sequence[MessageRecord]:
+        """Return its thread."""
+        return await self._tasks.messages(self.id, direction=direction, after=after)
+
+    def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:
+        """Yield its events, each once, until it has ended."""
+        return self._tasks.events(self.id, after=after)
+
+    def output(self, *, start: int = 0) -> AsyncIterator[OutputRecord]:
+        """Yield its output from a byte offset on, until it has ended."""
+        return self._tasks.output(self.id, start=start)
+
+    def _shape(self) -> Shape:
+        executor = self._services.registry.executors.get(self._input.kind)
+        if executor is None:
+            return PLAIN
+        try:
+            return executor.check(self._input.spec).shape or PLAIN
+        except Exception:  # noqa: BLE001 - a tool that is not known here leaves the result as JSON
+            return PLAIN
+
+
+class SessionHandle:
+    """One session."""
+
+    def __init__(self, services: Services, session: Session) -> None:
+        self._services = services
+        self._sessions = Sessions(services)
+        self._tasks = Tasks(services)
+        self.id = session.id
+
+    def __repr__(self) -> str:
+        return f"<SessionHandle {self.id}>"
+
+    async def record(self) -> SessionRecord:
+        """Return the record of the session as it stands."""
+        session = await self._services.views.session(self.id)
+        if session is None:
+            raise NotFound.of("session", self.id)
+        return SessionRecord.of(session)
+
+    async def spawn(
+        self, tool: str | Callable[..., Any], /, *, options: TaskOptions = DEFAULT_OPTIONS, **arguments: Any
+    ) -> TaskHandle:
+        """Start a registered tool in the background. The arguments are checked against its signature first.
+
+        Raises UnknownName, InvalidArguments or another Refused; nothing is written then.
+        """
+        return await self.create("background_tool", tool_spec(tool, arguments), options=options)
+
+    async def spawn_many(
+        self,
+        tool: str | Callable[..., Any],
+        /,
+        arguments: Iterable[Mapping[str, Any]],
+        *,
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> list[TaskHandle]:
+        """Start one tool many times, in few transactions."""
+        specs = [tool_spec(tool, each) for each in arguments]
+        created = await self._tasks.create_many(self.id, "background_tool", specs, options)
+        return [TaskHandle(self._services, task) for task in created]
+
+    async def spawn_agent(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system_prompt: str | None = None,
+        agent: str | None = None,
+        tools: Sequence[str] = (),
+        max_iterations: int | None = None,
+        require_approval: bool | Sequence[str] = False,
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Start an agent in the background, in a session of its own (kind `subagent`).
+
+        `tools` are names of registered tools, `model` any model string that the engine knows.
+        """
+        given = {
+            "prompt": prompt,
+            "model": model,
+            "system_prompt": system_prompt,
+            "agent": agent,
+            "tools": list(tools),
+            "max_iterations": max_iterations,
+            "require_approval": list(require_approval) if isinstance(require_approval, Sequence) else require_approval,
+        }
+        spec = {name: value for name, value in given.items() if value not in (None, [], False)}
+        return await self.create("subagent", spec, options=options)
+
+    async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
+        """Create a task of any kind."""
+        return TaskHandle(self._services, await self._tasks.create(self.id, kind, spec, options))
+
+    async def tasks(self, **filter: Any) -> list[TaskRecord]:
+        """Return the session's tasks, newest first; fields of `TaskFilter` narrow it."""
+        return await self._tasks.list(session_id=self.id, **filter)
+
+    def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:
+        """Yield the session's events, each once, for ever."""
+        return self._sessions.events(self.id, after=after)
+
+    async def inbox(self, *, limit: int = 100) -> list[InboxRecord]:
+        """Return what the session has yet to be told."""
+        return [InboxRecord.of(row) for row in await self._services.views.inbox(self.id, limit=limit)]
+
+    async def acknowledge(self, upto: int) -> int:
+        """Mark inbox entries up to that seq as delivered; return how many."""
+        return await self._services.ledger.acknowledge(self.id, upto)
+
+    async def files(self, prefix: str = "/") -> list[FileRecord]:
+        """Return the session's files below a prefix."""
+        return [FileRecord.of(info) for info in await self._services.views.files(self.id, prefix=prefix)]
+
+    async def read_file(self, path: str) -> bytes:
+        """Return a file's content. Raises NotFound, InvalidPath."""
+        parts = path.strip("/").split("/")
+        clean = clean_path(path, task_id=parts[1] if parts[0] == ".tasks" and len(parts) > 2 else None)
+        content = await self._services.views.file(self.id, clean)
+        if content is None:
+            raise NotFound.of("file", clean)
+        return content
+
+    async def write_file(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
+        """Write a file whole; return its path in normal form. Raises InvalidPath, TooLarge."""
+        from outrider.core.errors import TooLarge
+
+        clean = clean_path(path)
+        raw = content.encode() if isinstance(content, str) else bytes(content)
+        limit = self._services.settings.limits.file
+        if len(raw) > limit:
+            raise TooLarge.of(f"the file {clean!r}", len(raw), limit)
+        kind = media_type or guess_media_type(clean, isinstance(content, str))
+        await self._services.ledger.write_file(FileWrite(self.id, clean, raw, kind, self._services.clock.now()))
+        return clean
+
+    async def delete_file(self, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        return await self._services.ledger.delete_file(self.id, clean_path(path))

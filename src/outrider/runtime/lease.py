@@ -1,0 +1,207 @@
+"""A worker's right to hold tasks: a lock on a file, a beat in the store, and a thread that keeps both honest.
+
+The lock tells processes of the same machine at once that this one is dead; the kernel lets go of it however the
+process ends. The beat is a counter that tells everybody else: whoever has not seen it change for the lease's
+time, by its own monotonic clock, takes its holder for lost. No wall clock takes part.
+
+The thread also watches the event loop. A loop that is blocked is named with its stack; past the stall limit the
+process ends, and leaves a will that says whose fault it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from outrider.core.errors import StoreError
+from outrider.core.ledger import Ledger
+from outrider.runtime.log import log
+from outrider.settings import WorkerSettings
+
+EXIT_CODE = 70
+"""What a process ends with that could not renew its lease or was blocked for too long (`EX_SOFTWARE`)."""
+
+
+class Lock:
+    """A lock on a file that lasts as long as this process, and no longer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Let go, and take the file away."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process of this machine holds the lock. A file that is gone is not locked."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What a process that ends itself leaves to its heirs: which task blocked it, and where."""
+
+    task_id: str | None
+    reason: str
+
+    @classmethod
+    def read(cls, lock: Path) -> Will | None:
+        """The will beside a lock, if there is one."""
+        try:
+            return cls(**json.loads(_will(lock).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, lock: Path) -> None:
+        """Leave it beside the lock."""
+        _will(lock).write_text(json.dumps({"task_id": self.task_id, "reason": self.reason}))
+
+    @staticmethod
+    def discard(lock: Path) -> None:
+        """Take it away once it was carried out."""
+        _will(lock).unlink(missing_ok=True)
+
+
+def _will(lock: Path) -> Path:
+    return lock.with_suffix(".will")
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the thread asks of the worker it watches, and tells it. All may be called from the thread."""
+
+    loop: asyncio.AbstractEventLoop
+    culprit: Callable[[], str | None]
+    """The task whose code runs on the loop this very moment."""
+    cancel_all: Callable[[], None]
+    """The lease is in doubt: stop all work."""
+    is_holding: Callable[[], bool]
+    """Whether work is still running."""
+    on_lost: Callable[[], None]
+    """Others took this worker for lost."""
+    end: Callable[[int], None]
+
+
+class LeaseThread(threading.Thread):
+    """Renews the lease of one worker and watches its loop."""
+
+    def __init__(
+        self, ledger: Ledger, worker_id: str, settings: WorkerSettings, lock: Path | None, watched: Watched
+    ) -> None:
+        super().__init__(name=f"lease-{worker_id[-8:]}", daemon=True)
+        self._ledger = ledger
+        self._worker_id = worker_id
+        self._settings = settings
+        self._lock = lock
+        self._watched = watched
+        self._halt = threading.Event()
+        self._loop_thread = threading.get_ident()
+        self._pulse = self._renewed = time.monotonic()
+        self._pulse_asked = False
+        self._named = False
+
+    def stop(self) -> None:
+        """End the thread; it is gone when this returns."""
+        self._halt.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=5)
+
+    def run(self) -> None:
+        """Beat until told to stop."""
+        next_renewal = time.monotonic() + self._settings.lease.renew
+        tick = min(0.25, self._settings.lease.renew / 2, self._settings.stall_named / 2)
+        while not self._halt.wait(tick):
+            self._watch_loop()
+            if time.monotonic() >= next_renewal:
+                self._renew()
+                next_renewal = time.monotonic() + self._settings.lease.renew
+            self._consider_lease()
+
+    def _renew(self) -> None:
+        try:
+            held = self._ledger.renew(self._worker_id, timeout=self._settings.lease.renew)
+        except StoreError as error:
+            log.warning("lease not renewed", worker=self._worker_id, reason=str(error))
+            return
+        if held:
+            self._renewed = time.monotonic()
+        else:
+            self._halt.set()
+            self._call(self._watched.on_lost)
+
+    def _consider_lease(self) -> None:
+        silence = time.monotonic() - self._renewed
+        lease = self._settings.lease
+        if silence >= lease.cancel:
+            self._call(self._watched.cancel_all)
+        if silence >= lease.end and self._watched.is_holding():
+            log.error(
+                "lease could not be renewed; ending the process", worker=self._worker_id, seconds=round(silence, 1)
+            )
+            self._watched.end(EXIT_CODE)
+
+    def _watch_loop(self) -> None:
+        now = time.monotonic()
+        if not self._pulse_asked:
+            self._pulse_asked = True
+            self._pulse = now
+            self._named = False
+            self._call(self._on_pulse)
+            return
+        blocked = now - self._pulse
+        if blocked >= self._settings.stall_named and not self._named:
+            self._named = True
+            log.warning(
+                "event loop blocked", seconds=round(blocked, 1), task=self._watched.culprit(), stack=self._stack()
+            )
+        if blocked >= self._settings.stall_limit:
+            reason = f"its code blocked the event loop for {blocked:.0f} s"
+            if self._lock is not None:
+                Will(self._watched.culprit(), reason).write(self._lock)
+            log.error("event loop blocked for too long; ending the process", stack=self._stack())
+            self._watched.end(EXIT_CODE)
+
+    def _on_pulse(self) -> None:
+        self._pulse_asked = False
+
+    def _call(self, fn: Callable[[], None]) -> None:
+        try:
+            self._watched.loop.call_soon_threadsafe(fn)
+        except RuntimeError:  # the loop is closed; so is the worker
+            self._halt.set()
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._loop_thread)
+        return "" if frame is None else "".join(traceback.format_stack(frame, limit=12))
+
+
+def boot_id() -> str:
+    """What tells one run of this machine from the next; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,153 @@
+"""The one loop by which a task is written: read, decide, commit, and again if somebody else was first.
+
+Everybody who moves a task comes through `Lifecycle`: the façade, the context of a running task, the worker and
+its duties. A caller that already holds the newest record passes it and saves the read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import assert_never
+
+from outrider.core import machine
+from outrider.core.change import Change
+from outrider.core.errors import NotFound, OutriderError, Superseded
+from outrider.core.events import Event, Step
+from outrider.core.ledger import Committed, Existing, Fenced, Ledger, NoSession, PendingFollowUp, Settled, Stale
+from outrider.core.task import NewTask, Task
+from outrider.core.values import evolve
+from outrider.runtime.clock import Clock
+from outrider.runtime.log import LOGGER, log
+
+
+class Lifecycle:
+    """Creates and moves tasks."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+
+    async def create(self, new: Sequence[NewTask], steps: tuple[Step, ...] = ()) -> Sequence[Committed | Existing]:
+        """Create tasks, each whole or not at all; one that exists already is returned as it stands.
+
+        `steps` are journal rows of the task that spawns, for a single new task. Raises NotFound for an unknown
+        session, Superseded when the spawning attempt is over.
+        """
+        now = self._clock.now()
+        changes = [machine.create(each, now) for each in new]
+        if steps:
+            changes = [evolve(change, steps=steps) for change in changes]
+        verdicts = await self._ledger.commit(changes)
+        created: list[Committed | Existing] = []
+        for verdict in verdicts:
+            match verdict:
+                case Committed():
+                    _log_move(verdict.task, "created")
+                    created.append(verdict)
+                case Existing():
+                    created.append(verdict)
+                case NoSession():
+                    raise NotFound.of("session", verdict.session_id)
+                case Fenced():
+                    raise Superseded(verdict.task_id, verdict.attempt)
+                case Stale() | Settled():
+                    raise AssertionError(f"a creation cannot be {verdict}")
+                case _:
+                    assert_never(verdict)
+        return created
+
+    async def move(
+        self, task: Task | str, event: Event, *, settles: int | None = None, steps: tuple[Step, ...] = ()
+    ) -> Task:
+        """Apply an event to a task and commit what comes of it; return the record as it then stands.
+
+        Raises NotFound, and whatever the reducer refuses with.
+        """
+        current = await self._read(task) if isinstance(task, str) else task
+        while True:
+            change = self._decide(current, event, settles, steps)
+            if change is None:
+                return current
+            (verdict,) = await self._ledger.commit([change])
+            match verdict:
+                case Committed():
+                    _log_move(verdict.task, type(event).__name__)
+                    return verdict.task
+                case Stale(current=None):
+                    raise NotFound.of("task", current.id)
+                case Stale():
+                    assert verdict.current is not None
+                    current = verdict.current
+                case Settled():
+                    return current
+                case Fenced():
+                    raise Superseded(verdict.task_id, verdict.attempt)
+                case Existing() | NoSession():
+                    raise AssertionError(f"a transition cannot be {verdict}")
+                case _:
+                    assert_never(verdict)
+
+    async def apply_follow_ups(self, limit: int = 200, task_ids: Sequence[str] | None = None) -> int:
+        """Apply follow-ups that wait; return how many there were. Safe to run in many processes at once."""
+        pending = await self._ledger.views.follow_ups(limit, task_ids)
+        if not pending:
+            return 0
+        records = {task.id: task for task in await self._ledger.views.tasks(list({each.task_id for each in pending}))}
+        by_task: dict[str, list[PendingFollowUp]] = {}
+        for each in pending:
+            by_task.setdefault(each.task_id, []).append(each)
+        for rank in range(max(len(group) for group in by_task.values())):
+            await self._apply_round([group[rank] for group in by_task.values() if rank < len(group)], records)
+        return len(pending)
+
+    async def _apply_round(self, pending: Sequence[PendingFollowUp], records: dict[str, Task]) -> None:
+        """At most one follow-up of each task, all in one commit; those that lost a race are done singly."""
+        changes: list[Change] = []
+        events: list[PendingFollowUp] = []
+        for each in pending:
+            task = records.get(each.task_id)
+            if task is None:
+                continue
+            change = self._decide(task, each.event, each.id, ())
+            if change is not None:
+                changes.append(change)
+                events.append(each)
+        for each, verdict in zip(events, await self._ledger.commit(changes) if changes else (), strict=True):
+            match verdict:
+                case Committed():
+                    _log_move(verdict.task, type(each.event).__name__)
+                    records[each.task_id] = verdict.task
+                case Stale(current=Task() as current):
+                    records[each.task_id] = await self.move(current, each.event, settles=each.id)
+                case _:
+                    pass
+
+    def _decide(self, task: Task, event: Event, settles: int | None, steps: tuple[Step, ...]) -> Change | None:
+        """The reducer's Change, None when there is nothing to write at all."""
+        try:
+            change = machine.apply(task, event, self._clock.now())
+        except OutriderError:
+            if settles is None:
+                raise
+            # A follow-up that has no meaning any more is answered by doing nothing.
+            change = Change(task, before=task.core.version, is_noop=True)
+        if change.is_noop and settles is None:
+            return None
+        if steps:
+            change = evolve(change, steps=(*change.steps, *steps))
+        return change if settles is None else evolve(change, settles=settles)
+
+    async def _read(self, task_id: str) -> Task:
+        task = await self._ledger.views.task(task_id)
+        if task is None:
+            raise NotFound.of("task", task_id)
+        return task
+
+
+def _log_move(task: Task, event: str) -> None:
+    if LOGGER.isEnabledFor(logging.INFO):
+        core = task.core
+        log.info(
+            "task moved", task=task.id, by=event, state=str(core.state), attempt=core.attempt, version=core.version
+        )

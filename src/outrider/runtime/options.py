@@ -1,0 +1,180 @@
+"""How a task is to be treated, apart from what it does: `TaskOptions`, and how a `NewTask` is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from outrider.core.errors import InvalidArguments, TooLarge
+from outrider.core.session import Session
+from outrider.core.task import ChildPolicy, Input, NewTask, Retry, Timeouts, WakePolicy
+from outrider.core.values import Instant, JSONObject
+from outrider.runtime.clock import instant, span
+from outrider.runtime.codec import encode, jsonable
+from outrider.runtime.ids import new_id
+from outrider.runtime.registry import CheckedSpec
+from outrider.runtime.schemas import check_schema
+from outrider.settings import Limits
+
+Length = timedelta | float
+"""A length of time: a timedelta, or a number of seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """How a task is to be treated. Lengths of time are timedeltas or seconds.
+
+    `id` and `idempotency_key` make creation idempotent. `delay` or `start_at` hold the task back. `max_failures`
+    and the `*_timeout`s left at None take the tool's own, then the defaults.
+    """
+
+    id: str | None = None
+    idempotency_key: str | None = None
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    wake: WakePolicy = "silent"
+    priority: int = 0
+    delay: Length | None = None
+    start_at: datetime | None = None
+    depends_on: tuple[str, ...] = ()
+    run_if_dependency_fails: bool = False
+    concurrency_key: str | None = None
+    max_failures: int | None = None
+    backoff: Length | None = None
+    backoff_max: Length | None = None
+    queue_timeout: Length | None = None
+    run_timeout: Length | None = None
+    idle_timeout: Length | None = None
+    total_timeout: Length | None = None
+    cancel_grace: Length | None = None
+    detached: bool = False
+    on_open_children: ChildPolicy = "wait"
+    headless: bool = False
+    result_schema: JSONObject | None = None
+    message_schema: JSONObject | None = None
+    budget: JSONObject | None = None
+    retry_of: str | None = None
+
+
+DEFAULT_OPTIONS = TaskOptions()
+
+
+def new_task(
+    kind: str,
+    checked: CheckedSpec,
+    session: Session,
+    options: TaskOptions,
+    now: Instant,
+    limits: Limits,
+    parent_task_id: str | None = None,
+) -> NewTask:
+    """Make a task to be of a checked spec. Raises a Refused for options that make no sense."""
+    size = len(encode(checked.spec))
+    if size > limits.spec:
+        raise TooLarge.of("the spec of the task", size, limits.spec)
+    for schema in (options.result_schema, options.message_schema):
+        if schema is not None:
+            check_schema(schema)
+    task_id = options.id or new_id("task")
+    if task_id in options.depends_on:
+        raise InvalidArguments("a task cannot depend on itself")
+    if abs(options.priority) > 1000:
+        raise InvalidArguments("priority is a whole number from -1000 to 1000")
+    given = Input(
+        session_id=session.id,
+        root_session_id=session.root_session_id,
+        kind=kind,
+        route=checked.route,
+        spec=checked.spec,
+        created_at=now,
+        organization_id=session.organization_id,
+        parent_task_id=parent_task_id,
+        display_name=options.name or checked.display_name,
+        labels={str(name): str(value) for name, value in options.labels.items()},
+        origin=jsonable(options.origin) if options.origin else {},
+        wake_policy=options.wake,
+        idempotency_key=options.idempotency_key,
+        priority=options.priority,
+        concurrency_key=options.concurrency_key,
+        depends_on=tuple(dict.fromkeys(options.depends_on)),
+        run_if_dependency_fails=options.run_if_dependency_fails,
+        detached=options.detached,
+        headless=options.headless,
+        on_open_children=options.on_open_children,
+        retry=_retry(options, checked.retry or _RETRY),
+        timeouts=_timeouts(options, checked.timeouts or _TIMEOUTS),
+        cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else span(options.cancel_grace),
+        budget=options.budget,
+        result_schema=options.result_schema,
+        message_schema=options.message_schema,
+        retry_of=options.retry_of,
+    )
+    return NewTask(task_id, given, _not_before(options, now))
+
+
+_RETRY = Retry()
+_TIMEOUTS = Timeouts()
+_CANCEL_GRACE = span(10)
+
+
+def retry_policy(base: Retry, max_failures: int | None, backoff: Length | None, backoff_max: Length | None) -> Retry:
+    """Return a retry policy, each part left at None taken from `base`."""
+    if max_failures is None and backoff is None and backoff_max is None:
+        return base
+    if max_failures is not None and max_failures < 1:
+        raise InvalidArguments("max_failures is 1 or more; 1 means no retry")
+    return Retry(
+        max_failures=base.max_failures if max_failures is None else max_failures,
+        initial=base.initial if backoff is None else _positive("backoff", backoff),
+        factor=base.factor,
+        maximum=base.maximum if backoff_max is None else _positive("backoff_max", backoff_max),
+    )
+
+
+def timeouts_of(
+    base: Timeouts,
+    queue: Length | None = None,
+    run: Length | None = None,
+    idle: Length | None = None,
+    total: Length | None = None,
+) -> Timeouts:
+    """Return timeouts, each part left at None taken from `base`."""
+    if queue is None and run is None and idle is None and total is None:
+        return base
+    return Timeouts(
+        queue=base.queue if queue is None else _positive("queue_timeout", queue),
+        run=base.run if run is None else _positive("run_timeout", run),
+        idle=base.idle if idle is None else _positive("idle_timeout", idle),
+        total=base.total if total is None else _positive("total_timeout", total),
+    )
+
+
+def _retry(options: TaskOptions, base: Retry) -> Retry:
+    return retry_policy(base, options.max_failures, options.backoff, options.backoff_max)
+
+
+def _timeouts(options: TaskOptions, base: Timeouts) -> Timeouts:
+    return timeouts_of(base, options.queue_timeout, options.run_timeout, options.idle_timeout, options.total_timeout)
+
+
+def _positive(name: str, length: Length) -> int:
+    value = span(length)
+    if value < 0:
+        raise InvalidArguments(f"{name} cannot be negative")
+    return value
+
+
+def _not_before(options: TaskOptions, now: Instant) -> Instant | None:
+    if options.delay is not None and options.start_at is not None:
+        raise InvalidArguments("give delay or start_at, not both")
+    if options.delay is not None:
+        return now + _positive("delay", options.delay)
+    if options.start_at is not None:
+        try:
+            return instant(options.start_at)
+        except ValueError as error:
+            raise InvalidArguments(f"start_at: {error}") from None
+    return None

@@ -1,0 +1,542 @@
+"""The public record of a task and of what surrounds it: typed, flat, in the words of the documentation.
+
+Inside, a task is four nested values with moments in microseconds; out here it is one pydantic model with
+datetimes in UTC. `TaskRecord.of` is the only place where the one becomes the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from outrider.core.change import AttemptEnd
+from outrider.core.events import Message, Step
+from outrider.core.ledger import FileInfo, InboxRow, Worker
+from outrider.core.session import Session
+from outrider.core.task import Artifact, InputRequest, State, Task, TaskError, phase_of
+from outrider.core.values import Instant
+from outrider.runtime.clock import as_datetime
+
+
+class Record(BaseModel):
+    """What every public record has in common: it is frozen, and reads like a value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RetryRecord(Record):
+    """When a failed attempt is tried again. Seconds."""
+
+    max_failures: int
+    initial: float
+    factor: float
+    maximum: float
+
+
+class TimeoutsRecord(Record):
+    """The four deadlines, in seconds; None means none."""
+
+    queue: float | None
+    run: float | None
+    idle: float | None
+    total: float | None
+
+
+class ProgressRecord(Record):
+    """How far the task has come."""
+
+    current: float
+    total: float | None
+    unit: str | None
+    label: str | None
+    steps: tuple[str, ...]
+
+
+class UsageRecord(Record):
+    """What models cost. `cost` in US dollars, None when no price is known."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost: float | None
+
+
+class LinksRecord(Record):
+    """Where the work goes on."""
+
+    child_session_id: str | None
+    remote_task_id: str | None
+    resource_ids: tuple[str, ...]
+
+
+class ArtifactRecord(Record):
+    """Something the task made. `size` in bytes."""
+
+    name: str
+    type: str
+    path: str | None
+    url: str | None
+    media_type: str | None
+    size: int | None
+
+
+class ErrorRecord(Record):
+    """How the task failed."""
+
+    kind: str
+    message: str
+    details: Any = None
+
+
+class InputRequestRecord(Record):
+    """A question of the task. `expected` is a JSON Schema."""
+
+    id: str
+    task_id: str
+    kind: Literal["question", "approval", "auth"]
+    prompt: str
+    expected: Mapping[str, Any] | None
+    details: Any
+    status: Literal["pending", "answered", "expired", "withdrawn"]
+    created_at: datetime
+    deadline_at: datetime | None
+    on_expiry: Literal["default", "deny", "fail", "remind"]
+    default: Any
+    answer: Any
+    answered_by: str | None
+    answered_via: str | None
+    closed_at: datetime | None
+
+    @classmethod
+    def of(cls, request: InputRequest) -> InputRequestRecord:
+        """The public form of a request."""
+        return cls(
+            id=request.id,
+            task_id=request.task_id,
+            kind=request.kind,
+            prompt=request.prompt,
+            expected=request.expected,
+            details=request.details,
+            status=request.status,
+            created_at=as_datetime(request.created_at),
+            deadline_at=_moment(request.deadline_at),
+            on_expiry=request.on_expiry,
+            default=request.default,
+            answer=request.answer,
+            answered_by=request.answered_by,
+            answered_via=request.answered_via,
+            closed_at=_moment(request.closed_at),
+        )
+
+
+class CheckpointRecord(Record):
+    """Where the task would resume: after this journal position, or after this iteration."""
+
+    step: str | None
+    iteration: int
+    at: datetime | None
+
+
+class TaskRecord(Record):
+    """A task, whole. See docs/concepts.md for each field."""
+
+    id: str
+    organization_id: str
+    session_id: str
+    root_session_id: str
+    parent_task_id: str | None
+    retry_of: str | None
+    kind: str
+    display_name: str
+    labels: Mapping[str, str]
+    origin: Mapping[str, Any]
+
+    spec: Mapping[str, Any]
+    wake_policy: Literal["silent", "on_terminal", "on_activity"]
+    idempotency_key: str | None
+    priority: int
+    concurrency_key: str | None
+    depends_on: tuple[str, ...]
+    detached: bool
+    retry: RetryRecord
+    timeouts: TimeoutsRecord
+    budget: Mapping[str, Any] | None
+    result_schema: Mapping[str, Any] | None
+    message_schema: Mapping[str, Any] | None
+
+    state: State
+    phase: str | None
+    phase_reason: str | None
+    state_detail: str | None
+    progress: ProgressRecord | None
+    input_request: InputRequestRecord | None
+    input_requests: tuple[InputRequestRecord, ...]
+    cancel_requested_at: datetime | None
+    cancel_reason: str | None
+    iterations: int
+    provider: str | None
+    model: str | None
+    usage: UsageRecord
+    links: LinksRecord
+
+    summary: str | None
+    result_path: str | None
+    artifacts: tuple[ArtifactRecord, ...]
+    error: ErrorRecord | None
+
+    version: int
+    attempt: int
+    failures: int
+    worker_id: str | None
+    heartbeat_at: datetime | None
+    due_at: datetime | None
+    next_deadline_at: datetime | None
+    checkpoint: CheckpointRecord | None
+
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+
+    @classmethod
+    def of(
+        cls, task: Task, *, heartbeat_at: Instant | None = None, checkpoint: CheckpointRecord | None = None
+    ) -> TaskRecord:
+        """The public form of a task. `heartbeat_at` and `checkpoint` are read beside it, where wanted."""
+        given, core, live, outcome = task.input, task.core, task.live, task.outcome
+        phase = phase_of(task)
+        requests = tuple(InputRequestRecord.of(request) for request in core.requests)
+        timeouts, retry = given.timeouts, given.retry
+        return cls(
+            id=task.id,
+            organization_id=given.organization_id,
+            session_id=given.session_id,
+            root_session_id=given.root_session_id,
+            parent_task_id=given.parent_task_id,
+            retry_of=given.retry_of,
+            kind=given.kind,
+            display_name=given.display_name,
+            labels=given.labels,
+            origin=given.origin,
+            spec=given.spec,
+            wake_policy=given.wake_policy,
+            idempotency_key=given.idempotency_key,
+            priority=given.priority,
+            concurrency_key=given.concurrency_key,
+            depends_on=given.depends_on,
+            detached=given.detached,
+            retry=RetryRecord(
+                max_failures=retry.max_failures,
+                initial=retry.initial / 1e6,
+                factor=retry.factor,
+                maximum=retry.maximum / 1e6,
+            ),
+            timeouts=TimeoutsRecord(
+                queue=_seconds(timeouts.queue),
+                run=_seconds(timeouts.run),
+                idle=_seconds(timeouts.idle),
+                total=_seconds(timeouts.total),
+            ),
+            budget=given.budget,
+            result_schema=given.result_schema,
+            message_schema=given.message_schema,
+            state=core.state,
+            phase=phase.name if phase else None,
+            phase_reason=phase.reason if phase else None,
+            state_detail=live.state_detail,
+            progress=None if live.progress is None else _fields(ProgressRecord, live.progress),
+            input_request=requests[0] if requests else None,
+            input_requests=requests,
+            cancel_requested_at=_moment(core.cancel_requested_at),
+            cancel_reason=core.cancel_reason,
+            iterations=live.iterations,
+            provider=live.provider,
+            model=live.model,
+            usage=_fields(UsageRecord, live.usage),
+            links=_fields(LinksRecord, live.links),
+            summary=outcome.summary,
+            result_path=outcome.result_path,
+            artifacts=tuple(artifact_record(artifact) for artifact in outcome.artifacts),
+            error=None if outcome.error is None else _error(outcome.error),
+            version=core.version,
+            attempt=core.attempt,
+            failures=core.failures,
+            worker_id=core.worker_id,
+            heartbeat_at=_moment(heartbeat_at),
+            due_at=_moment(core.due_at),
+            next_deadline_at=_moment(core.next_deadline_at),
+            checkpoint=checkpoint,
+            created_at=as_datetime(given.created_at),
+            started_at=_moment(core.started_at),
+            finished_at=_moment(core.finished_at),
+            updated_at=as_datetime(core.updated_at),
+        )
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the task has ended."""
+        return self.state.is_terminal
+
+
+class AttemptRecord(Record):
+    """One hold of the task by a worker."""
+
+    attempt: int
+    worker_id: str
+    started_at: datetime
+    ended_at: datetime | None
+    ending: str | None
+    error: ErrorRecord | None
+
+    @classmethod
+    def of(cls, end: AttemptEnd) -> AttemptRecord:
+        """The public form of a closed attempt."""
+        return cls(
+            attempt=end.attempt,
+            worker_id=end.worker_id,
+            started_at=as_datetime(end.started_at),
+            ended_at=as_datetime(end.ended_at),
+            ending=end.ending,
+            error=None if end.error is None else _error(end.error),
+        )
+
+
+class StepRecord(Record):
+    """One position of the task's journal."""
+
+    position: str
+    verb: str
+    attempt: int
+    done: bool
+    at: datetime
+
+    @classmethod
+    def of(cls, step: Step) -> StepRecord:
+        """The public form of a journal row."""
+        return cls(
+            position=step.position,
+            verb=step.verb,
+            attempt=step.attempt,
+            done=step.done,
+            at=as_datetime(step.created_at),
+        )
+
+
+class MessageRecord(Record):
+    """Text or data between a session and one of its tasks."""
+
+    id: str
+    task_id: str
+    session_id: str
+    direction: Literal["inbound", "outbound"]
+    parts: tuple[Mapping[str, Any], ...]
+    created_at: datetime
+    sender: str | None
+    in_reply_to: str | None
+
+    @classmethod
+    def of(cls, message: Message) -> MessageRecord:
+        """The public form of a message."""
+        return cls(
+            id=message.id,
+            task_id=message.task_id,
+            session_id=message.session_id,
+            direction=message.direction,
+            parts=message.parts,
+            created_at=as_datetime(message.created_at),
+            sender=message.sender,
+            in_reply_to=message.in_reply_to,
+        )
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined."""
+        return "\n".join(str(part["text"]) for part in self.parts if part.get("type") == "text")
+
+
+class SessionRecord(Record):
+    """A session. `last_seq` is the number of its newest event."""
+
+    id: str
+    organization_id: str
+    root_session_id: str
+    parent_session_id: str | None
+    parent_task_id: str | None
+    agent: str | None
+    title: str | None
+    labels: Mapping[str, str]
+    last_seq: int
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, session: Session) -> SessionRecord:
+        """The public form of a session."""
+        return cls(
+            id=session.id,
+            organization_id=session.organization_id,
+            root_session_id=session.root_session_id,
+            parent_session_id=session.parent_session_id,
+            parent_task_id=session.parent_task_id,
+            agent=session.agent,
+            title=session.title,
+            labels=session.labels,
+            last_seq=session.last_seq,
+            created_at=as_datetime(session.created_at),
+            updated_at=as_datetime(session.updated_at),
+        )
+
+
+class EventRecord(Record):
+    """One entry of a session's log. `task` is the full record as it was then, for `task.created` and `task.updated`."""
+
+    session_id: str
+    seq: int
+    type: str
+    at: datetime
+    task_id: str | None
+    task: TaskRecord | None = None
+    data: Mapping[str, Any] = {}
+
+
+class OutputRecord(Record):
+    """A piece of a task's output. Offsets in bytes; `next` is where to go on. `lost` bytes before it were cut."""
+
+    task_id: str
+    stream: str
+    offset: int
+    next: int
+    text: str
+    at: datetime | None = None
+    lost: int = 0
+
+
+class FileRecord(Record):
+    """A session's file. `size` in bytes."""
+
+    session_id: str
+    path: str
+    media_type: str
+    size: int
+    created_at: datetime
+    task_id: str | None
+
+    @classmethod
+    def of(cls, info: FileInfo) -> FileRecord:
+        """The public form of a file."""
+        return cls(
+            session_id=info.session_id,
+            path=info.path,
+            media_type=info.media_type,
+            size=info.size,
+            created_at=as_datetime(info.created_at),
+            task_id=info.task_id,
+        )
+
+
+class InboxRecord(Record):
+    """An entry of a session's inbox."""
+
+    seq: int
+    session_id: str
+    task_id: str
+    reason: str
+    body: Mapping[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: InboxRow) -> InboxRecord:
+        """The public form of an inbox entry."""
+        return cls(
+            seq=row.seq,
+            session_id=row.session_id,
+            task_id=row.task_id,
+            reason=row.reason,
+            body=row.body,
+            created_at=as_datetime(row.created_at),
+        )
+
+
+class WorkerRecord(Record):
+    """A registered worker."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: datetime
+    concurrency: int
+    routes: tuple[str, ...]
+    version: str
+    beat: int
+
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerRecord:
+        """The public form of a worker."""
+        card = worker.card
+        return cls(
+            id=card.id,
+            host=card.host,
+            pid=card.pid,
+            started_at=as_datetime(card.started_at),
+            concurrency=card.concurrency,
+            routes=card.routes,
+            version=card.version,
+            beat=worker.beat,
+        )
+
+
+class CancelReceipt(Record):
+    """What a cancel did: each task of the tree by name, the asked one first.
+
+    `canceled` has ended by it, `requested` will be stopped by its holder, `left` was not touched.
+    """
+
+    task_id: str
+    canceled: tuple[str, ...]
+    requested: tuple[str, ...]
+    left: tuple[str, ...]
+    states: Mapping[str, State]
+
+
+def artifact_record(artifact: Artifact) -> ArtifactRecord:
+    """The public form of an artifact."""
+    record: ArtifactRecord = _fields(ArtifactRecord, artifact)
+    return record
+
+
+def error_from(error: TaskError | None) -> ErrorRecord | None:
+    """The public form of an error."""
+    return None if error is None else _error(error)
+
+
+def checkpoint_of(task: Task, steps: Sequence[Step]) -> CheckpointRecord | None:
+    """Where a task would resume, read off its journal."""
+    done = [step for step in steps if step.done]
+    if not done and not task.live.iterations:
+        return None
+    last = done[-1] if done else None
+    return CheckpointRecord(
+        step=last.position if last else None,
+        iteration=task.live.iterations,
+        at=_moment(last.created_at if last else task.core.updated_at),
+    )
+
+
+def _error(error: TaskError) -> ErrorRecord:
+    return ErrorRecord(kind=error.kind, message=error.message, details=error.details)
+
+
+def _fields(kind: Any, value: object) -> Any:
+    return kind(**{name: getattr(value, name) for name in kind.model_fields})
+
+
+def _moment(moment: Instant | None) -> datetime | None:
+    return None if moment is None else as_datetime(moment)
+
+
+def _seconds(span: int | None) -> float | None:
+    return None if span is None else span / 1e6

@@ -1,0 +1,34 @@
+"""What the parts of one runtime share: the store, the clock, the names, the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outrider.core.ledger import Ledger, Views
+from outrider.runtime.clock import Clock
+from outrider.runtime.lifecycle import Lifecycle
+from outrider.runtime.registry import Registry
+from outrider.runtime.signals import Signals
+from outrider.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The collaborators of one open runtime."""
+
+    ledger: Ledger
+    clock: Clock
+    lifecycle: Lifecycle
+    signals: Signals
+    registry: Registry
+    settings: WorkerSettings
+
+    @property
+    def views(self) -> Views:
+        """The reading half of the store."""
+        return self.ledger.views
+
+    @classmethod
+    def over(cls, ledger: Ledger, clock: Clock, registry: Registry, settings: WorkerSettings) -> Services:
+        """Put the collaborators together over one store."""
+        return cls(ledger, clock, Lifecycle(ledger, clock), Signals(ledger, clock), registry, settings)

@@ -1,0 +1,68 @@
+"""The sessions of a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+
+from outrider.core.errors import NotFound
+from outrider.core.session import NewSession, Session
+from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.runtime.ids import new_id
+from outrider.runtime.records import EventRecord, SessionRecord
+from outrider.runtime.services import Services
+from outrider.runtime.stream import EventReader
+
+if TYPE_CHECKING:
+    from outrider.runtime.handles import SessionHandle
+
+
+class Sessions:
+    """All sessions of one store."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def create(
+        self,
+        *,
+        agent: str | None = None,
+        title: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        id: str | None = None,
+        organization_id: str = DEFAULT_ORGANIZATION,
+    ) -> SessionHandle:
+        """Create a session, or get the one of that id."""
+        from outrider.runtime.handles import SessionHandle
+
+        new = NewSession(
+            id=id or new_id("session"),
+            created_at=self._services.clock.now(),
+            organization_id=organization_id,
+            agent=agent,
+            title=title,
+            labels=dict(labels or {}),
+        )
+        return SessionHandle(self._services, await self._services.ledger.create_session(new))
+
+    async def get(self, session_id: str) -> SessionHandle:
+        """Return a session. Raises NotFound."""
+        from outrider.runtime.handles import SessionHandle
+
+        return SessionHandle(self._services, await self._session(session_id))
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> list[SessionRecord]:
+        """Return sessions, newest first, after the one of that id."""
+        return [SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=limit)]
+
+    async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
+        """Yield a session's events, each once, after that number, for ever."""
+        await self._session(session_id)
+        async for event in EventReader(self._services, session_id, after=after).follow():
+            yield event
+
+    async def _session(self, session_id: str) -> Session:
+        session = await self._services.views.session(session_id)
+        if session is None:
+            raise NotFound.of("session", session_id)
+        return session

@@ -1,0 +1,352 @@
+"""The tasks of a runtime: create, look, answer, message, cancel, wait. Every edge comes through here."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+from outrider.core.errors import (
+    IdempotencyConflict,
+    InvalidAnswer,
+    NotFound,
+    RequestClosed,
+    TaskCanceled,
+    TaskFailed,
+    WaitTimeout,
+)
+from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
+from outrider.core.ledger import Existing, TaskFilter
+from outrider.core.task import Input, State, Task
+from outrider.core.values import JSON, evolve
+from outrider.runtime.clock import span
+from outrider.runtime.codec import decode, encode
+from outrider.runtime.context import Parts, message_parts
+from outrider.runtime.ids import new_id
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
+from outrider.runtime.records import (
+    AttemptRecord,
+    CancelReceipt,
+    EventRecord,
+    InputRequestRecord,
+    MessageRecord,
+    OutputRecord,
+    StepRecord,
+    TaskRecord,
+    checkpoint_of,
+)
+from outrider.runtime.schemas import mismatch
+from outrider.runtime.services import Services
+from outrider.runtime.stream import EventReader, follow_output
+
+
+class Tasks:
+    """All tasks of one store."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def create(
+        self,
+        session_id: str,
+        kind: str,
+        spec: Mapping[str, Any],
+        options: TaskOptions = DEFAULT_OPTIONS,
+        *,
+        parent_task_id: str | None = None,
+    ) -> Task:
+        """Create a task; idempotent on its id or idempotency key.
+
+        Raises UnknownName for a kind or tool that is not known, another Refused for a spec that is wrong,
+        NotFound for the session, IdempotencyConflict if the key was used for something else.
+        """
+        (task,) = await self.create_many(session_id, kind, [spec], options, parent_task_id=parent_task_id)
+        return task
+
+    async def create_many(
+        self,
+        session_id: str,
+        kind: str,
+        specs: Sequence[Mapping[str, Any]],
+        options: TaskOptions = DEFAULT_OPTIONS,
+        *,
+        parent_task_id: str | None = None,
+    ) -> list[Task]:
+        """Create many tasks of one kind with the same options, in few transactions."""
+        services = self._services
+        executor = services.registry.executor(kind)
+        session = await services.views.session(session_id)
+        if session is None:
+            raise NotFound.of("session", session_id)
+        now, limits = services.clock.now(), services.settings.limits
+        new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
+        made = await services.lifecycle.create(new)
+        for asked, verdict in zip(new, made, strict=True):
+            if isinstance(verdict, Existing):
+                _check_same(asked.input, verdict.task)
+        return [verdict.task for verdict in made]
+
+    async def get(self, task_id: str) -> Task:
+        """Return a task. Raises NotFound."""
+        task = await self._services.views.task(task_id)
+        if task is None:
+            raise NotFound.of("task", task_id)
+        return task
+
+    async def record(self, task_id: str) -> TaskRecord:
+        """Return a task's whole public record, with what is derived on read. Raises NotFound."""
+        task = await self.get(task_id)
+        views = self._services.views
+        steps = await views.steps(task_id)
+        beat = await views.active_at(task_id)
+        if task.core.worker_id is not None:
+            beats = [worker.beat_at for worker in await views.workers() if worker.card.id == task.core.worker_id]
+            beat = max([*beats, *([beat] if beat else [])], default=None)
+        return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint_of(task, steps))
+
+    async def list(self, filter: TaskFilter | None = None, **fields: Any) -> list[TaskRecord]:
+        """Return a page of tasks; the fields are those of `TaskFilter`."""
+        found = await self._services.views.list_tasks(filter or TaskFilter(**fields))
+        return [TaskRecord.of(task) for task in found]
+
+    async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
+        """Return a task's attempts, the open one last."""
+        task = await self.get(task_id)
+        ended = [AttemptRecord.of(end) for end in await self._services.views.attempts(task_id)]
+        core = task.core
+        if core.worker_id is not None:
+            from outrider.runtime.clock import as_datetime
+
+            open_one = AttemptRecord(
+                attempt=core.attempt,
+                worker_id=core.worker_id,
+                started_at=as_datetime(core.attempt_started_at or core.updated_at),
+                ended_at=None,
+                ending=None,
+                error=None,
+            )
+            ended.append(open_one)
+        return ended
+
+    async def steps(self, task_id: str) -> Sequence[StepRecord]:
+        """Return a task's journal."""
+        return [StepRecord.of(step) for step in await self._services.views.steps(task_id)]
+
+    async def requests(self, task_id: str) -> Sequence[InputRequestRecord]:
+        """Return all that a task ever asked, oldest first."""
+        return [InputRequestRecord.of(request) for request in await self._services.views.requests(task_id)]
+
+    async def messages(
+        self, task_id: str, *, direction: Literal["inbound", "outbound"] | None = None, after: str | None = None
+    ) -> Sequence[MessageRecord]:
+        """Return a task's thread, after the message of that id."""
+        found = await self._services.views.messages(task_id, direction=direction, after=after)
+        return [MessageRecord.of(message) for message in found]
+
+    # --- steering ------------------------------------------------------------------------------------
+
+    async def answer(
+        self,
+        task_id: str,
+        answer: JSON,
+        *,
+        request_id: str | None = None,
+        by: str | None = None,
+        via: str | None = None,
+    ) -> TaskRecord:
+        """Answer a question of a task: the oldest pending one, or the one of that id. The first answer wins.
+
+        Raises InvalidAnswer if it does not fit what is expected, RequestClosed if the request is no longer
+        pending, NotFound if there is no such request.
+        """
+        task = await self.get(task_id)
+        request = task.core.request(request_id) if request_id else next(iter(task.core.requests), None)
+        if request is None:
+            await self._explain_missing(task_id, request_id)
+        assert request is not None
+        try:
+            answer = decode(encode(answer))
+        except TypeError as error:
+            raise InvalidAnswer(f"the answer is not JSON: {error}") from None
+        problem = mismatch(answer, request.expected)
+        if problem is not None:
+            raise InvalidAnswer(
+                f"the answer does not fit what is expected: {problem}", details={"expected": request.expected}
+            )
+        return TaskRecord.of(await self._services.lifecycle.move(task, Answered(request.id, answer, by, via)))
+
+    async def _explain_missing(self, task_id: str, request_id: str | None) -> None:
+        if request_id is None:
+            raise RequestClosed(f"{task_id} asks nothing now")
+        closed = await self._services.views.request(request_id)
+        if closed is None or closed.task_id != task_id:
+            raise NotFound.of("request", request_id)
+        by = f" by {closed.answered_by}" if closed.answered_by else ""
+        raise RequestClosed(
+            f"request {request_id} was {closed.status}{by} already",
+            details={"status": closed.status, "answered_by": closed.answered_by},
+        )
+
+    async def message(
+        self, task_id: str, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
+    ) -> MessageRecord:
+        """Send a task a message from its session. Raises TaskFinished if it has ended."""
+        task = await self.get(task_id)
+        parts = message_parts(content, self._services.settings.limits.message)
+        if task.input.message_schema is not None:
+            for part in parts:
+                problem = mismatch(part.get("data", part.get("text")), task.input.message_schema)
+                if problem is not None:
+                    raise InvalidAnswer(f"the message does not fit the task's message_schema: {problem}")
+        message = Message(
+            id=new_id("tmsg"),
+            task_id=task_id,
+            session_id=task.session_id,
+            direction="inbound",
+            parts=parts,
+            created_at=self._services.clock.now(),
+            sender=sender,
+            in_reply_to=in_reply_to,
+        )
+        await self._services.lifecycle.move(task, MessageReceived(message))
+        return MessageRecord.of(message)
+
+    async def cancel(
+        self,
+        task_id: str,
+        *,
+        reason: str | None = None,
+        by: str | None = None,
+        wait: Length | None = None,
+        include_detached: bool = False,
+        grace: Length | None = None,
+    ) -> CancelReceipt:
+        """Cancel a task and the linked children below it; say what became of each.
+
+        With `wait`, give those whose holder has to stop first that long, and say where each ended.
+        """
+        before = await self.get(task_id)
+        was_terminal = {before.id} if before.is_terminal else set()
+        event = CancelRequested(by, reason, include_detached, None if grace is None else span(grace))
+        await self._services.lifecycle.move(before, event)
+        tree, ended_before = await self._cancel_below(task_id, include_detached)
+        ids = [task_id, *tree]
+        left = was_terminal | ended_before
+        if wait is not None:
+            await self._wait_for_end([each for each in ids if each not in left], span(wait))
+        records = {task.id: task for task in await self._services.views.tasks(ids)}
+        canceled, requested = [], []
+        for each in ids:
+            task = records[each]
+            if each in left or task.core.cancel_requested_at is None:
+                left.add(each)
+            elif task.core.state is State.CANCELED:
+                canceled.append(each)
+            elif task.is_terminal:
+                left.add(each)
+            else:
+                requested.append(each)
+        return CancelReceipt(
+            task_id=task_id,
+            canceled=tuple(canceled),
+            requested=tuple(requested),
+            left=tuple(each for each in ids if each in left),
+            states={each: records[each].core.state for each in ids},
+        )
+
+    async def _cancel_below(self, task_id: str, include_detached: bool) -> tuple[builtins.list[str], set[str]]:
+        """Apply the follow-ups of a cancel level by level; return the descendants, and those that had ended."""
+        found: builtins.list[str] = []
+        ended: set[str] = set()
+        level = [task_id]
+        while level:
+            children = [child for parent in level for child in await self._services.views.children(parent)]
+            found.extend(child.id for child in children)
+            ended.update(child.id for child in children if child.is_terminal and child.core.cancel_requested_at is None)
+            level = [child.id for child in children]
+            while level and await self._services.lifecycle.apply_follow_ups(task_ids=level):
+                pass
+        return found, ended
+
+    async def _wait_for_end(self, ids: Sequence[str], length: int) -> None:
+        until = self._services.clock.now() + length
+        with self._services.signals.listen(ids) as bell:
+            while self._services.clock.now() < until:
+                if all(task.is_terminal for task in await self._services.views.tasks(ids)):
+                    return
+                await bell.wait(until)
+
+    # --- waiting -------------------------------------------------------------------------------------
+
+    async def wait(
+        self, task_ids: Sequence[str], *, any: bool = False, timeout: Length | None = None, on_question: bool = False
+    ) -> builtins.list[Task]:
+        """Wait until all of these tasks have ended, or one, with `any`; with `on_question`, a pending question
+        counts as well. Raises NotFound, and WaitTimeout when the time is over.
+        """
+        until = None if timeout is None else self._services.clock.now() + span(timeout)
+        with self._services.signals.listen(task_ids) as bell:
+            while True:
+                found = {task.id: task for task in await self._services.views.tasks(list(task_ids))}
+                for task_id in task_ids:
+                    if task_id not in found:
+                        raise NotFound.of("task", task_id)
+                ready = sum(task.is_terminal or (on_question and bool(task.core.requests)) for task in found.values())
+                if ready == len(found) or (any and ready):
+                    return [found[task_id] for task_id in task_ids]
+                if until is not None and self._services.clock.now() >= until:
+                    open_ones = [task.id for task in found.values() if not task.is_terminal]
+                    raise WaitTimeout(f"still going on: {', '.join(open_ones)}", details={"open": open_ones})
+                await bell.wait(until)
+
+    async def result(self, task_id: str, *, timeout: Length | None = None) -> bytes | None:
+        """Wait for a task and return its result as encoded JSON, None if it returned nothing.
+
+        Raises TaskFailed, TaskCanceled or WaitTimeout.
+        """
+        (task,) = await self.wait([task_id], timeout=timeout)
+        match task.core.state:
+            case State.SUCCEEDED:
+                path = task.outcome.result_path
+                return None if path is None else await self._services.views.file(task.session_id, path)
+            case State.CANCELED:
+                reason = f": {task.core.cancel_reason}" if task.core.cancel_reason else ""
+                raise TaskCanceled(f"{task_id} was canceled{reason}")
+            case _:
+                error = task.outcome.error
+                assert error is not None
+                raise TaskFailed(f"{task_id} failed: {error.message}", kind=error.kind, details=error.details)
+
+    # --- following -----------------------------------------------------------------------------------
+
+    async def events(self, task_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
+        """Yield a task's events, each once, after that number of its session's log, until the task has ended."""
+        task = await self.get(task_id)
+        reader = EventReader(self._services, task.session_id, after=after, task_id=task_id)
+        with self._services.signals.listen([task_id]) as bell:
+            while True:
+                ended = (await self.get(task_id)).is_terminal
+                events = await reader.read()
+                for event in events:
+                    yield event
+                if events:
+                    continue
+                if ended:
+                    return
+                await bell.wait()
+
+    def output(self, task_id: str, *, start: int = 0) -> AsyncIterator[OutputRecord]:
+        """Yield a task's output from a byte offset on, until it has ended."""
+        return follow_output(self._services, task_id, start)
+
+
+def _check_same(asked: Input, existing: Task) -> None:
+    """Creating twice is fine, creating something else under the same name is not."""
+    there = existing.input
+    comparable = evolve(asked, created_at=there.created_at)
+    if encode(comparable) == encode(there):
+        return
+    name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
+    raise IdempotencyConflict(
+        f"{name} was used before, for another task: {existing.id}", details={"task_id": existing.id}
+    )

@@ -1,0 +1,94 @@
+"""What running tasks say, on its way to the store: output and live values of many attempts, a few writes.
+
+The first word of a task is written at once; after that, output waits at most the output interval and progress
+the progress interval, and the newest wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from outrider.core.errors import StoreError
+from outrider.core.ledger import OutputChunk, Report
+from outrider.runtime.attempt import Attempt
+from outrider.runtime.clock import Bell
+from outrider.runtime.log import log
+from outrider.runtime.services import Services
+
+
+class Voice:
+    """Writes what attempts have to say. `hear` may be called from any thread."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._bell = Bell(services.clock)
+        self._dirty: dict[Attempt, None] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def hear(self, attempt: Attempt) -> None:
+        """An attempt has something to say."""
+        if attempt not in self._dirty:
+            self._dirty[attempt] = None
+            self._loop.call_soon_threadsafe(self._bell.ring)
+
+    def forget(self, attempt: Attempt) -> None:
+        """An attempt is over; what it had to say was written with its end."""
+        self._dirty.pop(attempt, None)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        settings = self._services.settings
+        while True:
+            await self._bell.wait()
+            await self._write_all()
+            await asyncio.sleep(settings.output_interval)
+            if self._dirty:
+                self._bell.ring()
+
+    async def _write_all(self) -> None:
+        attempts, self._dirty = list(self._dirty), {}
+        chunks: list[OutputChunk] = []
+        reports: list[tuple[Attempt, Report]] = []
+        for attempt in attempts:
+            if attempt.is_over:
+                continue
+            chunks.extend(attempt.take_output())
+            report = self._report_of(attempt)
+            if report is not None:
+                reports.append((attempt, report))
+        try:
+            await asyncio.gather(self._print(chunks, attempts), self._report(reports))
+        except StoreError as error:
+            log.error("output not written", reason=str(error))
+
+    def _report_of(self, attempt: Attempt) -> Report | None:
+        if not attempt.live_is_dirty:
+            if attempt.touched and attempt.record.input.timeouts.idle is not None:
+                attempt.touched = False
+                return Report(attempt.task_id, attempt.number, attempt.active_at)
+            return None
+        now = time.monotonic()
+        if now - attempt.reported_at < self._services.settings.progress_interval:
+            self._dirty[attempt] = None
+            return None
+        attempt.reported_at = now
+        attempt.touched = False
+        delta = dict(attempt.delta) or None
+        return Report(attempt.task_id, attempt.number, attempt.active_at, attempt.take_live(), delta)
+
+    async def _print(self, chunks: list[OutputChunk], attempts: list[Attempt]) -> None:
+        if not chunks:
+            return
+        by_id = {attempt.task_id: attempt for attempt in attempts}
+        for chunk, held in zip(chunks, await self._services.ledger.print(chunks), strict=True):
+            if not held and by_id[chunk.task_id].number == chunk.attempt:
+                by_id[chunk.task_id].supersede()
+
+    async def _report(self, reports: list[tuple[Attempt, Report]]) -> None:
+        if not reports:
+            return
+        kept = await self._services.ledger.report([report for _, report in reports])
+        for (attempt, _), held in zip(reports, kept, strict=True):
+            if not held:
+                attempt.supersede()

@@ -1,0 +1,69 @@
+"""The defaults, in one place, each with its unit; a program or the environment overrides them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a value may be, in bytes unless said otherwise. Over it: refused, or cut with a mark."""
+
+    output_tail: int = 256 * KIB
+    result: int = 64 * KIB
+    summary: int = 2048
+    """Characters."""
+    message: int = 64 * KIB
+    spec: int = 256 * KIB
+    file: int = MIB
+    detail: int = 2048
+    """Characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """The lease of a worker, in seconds.
+
+    Renewed every `renew`; a worker that could not renew cancels its own work after `cancel`, ends its process
+    after `end`, and is taken for lost by others after `lost`.
+    """
+
+    renew: float = 2.0
+    cancel: float = 6.0
+    end: float = 8.0
+    lost: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a worker works. Spans in seconds."""
+
+    concurrency: int = 100
+    """How many tasks one worker holds at once."""
+    threads: int = 32
+    """How many synchronous tools run at once."""
+    lease: LeaseTimes = LeaseTimes()
+    park_grace: float = 1.0
+    drain_timeout: float = 30.0
+    stall_named: float = 1.0
+    stall_limit: float = 30.0
+    recovery_interval: float = 0.25
+    """How often a worker looks whether others are still alive."""
+    progress_interval: float = 0.25
+    """The shortest time between two progress events of one task."""
+    output_interval: float = 0.02
+    """The longest time that output waits before it is written."""
+    limits: Limits = Limits()
+
+
+FOREGROUND_WAIT = timedelta(seconds=300)
+CANCEL_GRACE = timedelta(seconds=10)
+MAX_ITERATIONS = 50
+APPROVAL_DEADLINE = timedelta(minutes=15)
+APPROVAL_NUDGE = timedelta(seconds=60)
+DOUBT_DEADLINE = timedelta(hours=1)
+DEFAULT_DATABASE = ".outrider/outrider.db"
