@@ -801,6 +801,21 @@ class PrintedOutput(Contract):
         rows = (await printing.views.output("task_1")).rows
         assert [(row.offset, row.text) for row in rows] == [(0, "one"), (3, "two")]
 
+    async def test_the_log_tells_once_for_each_batch_how_far_a_task_has_printed(self, printing: Scene):
+        await self.print(printing, "one\n", "two\n")
+        both = [OutputChunk("task_1", 1, stream, "x", printing.now, 1000) for stream in ("stdout", "stderr")]
+        assert list(await printing.ledger.print([*both, OutputChunk("task_1", 2, "stdout", "x", 0, 9)])) == [
+            True,
+            True,
+            False,
+        ]
+        told = [row for row in await printing.log() if row.type == "task.output"]
+        assert [data_of(row) for row in told] == [
+            {"stream": "stdout", "from": 0, "to": 8},
+            {"stream": None, "from": 8, "to": 10},
+        ]
+        assert {(row.task_id, row.at) for row in told} == {("task_1", printing.now)}
+
     async def test_a_task_that_printed_nothing_has_an_empty_output(self, printing: Scene):
         output = await printing.views.output("task_1")
         assert (output.rows, output.first, output.next) == ((), 0, 0)

@@ -474,7 +474,11 @@ class Ledger(Protocol):
         ...
 
     async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
-        """Append output; False for each whose attempt is over."""
+        """Append output; False for each whose attempt is over.
+
+        The log is told once for each task, as `task.output`: the bytes `from` and `to` that were added, and
+        their `stream`, None where they are of several.
+        """
         ...
 
     async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:

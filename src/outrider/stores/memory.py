@@ -294,7 +294,9 @@ class MemoryLedger:
         """Append output; False for each whose attempt is over."""
         self._tables.check_open()
         news = _News()
+        ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
         kept = [self._print_one(chunk, news) for chunk in chunks]
+        self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
         self._committed(news)
         return kept
 
@@ -536,6 +538,16 @@ class MemoryLedger:
         row.output = [piece for piece in row.output if piece.offset + _size(piece.text) > tail]
         news.of(row.task)
         return True
+
+    def _log_output(self, printed: Sequence[OutputChunk], ends: Mapping[str, int]) -> None:
+        """One entry for each task, in the order in which they first printed, dated by its last piece."""
+        for id in dict.fromkeys(chunk.task_id for chunk in printed):
+            chunks = [chunk for chunk in printed if chunk.task_id == id]
+            streams = {chunk.stream for chunk in chunks}
+            row = self._tables.tasks[id]
+            stream = streams.pop() if len(streams) == 1 else None
+            data = _encode({"stream": stream, "from": ends[id], "to": row.printed})
+            self._tables.log(row.task.session_id, id, "task.output", chunks[-1].at, data)
 
     def _committed(self, news: _News) -> None:
         self._counters["commits"] += 1
