@@ -18,6 +18,7 @@ from outrider.core.events import (
     Claimed,
     Enriched,
     Failed,
+    FileWrite,
     HolderEvent,
     HolderLost,
     MessageReceived,
@@ -46,7 +47,7 @@ from outrider.core.task import (
     WaitForTasks,
     WaitUntil,
 )
-from outrider.core.values import SECOND
+from outrider.core.values import SECOND, evolve
 from tests.core.stage import BUG, OTHER, START, TASK, Stage, given, held, message, new, question, the
 
 REPORT = Artifact("report", "file", path="/report.md")
@@ -708,7 +709,7 @@ def test_rule_14_a_task_whose_code_returned_stays_running_with_its_result_stored
     stage = held().succeed(b"7", open_children=(OTHER, "task_c"), summary="seven")
     assert (stage.task.state, stage.task.core.is_held, stage.task.core.due_at) == (State.RUNNING, False, None)
     assert (stage.last.files[0].content, stage.last.watches) == (b"7", (OTHER, "task_c"))
-    assert the(stage.last.ended).ending == "returned"
+    assert (the(stage.last.ended).ending, stage.cascades) == ("returned", [])
     assert the(stage.phase).name == "waiting"
 
 
@@ -776,6 +777,21 @@ def test_the_newest_live_values_go_in_with_the_transition():
     assert stage.last.events[0].data["live"] == {"state_detail": "reading", "iterations": 3, "usage": Usage(requests=3)}
 
 
+@pytest.mark.parametrize(
+    "report",
+    [
+        Asked(1, question(), live=Live(iterations=3)),
+        Parked(1, (), live=Live(iterations=3)),
+        Released(1, live=Live(iterations=3)),
+        Failed(1, BUG, live=Live(iterations=3)),
+        Stopped(1, live=Live(iterations=3)),
+    ],
+    ids=name_of,
+)
+def test_they_go_in_with_every_report_that_carries_them(report):
+    assert held().tell(report).task.live.iterations == 3
+
+
 def test_live_values_that_did_not_change_are_not_written():
     stage = held().succeed(live=Live())
     assert not stage.last.live_changed
@@ -786,6 +802,13 @@ def test_a_journal_row_goes_in_with_what_it_remembers():
     step = Step(TASK, "ask", 1, "ask", 1, START, b'"r1"')
     for event in (Asked(1, question(), step), Posted(1, message(), step), Produced(1, REPORT, step=step)):
         assert held().tell(event).last.steps == (step,)
+        assert held().tell(evolve(event, step=None)).last.steps == ()
+
+
+def test_a_small_file_goes_in_with_the_artifact_that_names_it():
+    file = FileWrite("session_a", "/report.md", b"# Report", "text/markdown", START, TASK)
+    assert held().tell(Produced(1, REPORT, file)).last.files == (file,)
+    assert held().tell(Produced(1, REPORT)).last.files == ()
 
 
 def test_messages_are_stored_and_logged_both_ways():
@@ -798,6 +821,11 @@ def test_messages_are_stored_and_logged_both_ways():
 def test_a_failure_keeps_the_partial_result():
     stage = held().fail(partial=b"[1]", summary="half", retryable=False)
     assert (stage.last.files[0].content, stage.task.outcome.summary) == (b"[1]", "half")
+
+
+def test_a_later_failure_that_says_nothing_leaves_what_an_earlier_one_kept():
+    stage = held().fail(partial=b"[1]", summary="half", chance=0).claim().fail(retryable=False)
+    assert (stage.task.outcome.summary, stage.task.outcome.result_path) == ("half", f"/.tasks/{TASK}/result.json")
 
 
 def test_saying_what_is_known_already_changes_nothing():

@@ -363,7 +363,6 @@ def _asked(draft: _Draft, event: Asked) -> _Draft:
 
 
 def _posted(draft: _Draft, event: Posted) -> _Draft:
-    draft.settle_state()
     draft.extra["messages"] = (event.message,)
     if event.step is not None:
         draft.extra["steps"] = (event.step,)
@@ -373,7 +372,6 @@ def _posted(draft: _Draft, event: Posted) -> _Draft:
 
 
 def _produced(draft: _Draft, event: Produced) -> _Draft:
-    draft.settle_state()
     draft.outcome["artifacts"] = _with_artifacts(draft.before.outcome, (event.artifact,))
     if event.file is not None:
         draft.extra["files"] = (event.file,)
@@ -394,14 +392,11 @@ def _parked(draft: _Draft, event: Parked) -> _Draft:
     else:
         draft.core["waits"] = event.waits
         wake_at = min((wait.until for wait in event.waits if isinstance(wait, WaitUntil)), default=None)
-        if wake_at is None:
-            draft.not_due()
-        else:
+        if wake_at is not None:
             draft.due(wake_at)
         draft.extra["watches"] = tuple(
             task_id for wait in event.waits if isinstance(wait, WaitForTasks) for task_id in wait.task_ids
         )
-    draft.settle_state()
     return draft
 
 
@@ -446,7 +441,6 @@ def _wait_for_children(draft: _Draft, event: Succeeded) -> None:
     for request in draft.get("requests"):
         draft.close_request(request, status="withdrawn")
     draft.close_attempt("returned")
-    draft.not_due()
     draft.core.update(state=R, returned=True, waits=(WaitForTasks(event.open_children),))
     draft.extra["watches"] = event.open_children
     if draft.before.input.on_open_children == "cancel":
@@ -493,7 +487,6 @@ def _holder_lost(draft: _Draft, event: HolderLost) -> _Draft:
         draft.end(F, error)
     else:
         draft.due(draft.now)
-        draft.settle_state()
     return draft
 
 
@@ -686,7 +679,6 @@ def _hand_over(draft: _Draft, journaled: bool) -> None:
     if journaled:
         draft.core["failures"] = 0
     draft.due(draft.now)
-    draft.settle_state()
 
 
 def _fail_attempt(
