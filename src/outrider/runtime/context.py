@@ -309,6 +309,8 @@ class TaskContext:
         closed = await self._attempt.wait(WaitForAnswer(request_id), look)
         if closed.status == "withdrawn":
             raise Superseded(self.id, self.attempt)
+        if closed.status == "expired" and closed.on_expiry == "fail":  # the task is told to stop; say why meanwhile
+            raise Failure(f"nobody answered in time: {closed.prompt}", kind="input_expired")
         return closed.answer
 
     def _new_request(
