@@ -6,17 +6,21 @@ Only this module and `testing` name a concrete store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 from urllib.parse import unquote, urlsplit
 
+from outrider.agents.engine import DEFAULT_ENGINE
+from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.core.task import Effects, Retry, Timeouts
+from outrider.core.values import JSONObject
 from outrider.kinds.background_tool import BackgroundTool
+from outrider.kinds.subagent import Subagent
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.facade import Runtime
 from outrider.runtime.options import Length, retry_policy, timeouts_of
@@ -35,6 +39,7 @@ class Outrider:
         self.registry = Registry()
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
+        self.registry.executors["subagent"] = Subagent(self.registry)
 
     @overload
     def tool(self, fn: F, /) -> F: ...
@@ -98,6 +103,39 @@ class Outrider:
             return fn
 
         return register if fn is None else register(fn)
+
+    def agent(
+        self,
+        name: str,
+        agent: object | None = None,
+        *,
+        engine: str = DEFAULT_ENGINE,
+        deps: object | None = None,
+        model: str | JSONObject | None = None,
+        model_settings: JSONObject | None = None,
+        system_prompt: str | None = None,
+        tools: Sequence[str] = (),
+        max_iterations: int | None = None,
+        require_approval: bool | Sequence[str] = False,
+    ) -> None:
+        """Register an agent under a name: one of the engine's own, as it is, or what a plain one is made of.
+
+        `tools` are names of registered tools; `require_approval` names those it must ask for, True for all.
+        """
+        if name in self.registry.agents:
+            raise InvalidArguments(f"there is an agent named {name!r} already")
+        self.registry.agents[name] = RegisteredAgent(
+            name,
+            engine,
+            agent,
+            deps,
+            model,
+            model_settings or {},
+            system_prompt,
+            tools,
+            max_iterations,
+            require_approval,
+        )
 
     @asynccontextmanager
     async def open(

@@ -37,6 +37,31 @@ CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=Non
 CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
 
 
+class Scope:
+    """A part of the task's code that is itself one open operation: it does not count as busy while it waits.
+
+    `name` is the prefix of its journal positions.
+    """
+
+    __slots__ = ("_discounted", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._discounted = False
+
+    def begin_wait(self) -> int:
+        """How many open operations rest by this wait: the verb's own, and the scope's with its first one."""
+        if self._discounted:
+            return 1
+        self._discounted = True
+        return 2
+
+    def end_wait(self, freed: int) -> None:
+        """That wait is over."""
+        if freed == 2:
+            self._discounted = False
+
+
 class Attempt:
     """An open attempt. Lives on the worker's loop; `print`, `report` and `touch` may be called from threads."""
 
@@ -115,6 +140,7 @@ class Attempt:
         look: Callable[[], Awaitable[T | None]],
         topics: Iterable[str] = (),
         until: Instant | None = None,
+        scope: Scope | None = None,
     ) -> T:
         """Wait until `look` finds something: in memory for a while, then by parking. Called inside `busy`.
 
@@ -128,7 +154,8 @@ class Attempt:
             if isinstance(wait, WaitUntil):
                 until = wait.until
             self._waits[bell] = (wait,) if until is None or isinstance(wait, WaitUntil) else (wait, WaitUntil(until))
-            self._busy -= 1
+            freed = 1 if scope is None else scope.begin_wait()
+            self._busy -= freed
             try:
                 while True:
                     self._consider_parking()
@@ -141,7 +168,9 @@ class Attempt:
                         raise Parked
             finally:
                 del self._waits[bell]
-                self._busy += 1
+                self._busy += freed
+                if scope is not None:
+                    scope.end_wait(freed)
 
     def check(self) -> None:
         """Raise Superseded if this attempt is over."""

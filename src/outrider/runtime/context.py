@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,6 +26,7 @@ from outrider.core.task import (
     Effects,
     ExpiryPolicy,
     InputRequest,
+    Live,
     Progress,
     RequestKind,
     Task,
@@ -34,17 +36,18 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import JSON, JSONObject, evolve
-from outrider.runtime.attempt import Attempt, shorten
+from outrider.runtime.attempt import Attempt, Scope, shorten
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, decode, encode, shape_of
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import new_id
-from outrider.runtime.journal import DOUBT, Position
+from outrider.runtime.journal import DOUBT, Journal, Position
 from outrider.runtime.log import log
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.schemas import check_schema, mismatch
-from outrider.settings import DOUBT_DEADLINE
+from outrider.runtime.services import Services
+from outrider.settings import APPROVAL_DEADLINE, APPROVAL_NUDGE, DOUBT_DEADLINE
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -57,9 +60,10 @@ _UNSET: Any = object()
 class TaskContext:
     """What a task's code has of its task. One for each attempt; belongs to the worker's event loop."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, scope: Scope | None = None) -> None:
         self._attempt = attempt
         self._services = attempt.services
+        self._scope = scope
 
     # --- who it is -----------------------------------------------------------------------------------
 
@@ -273,6 +277,27 @@ class TaskContext:
             )
             return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
 
+    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> JSON:
+        """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
+
+        The answer is a boolean, or an object of `approved` and any of `reason` and `arguments`.
+        """
+        if self._attempt.record.input.headless:
+            return {"approved": False, "reason": "nobody is there to approve it"}
+        with self._attempt.busy():
+            position = self._attempt.journal.own(key, "ask")
+            return await self._ask_at(
+                position.name,
+                position.ordinal,
+                prompt,
+                kind="approval",
+                expected=_APPROVAL_SCHEMA,
+                deadline=APPROVAL_DEADLINE,
+                on_expiry="deny",
+                remind_before=APPROVAL_NUDGE,
+                details=details,
+            )
+
     async def _ask_at(
         self,
         position: str,
@@ -306,7 +331,7 @@ class TaskContext:
             found = await self._services.views.request(request_id)
             return None if found is None or found.status == "pending" else found
 
-        closed = await self._attempt.wait(WaitForAnswer(request_id), look)
+        closed = await self._attempt.wait(WaitForAnswer(request_id), look, scope=self._scope)
         if closed.status == "withdrawn":
             raise Superseded(self.id, self.attempt)
         if closed.status == "expired" and closed.on_expiry == "fail":  # the task is told to stop; say why meanwhile
@@ -369,7 +394,7 @@ class TaskContext:
             async def look() -> bool | None:
                 return True if self._services.clock.now() >= until else None
 
-            await self._attempt.wait(WaitUntil(until), look)
+            await self._attempt.wait(WaitUntil(until), look, scope=self._scope)
 
     # --- other tasks ---------------------------------------------------------------------------------
 
@@ -470,10 +495,8 @@ class TaskContext:
     async def _wait_until(
         self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()
     ) -> T:
-        """Wait for two things at once, whichever comes first: what `look` finds, or a moment."""
-        if until is None:
-            return await self._attempt.wait(wait, look, topics)
-        return await self._attempt.wait(wait, look, topics, until)
+        """Wait for what `look` finds; it is asked again at `until` at the latest."""
+        return await self._attempt.wait(wait, look, topics, until, self._scope)
 
     # --- messages ------------------------------------------------------------------------------------
 
@@ -570,11 +593,63 @@ class TaskContext:
             self._attempt.journal.note(step)
             return artifact
 
+    # --- for executors -------------------------------------------------------------------------------
+
+    @property
+    def services(self) -> Services:
+        """The collaborators of the runtime."""
+        return self._services
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of this attempt."""
+        return self._attempt.journal
+
+    @property
+    def live(self) -> Live:
+        """What the task says of itself, as of now."""
+        return self._attempt.live
+
+    @property
+    def result_schema(self) -> JSONObject | None:
+        """What a result must fit."""
+        return self._attempt.record.input.result_schema
+
+    def within(self, scope: Scope) -> TaskContext:
+        """The context for a part of the code that has an order of its own."""
+        return TaskContext(self._attempt, scope)
+
+    def busy(self) -> AbstractContextManager[None]:
+        """Say that an operation is open that is no wait, so that the task does not park meanwhile."""
+        return self._attempt.busy()
+
+    def report(self, **live: Any) -> None:
+        """Set live values, such as `links`."""
+        self._attempt.update(None, **live)
+
+    def print_live(self, text: str, stream: str = "stdout") -> None:
+        """Print text that the caller knows to be new, whatever the journal holds."""
+        self._attempt.print(stream, text)
+
+    async def write_own(self, position: str, verb: str, value: bytes) -> None:
+        """Journal something at a position of the executor's own."""
+        await self._write(self._attempt.journal.own(position, verb), value)
+
+    def take_page(self, live: Live, forgotten: str, steps: Sequence[Step]) -> None:
+        """Take note of a page of the transcript that was just written."""
+        self._attempt.live = live
+        self._attempt.journal.forget(forgotten)
+        self._attempt.journal.has_grown = True
+        for step in steps:
+            self._attempt.journal.note(step)
+        self._attempt.touch()
+
     # --- underneath ----------------------------------------------------------------------------------
 
     def _enter(self, verb: str, name: str | None) -> Position:
         self._check_stop()
-        return self._attempt.journal.enter(verb, name, alone=self._attempt.is_alone)
+        scope = "" if self._scope is None else self._scope.name
+        return self._attempt.journal.enter(verb, name, alone=self._attempt.is_alone, scope=scope)
 
     def _check_stop(self) -> None:
         self._attempt.check()
@@ -692,6 +767,22 @@ def _wants_key(fn: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
 
+
+_APPROVAL_SCHEMA: JSONObject = {
+    "anyOf": [
+        {"type": "boolean"},
+        {
+            "type": "object",
+            "properties": {
+                "approved": {"type": "boolean"},
+                "reason": {"type": "string"},
+                "arguments": {"type": "object"},
+            },
+            "required": ["approved"],
+            "additionalProperties": False,
+        },
+    ]
+}
 
 _DOUBT_SCHEMA: JSONObject = {
     "type": "object",

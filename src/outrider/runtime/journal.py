@@ -44,25 +44,28 @@ class Journal:
         """Whether the code is still on ground that an earlier attempt covered."""
         return bool(self._unvisited) and not self.has_grown
 
-    def enter(self, verb: str, name: str | None, *, alone: bool) -> Position:
-        """Come to the next position of a verb.
+    def enter(self, verb: str, name: str | None, *, alone: bool, scope: str = "") -> Position:
+        """Come to the next position of a verb, within a scope that has an order of its own.
 
         Raises Failure of kind `interrupted` if the journal holds another verb there, or if the code runs `alone`
         (no other branch is under way) and comes to a new position while old ones were not visited.
         """
-        stem = name or verb
+        stem = scope + (name or verb)
         use = self._uses[stem] = self._uses.get(stem, 0) + 1
-        position = (stem if use == 1 else f"{stem}#{use}") if name else f"{verb}:{use}"
+        position = (stem if use == 1 else f"{stem}#{use}") if name else f"{stem}:{use}"
         entry = self._rows.get(position)
         if entry is not None:
             if entry.verb != verb:
                 raise _changed(f"{entry.verb} {position!r}", f"{verb} {position!r}")
             self._unvisited.discard(position)
-        elif alone and self._unvisited and not self.has_grown:
+        elif alone and not scope and self._unvisited and not self.has_grown:
             expected = next(each for each in self._expected if each in self._unvisited)
             raise _changed(f"{self._rows[expected].verb} {expected!r}", f"{verb} {position!r}")
-        ordinal = entry.ordinal if entry is not None else self._take_ordinal()
-        return Position(position, verb, ordinal, entry)
+        return self._position(position, verb, entry)
+
+    def own(self, position: str, verb: str) -> Position:
+        """Come to a position that the runtime keeps for itself, outside of the code's order."""
+        return self._position(position, verb, self._rows.get(position))
 
     def at(self, position: str) -> Step | None:
         """What is journaled at a position that the runtime keeps for itself."""
@@ -88,9 +91,11 @@ class Journal:
         """All rows of a verb, in order."""
         return sorted((row for row in self._rows.values() if row.verb == verb), key=lambda row: row.ordinal)
 
-    def _take_ordinal(self) -> int:
+    def _position(self, position: str, verb: str, entry: Step | None) -> Position:
+        if entry is not None:
+            return Position(position, verb, entry.ordinal, entry)
         ordinal, self._next = self._next, self._next + 1
-        return ordinal
+        return Position(position, verb, ordinal, None)
 
 
 def _changed(journaled: str, met: str) -> Failure:

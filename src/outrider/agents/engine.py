@@ -1,0 +1,235 @@
+"""The seam between the runtime and whatever runs an agent: `Engine`, and what passes between the two.
+
+The runtime hands an engine an `AgentBrief`, which is data, and an `AgentRun`, which is the task's journal. One
+**iteration** is one model request, its response, and the tool results that the response caused. The transcript is
+the checkpoint: an engine starts from it and never replays finished iterations; only the open one has a journal.
+Nothing here imports an engine; `load_engine` imports the one it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias, cast
+
+from outrider.core.errors import OutriderError, Refused, UnknownName
+from outrider.core.task import Effects, Usage
+from outrider.core.values import JSON, JSONObject
+
+Stop: TypeAlias = Literal["answered", "max_iterations"]
+
+DEFAULT_ENGINE = "pydantic-ai"
+DEFAULT_MAX_ITERATIONS = 50
+
+ENGINES: Mapping[str, str] = {"pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI"}
+"""Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool that the runtime gives to an agent.
+
+    `call` takes the arguments and the id of the call, and returns JSON. It may raise `ToolRetry` or `ToolError` to
+    speak to the model; any other exception fails the attempt. The engine does not check the arguments against
+    `parameters` (a JSON Schema of type object): `call` does, and answers with `ToolRetry`.
+    """
+
+    name: str
+    description: str
+    parameters: JSONObject
+    call: Callable[[JSONObject, str], Awaitable[JSON]]
+    requires_approval: bool = False
+    effects: Effects = "idempotent"
+
+
+class ToolRetry(Exception):
+    """Raised by a tool: the model shall read this and call again, differently. The engine bounds how often."""
+
+
+class ToolError(Exception):
+    """Raised by a tool: it failed, and the model shall read why and go on. Not an error of the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A person's decision on one tool call. `arguments`, when given, replace those that the model chose."""
+
+    granted: bool
+    reason: str | None = None
+    arguments: JSONObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOutcome:
+    """How the agent ended. `result` is the answer as JSON; `text` is the last thing it said.
+
+    With `max_iterations` there is no result, and `text` is all there is: never a success.
+    """
+
+    stop: Stop
+    result: JSON = None
+    text: str = ""
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the outcome as JSON, for the runtime to keep with the last iteration."""
+        return {"stop": self.stop, "result": self.result, "text": self.text}
+
+    @classmethod
+    def from_json(cls, value: JSONObject) -> AgentOutcome:
+        """Return the outcome that `to_json` wrote."""
+        return cls(stop=value["stop"], result=value["result"], text=value["text"])
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One finished iteration: what is new in the transcript, and the totals after it.
+
+    The first one of a task carries the prompt. `outcome` is set on the last one only: it is durable together with
+    the messages it rests on, so that a crash between here and the end of the task asks no model again.
+    """
+
+    number: int
+    messages: tuple[JSON, ...]
+    usage: Usage
+    provider: str | None = None
+    model: str | None = None
+    outcome: AgentOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentBrief:
+    """What an engine is asked to do in one attempt, and how far earlier attempts came.
+
+    `agent` is an agent of the engine's own making that was registered as it is; without one, the engine makes a
+    plain agent of `system_prompt`, `model` and `tools`. `model` with an `agent` replaces the agent's own.
+
+    `transcript` holds the messages of every finished iteration of the session, this task's included, in the
+    engine's format. `iterations` and `usage` count this task's alone; the prompt is sent when `iterations` is 0.
+    """
+
+    task_id: str
+    session_id: str
+    attempt: int
+    prompt: str
+    system_prompt: str | None = None
+    agent: object | None = None
+    deps: object | None = None
+    model: str | JSONObject | None = None
+    model_settings: JSONObject = field(default_factory=dict)
+    tools: Sequence[ToolSpec] = ()
+    max_iterations: int = DEFAULT_MAX_ITERATIONS
+    result_schema: JSONObject | None = None
+    transcript: Sequence[JSON] = ()
+    iterations: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+class AgentRun(Protocol):
+    """The task's journal and voice during one attempt; the runtime's side of the seam.
+
+    Every verb may raise a `BaseException` (`Parked`, `Superseded`, a cancellation): an engine lets it pass and
+    wraps it in no group. An `Exception` of the runtime's own passes likewise, unchanged and unretried.
+    """
+
+    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
+        """Return what `key` has in the journal of the open iteration, or run `fn` and journal what it returns.
+
+        Durable before it returns. An exception of `fn` is not journaled and passes through as it is: the step is as
+        if it had never begun. Several steps may be open at once, under different keys. A value that a person gave
+        for a `once` step whose fate is unknown is returned like any other.
+        """
+        ...
+
+    async def append(self, iteration: Iteration) -> None:
+        """Append a finished iteration to the transcript, take its totals, and forget the journal before it.
+
+        One transaction. An iteration with an outcome is the last: the task is not handed to an engine again.
+        """
+        ...
+
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+        """Return a person's decision on a tool call, asking and parking if there is none yet.
+
+        The decision belongs to `call_id` in the open iteration and is the same every time. No person, no approval.
+        """
+        ...
+
+    def output(self, text: str) -> None:
+        """Show a piece of what the model is saying. Called for live responses only, never for journaled ones."""
+        ...
+
+    def mismatch(self, result: JSON) -> str | None:
+        """Return why a result does not fit the task's `result_schema`, or None if it does."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs agents. One instance serves many attempts at once and keeps nothing between them."""
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+        ...
+
+    async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
+        """Run an agent from where its transcript ends until it has answered or may go no further.
+
+        Every model request and tool call goes through `run.step`, every finished iteration through `run.append`,
+        the last with the outcome that is returned. Raises `UnknownName` and `ModelNotReady` before anything is
+        asked of a model, `AgentFailed` for what the model or its provider did, and a tool's exception as it is.
+        """
+        ...
+
+
+class ModelNotReady(Refused):
+    """The model is known, but cannot be used here: its package or its key is missing."""
+
+    code = "model_not_ready"
+
+
+class AgentFailed(OutriderError):
+    """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said.
+
+    `retryable` says whether another attempt could fare better; `retry_after` is what the provider asked for, in
+    seconds.
+    """
+
+    code = "agent_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "exception",
+        details: JSON = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        partial: str = "",
+    ) -> None:
+        super().__init__(message, details=details)
+        self.kind = kind
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.partial = partial
+
+
+class ModelFailed(AgentFailed):
+    """The provider refused, broke off, or did not answer in time (kind `timeout`)."""
+
+    code = "model_failed"
+
+
+class ModelMisbehaved(AgentFailed):
+    """The model answered, but with nothing usable, as often as it was asked (`no_result`, `schema_mismatch`)."""
+
+    code = "model_misbehaved"
+
+
+def load_engine(name: str = DEFAULT_ENGINE) -> Engine:
+    """Import an engine, which takes seconds, and return it. Raises UnknownName."""
+    try:
+        module, attribute = ENGINES[name].split(":")
+    except KeyError:
+        raise UnknownName.of("engine", name, ENGINES) from None
+    return cast("Engine", getattr(importlib.import_module(module), attribute)())

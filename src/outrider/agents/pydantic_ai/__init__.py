@@ -1,0 +1,34 @@
+"""The default engine: agents run by pydantic-ai, made durable through its `durable_exec` backend.
+
+Nothing else imports pydantic-ai, which takes about two seconds: `engine.load_engine` does it when asked. One run of
+an agent is one `Attempt`; the task's journal gets in through `Durability`, which is added to the run, so that any
+`pydantic_ai.Agent` stays as it is.
+"""
+
+import pydantic_ai
+
+from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun
+from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, ungrouped
+
+__all__ = ["PydanticAI"]
+
+# Its greeting on a terminal belongs to programs that call it by themselves.
+pydantic_ai.BANNER_ENABLED = False
+
+
+class PydanticAI:
+    """Runs agents with pydantic-ai: plain ones of a prompt and tools, and any `pydantic_ai.Agent` as it is."""
+
+    name = "pydantic-ai"
+
+    async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
+        """See `Engine.run`."""
+        attempt = Attempt(brief, run)
+        try:
+            return await attempt.drive()
+        except BaseException as error:
+            plain = ungrouped(error)
+            told = attempt.explain(plain)
+            if told is error:
+                raise
+            raise told from (plain if told is not plain and not isinstance(plain, RuntimeFault) else None)

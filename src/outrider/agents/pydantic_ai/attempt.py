@@ -1,0 +1,413 @@
+"""One attempt at an agent's task: from where the transcript ends, node by node, to an outcome that is durable.
+
+An iteration is closed when the next request is ready to be sent, or at the end. The engine looks through its whole
+message history several times in each iteration, so an agent of our own making is shown only the last exchange: the
+rest is kept aside here and joins at the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from decimal import Decimal
+from typing import Any, Literal, cast
+
+from pydantic_ai import Agent, StructuredDict
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.agent import AgentRun as EngineRun
+from pydantic_ai.exceptions import (
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelHTTPError,
+    ModelRequestTimeout,
+    ModelRetry,
+    ModelTimeoutError,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+    UserError,
+)
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.models import Model
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import DeferredToolRequests, ToolApproved, ToolDenied
+from pydantic_ai.usage import RunUsage, UsageLimits
+from pydantic_core import to_jsonable_python
+from pydantic_graph import End
+
+from outrider.agents.engine import (
+    AgentBrief,
+    AgentFailed,
+    AgentOutcome,
+    AgentRun,
+    Iteration,
+    ModelFailed,
+    ModelMisbehaved,
+)
+from outrider.agents.models import choose
+from outrider.agents.pydantic_ai.durability import Durability, GivenTools
+from outrider.agents.pydantic_ai.serving import resolve, text_of
+from outrider.core.task import Effects, Usage
+from outrider.core.values import JSON, JSONObject
+
+CORRECTIONS = 3
+"""How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
+starts anew, and the limit on iterations holds over all of them."""
+
+
+class RuntimeFault(BaseException):
+    """Carries an exception of the runtime's through the engine, which must not take it for a tool's or a model's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Attempt:
+    """One attempt at one task: the brief, how far it came, and the keys of the open iteration."""
+
+    def __init__(self, brief: AgentBrief, run: AgentRun) -> None:
+        self.brief = brief
+        self.run = run
+        self.number = brief.iterations + 1
+        """The open iteration."""
+        self.shortens_history = brief.agent is None
+        self.older: list[ModelMessage] = []
+        """What the engine is not shown: the start of the history, in order."""
+        self.fresh: list[ModelMessage] = []
+        """What the transcript does not have yet."""
+        self.answered = False
+        """Whether `fresh` holds the response of the open iteration."""
+        self.opened = False
+        """Whether the request being made has been noted by `open_iteration`."""
+        self.keys: set[str] = set()
+        self.instructions: str | None = None
+        self.last: ModelResponse | None = None
+        self.text = ""
+        self.line_open = False
+        self.mismatch: str | None = None
+        self.wraps_result = False
+
+    async def drive(self) -> AgentOutcome:
+        """Open the run where the transcript ends, take it node by node, and end it durably."""
+        history = ModelMessagesTypeAdapter.validate_python(list(self.brief.transcript))
+        self._look_back(history)
+        prompt = self.brief.prompt if self.brief.iterations == 0 else None
+        # Without a prompt the engine sends the last message of the history again, and the transcript has it already.
+        self.resends = prompt is None
+        async with self._open(prompt, history) as agent_run:
+            node = agent_run.next_node
+            while not isinstance(node, End):
+                if Agent.is_model_request_node(node) and self._is_spent():
+                    outcome = AgentOutcome("max_iterations", text=self.text)
+                    if self.answered:
+                        await self._append([*self.fresh, node.request], agent_run.usage, outcome)
+                    return outcome
+                node = await self._advance(agent_run, node)
+            return await self._finish(agent_run)
+
+    async def step(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects = "idempotent") -> JSON:
+        """Journal `body` under a key of the open iteration that no finished or running step has."""
+        claimed = self._claim(f"{self.number}/{key}")
+        failure: Exception | None = None
+
+        async def fn() -> JSON:
+            nonlocal failure
+            try:
+                return await body()
+            except Exception as error:
+                failure = error
+                raise
+
+        try:
+            return await self.run.step(claimed, fn, effects=effects)
+        except Exception as error:
+            # What failed is not journaled, so another try, by a fallback or a hook, takes the same place.
+            self.keys.discard(claimed)
+            if error is failure:
+                raise
+            raise RuntimeFault(error) from error
+
+    async def open_iteration(self, request: ModelMessage, usage: RunUsage) -> None:
+        """Close the iteration before, with this request as its last message; or note the request that is the first."""
+        if self.opened:
+            return
+        self.opened = True
+        if self.answered:
+            await self._append([*self.fresh, request], usage)
+        elif not self.resends:
+            self.fresh.append(request)
+        self.resends = False
+
+    def shorten(self, messages: list[ModelMessage]) -> list[ModelMessage]:
+        """Return the last exchange of the history and set aside what is before it."""
+        start = len(messages) - 1
+        while start > 0 and not isinstance(messages[start], ModelResponse):
+            start -= 1
+        self.older.extend(messages[:start])
+        return messages[start:]
+
+    def whole(self, messages: list[ModelMessage]) -> list[ModelMessage]:
+        """Return the history as the model has to see it."""
+        return [*self.older, *messages] if self.older else messages
+
+    async def decide(self, calls: Sequence[ToolCallPart]) -> dict[str, ToolApproved | ToolDenied]:
+        """Ask for all decisions at once, so that a person sees every question. Anything but a yes is a no."""
+        if len(calls) == 1:
+            return {calls[0].tool_call_id: await self._decide(calls[0])}
+        asked = [asyncio.ensure_future(self._decide(call)) for call in calls]
+        try:
+            await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raised = [error for task in asked if not task.cancelled() and (error := task.exception()) is not None]
+        if raised:
+            raise raised[0]
+        return {call.tool_call_id: task.result() for call, task in zip(calls, asked, strict=True)}
+
+    def judge(self, output: object) -> None:
+        """Send an answer that does not fit the task's schema back to the model."""
+        if self.brief.result_schema is None:
+            return
+        self.mismatch = self.run.mismatch(self._result(output))
+        if self.mismatch is not None:
+            raise ModelRetry(self.mismatch)
+
+    def say(self, text: str) -> None:
+        """Show text as it arrives."""
+        if text:
+            self.run.output(text)
+            self.line_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Keep what is said next apart from what was said."""
+        if self.line_open:
+            self.say("\n")
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return the error that the runtime is told: ours for what the model did, any other as it is."""
+        match error:
+            case RuntimeFault():
+                return error.error
+            case FallbackExceptionGroup():
+                causes = [cause for cause in error.exceptions if isinstance(cause, ModelAPIError)]
+                return self._model_failed(causes[-1]) if causes else error
+            case ModelAPIError():
+                return self._model_failed(error)
+            case UsageLimitExceeded():
+                return AgentFailed(str(error), kind="budget_exceeded", partial=self.text)
+            case UnexpectedModelBehavior():
+                return ModelMisbehaved(self.mismatch or str(error), kind=self._misbehaviour(), partial=self.text)
+            case UserError():
+                return AgentFailed(str(error), kind="rejected", partial=self.text)
+            case _:
+                return error
+
+    # The run
+
+    @asynccontextmanager
+    async def _open(self, prompt: str | None, history: list[ModelMessage]) -> AsyncGenerator[EngineRun[Any, Any]]:
+        brief = self.brief
+        choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
+        model = resolve(choice, self) if choice is not None else None
+        agent, output_type = self._agent(model)
+        spent = brief.usage
+        # What was made for this run is closed with it: its connections are nobody else's.
+        async with (
+            nullcontext() if model is None else model,
+            agent.iter(
+                prompt,
+                output_type=output_type,
+                message_history=history or None,
+                conversation_id=brief.task_id,
+                run_id=f"{brief.task_id}:{brief.attempt}",
+                model=model,
+                instructions=brief.system_prompt,
+                deps=brief.deps,
+                model_settings=_settings(choice.settings if choice is not None else brief.model_settings),
+                usage=RunUsage(
+                    requests=spent.requests,
+                    input_tokens=spent.input_tokens,
+                    output_tokens=spent.output_tokens,
+                    cache_read_tokens=spent.cached_tokens,
+                    cost=None if spent.cost is None else Decimal(str(spent.cost)),
+                ),
+                # Iterations are counted here, with an outcome of their own.
+                usage_limits=UsageLimits(request_limit=None),
+                toolsets=[GivenTools(brief.tools, corrections=CORRECTIONS)],
+                capabilities=[
+                    Durability(
+                        self, name=agent.name or "agent", models={"chosen": model} if model is not None else None
+                    )
+                ],
+                infer_name=False,
+            ) as agent_run,
+        ):
+            yield agent_run
+
+    async def _advance(self, agent_run: EngineRun[Any, Any], node: Any) -> Any:
+        self.opened = False
+        after = await agent_run.next(node)
+        if Agent.is_model_request_node(node):
+            # A hook of the user's may have answered in the model's place, past `before_model_request`.
+            await self.open_iteration(node.request, agent_run.usage)
+            if Agent.is_call_tools_node(after):
+                self._hear(after.model_response)
+                self.fresh.append(after.model_response)
+                self.answered = True
+        return after
+
+    async def _finish(self, agent_run: EngineRun[Any, Any]) -> AgentOutcome:
+        assert agent_run.result is not None
+        output = agent_run.result.output
+        if isinstance(output, DeferredToolRequests):
+            names = ", ".join(sorted({call.tool_name for call in (*output.calls, *output.approvals)}))
+            raise AgentFailed(f"the agent left calls to others, and nobody here runs them: {names}", kind="rejected")
+        outcome = AgentOutcome("answered", result=self._result(output), text=self.text)
+        if self.answered:
+            trailing = agent_run.ctx.state.message_history[-1:]
+            closing = [message for message in trailing if isinstance(message, ModelRequest)]
+            await self._append([*self.fresh, *closing], agent_run.usage, outcome)
+        return outcome
+
+    async def _append(
+        self, messages: Sequence[ModelMessage], usage: RunUsage, outcome: AgentOutcome | None = None
+    ) -> None:
+        answered = self.last
+        iteration = Iteration(
+            number=self.number,
+            messages=tuple(self._dump(messages)),
+            usage=Usage(
+                requests=usage.requests,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cache_read_tokens,
+                cost=None if usage.cost is None else float(usage.cost),
+            ),
+            provider=answered.provider_name if answered else None,
+            model=answered.model_name if answered else None,
+            outcome=outcome,
+        )
+        try:
+            await self.run.append(iteration)
+        except Exception as error:
+            raise RuntimeFault(error) from error
+        self.number += 1
+        self.fresh = []
+        self.answered = False
+        self.keys.clear()
+
+    def _dump(self, messages: Sequence[ModelMessage]) -> list[JSON]:
+        """Dump messages, the instructions only where they change: the engine repeats them in every request."""
+        dumped: list[dict[str, JSON]] = ModelMessagesTypeAdapter.dump_python(list(messages), mode="json")
+        for message in dumped:
+            stated = message.get("instructions")
+            if stated is not None and stated == self.instructions:
+                message["instructions"] = None
+            else:
+                self.instructions = stated or self.instructions
+        return list(dumped)
+
+    def _look_back(self, history: Sequence[ModelMessage]) -> None:
+        self.instructions = next(
+            (m.instructions for m in reversed(history) if isinstance(m, ModelRequest) and m.instructions), None
+        )
+        if self.brief.iterations:
+            said = (text_of(m) for m in reversed(history) if isinstance(m, ModelResponse))
+            self.text = next((text for text in said if text), "")
+
+    def _hear(self, response: ModelResponse) -> None:
+        self.end_line()
+        self.last = response
+        self.text = text_of(response) or self.text
+
+    def _is_spent(self) -> bool:
+        return self.number - 1 + self.answered >= self.brief.max_iterations
+
+    def _claim(self, key: str) -> str:
+        claimed, nth = key, 1
+        while claimed in self.keys:
+            nth += 1
+            claimed = f"{key}#{nth}"
+        self.keys.add(claimed)
+        return claimed
+
+    async def _decide(self, call: ToolCallPart) -> ToolApproved | ToolDenied:
+        try:
+            decision = await self.run.approve(call.tool_name, call.args_as_dict(), call.tool_call_id)
+        except Exception as error:
+            raise RuntimeFault(error) from error
+        if decision.granted is not True:
+            denied = "The tool call was denied"
+            return ToolDenied(f"{denied}: {decision.reason}" if decision.reason else f"{denied}.")
+        return ToolApproved(override_args=None if decision.arguments is None else dict(decision.arguments))
+
+    # What the agent is made of
+
+    def _agent(self, model: Model | None) -> tuple[AbstractAgent[Any, Any], Any]:
+        schema = self.brief.result_schema
+        if self.brief.agent is None:
+            if model is None:
+                raise AgentFailed("the task names neither an agent nor a model", kind="rejected")
+            return Agent(model, name="outrider", retries=CORRECTIONS), self._answer_type()
+        agent = self.brief.agent
+        if not isinstance(agent, AbstractAgent):
+            raise AgentFailed(f"{type(agent).__name__} is not an agent of pydantic-ai", kind="rejected")
+        if agent.model is None and model is not None:
+            # The engine makes an agent durable only if it has a model of its own; the user's stays as it is.
+            agent = copy.copy(agent)
+            agent.model = model  # type: ignore[misc]  # read-only on a wrapper, whose model is never None here
+        return agent, self._answer_type() if schema is not None and agent.output_type is str else None
+
+    def _answer_type(self) -> Any:
+        schema = self.brief.result_schema
+        if schema is None:
+            return None
+        if schema.get("type") != "object":
+            # A model's answer is the arguments of a call, so always an object.
+            self.wraps_result = True
+            inner = {key: value for key, value in schema.items() if key != "$defs"}
+            outer = {"type": "object", "properties": {"result": inner}, "required": ["result"]}
+            schema = {**outer, "$defs": schema["$defs"]} if "$defs" in schema else outer
+        return StructuredDict(dict(schema), name="result")
+
+    def _result(self, output: object) -> JSON:
+        result = to_jsonable_python(output, serialize_unknown=True)
+        return result.get("result") if self.wraps_result and isinstance(result, dict) else result
+
+    # Errors
+
+    def _model_failed(self, error: ModelAPIError) -> ModelFailed:
+        status = error.status_code if isinstance(error, ModelHTTPError) else None
+        details = {"model": error.model_name, "status": status, "body": to_jsonable_python(error.body, fallback=str)}
+        return ModelFailed(
+            str(error)[:2048],
+            kind="timeout" if isinstance(error, ModelTimeoutError | ModelRequestTimeout) else "exception",
+            details=details,
+            retryable=status is None or status >= 500 or status in (408, 409, 425, 429),
+            retry_after=error.retry_after,
+            partial=self.text,
+        )
+
+    def _misbehaviour(self) -> Literal["exception", "no_result", "schema_mismatch"]:
+        if self.mismatch is not None:
+            return "schema_mismatch"
+        return "no_result" if self.brief.result_schema is not None else "exception"
+
+
+def ungrouped(error: BaseException) -> BaseException:
+    """Take one error out of a group, control flow before failures, and a cancellation last."""
+    if not isinstance(error, BaseExceptionGroup) or isinstance(error, FallbackExceptionGroup):
+        return error
+
+    def rank(leaf: BaseException) -> int:
+        return 2 if isinstance(leaf, asyncio.CancelledError) else 1 if isinstance(leaf, Exception) else 0
+
+    return min((ungrouped(inner) for inner in error.exceptions), key=rank)
+
+
+def _settings(settings: JSONObject) -> ModelSettings | None:
+    return cast("ModelSettings", dict(settings)) if settings else None

@@ -1,0 +1,263 @@
+"""How the task's journal gets into a run: each model request, each tool call and each approval passes here.
+
+Tool calls are journaled by the id of the call, whatever toolset they go to, so no toolset needs an id of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import TypeAdapter
+from pydantic_ai import AbstractToolset, RunContext, ToolsetTool
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.capabilities import WrapToolExecuteHandler
+from pydantic_ai.durable_exec import (
+    JSON_CODEC,
+    BaseDurabilityCapability,
+    CapabilityOperationId,
+    DurabilityEngineSpec,
+    DurableOperationId,
+    JournalCallableOperationBackend,
+    ModelCompactMessagesId,
+    ModelRequestId,
+    RoleBasedOperationConfig,
+    durable_unit_scope,
+)
+from pydantic_ai.exceptions import ModelRetry, ToolFailed, ToolFailedError, ToolRetryError
+from pydantic_ai.messages import ToolCallPart, ToolReturn, ToolReturnContent
+from pydantic_ai.models import Model, ModelRequestContext
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
+from pydantic_core import SchemaValidator, core_schema
+
+from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
+from outrider.agents.pydantic_ai.serving import ServingModel
+from outrider.core.task import Effects
+from outrider.core.values import JSON
+
+if TYPE_CHECKING:
+    from outrider.agents.pydantic_ai.attempt import Attempt
+
+
+METADATA_KEY = "outrider"
+"""Where a user's own tool declares its effects: `metadata={"outrider": {"effects": "once"}}`."""
+
+_RETURN: TypeAdapter[ToolReturn[Any]] = TypeAdapter(ToolReturn)
+_CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
+
+
+class Durability(BaseDurabilityCapability[Any]):
+    """What makes one run of an agent durable: added to the run, so that the agent itself stays as it is."""
+
+    engine_spec = DurabilityEngineSpec(
+        engine_name="Outrider",
+        durable_unit_noun="step",
+        durable_container_noun="task",
+        codec=JSON_CODEC,
+        wrapped_toolset_kinds=frozenset(),
+        journal_discovery=False,
+    )
+
+    def __init__(self, attempt: Attempt, *, name: str, models: dict[str, Model] | None) -> None:
+        super().__init__(name=name, models=models)
+        self._attempt = attempt
+
+    @property
+    def in_durable_context(self) -> bool:
+        """Always: an instance belongs to one run of one task."""
+        return True
+
+    def get_durable_operation_backend(self) -> Journal:
+        """Where the base sends model requests and the durable operations of other capabilities."""
+        return Journal(self._attempt, self.name)
+
+    def get_wrapper_model(self, model: Model) -> Model:
+        """Wrap whichever model serves a request."""
+        return ServingModel(model, self._attempt)
+
+    def _bind_to_agent(self, agent: AbstractAgent[Any, Any]) -> None:
+        # The base would wrap each toolset, and refuses those without an id. Calls are journaled in
+        # `wrap_tool_execute` instead, whatever toolset they go to.
+        pass
+
+    async def before_model_request(
+        self, ctx: RunContext[Any], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        """Close the iteration before, and show the engine no more than it needs."""
+        # Innermost, so the request is as it will be sent, with whatever tools have enqueued.
+        await self._attempt.open_iteration(ctx.messages[-1], ctx.usage)
+        if self._attempt.shortens_history:
+            ctx.messages[:] = self._attempt.shorten(ctx.messages)
+            request_context.messages = list(ctx.messages)
+        return await super().before_model_request(ctx, request_context)
+
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        handler: WrapToolExecuteHandler,
+    ) -> Any:
+        """Journal a tool call, what it tells the model included."""
+
+        async def body() -> JSON:
+            with durable_unit_scope():
+                return await _outcome_of(handler(args))
+
+        effects = effects_of(tool_def, self._attempt.brief.tools)
+        journaled = await self._attempt.step(f"tool/{call.tool_call_id}", body, effects=effects)
+        return _replayed(journaled)
+
+    async def handle_deferred_tool_calls(
+        self, ctx: RunContext[Any], *, requests: DeferredToolRequests
+    ) -> DeferredToolResults | None:
+        """Have the calls that need approval decided before they run."""
+        if not requests.approvals:
+            return None
+        decisions = await self._attempt.decide(requests.approvals)
+        return DeferredToolResults(approvals=dict(decisions))
+
+    async def after_output_process(self, ctx: RunContext[Any], *, output_context: Any, output: Any) -> Any:
+        """Hold an answer against the task's schema."""
+        if not ctx.partial_output:
+            self._attempt.judge(output)
+        return output
+
+
+class Journal(JournalCallableOperationBackend[None]):
+    """Runs what the engine calls a durable unit as a step of the open iteration."""
+
+    def __init__(self, attempt: Attempt, name: str) -> None:
+        nothing = RoleBasedOperationConfig[None](model=None, event=None, capability=None, tool=None)
+        super().__init__(agent_name=name, config=nothing)
+        self._attempt = attempt
+
+    async def execute(
+        self,
+        *,
+        operation_id: DurableOperationId,
+        name: str,
+        body: Callable[[], Awaitable[object]],
+        cache_key: tuple[object, ...],
+        config: None,
+    ) -> object:
+        """Run `body`, or return what it returned before."""
+        attempt = self._attempt
+        match operation_id:
+            case ModelRequestId(streaming=False):
+                return await attempt.step("model", body)
+            case ModelRequestId():
+                return await attempt.step("model", self._heard(body))
+            case ModelCompactMessagesId():
+                return await attempt.step("compact", body)
+            case CapabilityOperationId(capability_id=capability, operation=operation):
+                return await attempt.step(f"capability/{capability}.{operation}", body)
+            case _:
+                # Event handlers and clean-up: nothing that the run depends on.
+                return await body()
+
+    def _heard(self, body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+        """Show a response that a handler of the user's streams for itself, once it is whole."""
+
+        async def heard() -> object:
+            payload = await body()
+            if isinstance(payload, dict):
+                parts = payload.get("parts", ())
+                self._attempt.say("".join(part["content"] for part in parts if part.get("part_kind") == "text"))
+            return payload
+
+        return heard
+
+
+class GivenTools(AbstractToolset[Any]):
+    """The tools that the runtime gives. Only that the arguments are an object is checked here."""
+
+    _OBJECT = SchemaValidator(core_schema.dict_schema(core_schema.str_schema()))
+
+    def __init__(self, specs: Sequence[ToolSpec], *, corrections: int) -> None:
+        self._corrections = corrections
+        self._specs = {spec.name: spec for spec in specs}
+        self._tools = {spec.name: self._tool(spec) for spec in specs}
+
+    @property
+    def id(self) -> str:
+        """The name that errors give it."""
+        return "outrider"
+
+    async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
+        """All of them, in every iteration."""
+        return self._tools
+
+    async def call_tool(
+        self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
+    ) -> Any:
+        """Call a tool, and put what it says to the model into the engine's words."""
+        try:
+            return await self._specs[name].call(tool_args, ctx.tool_call_id or "")
+        except ToolRetry as error:
+            raise ModelRetry(str(error)) from error
+        except ToolError as error:
+            raise ToolFailed(str(error)) from error
+
+    def _tool(self, spec: ToolSpec) -> ToolsetTool[Any]:
+        definition = ToolDefinition(
+            name=spec.name,
+            description=spec.description,
+            parameters_json_schema=dict(spec.parameters),
+            kind="unapproved" if spec.requires_approval else "function",
+        )
+        return ToolsetTool(
+            toolset=self, tool_def=definition, max_retries=self._corrections, args_validator=self._OBJECT
+        )
+
+
+async def _outcome_of(call: Awaitable[Any]) -> JSON:
+    """Return what a tool did as JSON: what it returned, or what it told the model. Other exceptions pass."""
+    try:
+        returned = await call
+    except (ModelRetry, ToolRetryError) as error:
+        return {"retry": _said(error)}
+    except (ToolFailed, ToolFailedError) as error:
+        return {"failed": _said(error)}
+    if isinstance(returned, ToolReturn):
+        return {"returned": _RETURN.dump_python(returned, mode="json")}
+    return {"value": _CONTENT.dump_python(returned, mode="json")}
+
+
+def _replayed(outcome: JSON) -> Any:
+    """Do again, for the engine, what `_outcome_of` wrote down."""
+    match outcome:
+        case {"retry": message}:
+            raise ModelRetry(message)
+        case {"failed": message}:
+            raise ToolFailed(message)
+        case {"returned": returned}:
+            return _RETURN.validate_python(returned)
+        case {"value": value} if len(outcome) == 1:
+            return _CONTENT.validate_python(value)
+        case _:
+            # A person gave a result for a call whose fate is unknown.
+            return outcome
+
+
+def _said(error: Exception) -> str:
+    """The message for the model; the engine keeps the tool's own exception as the cause of its wrapper."""
+    cause = error if isinstance(error, ModelRetry | ToolFailed) else error.__cause__
+    return cause.message if isinstance(cause, ModelRetry | ToolFailed) else str(error)
+
+
+def effects_of(tool: ToolDefinition, given: Sequence[ToolSpec]) -> Effects:
+    """As declared by us, by the user's metadata, or by the hints of an MCP server."""
+    for spec in given:
+        if spec.name == tool.name:
+            return spec.effects
+    metadata = tool.metadata or {}
+    declared = metadata.get(METADATA_KEY)
+    if isinstance(declared, dict) and declared.get("effects") in get_args(Effects):
+        return "once" if declared["effects"] == "once" else "idempotent"
+    hints = metadata.get("annotations")
+    if isinstance(hints, dict) and hints.get("destructiveHint") is True and not hints.get("idempotentHint"):
+        return "once"
+    return "idempotent"

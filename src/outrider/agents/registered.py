@@ -1,0 +1,25 @@
+"""An agent that an app registered by name: how it is run where a task's spec is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from outrider.agents.engine import DEFAULT_ENGINE
+from outrider.core.values import JSON, JSONObject
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredAgent:
+    """`agent` is an object of the engine's own making; without one the engine makes a plain agent of the rest."""
+
+    name: str
+    engine: str = DEFAULT_ENGINE
+    agent: object | None = None
+    deps: object | None = None
+    model: str | JSONObject | None = None
+    model_settings: Mapping[str, JSON] = field(default_factory=dict)
+    system_prompt: str | None = None
+    tools: Sequence[str] = ()
+    max_iterations: int | None = None
+    require_approval: bool | Sequence[str] = False

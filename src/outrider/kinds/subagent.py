@@ -1,0 +1,287 @@
+"""The kind `subagent`: an agent that runs in a session of its own until it has answered.
+
+Spec: `prompt`, and any of `system_prompt`, `agent`, `model`, `model_settings`, `tools`, `max_iterations`,
+`require_approval`. The child session's transcript is the checkpoint: each finished iteration is appended in one
+transaction with its totals, and only the open iteration has journal rows, which that transaction forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from outrider.agents.engine import (
+    DEFAULT_ENGINE,
+    DEFAULT_MAX_ITERATIONS,
+    AgentBrief,
+    AgentFailed,
+    AgentOutcome,
+    Approval,
+    Engine,
+    Iteration,
+    ToolRetry,
+    ToolSpec,
+    load_engine,
+)
+from outrider.agents.registered import RegisteredAgent
+from outrider.core.errors import InvalidArguments, Superseded, UnknownName
+from outrider.core.events import Step
+from outrider.core.ledger import Page
+from outrider.core.session import NewSession
+from outrider.core.task import Effects
+from outrider.core.values import JSON, JSONObject, evolve
+from outrider.kinds.background_tool import call_tool
+from outrider.runtime.attempt import Scope, shorten
+from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.context import TaskContext
+from outrider.runtime.ids import new_id
+from outrider.runtime.registry import CheckedSpec, Registry, Tool
+from outrider.runtime.schemas import mismatch
+
+KIND = "subagent"
+FIELDS = frozenset(
+    {
+        "prompt",
+        "system_prompt",
+        "agent",
+        "model",
+        "model_settings",
+        "tools",
+        "max_iterations",
+        "require_approval",
+    }
+)
+OPEN = "agent!"
+"""Prefix of the journal rows of the open iteration."""
+OUTCOME = "outcome!"
+SESSION = "session!"
+
+
+class Subagent:
+    """Runs agents."""
+
+    kind = KIND
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._engines: dict[str, Engine] = {}
+
+    def routes(self) -> Iterable[str]:
+        """Agents without tools, those with a tool of this app, and those registered here."""
+        return [
+            KIND,
+            *(f"{KIND}:{name}" for name in self._registry.agents),
+            *(f"{KIND}:+{name}" for name in self._registry.tools),
+        ]
+
+    def check(self, spec: JSONObject) -> CheckedSpec:
+        """Check the spec's form, and that its agent and tools are known."""
+        unknown = set(spec) - FIELDS
+        if unknown:
+            raise InvalidArguments(
+                f"a subagent's spec has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(FIELDS))}"
+            )
+        prompt = spec.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InvalidArguments("a subagent's spec needs a prompt, which is text")
+        limit = spec.get("max_iterations")
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise InvalidArguments("max_iterations is a whole number of 1 or more")
+        agent = self._agent(spec)
+        tools = self._tool_names(spec, agent)
+        for name in tools:
+            self._registry.tool(name)
+        if agent is None and not spec.get("model"):
+            raise InvalidArguments("a subagent's spec needs a model or a registered agent")
+        route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
+        return CheckedSpec(jsonable(dict(spec)), route, shorten(prompt.strip().splitlines()[0], 60))
+
+    async def run(self, task: TaskContext) -> Any:
+        """Run the agent to its answer."""
+        finished = task.journal.at(OUTCOME)
+        if finished is None:
+            outcome = await self._run_engine(task)
+        else:
+            outcome = AgentOutcome.from_json(decode(finished.value or b"{}"))
+        if outcome.stop == "max_iterations":
+            raise AgentFailed(
+                f"the agent had not answered after {task.live.iterations} iterations",
+                kind="max_iterations",
+                partial=outcome.text,
+            )
+        return outcome.text if outcome.result is None else outcome.result
+
+    async def _run_engine(self, task: TaskContext) -> AgentOutcome:
+        agent = self._agent(task.spec)
+        engine = await self._engine(DEFAULT_ENGINE if agent is None else agent.engine)
+        session_id = await _child_session(task)
+        run = _Run(task, session_id)
+        rows = await task.services.views.transcript(session_id)
+        brief = self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows))
+        return await engine.run(brief, run)
+
+    def _brief(
+        self, task: TaskContext, agent: RegisteredAgent | None, session_id: str, transcript: tuple[JSON, ...]
+    ) -> AgentBrief:
+        spec = task.spec
+        given = agent or RegisteredAgent(name="")
+        approvals = spec.get("require_approval", given.require_approval)
+        tools = [
+            _tool_spec(task, self._registry.tool(name), _needs_approval(approvals, name))
+            for name in self._tool_names(spec, agent)
+        ]
+        return AgentBrief(
+            task_id=task.id,
+            session_id=session_id,
+            attempt=task.attempt,
+            prompt=spec["prompt"],
+            system_prompt=spec.get("system_prompt", given.system_prompt),
+            agent=given.agent,
+            deps=given.deps,
+            model=spec.get("model", given.model),
+            model_settings={**given.model_settings, **spec.get("model_settings", {})},
+            tools=tools,
+            max_iterations=spec.get("max_iterations") or given.max_iterations or DEFAULT_MAX_ITERATIONS,
+            result_schema=task.result_schema,
+            transcript=transcript,
+            iterations=task.live.iterations,
+            usage=task.live.usage,
+        )
+
+    async def _engine(self, name: str) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            # Importing an engine takes seconds; in a thread the loop stays alive meanwhile.
+            engine = self._engines[name] = await asyncio.to_thread(load_engine, name)
+        return engine
+
+    def _agent(self, spec: JSONObject) -> RegisteredAgent | None:
+        name = spec.get("agent")
+        if name is None:
+            return None
+        agent = self._registry.agents.get(name) if isinstance(name, str) else None
+        if not isinstance(agent, RegisteredAgent):
+            raise UnknownName.of("agent", str(name), self._registry.agents)
+        return agent
+
+    @staticmethod
+    def _tool_names(spec: JSONObject, agent: RegisteredAgent | None) -> list[str]:
+        names = spec.get("tools", list(agent.tools) if agent is not None else [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidArguments("tools is a list of names of registered tools")
+        return names
+
+
+async def _child_session(task: TaskContext) -> str:
+    """The session that the agent runs in, made once."""
+    row = task.journal.at(SESSION)
+    if row is not None:
+        session_id: str = decode(row.value or b"null")
+        return session_id
+    parent = await task.services.views.session(task.session_id)
+    assert parent is not None, "a task's session cannot be gone"
+    new = NewSession(
+        id=new_id("session"),
+        created_at=task.services.clock.now(),
+        organization_id=parent.organization_id,
+        root_session_id=parent.root_session_id,
+        parent_session_id=parent.id,
+        parent_task_id=task.id,
+        agent=task.spec.get("agent"),
+        title=shorten(task.spec["prompt"], 60),
+    )
+    # Journaled first: a session that was planned and not made is made on resume, by the same id.
+    await task.write_own(SESSION, "session", encode(new.id))
+    await task.services.ledger.create_session(new)
+    task.report(links=evolve(task.live.links, child_session_id=new.id))
+    return new.id
+
+
+def _needs_approval(wanted: bool | Iterable[str], tool: str) -> bool:
+    return wanted if isinstance(wanted, bool) else tool in wanted
+
+
+def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
+    async def call(arguments: JSONObject, call_id: str) -> JSON:
+        try:
+            checked = tool.arguments.check(arguments)
+        except InvalidArguments as error:
+            raise ToolRetry(error.message) from None
+        scope = Scope(f"{OPEN}{call_id}!")
+        return jsonable(await call_tool(task.within(scope), tool, checked))
+
+    return ToolSpec(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.arguments.schema(),
+        call=call,
+        requires_approval=tool.requires_approval or needs_approval,
+        effects=tool.effects,
+    )
+
+
+class _Run:
+    """The journal and voice of one attempt, as an engine sees them."""
+
+    def __init__(self, task: TaskContext, session_id: str) -> None:
+        self._task = task
+        self._session_id = session_id
+
+    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
+        """Return what is journaled for the open iteration under `key`, or run `fn` and journal it."""
+        with self._task.busy():
+            position = self._task.journal.own(OPEN + key, "step")
+            begun = await self._task.begin_step(position, effects)
+            if begun is not None:
+                return decode(begun)
+            return decode(await self._task.finish_step(position, await fn()))
+
+    async def append(self, iteration: Iteration) -> None:
+        """Append a finished iteration with its totals, and forget the journal before it."""
+        task = self._task
+        live = evolve(
+            task.live,
+            iterations=iteration.number,
+            usage=iteration.usage,
+            provider=iteration.provider,
+            model=iteration.model,
+        )
+        now = task.services.clock.now()
+        steps: tuple[Step, ...] = ()
+        if iteration.outcome is not None:
+            ordinal = task.journal.own(OUTCOME, "outcome").ordinal
+            value = encode(iteration.outcome.to_json())
+            steps = (Step(task.id, OUTCOME, ordinal, "outcome", task.attempt, now, value),)
+        page = Page(
+            session_id=self._session_id,
+            task_id=task.id,
+            attempt=task.attempt,
+            iteration=iteration.number,
+            messages=tuple(encode(message) for message in iteration.messages),
+            live=live,
+            at=now,
+            forget=OPEN,
+            steps=steps,
+        )
+        with task.busy():
+            if not await task.services.ledger.append(page):
+                raise Superseded(task.id, task.attempt)
+        task.take_page(live, OPEN, steps)
+
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+        """Return a person's decision on a tool call. No person, no approval."""
+        prompt = f"The agent wants to call {tool}. Approve?"
+        details = {"tool": tool, "arguments": arguments, "call_id": call_id}
+        answer = await self._task.ask_for_approval(f"{OPEN}{call_id}!approve", prompt, details)
+        if isinstance(answer, Mapping):
+            return Approval(bool(answer["approved"]), answer.get("reason"), answer.get("arguments"))
+        return Approval(bool(answer), None if answer else "it was not approved")
+
+    def output(self, text: str) -> None:
+        """Show a piece of what the model says."""
+        self._task.print_live(text)
+
+    def mismatch(self, result: JSON) -> str | None:
+        """Return why a result does not fit the task's schema."""
+        return mismatch(result, self._task.result_schema)
