@@ -1,12 +1,13 @@
 """The reference store: the seam of `core.ledger` over plain dictionaries, and the oracle of the differential tests.
 
-Short and obviously right rather than fast. Every verb runs from its first line to its last without awaiting
-anything, so a verb is a transaction and the order of calls is the order of commits. What could fail (the
-encoding of a log entry, `decide`) comes before the first write. It keeps nothing beyond its process.
+Short and obviously right rather than fast. Every verb writes without awaiting anything, so it is a transaction
+and the order of calls is the order of commits; only then does it let others have their turn. What could fail
+(the encoding of a log entry, `decide`) comes before the first write. It keeps nothing beyond its process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -201,7 +202,7 @@ class MemoryLedger:
         data = _encode({"session": evolve(new, root_session_id=root)})
         self._tables.sessions[new.id] = _SessionRow(session)
         self._tables.log(new.id, None, "session.created", new.created_at, data)
-        self._committed(_News(session_ids={new.id}))
+        await self._committed(_News(session_ids={new.id}))
         return self._tables.sessions[new.id].session
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
@@ -210,7 +211,7 @@ class MemoryLedger:
         logs = [_encode_log(change) for change in changes]
         news = _News()
         verdicts = [self._commit_one(change, log, news) for change, log in zip(changes, logs, strict=True)]
-        self._committed(news)
+        await self._committed(news)
         return verdicts
 
     async def claim(self, claim: Claim, decide: Decide) -> Claims:
@@ -233,7 +234,7 @@ class MemoryLedger:
             verdict = self._commit_one(change, log, news)
             if isinstance(verdict, Committed):
                 tasks.append(verdict.task)
-        self._committed(news)
+        await self._committed(news)
         waiting = (tables.tasks[task_id].task for task_id in tables.due)
         moments = [
             task.core.due_at
@@ -254,7 +255,7 @@ class MemoryLedger:
         deltas = [None if report.delta is None else _encode(report.delta) for report in reports]
         news = _News()
         kept = [self._report_one(report, delta, news) for report, delta in zip(reports, deltas, strict=True)]
-        self._committed(news)
+        await self._committed(news)
         return kept
 
     async def journal(self, steps: Sequence[Step]) -> Sequence[bool]:
@@ -263,7 +264,7 @@ class MemoryLedger:
         kept = [self._tables.holds(step.task_id, step.attempt) for step in steps]
         written = [step for step, is_current in zip(steps, kept, strict=True) if is_current]
         self._write_steps(written)
-        self._committed(_News(task_ids={step.task_id for step in written}))
+        await self._committed(_News(task_ids={step.task_id for step in written}))
         return kept
 
     async def append(self, page: Page) -> bool:
@@ -287,7 +288,7 @@ class MemoryLedger:
         row.active_at = max(row.active_at or 0, page.at)
         news = _News(session_ids={page.session_id})
         news.of(row.task)
-        self._committed(news)
+        await self._committed(news)
         return True
 
     async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
@@ -297,7 +298,7 @@ class MemoryLedger:
         ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
         kept = [self._print_one(chunk, news) for chunk in chunks]
         self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
-        self._committed(news)
+        await self._committed(news)
         return kept
 
     async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
@@ -308,7 +309,7 @@ class MemoryLedger:
         if fence is not None and not self._tables.holds(*fence):
             return False
         self._write_file(file)
-        self._committed(_News(session_ids={file.session_id}))
+        await self._committed(_News(session_ids={file.session_id}))
         return True
 
     async def delete_file(self, session_id: str, path: str) -> bool:
@@ -317,7 +318,7 @@ class MemoryLedger:
         row = self._tables.sessions.get(session_id)
         if row is None or row.files.pop(path, None) is None:
             return False
-        self._committed(_News(session_ids={session_id}))
+        await self._committed(_News(session_ids={session_id}))
         return True
 
     async def register(self, card: WorkerCard) -> None:
@@ -325,7 +326,7 @@ class MemoryLedger:
         self._tables.check_open()
         with self._workers_lock:
             self._tables.workers[card.id] = Worker(card, 0, card.started_at)
-        self._committed(_News())
+        await self._committed(_News())
 
     def renew(self, worker_id: str, timeout: float) -> bool:
         """Advance the worker's beat. Safe from any thread.
@@ -349,7 +350,7 @@ class MemoryLedger:
         self._tables.check_open()
         with self._workers_lock:
             self._tables.workers.pop(worker_id, None)
-        self._committed(_News())
+        await self._committed(_News())
 
     async def acknowledge(self, session_id: str, upto: int) -> int:
         """Mark inbox entries up to that seq as delivered; returns how many."""
@@ -360,7 +361,7 @@ class MemoryLedger:
         left = {task_id: entry for task_id, entry in row.inbox.items() if entry.seq > upto}
         delivered = len(row.inbox) - len(left)
         row.inbox = left
-        self._committed(_News())
+        await self._committed(_News())
         return delivered
 
     async def close(self) -> None:
@@ -549,12 +550,13 @@ class MemoryLedger:
             data = _encode({"stream": stream, "from": ends[id], "to": row.printed})
             self._tables.log(row.task.session_id, id, "task.output", chunks[-1].at, data)
 
-    def _committed(self, news: _News) -> None:
+    async def _committed(self, news: _News) -> None:
         self._counters["commits"] += 1
         signal = news.signal()
         if signal != Signal():
             for listener in tuple(self._listeners.values()):
                 listener(signal)
+        await asyncio.sleep(0)  # as after any commit, somebody else may be first next time
 
 
 class MemoryViews:
