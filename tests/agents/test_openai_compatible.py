@@ -1,0 +1,252 @@
+"""A real provider as far as the engine can tell: chat completions over HTTP with server-sent events, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from outrider.agents.engine import AgentBrief, ModelFailed, ToolSpec, load_engine
+from outrider.core.task import Usage
+from outrider.core.values import JSON, JSONObject
+from tests.agents.fakes import FakeRun, Killed, Record, attempt
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Provider:
+    """Speaks just enough HTTP and chat completions. `answers` are choices, one a request; a number is a status."""
+
+    answers: list[dict[str, Any] | int]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    before_chunk: Callable[[int], Awaitable[None]] | None = None
+    url: str = ""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Provider]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.split("content-length:")[1].split("\r\n")[0])
+            request = json.loads(await reader.readexactly(length))
+            assert head.startswith("post /v1/chat/completions")
+            self.keys.append(head.split("authorization: bearer ")[1].split("\r\n")[0])
+            answer = self.answers[len(self.requests)]
+            self.requests.append(request)
+            if isinstance(answer, int):
+                body = json.dumps({"error": {"message": "no more", "type": "server_error"}}).encode()
+                writer.write(self._head(answer, "application/json", len(body)) + body)
+            else:
+                writer.write(self._head(200, "text/event-stream"))
+                for nth, chunk in enumerate(self._chunks(answer, request)):
+                    if self.before_chunk is not None:
+                        await self.before_chunk(nth)
+                    writer.write(b"data: " + chunk.encode() + b"\n\n")
+                    await writer.drain()
+            await writer.drain()
+        finally:
+            writer.close()
+
+    @staticmethod
+    def _head(status: int, kind: str, length: int | None = None) -> bytes:
+        sized = "" if length is None else f"Content-Length: {length}\r\n"
+        # `x-should-retry` stops the client's own retries, which would only make the test wait.
+        return (
+            f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{sized}x-should-retry: false\r\nConnection: close\r\n\r\n"
+        ).encode()
+
+    @staticmethod
+    def _chunks(answer: dict[str, Any], request: dict[str, Any]) -> list[str]:
+        def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+            return json.dumps(
+                {
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion.chunk",
+                    "created": 1,
+                    "model": "tiny-1",
+                    "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+                    **more,
+                }
+            )
+
+        chunks = [chunk({"role": "assistant", "content": word}) for word in answer.get("content", ())]
+        for nth, (name, arguments) in enumerate(answer.get("tools", ())):
+            text = json.dumps(arguments)
+            start = {"index": nth, "id": f"call_{nth}", "type": "function", "function": {"name": name, "arguments": ""}}
+            chunks.append(chunk({"tool_calls": [start]}))
+            chunks += [
+                chunk({"tool_calls": [{"index": nth, "function": {"arguments": piece}}]})
+                for piece in (text[:3], text[3:])
+            ]
+        chunks.append(chunk({}, "tool_calls" if answer.get("tools") else "stop"))
+        if request.get("stream_options", {}).get("include_usage"):
+            usage = {
+                "prompt_tokens": 20,
+                "completion_tokens": 5,
+                "total_tokens": 25,
+                "prompt_tokens_details": {"cached_tokens": 8},
+            }
+            last = json.loads(chunk({}, usage=usage))
+            chunks.append(json.dumps({**last, "choices": []}))
+        return [*chunks, "[DONE]"]
+
+
+async def look(arguments: JSONObject, call_id: str) -> JSON:
+    return {"at": arguments["at"], "found": 3}
+
+
+LOOK = ToolSpec("look", "Looks.", {"type": "object", "properties": {"at": {"type": "string"}}}, look)
+
+
+def brief(provider: Provider, **more: Any) -> AgentBrief:
+    given: dict[str, Any] = {"model": {"model": "openai:tiny", "base_url": provider.url}, "tools": [LOOK], **more}
+    return AgentBrief("task_1", "ses_1", 1, "Look there.", **given)
+
+
+CALL = {"content": ["I ", "look."], "tools": [("look", {"at": "here"})]}
+ANSWER = {"content": ["Three ", "things."]}
+
+
+async def test_a_whole_run_against_an_openai_compatible_server():
+    async with Provider([CALL, ANSWER]).serving() as provider:
+        run = FakeRun(Record())
+        outcome = await attempt(load_engine(), brief(provider, system_prompt="Be brief."), run)
+    assert outcome.result == "Three things."
+    assert run.output_text == "I look.\nThree things.\n"
+    record = run.record
+    assert record.usage == replace(Usage(), requests=2, input_tokens=40, output_tokens=10, cached_tokens=16)
+    assert (record.provider, record.model, record.iterations) == ("openai", "tiny-1", 2)
+    first, second = provider.requests
+    assert first["model"] == "tiny"
+    assert [message["role"] for message in first["messages"]] == ["system", "user"]
+    assert first["tools"][0]["function"]["parameters"]["properties"] == {"at": {"type": "string"}}
+    assert [message["role"] for message in second["messages"]] == ["system", "user", "assistant", "tool"]
+    assert json.loads(second["messages"][-1]["content"]) == {"at": "here", "found": 3}
+
+
+async def test_the_server_is_sent_the_whole_history_however_little_the_engine_is_shown():
+    async with Provider([CALL, CALL, CALL, CALL, ANSWER]).serving() as provider:
+        await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert [len(request["messages"]) for request in provider.requests] == [1, 3, 5, 7, 9]
+    last = [message["role"] for message in provider.requests[-1]["messages"]]
+    assert last == ["user", *("assistant", "tool") * 4]
+
+
+async def test_after_a_crash_the_server_is_asked_only_for_what_is_missing_and_sees_the_same_history():
+    async with Provider([CALL, CALL, ANSWER]).serving() as whole:
+        await attempt(load_engine(), brief(whole), FakeRun(Record()))
+    for dies_at in range(8):
+        async with Provider([CALL, CALL, ANSWER]).serving() as provider:
+            record = Record()
+            with pytest.raises(Killed):
+                await attempt(load_engine(), brief(provider), FakeRun(record, dies_at=dies_at, stored=True))
+            await attempt(load_engine(), replace(brief(provider), attempt=2), FakeRun(record))
+        assert [request["messages"] for request in provider.requests] == [
+            request["messages"] for request in whole.requests
+        ], dies_at
+
+
+async def test_text_is_shown_before_the_response_is_whole():
+    shown = asyncio.Event()
+
+    class Watched(FakeRun):
+        def output(self, text: str) -> None:
+            super().output(text)
+            shown.set()
+
+    run = Watched(Record())
+
+    async def wait_until_the_first_is_shown(nth: int) -> None:
+        if nth == 1:
+            await shown.wait()
+
+    async with Provider([ANSWER], before_chunk=wait_until_the_first_is_shown).serving() as provider:
+        await asyncio.wait_for(attempt(load_engine(), brief(provider), run), 10)
+    assert run.output_text == "Three things.\n"
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(500, True), (429, True), (401, False), (404, False)])
+async def test_an_http_error_says_its_status_and_if_to_try_again(status, retryable):
+    async with Provider([status]).serving() as provider:
+        with pytest.raises(ModelFailed) as raised:
+            await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert (raised.value.details["status"], raised.value.retryable) == (status, retryable)
+    assert raised.value.kind == "exception"
+
+
+async def test_a_server_that_is_not_there_is_worth_another_try():
+    async with Provider([]).serving() as provider:
+        pass
+    with pytest.raises(ModelFailed) as raised:
+        await attempt(load_engine(), brief(provider, model_settings={"max_retries": 0}), FakeRun(Record()))
+    assert raised.value.retryable
+    assert raised.value.details["status"] is None
+
+
+async def test_a_server_that_does_not_answer_in_time_is_a_timeout():
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    provider = Provider([], url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    with pytest.raises(ModelFailed) as raised:
+        await attempt(
+            load_engine(), brief(provider, model_settings={"timeout": 0.2, "max_retries": 0}), FakeRun(Record())
+        )
+    server.close()
+    assert raised.value.kind == "timeout"
+    assert raised.value.retryable
+
+
+async def test_the_base_url_may_come_from_the_environment_and_the_key_from_a_named_variable(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sesame")
+    async with Provider([ANSWER, ANSWER]).serving() as provider:
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        await attempt(load_engine(), brief(provider, model="openai:tiny"), FakeRun(Record()))
+        named = {"model": "tiny", "base_url": provider.url, "key_variable": "MY_KEY"}
+        await attempt(load_engine(), brief(provider, model=named), FakeRun(Record()))
+    assert provider.keys[1] == "sesame"
+    assert [request["model"] for request in provider.requests] == ["tiny", "tiny"]
+
+
+async def test_the_connections_made_for_a_run_are_closed_with_it(monkeypatch):
+    from outrider.agents.pydantic_ai import attempt as module
+    from outrider.agents.pydantic_ai import serving
+
+    made: list[Any] = []
+
+    def noted(*args: Any) -> Any:
+        made.append(resolve(*args))
+        return made[-1]
+
+    resolve = serving.resolve
+    monkeypatch.setattr(module, "resolve", noted, raising=True)
+    async with Provider([ANSWER, 500]).serving() as provider:
+        await attempt(load_engine(), brief(provider), FakeRun(Record()))
+        with pytest.raises(ModelFailed):
+            await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert [model.client.is_closed() for model in made] == [True, True]
+
+
+async def test_a_structured_result_comes_as_the_arguments_of_a_call():
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    async with Provider([{"tools": [("final_result", {"n": 3})]}]).serving() as provider:
+        outcome = await attempt(load_engine(), brief(provider, result_schema=schema), FakeRun(Record()))
+    assert outcome.result == {"n": 3}
+    offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in provider.requests[0]["tools"]}
+    assert offered["final_result"]["properties"] == {"n": {"type": "integer"}}
