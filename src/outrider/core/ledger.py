@@ -441,6 +441,9 @@ class Ledger(Protocol):
         `steps` comes from an attempt that does not hold its task), NoSession and Existing for a creation,
         Stale for anything else. A no-op is compared with the stored version like any other Change.
 
+        A version tells records apart only among those that were committed. A Change may be decided on what
+        another one before it would make of the record only if every later Change of that task rests on it too.
+
         Watches: who stands in `watches` hears of it by a follow-up `WatchedEnded` when that task ends, and at
         once if it has ended; a task that does not exist counts as failed.
 
