@@ -189,6 +189,13 @@ def test_of_two_questions_that_fail_a_held_task_the_first_says_why():
     assert the(the(stage.task.core.stopping).error).details == {"request_id": "r1"}
 
 
+def test_a_task_that_one_question_has_failed_is_not_failed_again_by_the_next():
+    requests = [question(id, on_expiry="fail", deadline_at=START + SPAN) for id in ("r1", "r2")]
+    stage = held(on_open_children="detach").ask(*requests).park(WaitForAnswer("r1")).later(SPAN).look()
+    assert [(closed.id, closed.status) for closed in stage.last.requests] == [("r1", "expired"), ("r2", "withdrawn")]
+    assert [follow_up.relation for follow_up in stage.last.follow_ups] == ["watchers"]
+
+
 def test_a_question_that_expires_while_its_task_is_being_canceled_does_not_turn_the_cancel_into_a_failure():
     stage = held().ask(question(on_expiry="fail", deadline_at=START + 5 * SECOND)).cancel().later(5 * SECOND).look()
     assert the(stage.task.core.stopping).cause == "cancel"

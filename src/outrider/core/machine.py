@@ -611,8 +611,6 @@ def _remind(draft: _Draft, request: InputRequest) -> None:
 
 
 def _watched_ended(draft: _Draft, event: WatchedEnded) -> _Draft:
-    if draft.before.is_terminal:
-        return draft
     if event.task_id in draft.before.core.dependencies:
         _dependency_ended(draft, event)
     waits = tuple(_without(wait, event.task_id) for wait in draft.before.core.waits)
