@@ -77,11 +77,10 @@ def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
         numbers, more = _ready(statements, claim)
         tasks = _take(batch, numbers, decide) if numbers else []
         batch.flush()
-        dues = [statements.row("next_due", route)[0] for route in claim.routes]
         deadline, follow_ups = statements.row("outlook")
         return Claims(
             tasks=tuple(tasks),
-            next_due_at=min((due for due in dues if due is not None), default=None),
+            next_due_at=_next_due(statements, claim, more),
             next_deadline_at=deadline,
             more=more,
             follow_ups=bool(follow_ups),
@@ -94,9 +93,16 @@ def _ready(statements: Statements, claim: Claim) -> tuple[list[int], bool]:
     """The numbers of the first ready tasks on the routes, in the order of their rank, and whether there are more."""
     for route in claim.routes:
         statements.run("come", route, claim.now, COME_AT_ONCE)
-    ready = [row for route in claim.routes for row in statements.array("ready", route, claim.limit + 1)]
+    ready = [row for route in claim.routes for row in statements.array("ready", route, claim.now, claim.limit + 1)]
     ready.sort()
     return [number for _, number in ready[: claim.limit]], len(ready) > claim.limit
+
+
+def _next_due(statements: Statements, claim: Claim, more: bool) -> Instant | None:
+    moments = [statements.row("next_due", route)[0] for route in claim.routes]
+    if not more:  # then few are left to look through
+        moments += [statements.row("ready_later", route, claim.now)[0] for route in claim.routes]
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _take(batch: Batch, numbers: Sequence[int], decide: Decide) -> list[Task]:

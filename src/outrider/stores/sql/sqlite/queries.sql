@@ -199,8 +199,19 @@ where number in (
 
 -- ready --
 -- The first ready tasks of one route: (rank, number). The index ends with the number, so it gives this order.
+-- A task may be due after the moment of a claim that was asked for before it was made: such are for the next.
 select json_group_array(json_array(rank, number))
-from (select rank, number from tasks where route = ? and readiness = 'ready' order by rank, number limit ?);
+from (
+    select rank, number
+    from tasks
+    where route = ? and readiness = 'ready' and due_at <= ?
+    order by rank, number
+    limit ?
+);
+
+-- ready_later --
+-- When the earliest of those is due.
+select min(due_at) from tasks where route = ? and readiness = 'ready' and due_at > ?;
 
 -- next_due --
 select min(due_at) from tasks where route = ? and readiness = 'timed';
