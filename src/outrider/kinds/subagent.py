@@ -275,8 +275,8 @@ class _Run:
         details = {"tool": tool, "arguments": arguments, "call_id": call_id}
         answer = await self._task.ask_for_approval(f"{OPEN}{call_id}!approve", prompt, details)
         if isinstance(answer, Mapping):
-            return Approval(bool(answer["approved"]), answer.get("reason"), answer.get("arguments"))
-        return Approval(bool(answer), None if answer else "it was not approved")
+            return Approval(answer["approved"] is True, answer.get("reason"), answer.get("arguments"))
+        return Approval(answer is True, None if answer is True else "it was not approved")
 
     def output(self, text: str) -> None:
         """Show a piece of what the model says."""

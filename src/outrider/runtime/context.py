@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from outrider.core import events
 from outrider.core.errors import Failure, InvalidAnswer, NotFound, Superseded, TooLarge
@@ -151,15 +151,30 @@ class TaskContext:
 
     # --- steps ---------------------------------------------------------------------------------------
 
+    @overload
     async def step(
         self,
         name: str,
-        fn: Callable[..., Awaitable[T]] | Callable[..., T],
+        fn: Callable[..., Coroutine[Any, Any, T]],
         /,
         *args: Any,
         effects: Effects = "idempotent",
         **kwargs: Any,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    async def step(
+        self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any
+    ) -> T: ...
+
+    async def step(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        effects: Effects = "idempotent",
+        **kwargs: Any,
+    ) -> Any:
         """Run `fn` and journal its result under `name`; a resumed task gets the result without running it again.
 
         The result is JSON (or fits the return annotation of `fn`), and what you get is what was journaled, the
@@ -460,12 +475,19 @@ class TaskContext:
     ) -> list[TaskRecord]:
         """Wait until all of these tasks have ended (or one, with `any`), parked meanwhile; return their records.
 
-        With a timeout, returns when it is over, whatever has ended by then. The records are in the order given.
+        With a timeout, returns when it is over, whatever has ended by then. The records are in the order given; a
+        resumed task gets those it got the first time.
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
         with self._attempt.busy():
             position = self._enter("wait_for", name)
-            until = await self._deadline_of(position, timeout)
+            held = decode(position.entry.value or b"{}") if position.entry is not None else {}
+            if "ended" in held:
+                return await self._waited_for(ids, held)
+            until = held.get("until")
+            if timeout is not None and until is None:
+                until = self._services.clock.now() + span(timeout)
+                await self._write(position, encode({"until": until}), done=False)
 
             async def look() -> list[Task] | None:
                 found = {task.id: task for task in await self._services.views.tasks(ids)}
@@ -478,19 +500,18 @@ class TaskContext:
                     return [found[task_id] for task_id in ids]
                 return None
 
-            return [
-                TaskRecord.of(task) for task in await self._wait_until(WaitForTasks(ids, not any), until, look, ids)
-            ]
+            found = await self._wait_until(WaitForTasks(ids, not any), until, look, ids)
+            records = [TaskRecord.of(task) for task in found]
+            live = {record.id: record for record in records if not record.is_terminal}
+            ended = [record.id for record in records if record.is_terminal]
+            await self._write(position, encode({"ended": ended, "live": live} if live else {"ended": ended}))
+            return records
 
-    async def _deadline_of(self, position: Position, timeout: Length | None) -> int | None:
-        if timeout is None:
-            return None
-        if position.entry is not None:
-            until: int = decode(position.entry.value or b"{}")["until"]
-            return until
-        until = self._services.clock.now() + span(timeout)
-        await self._write(position, encode({"until": until}))
-        return until
+    async def _waited_for(self, ids: Sequence[str], held: JSONObject) -> list[TaskRecord]:
+        """What a wait came to when it ended: those that had ended stand as they are, the others stood like this."""
+        live = {task_id: TaskRecord.model_validate(record) for task_id, record in held.get("live", {}).items()}
+        ended = {task.id: TaskRecord.of(task) for task in await self._services.views.tasks(held["ended"])}
+        return [live.get(task_id) or ended[task_id] for task_id in ids]
 
     async def _wait_until(
         self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()

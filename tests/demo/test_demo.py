@@ -1,0 +1,72 @@
+"""The demonstration holds, on real folders, with real kills; and it says so only if it does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outrider.demo import show
+
+KEYS = {
+    "ok",
+    "model",
+    "kills",
+    "tasks",
+    "steps",
+    "steps_repeated",
+    "steps_cut",
+    "model_calls",
+    "model_calls_repeated",
+    "events_gap_free",
+    "report",
+    "seconds",
+}
+
+
+def demonstrate(folder: Path, cwd: Path) -> tuple[int, dict]:
+    program = f"import sys; from outrider.demo.show import run; sys.exit(run({str(folder)!r}, as_json=True))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=110
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "README.md").write_text("# A project\n\nIt has words.\n")
+    for number in range(30):
+        (folder / "src" / f"module_{number}.py").write_text(f"value = {number}\n" * number)
+    (folder / "image.bin").write_bytes(b"\0\1\2" * 100)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_kills_lose_nothing_and_repeat_nothing(folder, tmp_path):
+    code, verdict = demonstrate(folder, tmp_path)
+    assert set(verdict) == KEYS
+    assert (code, verdict["ok"], verdict["kills"]) == (0, True, 2)
+    assert (verdict["steps_repeated"], verdict["model_calls_repeated"], verdict["steps_cut"]) == (0, 0, 1)
+    assert verdict["model_calls"] == 4
+    assert verdict["events_gap_free"]
+    assert [task["state"] for task in verdict["tasks"]] == ["succeeded", "succeeded"]
+    assert [set(task) for task in verdict["tasks"]] == [{"id", "kind", "state", "attempt", "failures"}] * 2
+    report = (tmp_path / verdict["report"]).read_text()
+    assert "32 files" in report
+    assert "It has words." in report
+
+
+@pytest.mark.slow
+def test_an_empty_folder_is_surveyed_and_reported_too(tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, verdict = demonstrate(tmp_path / "empty", tmp_path)
+    assert (code, verdict["ok"], verdict["kills"]) == (0, True, 2)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+    assert show.run(str(tmp_path / "nowhere")) == 2
+    assert "is not a folder" in capsys.readouterr().out

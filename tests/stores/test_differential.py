@@ -1,0 +1,797 @@
+"""Random histories through the real reducer, on every store at once: all must tell the same story as the reference.
+
+After every step the stores are compared in all that can be read from them, and the reference is held to what
+must be true of any history. A failing history is shrunk and printed as a program of its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from outrider.core.change import Change
+from outrider.core.errors import Conflict, Superseded
+from outrider.core.events import (
+    Answered,
+    Asked,
+    CancelRequested,
+    Claimed,
+    DeadlinePassed,
+    Enriched,
+    Event,
+    Failed,
+    FileWrite,
+    HolderLost,
+    Message,
+    MessageReceived,
+    Parked,
+    Posted,
+    Produced,
+    Released,
+    Step,
+    Stopped,
+    Succeeded,
+    WatchedEnded,
+)
+from outrider.core.ledger import (
+    Claim,
+    Committed,
+    Ledger,
+    OutputChunk,
+    Page,
+    Report,
+    Verdict,
+    WorkerCard,
+)
+from outrider.core.machine import apply, create, snapshot
+from outrider.core.replay import replay
+from outrider.core.session import NewSession
+from outrider.core.task import (
+    Artifact,
+    Input,
+    InputRequest,
+    Live,
+    NewTask,
+    Progress,
+    Retry,
+    State,
+    Task,
+    TaskError,
+    Timeouts,
+    Usage,
+    Wait,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
+from outrider.core.values import SECOND, Instant, difference
+from tests.stores.backends import BACKENDS
+
+SESSIONS = ("session_a", "session_b")
+ROUTES = ("background_tool:a", "subagent")
+WORKERS = ("worker_a", "worker_b", "worker_c")
+START: Instant = 1_700_000_000 * SECOND
+MISSING = "task_9999"
+
+T = TypeVar("T")
+Dump = dict[tuple[str, ...], Any]
+Act = Callable[[Ledger], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the stores that tell the same story."""
+
+    name: str
+    ledger: Ledger
+
+
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    return st.integers(0, n - 1).map(lambda drawn: drawn == n - 1)
+
+
+class Histories(RuleBasedStateMachine):
+    """One history. The first store is the reference: what it holds decides which steps make sense."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.folder = Path(tempfile.mkdtemp(prefix="histories-"))
+        self.loop = asyncio.new_event_loop()
+        self.sides: list[Side] = []
+        self.now = START
+        self.count = 0
+        self.ids: list[str] = []
+        self.seen: dict[str, list[Task]] = {}
+        self.before: Dump = {}
+        self.enriched: set[str] = set()
+        self.steps = 0
+
+    @initialize(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        async def open_all() -> list[Side]:
+            sides = []
+            for name in self.names:
+                (self.folder / name).mkdir()
+                sides.append(Side(name, await BACKENDS[name](self.folder / name)))
+            return sides
+
+        self.sides = self.loop.run_until_complete(open_all())
+        for id in SESSIONS:
+            self.create_session(id)
+        for _ in range(3):
+            self.create(data, plain=True)
+        self.look()
+
+    def create_session(self, id: str) -> None:
+        new = NewSession(id, self.now, root_session_id=SESSIONS[0])
+        self.on_all(lambda ledger: ledger.create_session(new))
+
+    def teardown(self) -> None:
+        async def close_all() -> None:
+            for side in self.sides:
+                await side.ledger.close()
+
+        try:
+            if self.sides:
+                self.compare(everything=True)
+        finally:
+            self.loop.run_until_complete(close_all())
+            self.loop.close()
+            shutil.rmtree(self.folder)
+
+    # --- acting ------------------------------------------------------------------------------------------
+
+    def ask(self, act: Callable[[Ledger], Awaitable[T]], side: Side | None = None) -> T:
+        """Do it on one store, by default the reference."""
+
+        async def asked() -> T:
+            return await act((side or self.sides[0]).ledger)
+
+        return self.loop.run_until_complete(asked())
+
+    def on_all(self, act: Callable[[Ledger], Awaitable[T]]) -> T:
+        """Do the same on every store; all must answer as the reference does."""
+        answers = [self.ask(act, side) for side in self.sides]
+        for side, answer in zip(self.sides, answers, strict=True):
+            assert _listed(answer) == _listed(answers[0]), f"{side.name}: {answer}, and not {answers[0]}"
+        return answers[0]
+
+    def commit(self, *changes: Change) -> Sequence[Verdict]:
+        return self.on_all(lambda ledger: ledger.commit(changes))
+
+    def find(self, id: str) -> Task | None:
+        return self.ask(lambda ledger: ledger.views.task(id))
+
+    def task(self, id: str) -> Task:
+        task = self.find(id)
+        assert task is not None
+        return task
+
+    def next_id(self, prefix: str) -> str:
+        self.count += 1
+        return f"{prefix}_{self.count:04}"
+
+    # --- looking -----------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """After every step: the stores agree, and what must hold of any history holds."""
+        self.steps += 1
+        before, after = self.before, self.compare(everything=self.steps % 10 == 0)
+        self.before = after
+        for id in self.ids:
+            old, new = before.get(("task", id)), after["task", id]
+            if old is not None:
+                self.check_move(old, new)
+            if new is not None and (not self.seen[id] or self.seen[id][-1].core.version != new.core.version):
+                self.seen[id].append(new)
+        self.check_holders(after)
+        self.check_logs(after)
+        self.check_wakes(after)
+        self.enriched.clear()
+
+    def compare(self, *, everything: bool) -> Dump:
+        """Read the reference whole, and of the others what changed there, or everything."""
+        reference = self.ask(lambda ledger: _dump(ledger, self.ids))
+        touched = {key for key, value in reference.items() if self.before.get(key) != value}
+        for side in self.sides[1:]:
+            tasks = self.ids if everything else sorted({key[1] for key in touched if len(key) == 2} & set(self.ids))
+            theirs = self.ask(_dumping(tasks), side)
+            for key, value in theirs.items():
+                assert value == reference[key], f"{side.name}: {key} is {value}, and not {reference[key]}"
+        return reference
+
+    def check_move(self, old: Task, new: Task) -> None:
+        assert new.input == old.input
+        assert new.core.version >= old.core.version
+        assert new.core.attempt >= old.core.attempt
+        if new.core.version == old.core.version:
+            assert _timeless(new) == _timeless(old)
+        if old.is_terminal:
+            core = replace(new.core, version=old.core.version, updated_at=old.core.updated_at)
+            assert core == old.core, "a task that has ended changed"
+            assert new.live == old.live
+            assert new.outcome == old.outcome or new.id in self.enriched
+
+    def check_holders(self, dump: Dump) -> None:
+        held = [beat.task_id for worker in WORKERS for beat in dump["held", worker]]
+        assert len(held) == len(set(held)), "two workers hold one task"
+        for id in self.ids:
+            task, closed = dump["task", id], [end.attempt for end in dump["attempts", id]]
+            if task is None:
+                continue
+            assert (id in held) == task.core.is_held
+            assert closed == sorted(set(closed)), "an attempt was closed twice"
+            if task.core.is_held:
+                assert not task.is_terminal
+                assert not closed or task.core.attempt > closed[-1]
+
+    def check_logs(self, dump: Dump) -> None:
+        for session in SESSIONS:
+            log = dump["log", session]
+            assert [row[0] for row in log] == list(range(1, len(log) + 1))
+        rows = [row for session in SESSIONS for row in dump["log", session]]
+        for id in self.ids:
+            task = dump["task", id]
+            if task is not None:
+                told = replay([(type, data) for _, task_id, type, _, data in rows if task_id == id])
+                assert _normalised(told) == _normalised(orjson.loads(orjson.dumps(snapshot(task))))
+
+    def check_wakes(self, dump: Dump) -> None:
+        """Once every follow-up is settled, nobody waits for what has ended, and nobody waits for nothing."""
+        if dump["follow_ups",]:
+            return
+        live = {id for id in self.ids if (task := dump["task", id]) is not None and not task.is_terminal}
+        for id in live:
+            core = dump["task", id].core
+            if core.is_held:
+                continue
+            waits = [wait for wait in core.waits if isinstance(wait, WaitForTasks)]
+            assert set(core.dependencies) <= live, f"{id} depends on what has ended"
+            assert {other for wait in waits for other in wait.task_ids} <= live, f"{id} waits for what has ended"
+            assert core.due_at is not None or core.waits, f"{id} waits for nothing"
+
+    # --- steps: time and creation ------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def time_passes(self, data: st.DataObject) -> None:
+        """Then the duty of a worker: whoever is overdue gets a look at the clock."""
+        self.now += data.draw(st.sampled_from([1, 1000, SECOND, 4 * SECOND, 30 * SECOND]), "span")
+        if data.draw(one_in(3), "nobody looks"):
+            return
+        for id, _ in self.on_all(lambda ledger: _overdue(ledger, self.now)):
+            self.look_at_clock(id)
+        self.look()
+
+    def look_at_clock(self, id: str) -> None:
+        active_at = self.ask(lambda ledger: ledger.views.active_at(id))
+        change = apply(self.task(id), DeadlinePassed(active_at), self.now)
+        self.commit(change)
+        deadline = change.task.core.next_deadline_at
+        assert not change.is_noop, "a look at the clock that helps nothing comes again at once"
+        assert deadline is None or deadline >= self.now
+
+    @rule(data=st.data())
+    def tasks_are_created(self, data: st.DataObject) -> None:
+        for _ in range(data.draw(st.integers(1, 3), "how many")):
+            if len(self.ids) < 12:
+                self.create(data, plain=data.draw(st.booleans(), "plain"))
+        self.look()
+
+    @rule(data=st.data())
+    def a_task_is_created_again(self, data: st.DataObject) -> None:
+        id = self.some_task(data)
+        self.commit(create(NewTask(id, self.some_input(data, plain=True)), self.now))
+        self.look()
+
+    def create(self, data: st.DataObject, *, plain: bool) -> None:
+        id = self.next_id("task")
+        moment = data.draw(st.sampled_from([None, None, self.now, self.now + 2 * SECOND]), "not before")
+        change = create(NewTask(id, self.some_input(data, plain), moment), self.now)
+        parent = change.task.input.parent_task_id
+        if parent is not None and data.draw(st.booleans(), "journaled"):
+            change = replace(change, steps=(self.some_step(data, self.task(parent)),))
+        self.ids.append(id)
+        self.seen[id] = []
+        self.commit(change)
+
+    def some_task(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(self.ids), "task")
+
+    def some_tasks(self, data: st.DataObject, least: int, most: int) -> list[str]:
+        """Any tasks, but rather those to which something can still happen."""
+        live = [id for id in self.ids if (task := self.before.get(("task", id))) is not None and not task.is_terminal]
+        return data.draw(st.lists(st.sampled_from(live * 4 + self.ids), min_size=least, max_size=most), "tasks")
+
+    def some_input(self, data: st.DataObject, plain: bool) -> Input:
+        session = data.draw(st.sampled_from([*SESSIONS * 8, "session_x"]), "session")
+        given: dict[str, Any] = {"route": data.draw(st.sampled_from(ROUTES), "route")}
+        stored = [id for id in self.ids if self.before.get(("task", id)) is not None]
+        is_child = data.draw(st.booleans(), "child")
+        if stored and is_child:
+            given["parent_task_id"] = data.draw(st.sampled_from(stored), "parent")
+            given["detached"] = data.draw(one_in(3), "detached")
+        if not plain:
+            depends_on = data.draw(_some_of([*self.ids, MISSING], 2), "depends_on")
+            spans = st.sampled_from([None, None, 3 * SECOND, 20 * SECOND])
+            given |= {
+                "priority": data.draw(st.integers(-1, 1), "priority"),
+                "idempotency_key": data.draw(st.sampled_from([None, "key_1", "key_2"]), "key"),
+                "depends_on": depends_on,
+                "run_if_dependency_fails": data.draw(st.booleans(), "whatever"),
+                "wake_policy": data.draw(st.sampled_from(["silent", "on_terminal", "on_activity"]), "wake"),
+                "on_open_children": data.draw(st.sampled_from(["wait", "cancel", "detach"]), "children"),
+                "retry": Retry(data.draw(st.integers(1, 3), "failures")),
+                "timeouts": Timeouts(*(data.draw(spans, name) for name in ("queue", "run", "idle", "total"))),
+                "cancel_grace": data.draw(st.sampled_from([0, 2 * SECOND]), "grace"),
+                "result_schema": data.draw(st.sampled_from([None, None, {"type": "integer"}]), "schema"),
+                "labels": data.draw(st.sampled_from([{}, {"team": "blue"}]), "labels"),
+            }
+        return Input(
+            session_id=session,
+            root_session_id=SESSIONS[0],
+            kind=given["route"].partition(":")[0],
+            spec={"n": self.count, "text": "naïve 🦉"},
+            created_at=self.now,
+            **given,
+        )
+
+    # --- steps: transitions ------------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def a_worker_claims(self, data: st.DataObject) -> None:
+        routes = data.draw(st.sampled_from([ROUTES, ROUTES[:1], ROUTES[1:]]), "routes")
+        self.claim(data, data.draw(st.integers(0, 3), "limit"), routes)
+
+    def claim(self, data: st.DataObject, limit: int = 100, routes: tuple[str, ...] = ROUTES) -> None:
+        worker, now = data.draw(st.sampled_from(WORKERS), "worker"), self.now
+        claim = Claim(worker, routes, limit, now)
+        self.on_all(lambda ledger: ledger.claim(claim, lambda task: apply(task, Claimed(worker), now)))
+        self.look()
+
+    @rule(data=st.data())
+    def things_happen(self, data: st.DataObject) -> None:
+        """One after the other; who could be running is often taken first, else histories stay short."""
+        for id in self.some_tasks(data, 1, 16):
+            task = self.find(id)
+            if task is not None and task.core.due_at is not None and not data.draw(one_in(4), "not taken"):
+                self.now = max(self.now, task.core.due_at)
+                self.claim(data)
+            change = self.some_change(data, id)
+            if change is not None:
+                self.commit(change)
+                self.look()
+
+    @rule(data=st.data())
+    def late_changes_arrive(self, data: st.DataObject) -> None:
+        """Decided on a record that may be old, by a holder that may be a zombie."""
+        for id in self.some_tasks(data, 1, 4):
+            if not self.seen[id]:
+                continue
+            record = data.draw(st.sampled_from(self.seen[id]), "record")
+            change = self.some_change(data, id, record)
+            if change is None:
+                continue
+            current = self.task(id)
+            (verdict,) = self.commit(change)
+            if record.core.version != current.core.version:
+                assert not isinstance(verdict, Committed)
+                self.check_nothing_changed()
+            self.look()
+
+    @rule(data=st.data())
+    def several_things_happen_at_once(self, data: st.DataObject) -> None:
+        """In one batch, or from as many callers.
+
+        Those of one task are decided all on the stored record, or each on what the one before would make of it.
+        """
+        latest: dict[str, Task] = {}
+        changes: list[Change] = []
+        in_turn = data.draw(st.booleans(), "in turn")
+        for id in self.some_tasks(data, 2, 5):
+            change = self.some_change(data, id, latest.get(id) if in_turn else None)
+            if change is not None:
+                changes.append(change)
+                latest[id] = change.task
+        if data.draw(st.booleans(), "many callers"):
+            acts = [_committing(change) for change in changes]
+            self.on_all(lambda ledger: _together(ledger, acts))
+        else:
+            self.commit(*changes)
+        self.look()
+
+    @rule(data=st.data())
+    def a_follow_up_is_applied(self, data: st.DataObject) -> None:
+        """Any of those that wait, maybe on an old record, maybe by two workers."""
+        pending = self.before["follow_ups",]
+        if not pending:
+            return
+        place = data.draw(st.integers(0, len(pending) - 1), "which")
+        task_id, event = pending[place]
+        record = None
+        if data.draw(one_in(5), "on an old record"):
+            record = data.draw(st.sampled_from(self.seen[task_id]), "record")
+        change = apply(record or self.task(task_id), event, self.now)
+        times = 2 if data.draw(one_in(4), "twice") else 1
+        self.on_all(lambda ledger: _settle(ledger, place, change, times))
+        self.look()
+
+    @rule()
+    def all_follow_ups_are_applied(self) -> None:
+        for _ in range(1000):
+            pending = self.ask(_follow_ups)
+            if not pending:
+                break
+            self.settle_first(*pending[0])
+        else:
+            raise AssertionError("follow-ups breed follow-ups without end")
+        self.look()
+
+    def settle_first(self, task_id: str, event: Event) -> None:
+        change = apply(self.task(task_id), event, self.now)
+        self.on_all(lambda ledger: _settle(ledger, 0, change, 1))
+
+    def some_change(self, data: st.DataObject, id: str, record: Task | None = None) -> Change | None:
+        """What an event makes of the record, by default the stored one; None if the reducer refuses it."""
+        task = record or self.find(id)
+        if task is None:
+            return None
+        event = self.some_event(data, task)
+        try:
+            change = apply(task, event, self.now)
+        except (Superseded, Conflict):
+            return None
+        if isinstance(event, Enriched):
+            self.enriched.add(id)
+        return change
+
+    def some_event(self, data: st.DataObject, task: Task) -> Event:
+        core = task.core
+        by_others = [MessageReceived, MessageReceived, CancelRequested, DeadlinePassed, HolderLost, WatchedEnded]
+        by_holder = [Asked, Asked, Posted, Produced, Parked, Parked, Parked, Released, Succeeded, Failed, Stopped]
+        if core.is_held and not data.draw(one_in(4), "somebody else"):
+            kinds = [*by_holder, Answered, Answered] if core.requests else by_holder
+        elif task.is_terminal and core.finished_by is not None:
+            kinds = [Enriched, Enriched, *by_others]
+        else:
+            kinds = [*by_others, *[Answered] * 4] if core.requests else by_others
+        return self.make(data, data.draw(st.sampled_from(kinds), "event"), task)
+
+    def make(self, data: st.DataObject, kind: type[Any], task: Task) -> Event:
+        draw, core, now = data.draw, task.core, self.now
+        attempt = core.attempt if not draw(one_in(8), "zombie") else draw(st.integers(0, 3), "attempt")
+        live = self.some_live(data, task) if draw(one_in(3), "with live values") else None
+        journaled, chance = draw(st.booleans(), "journaled"), draw(st.sampled_from([0.0, 0.5, 1.0]), "chance")
+        match kind.__name__:
+            case "Asked":
+                return Asked(attempt, self.some_request(data, task), self.some_step(data, task), live)
+            case "Posted":
+                return Posted(attempt, self.message(task, "outbound"), self.some_step(data, task))
+            case "Produced":
+                name = draw(st.sampled_from(["a", "b"]), "artifact")
+                file = FileWrite(task.session_id, f"/{name}", b"\x00content", "text/plain", now, task.id)
+                return Produced(attempt, Artifact(name, "file", file.path), file, self.some_step(data, task))
+            case "Parked":
+                return Parked(attempt, self.some_waits(data, task), journaled, live)
+            case "Released":
+                return Released(attempt, journaled, live)
+            case "Succeeded":
+                result = draw(st.sampled_from([None, b"1", b'"naive"']), "result")
+                mismatch = draw(st.sampled_from([None, None, "not an integer"]), "mismatch")
+                children = self.ask(lambda ledger: _open_children(ledger, task.id))
+                return Succeeded(attempt, result, "done", children, mismatch, live)
+            case "Failed":
+                error = TaskError("exception", "no", {"n": self.count})
+                return Failed(attempt, error, draw(st.booleans(), "retryable"), chance, journaled, b"2", "so far", live)
+            case "Stopped":
+                return Stopped(attempt, chance, journaled, live)
+            case "Enriched":
+                return Enriched(attempt, f"summary {self.count}", (Artifact("late", "link", url="x:y"),))
+            case "HolderLost":
+                return HolderLost(attempt, journaled)
+            case "Answered":
+                ids = [request.id for request in core.requests]
+                answer = draw(st.sampled_from([True, "text", {"a": [1]}]), "answer")
+                return Answered(draw(st.sampled_from([*ids, "req_none"]), "request"), answer, "user", "test")
+            case "MessageReceived":
+                return MessageReceived(self.message(task, "inbound"))
+            case "CancelRequested":
+                grace = draw(st.sampled_from([None, 0, SECOND]), "grace")
+                return CancelRequested("user", None, draw(st.booleans(), "detached too"), grace)
+            case "DeadlinePassed":
+                return DeadlinePassed(draw(st.sampled_from([None, now, now - 2 * SECOND]), "active at"), chance)
+            case _:
+                known = [*core.dependencies, *self.ids, MISSING]
+                state = draw(st.sampled_from([State.SUCCEEDED, State.FAILED]), "state")
+                return self.true_end(draw(st.sampled_from(known), "watched"), state)
+
+    def true_end(self, id: str, state: State) -> Event:
+        """Only what has ended is told to have ended; a made-up id stands in for a task that is gone."""
+        task = self.find(id)
+        if task is None:
+            return WatchedEnded(id, State.FAILED)
+        return WatchedEnded(id, task.state) if task.is_terminal else WatchedEnded("task_gone", state)
+
+    def message(self, task: Task, direction: Any) -> Message:
+        return Message(self.next_id("tmsg"), task.id, task.session_id, direction, ({"type": "text"},), self.now)
+
+    def some_live(self, data: st.DataObject, task: Task) -> Live:
+        n = data.draw(st.integers(0, 3), "live")
+        progress = None if n == 0 else Progress(n, 3, "files", "naïve", ("one", "two"))
+        return replace(task.live, state_detail=f"detail {n}", progress=progress, usage=Usage(n), iterations=n)
+
+    def some_step(self, data: st.DataObject, task: Task) -> Step:
+        attempt = task.core.attempt - data.draw(one_in(8), "zombie step")
+        position = data.draw(st.sampled_from(["list", "model:1", "model:1:tool", "model:2"]), "position")
+        value = data.draw(st.sampled_from([b"1", b'{"a":null}', None]), "value")
+        self.count += 1
+        return Step(task.id, position, self.count, "step", attempt, self.now, value, value is not None)
+
+    def some_request(self, data: st.DataObject, task: Task) -> InputRequest:
+        later = st.sampled_from([None, self.now + SECOND, self.now + 10 * SECOND])
+        return InputRequest(
+            self.next_id("req"),
+            task.id,
+            "question",
+            "Go on?",
+            position="ask:1",
+            created_at=self.now,
+            deadline_at=data.draw(later, "deadline"),
+            on_expiry=data.draw(st.sampled_from(["default", "deny", "fail", "remind"]), "policy"),
+            default={"go": "on"},
+            remind_every=data.draw(st.sampled_from([None, 5 * SECOND]), "every"),
+            remind_at=data.draw(later, "remind"),
+        )
+
+    def some_waits(self, data: st.DataObject, task: Task) -> tuple[Wait, ...]:
+        ids = [request.id for request in task.core.requests]
+        others = [id for id in (*self.ids, MISSING) if id != task.id]
+        wait: st.SearchStrategy[Wait] = st.one_of(
+            st.sampled_from([*ids, "req_none"]).map(WaitForAnswer),
+            st.sampled_from([0, SECOND, 5 * SECOND]).map(lambda span: WaitUntil(self.now + span)),
+            st.builds(WaitForTasks, _some_of(others, 3), st.booleans()),
+            st.sampled_from([0, 1]).map(lambda n: WaitForMessage(max(task.core.messages - n, 0))),
+        )
+        return tuple(data.draw(st.lists(wait, max_size=2), "waits"))
+
+    # --- steps: running work, files, inbox, workers ------------------------------------------------------
+
+    @rule(data=st.data())
+    def holders_write(self, data: st.DataObject) -> None:
+        """Any write of running work, from the holder or a zombie; a zombie's changes nothing."""
+        for id in self.some_tasks(data, 1, 6):
+            task = self.find(id)
+            if task is None:
+                continue
+            attempt = task.core.attempt
+            if data.draw(one_in(4), "zombie"):
+                attempt = data.draw(st.integers(0, 3), "attempt")
+            kept = self.on_all(self.some_write(data, task, attempt))
+            is_holder = task.core.is_held and task.core.attempt == attempt
+            assert kept == is_holder
+            if not is_holder:
+                self.check_nothing_changed()
+            self.look()
+
+    @rule(data=st.data())
+    def several_write_at_once(self, data: st.DataObject) -> None:
+        acts: list[Act] = []
+        for id in self.some_tasks(data, 2, 6):
+            task = self.find(id)
+            if task is None:
+                continue
+            if data.draw(one_in(3), "a change"):
+                change = self.some_change(data, id)
+                if change is not None and not change.live_changed:
+                    acts.append(_committing(change))
+            else:
+                acts.append(self.some_write(data, task, task.core.attempt, with_live=False))
+        self.on_all(lambda ledger: _together(ledger, acts))
+        self.look()
+
+    def some_write(self, data: st.DataObject, task: Task, attempt: int, *, with_live: bool = True) -> Act:
+        """A write as a function of the store, so that each store is asked the same."""
+        draw, now = data.draw, self.now
+        kinds = ["journal", "print", "file"] + (["report", "append"] if with_live else [])
+        kind = draw(st.sampled_from(kinds), "write")
+        if kind == "report":
+            live = self.some_live(data, task)
+            delta = json.loads(orjson.dumps(difference(task.live, live)))
+            report = Report(task.id, attempt, now, live, delta or None)
+            return lambda ledger: _first(ledger.report([report]))
+        if kind == "journal":
+            step = replace(self.some_step(data, task), attempt=attempt)
+            return lambda ledger: _first(ledger.journal([step]))
+        if kind == "print":
+            text = draw(st.sampled_from(["line\n", "naïve", "🦉" * 3, "x" * 40]), "text")
+            chunk = OutputChunk(task.id, attempt, draw(st.sampled_from(["stdout", "log"]), "stream"), text, now, 64)
+            return lambda ledger: _first(ledger.print([chunk]))
+        if kind == "append":
+            live = self.some_live(data, task)
+            forget = draw(st.sampled_from([None, "model:1", ""]), "forget")
+            steps = (replace(self.some_step(data, task), attempt=attempt),) if draw(st.booleans(), "step") else ()
+            session = draw(st.sampled_from(SESSIONS), "transcript")
+            page = Page(session, task.id, attempt, live.iterations, (b"1", b'{"a":2}'), live, now, forget, steps)
+            return lambda ledger: ledger.append(page)
+        path = draw(st.sampled_from(["/a", "/b/c", f"/.tasks/{task.id}/log"]), "path")
+        file = FileWrite(task.session_id, path, f"{self.count}".encode(), "text/plain", now, task.id)
+        return lambda ledger: ledger.write_file(file, (task.id, attempt))
+
+    @rule(session=st.sampled_from(SESSIONS), data=st.data())
+    def something_else_happens(self, session: str, data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(["/a", "/b/c", "/é"]), "path")
+        worker = data.draw(st.sampled_from(WORKERS), "worker")
+        match data.draw(st.sampled_from(["write", "delete", "acknowledge", "register", "retire"]), "what"):
+            case "write":
+                file = FileWrite(session, path, b"by hand", "text/plain", self.now)
+                self.on_all(lambda ledger: ledger.write_file(file))
+            case "delete":
+                self.on_all(lambda ledger: ledger.delete_file(session, path))
+            case "acknowledge":
+                count = data.draw(st.integers(1, 2), "how many")
+                self.on_all(lambda ledger: _acknowledge(ledger, session, count))
+            case "register":
+                card = WorkerCard(worker, "host", "boot", 1, self.now, ROUTES, "1", 4)
+                self.on_all(lambda ledger: ledger.register(card))
+            case _:
+                self.on_all(lambda ledger: ledger.retire(worker))
+        self.look()
+
+    def check_nothing_changed(self) -> None:
+        dump = self.ask(lambda ledger: _dump(ledger, self.ids))
+        assert {key: value for key, value in dump.items() if self.before.get(key) != value} == {}
+
+
+# --- reading a store whole -------------------------------------------------------------------------------
+
+
+async def _dump(ledger: Ledger, ids: Sequence[str]) -> Dump:
+    """All that can be read, but for what one store may number otherwise than another."""
+    views, dump = ledger.views, Dump()
+    found = {task.id: task for task in await views.tasks(ids)}
+    for id in ids:
+        dump["task", id] = found.get(id)
+        dump["steps", id] = list(await views.steps(id))
+        dump["attempts", id] = list(await views.attempts(id))
+        dump["requests", id] = list(await views.requests(id))
+        dump["messages", id] = list(await views.messages(id))
+        dump["output", id] = await views.output(id)
+        dump["active_at", id] = await views.active_at(id)
+        dump["children", id] = sorted(task.id for task in await views.children(id))
+    for session in SESSIONS:
+        dump["session", session] = await views.session(session)
+        dump["log", session] = [
+            (row.seq, row.task_id, row.type, row.at, orjson.loads(row.data))
+            for row in await views.events(session, limit=1_000_000)
+        ]
+        dump["inbox", session] = [
+            (row.task_id, row.reason, orjson.loads(orjson.dumps(row.body)), row.created_at)
+            for row in await views.inbox(session)
+        ]
+        files = list(await views.files(session))
+        dump["files", session] = files
+        dump["contents", session] = [await views.file(session, file.path) for file in files]
+        dump["transcript", session] = list(await views.transcript(session))
+    for worker in WORKERS:
+        dump["held", worker] = sorted(await views.held_by(worker), key=lambda beat: beat.task_id)
+    dump["follow_ups",] = await _follow_ups(ledger)
+    dump["overdue",] = await _overdue(ledger, START + 10_000 * SECOND)
+    dump["counts",] = {state: count for state, count in (await views.count_by_state()).items() if count}
+    dump["workers",] = sorted((worker.card for worker in await views.workers()), key=lambda card: card.id)
+    return dump
+
+
+async def _follow_ups(ledger: Ledger) -> list[tuple[str, Any]]:
+    return [(one.task_id, one.event) for one in await ledger.views.follow_ups(10_000)]
+
+
+async def _overdue(ledger: Ledger, now: Instant) -> list[tuple[str, Instant | None]]:
+    overdue = await ledger.views.overdue(now, 10_000)
+    deadlines = [task.core.next_deadline_at or 0 for task in overdue]
+    assert deadlines == sorted(deadlines)
+    return sorted((task.id, task.core.next_deadline_at) for task in overdue)
+
+
+async def _open_children(ledger: Ledger, id: str) -> tuple[str, ...]:
+    children = await ledger.views.children(id)
+    return tuple(sorted(child.id for child in children if not child.is_terminal and not child.input.detached))
+
+
+def _dumping(ids: Sequence[str]) -> Callable[[Ledger], Awaitable[Dump]]:
+    return lambda ledger: _dump(ledger, ids)
+
+
+# --- acting on a store -----------------------------------------------------------------------------------
+
+
+def _committing(change: Change) -> Act:
+    return lambda ledger: ledger.commit([change])
+
+
+async def _settle(ledger: Ledger, place: int, change: Change, times: int) -> Sequence[Verdict]:
+    """Answer the follow-up at that place among those that wait; its number is the store's own."""
+    pending = await ledger.views.follow_ups(10_000)
+    return await ledger.commit([replace(change, settles=pending[place].id)] * times)
+
+
+async def _acknowledge(ledger: Ledger, session: str, count: int) -> int:
+    """Acknowledge the oldest entries; their numbers are the store's own."""
+    rows = (await ledger.views.inbox(session))[:count]
+    return await ledger.acknowledge(session, rows[-1].seq) if rows else 0
+
+
+async def _together(ledger: Ledger, acts: Iterable[Act]) -> list[Any]:
+    """As from many callers; their order is that in which they called."""
+    return [_listed(answer) for answer in await asyncio.gather(*(act(ledger) for act in acts))]
+
+
+async def _first(answers: Awaitable[Sequence[bool]]) -> bool:
+    (answer,) = await answers
+    return answer
+
+
+def _some_of(ids: Sequence[str], most: int) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(ids), max_size=most, unique=True).map(tuple)
+
+
+def _listed(answer: Any) -> Any:
+    return list(answer) if isinstance(answer, list | tuple) else answer
+
+
+def _timeless(task: Task) -> Task:
+    """The record without what is not versioned: live values, and whether its moment has come."""
+    return replace(task, live=Live(), core=replace(task.core, readiness=None))
+
+
+def _normalised(record: Any) -> Any:
+    """Of a timed task the log does not say that it became ready."""
+    core = record["core"]
+    readiness = "timed or ready" if core["readiness"] in ("timed", "ready") else core["readiness"]
+    return {**record, "core": {**core, "readiness": readiness}}
+
+
+# --- the tests -------------------------------------------------------------------------------------------
+
+
+def _run(history: Callable[[], Histories], settings: settings) -> None:
+    run_state_machine_as_test(cast(type[Histories], history), settings=settings)  # any factory will do
+
+
+QUICK = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+LONG = settings(QUICK, max_examples=2000, stateful_step_count=100)
+
+
+@pytest.mark.slow
+def test_random_histories_keep_the_invariants_on_the_reference():
+    _run(lambda: Histories(["memory"]), settings=QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "memory"])
+def test_random_histories_go_the_same_way_on_every_store(name: str):
+    _run(lambda: Histories(["memory", name]), settings=QUICK)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", BACKENDS)
+def test_very_many_random_histories_go_the_same_way_on_every_store(name: str):
+    _run(lambda: Histories(["memory", name]), settings=LONG)
