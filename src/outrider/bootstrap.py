@@ -1,6 +1,7 @@
 """The composition root: `Outrider`, the app that names tools and agents, and `open`, which puts a runtime together.
 
-Only this module and `testing` name a concrete store.
+Only this module and `testing` name a concrete store. It imports what it composes when it composes it: who only
+looks into a store, as `outrider tasks` does, needs `open_ledger` and nothing that runs tasks.
 """
 
 from __future__ import annotations
@@ -10,24 +11,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import unquote, urlsplit
 
-from outrider.agents.engine import DEFAULT_ENGINE
-from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.core.task import Effects, Retry, Timeouts
 from outrider.core.values import JSONObject
-from outrider.kinds.background_tool import BackgroundTool
-from outrider.kinds.subagent import Subagent
-from outrider.runtime.clock import SystemClock
-from outrider.runtime.facade import Runtime
-from outrider.runtime.options import Length, retry_policy, timeouts_of
-from outrider.runtime.registry import Isolation, Registry, Tool
-from outrider.runtime.services import Services
-from outrider.runtime.worker import Worker
 from outrider.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from outrider.runtime.facade import Runtime
+    from outrider.runtime.options import Length
+    from outrider.runtime.registry import Isolation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +32,10 @@ class Outrider:
     """An app: the tools and agents that its workers can run, by name."""
 
     def __init__(self, settings: WorkerSettings | None = None) -> None:
+        from outrider.kinds.background_tool import BackgroundTool
+        from outrider.kinds.subagent import Subagent
+        from outrider.runtime.registry import Registry
+
         self.registry = Registry()
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
@@ -85,6 +85,8 @@ class Outrider:
         its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
         its own, `requires_approval` makes an agent ask before it calls it.
         """
+        from outrider.runtime.options import retry_policy, timeouts_of
+        from outrider.runtime.registry import Tool
 
         def register(fn: F) -> F:
             tool = Tool.of(
@@ -109,7 +111,7 @@ class Outrider:
         name: str,
         agent: object | None = None,
         *,
-        engine: str = DEFAULT_ENGINE,
+        engine: str | None = None,
         deps: object | None = None,
         model: str | JSONObject | None = None,
         model_settings: JSONObject | None = None,
@@ -120,13 +122,17 @@ class Outrider:
     ) -> None:
         """Register an agent under a name: one of the engine's own, as it is, or what a plain one is made of.
 
-        `tools` are names of registered tools; `require_approval` names those it must ask for, True for all.
+        `tools` are names of registered tools; `require_approval` names those it must ask for, True for all;
+        `engine` None means the default one.
         """
+        from outrider.agents.engine import DEFAULT_ENGINE
+        from outrider.agents.registered import RegisteredAgent
+
         if name in self.registry.agents:
             raise InvalidArguments(f"there is an agent named {name!r} already")
         self.registry.agents[name] = RegisteredAgent(
             name,
-            engine,
+            engine or DEFAULT_ENGINE,
             agent,
             deps,
             model,
@@ -147,6 +153,11 @@ class Outrider:
         worker drains: steps in flight finish, the rest is handed over. Raises a StoreError if the store cannot be
         opened.
         """
+        from outrider.runtime.clock import SystemClock
+        from outrider.runtime.facade import Runtime
+        from outrider.runtime.services import Services
+        from outrider.runtime.worker import Worker
+
         settings = self.settings if concurrency is None else replace(self.settings, concurrency=concurrency)
         ledger = await open_ledger(url)
         services = Services.over(ledger, SystemClock(), self.registry, settings)

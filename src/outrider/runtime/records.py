@@ -24,7 +24,8 @@ from outrider.runtime.clock import as_datetime
 class Record(BaseModel):
     """What every public record has in common: it is frozen, and reads like a value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built on first use: a program pays only for the records that it makes, not for all twenty at its start.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class RetryRecord(Record):
