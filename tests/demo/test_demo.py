@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ KEYS = {
 }
 
 
-def demonstrate(folder: Path, cwd: Path) -> tuple[int, dict]:
+def demonstrate(folder: Path, cwd: Path) -> tuple[int, dict[str, Any]]:
     program = f"import sys; from outrider.demo.show import run; sys.exit(run({str(folder)!r}, as_json=True))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=110

@@ -239,9 +239,8 @@ class _Show:
         say(f"model calls: {verdict.model_calls} journaled, {verdict.model_calls_repeated} repeated")
         say(f"event log gap-free: {'yes' if verdict.events_gap_free else 'NO'}")
         say(f"report: {verdict.report or 'none'}")
-        say(
-            f"{'everything holds' if verdict.ok else 'SOMETHING DOES NOT HOLD'}: {verdict.kills} kills, {verdict.seconds} s"
-        )
+        conclusion = "everything holds" if verdict.ok else "SOMETHING DOES NOT HOLD"
+        say(f"{conclusion}: {verdict.kills} kills, {verdict.seconds} s")
         if not verdict.ok:
             say(f"the worker's log is {self._folder / 'worker.log'}")
 

@@ -47,6 +47,9 @@ class BackgroundTool:
             {"tool": name, "arguments": plain}, f"{KIND}:{name}", name, tool.retry, tool.timeouts, tool.result
         )
 
+    async def prepare(self) -> None:
+        """Nothing has to be ready before."""
+
     async def run(self, task: TaskContext) -> Any:
         """Run the tool to its end."""
         tool = self._registry.tool(task.spec["tool"])

@@ -97,6 +97,12 @@ class Subagent:
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
         return CheckedSpec(jsonable(dict(spec)), route, shorten(prompt.strip().splitlines()[0], 60))
 
+    async def prepare(self) -> None:
+        """Import the engines of registered agents, before a worker claims anything."""
+        for agent in self._registry.agents.values():
+            if isinstance(agent, RegisteredAgent):
+                await self._engine(agent.engine)
+
     async def run(self, task: TaskContext) -> Any:
         """Run the agent to its answer."""
         finished = task.journal.at(OUTCOME)

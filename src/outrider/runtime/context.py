@@ -191,12 +191,12 @@ class TaskContext:
             shape = shape_of(fn)
             begun = await self.begin_step(position, effects)
             if begun is not None:
-                return cast(T, shape.read(begun))
+                return shape.read(begun)
             if _wants_key(fn):
                 kwargs.setdefault("idempotency_key", f"{self.id}:{position.name}")
             value = await self._call(fn, args, kwargs)
             encoded = await self.finish_step(position, value)
-            return cast(T, value if _is_immutable(value) else shape.read(encoded))
+            return value if _is_immutable(value) else shape.read(encoded)
 
     async def begin_step(self, position: Position, effects: Effects) -> bytes | None:
         """Return the journaled result of a step; None, with its intent written if need be, when it is to be run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -40,6 +40,10 @@ class Executor(Protocol):
 
         Raises a `Refused` with the reason; nothing is written then.
         """
+        ...
+
+    async def prepare(self) -> None:
+        """Load what takes long to load; awaited once by a worker before it claims."""
         ...
 
     async def run(self, task: TaskContext) -> Any:
@@ -217,7 +221,6 @@ class Registry:
         self.tools: dict[str, Tool] = {}
         self.agents: dict[str, object] = {}
         self.executors: dict[str, Executor] = {}
-        self.release_hooks: list[Callable[[str], Awaitable[None]]] = []
 
     def tool(self, name: str) -> Tool:
         """The tool of that name. Raises UnknownName with the names that are known."""

@@ -90,6 +90,8 @@ class Worker:
         lock, lease = await self._present_itself(loop)
         helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
         try:
+            for executor in self._services.registry.executors.values():
+                await executor.prepare()
             await self._work()
         finally:
             await asyncio.shield(self._drain())
