@@ -23,3 +23,6 @@ async def open_sqlite(folder: Path) -> Ledger:
 
 
 BACKENDS: Mapping[str, StoreFactory] = {"memory": open_memory, "sqlite": open_sqlite}
+
+SHARED = ("sqlite",)
+"""The stores that several processes can open."""

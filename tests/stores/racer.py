@@ -1,0 +1,92 @@
+"""A process that races others on one store: `python -m tests.stores.racer STORE FOLDER ROLE [ARGUMENT…]`.
+
+It says `ready` when the store is open, starts at the first line of its input, and then says, a JSON value a
+line, what it was told. A value stands there only once the store has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from outrider.core.errors import RequestClosed
+from outrider.core.events import Answered
+from outrider.core.ledger import Committed, Existing, Stale
+from outrider.core.machine import apply
+from tests.stores.backends import BACKENDS
+from tests.stores.scene import Scene
+
+
+def say(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+async def claim(scene: Scene, name: str) -> None:
+    """Claims until nothing is left, and says which ids it got."""
+    while tasks := (await scene.claim(name, limit=3)).tasks:
+        for task in tasks:
+            say(task.id)
+
+
+async def answer(scene: Scene, name: str) -> None:
+    """Answers every request `req_N` of `task_N`, and says which it won."""
+    for task in await scene.views.tasks([f"task_{n}" for n in range(20)]):
+        request_id = task.id.replace("task", "req")
+        record = task
+        while True:
+            try:
+                verdict = await scene.one(apply(record, Answered(request_id, name, by=name), scene.now))
+            except RequestClosed:
+                break
+            if isinstance(verdict, Committed):
+                say(request_id)
+                break
+            assert isinstance(verdict, Stale)
+            assert verdict.current is not None
+            record = verdict.current
+
+
+async def create(scene: Scene, name: str, count: str) -> None:
+    """Creates tasks under the keys 0 to `count`, and says for each the id that holds its key."""
+    for key in range(int(count)):
+        verdict = await scene.one(scene.new(f"task_{key:03}_{name}", idempotency_key=f"key_{key}"))
+        assert isinstance(verdict, Committed | Existing)
+        say(verdict.task.id)
+
+
+async def flood(scene: Scene, name: str) -> None:
+    """Creates tasks from eight callers until it is killed, and says each id once it is durable."""
+
+    async def caller(number: int) -> None:
+        turn = 0
+        while True:
+            id = f"task_{name}_{number}_{turn:05}"
+            await scene.create(id)
+            say(id)
+            turn += 1
+
+    await asyncio.gather(*(caller(number) for number in range(8)))
+
+
+ROLES: Mapping[str, Callable[..., Awaitable[None]]] = {
+    "claim": claim,
+    "answer": answer,
+    "create": create,
+    "flood": flood,
+}
+
+
+async def main(store: str, folder: str, role: str, *arguments: str) -> None:
+    ledger = await BACKENDS[store](Path(folder))
+    say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+    await ROLES[role](Scene(ledger), *arguments)
+    await ledger.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""Several processes on one store: what holds among the callers of one loop holds among them too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+from anyio.streams.text import TextReceiveStream
+
+from outrider.core.events import Asked
+from outrider.core.ledger import Signal
+from tests.stores.backends import BACKENDS, SHARED
+from tests.stores.scene import SESSION, Ear, Scene
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Place:
+    """A store that this process has open, and where others find it."""
+
+    store: str
+    folder: Path
+    scene: Scene
+
+
+class Racer:
+    """Another process on the same store; see `tests.stores.racer`."""
+
+    def __init__(self, process: anyio.abc.Process) -> None:
+        assert process.stdout is not None
+        self.process = process
+        self.said: list[Any] = []
+        self._stream = TextReceiveStream(process.stdout)
+        self._rest = ""
+
+    async def hear(self, enough: Callable[[list[Any]], bool]) -> None:
+        """Listen until it has said enough, or has ended."""
+        while not enough(self.said):
+            try:
+                self._rest += await self._stream.receive()
+            except anyio.EndOfStream:
+                return
+            *lines, self._rest = self._rest.split("\n")
+            self.said += [json.loads(line) for line in lines]
+
+    async def go(self) -> None:
+        assert self.process.stdin is not None
+        await self.process.stdin.send(b"go\n")
+
+    async def finish(self) -> list[Any]:
+        """All it said once it has ended well."""
+        await self.hear(lambda said: False)
+        assert await self.process.wait() == 0
+        return self.said
+
+    async def kill(self) -> list[Any]:
+        """All it said before it was killed."""
+        self.process.send_signal(signal.SIGKILL)
+        await self.hear(lambda said: False)
+        await self.process.wait()
+        return self.said
+
+
+@pytest.fixture(params=SHARED)
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    ledger = await BACKENDS[request.param](tmp_path)
+    scene = Scene(ledger)
+    await scene.session()
+    yield Place(request.param, tmp_path, scene)
+    await ledger.close()
+
+
+@pytest.fixture
+async def start(place: Place) -> AsyncIterator[Callable[..., Any]]:
+    """Starts racers of one role, one for each name, all ready to go."""
+    async with AsyncExitStack() as stack:
+
+        async def start(role: str, names: Sequence[str], *arguments: str) -> list[Racer]:
+            racers = []
+            for name in names:
+                command = [sys.executable, "-m", "tests.stores.racer", place.store, str(place.folder), role, name]
+                process = await anyio.open_process([*command, *arguments], cwd=ROOT, stderr=None, env={**os.environ})
+                stack.push_async_callback(process.aclose)
+                racers.append(Racer(process))
+            for racer in racers:
+                await racer.hear(bool)
+                assert racer.said.pop() == "ready"
+            return racers
+
+        yield start
+
+
+async def test_no_task_is_given_to_two_processes_and_none_is_left(place: Place, start: Callable[..., Any]):
+    ids = [f"task_{n:03}" for n in range(300)]
+    await place.scene.ledger.commit([place.scene.new(id) for id in ids])
+    racers = await start("claim", ["worker_a", "worker_b"])
+    for racer in racers:
+        await racer.go()
+    got = [await racer.finish() for racer in racers]
+    assert Counter(got[0] + got[1]) == Counter(ids)
+    for worker, mine in zip(("worker_a", "worker_b"), got, strict=True):
+        assert sorted(beat.task_id for beat in await place.scene.views.held_by(worker)) == sorted(mine)
+
+
+async def test_of_answers_from_two_processes_the_first_wins_and_the_other_is_told(
+    place: Place, start: Callable[..., Any]
+):
+    for n in range(20):
+        await place.scene.running(f"task_{n}")
+        await place.scene.apply(f"task_{n}", Asked(1, place.scene.request(f"req_{n}", f"task_{n}")))
+    racers = await start("answer", ["user_a", "user_b"])
+    for racer in racers:
+        await racer.go()
+    won = {name: await racer.finish() for name, racer in zip(("user_a", "user_b"), racers, strict=True)}
+    assert sorted(won["user_a"] + won["user_b"]) == sorted(f"req_{n}" for n in range(20))
+    for name, ids in won.items():
+        for id in ids:
+            request = await place.scene.views.request(id)
+            assert request is not None
+            assert (request.answered_by, request.answer) == (name, name)
+
+
+async def test_tasks_created_by_two_processes_under_the_same_keys_exist_once(place: Place, start: Callable[..., Any]):
+    racers = await start("create", ["a", "b"], "60")
+    for racer in racers:
+        await racer.go()
+    one, two = [await racer.finish() for racer in racers]
+    assert one == two, "both were told the same id for each key"
+    log = await place.scene.log()
+    assert [row.seq for row in log] == list(range(1, 62))
+    assert sorted(row.task_id for row in log if row.task_id) == one
+
+
+async def test_a_log_that_two_processes_write_is_gap_free_for_whoever_follows_it(
+    place: Place, start: Callable[..., Any]
+):
+    racers = await start("flood", ["a", "b"])
+    for racer in racers:
+        await racer.go()
+    read: list[int] = []
+    while len(read) < 300:
+        rows = await place.scene.views.events(SESSION, after=read[-1] if read else 0, limit=50)
+        read += [row.seq for row in rows]
+    assert read == list(range(1, len(read) + 1))
+    for racer in racers:
+        assert await racer.kill()
+
+
+async def test_what_a_killed_process_had_acknowledged_is_there_and_nothing_by_half(
+    place: Place, start: Callable[..., Any]
+):
+    for name in "abc":
+        (racer,) = await start("flood", [name])
+        await racer.go()
+        await racer.hear(lambda said: len(said) >= 200)
+        said = await racer.kill()
+        found = await place.scene.views.tasks(said)
+        assert {task.id for task in found} == set(said)
+    log = await place.scene.log()
+    assert [row.seq for row in log] == list(range(1, len(log) + 1))
+    logged = [row.task_id for row in log if row.type == "task.created"]
+    counts = await place.scene.views.count_by_state()
+    assert sum(counts.values()) == len(logged) == len(set(logged))
+    assert len(await place.scene.claimed_ids(limit=10_000)) == len(logged), "each of them can be claimed"
+
+
+async def test_who_listens_hears_of_what_another_process_wrote(place: Place, start: Callable[..., Any]):
+    ear = Ear(place.scene.ledger)
+
+    def concerns(heard: Signal) -> bool:
+        return heard.unknown or "task_000_a" in heard.task_ids
+
+    (racer,) = await start("create", ["a"], "1")
+    ear.signals.clear()
+    await racer.go()
+    await ear.hears(concerns)
+    assert await racer.finish() == ["task_000_a"]
