@@ -1410,6 +1410,15 @@ class Queries(Contract):
         assert sorted(task.id for task in found) == ["task_1", "task_4"]
         assert list(await crowd.views.tasks([])) == []
 
+    @pytest.mark.parametrize(
+        ("part", "ids"),
+        [("task_4", "4"), ("_3", "3"), ("ask_3", "3"), ("task_", "012345"), ("ask_", ""), ("TASK", ""), ("%", "")],
+    )
+    async def test_ids_of_tasks_are_found_by_their_beginning_or_end(self, crowd: Scene, part: str, ids: str):
+        found = await crowd.views.task_ids(part, 10)
+        assert list(found) == [f"task_{n}" for n in ids]
+        assert list(await crowd.views.task_ids(part, 2)) == [f"task_{n}" for n in ids[:2]]
+
     async def test_children_are_found_by_their_parent_ended_ones_too(self, crowd: Scene):
         await crowd.apply("task_1", CancelRequested())
         assert sorted(task.id for task in await crowd.views.children("task_0")) == ["task_1", "task_2"]

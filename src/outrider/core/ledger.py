@@ -320,6 +320,10 @@ class Views(Protocol):
         """The tasks of these ids that exist, in no particular order."""
         ...
 
+    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits."""
+        ...
+
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
         ...

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from outrider.core.errors import (
     IdempotencyConflict,
     InvalidAnswer,
+    InvalidArguments,
     NotFound,
     RequestClosed,
     TaskCanceled,
@@ -92,6 +93,25 @@ class Tasks:
         if task is None:
             raise NotFound.of("task", task_id)
         return task
+
+    async def find(self, part: str) -> Task:
+        """Return the task of that id, or the only one whose id begins or ends with it; `task_` may be left out.
+
+        Raises NotFound, or InvalidArguments when it fits several.
+        """
+        views = self._services.views
+        task = await views.task(part)
+        if task is not None:
+            return task
+        found = await views.task_ids(part, 6) if part else ()
+        if not found and part:
+            found = await views.task_ids(f"task_{part}", 6)
+        if len(found) > 1:
+            raise InvalidArguments(
+                f"{part!r} fits several tasks: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}",
+                details={"matches": builtins.list(found[:5])},
+            )
+        return await self.get(found[0] if found else part)
 
     async def record(self, task_id: str) -> TaskRecord:
         """Return a task's whole public record, with what is derived on read. Raises NotFound."""

@@ -575,6 +575,10 @@ class MemoryViews:
         rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
         return [row.task for row in rows if row is not None]
 
+    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order."""
+        return sorted(id for id in self._open().tasks if id.startswith(part) or id.endswith(part))[:limit]
+
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
         found = [row.task for row in self._open().tasks.values() if _passes(row.task, filter)]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from outrider.core.change import AttemptEnd, LogType
+from outrider.core.errors import StoreLocked
 from outrider.core.events import Message, Step
 from outrider.core.ledger import (
     Beat,
@@ -47,6 +48,7 @@ from outrider.stores.sqlite.statements import Statements, listed
 T = TypeVar("T")
 
 READERS = 3
+POOL = "outrider-reader"
 SHORT = 100
 """Up to how many rows a read counts as short."""
 
@@ -56,7 +58,7 @@ class SqliteViews:
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outrider-reader")
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix=POOL)
         self._of_thread = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._is_closed = False
@@ -72,12 +74,16 @@ class SqliteViews:
 
     async def task(self, task_id: str) -> Task | None:
         """The task of that id."""
-        found = self._now(lambda read: tasks_of(read.array("tasks_by_id", listed([task_id]))))
+        found = await self._short(lambda read: tasks_of(read.array("tasks_by_id", listed([task_id]))))
         return found[0] if found else None
 
     async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
         """The tasks of these ids that exist, in no particular order."""
         return await self._read(len(ids), lambda read: tasks_of(read.array("tasks_by_id", listed(ids))))
+
+    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order."""
+        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -91,11 +97,11 @@ class SqliteViews:
 
     async def held_by(self, worker_id: str) -> Sequence[Beat]:
         """What that worker holds now."""
-        return self._now(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
+        return await self._short(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
 
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
-        row = self._now(lambda read: read.row("active_at", task_id))
+        row = await self._short(lambda read: read.row("active_at", task_id))
         return None if row is None else row[0]
 
     async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
@@ -130,15 +136,15 @@ class SqliteViews:
 
     async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
         """The task's closed attempts, in order."""
-        return self._now(lambda read: [read_attempt(task_id, *row) for row in read.array("attempts", task_id)])
+        return await self._short(lambda read: [read_attempt(task_id, *row) for row in read.array("attempts", task_id)])
 
     async def requests(self, task_id: str) -> Sequence[InputRequest]:
         """All requests the task ever made, oldest first."""
-        return self._now(lambda read: [read_request(data) for data in read.array("requests", task_id)])
+        return await self._short(lambda read: [read_request(data) for data in read.array("requests", task_id)])
 
     async def request(self, request_id: str) -> InputRequest | None:
         """The request of that id, pending or closed."""
-        row = self._now(lambda read: read.row("request", request_id))
+        row = await self._short(lambda read: read.row("request", request_id))
         return None if row is None else read_request(decode(row[0]))
 
     async def messages(
@@ -166,13 +172,13 @@ class SqliteViews:
 
     async def count_by_state(self) -> Mapping[State, int]:
         """How many tasks there are in each state."""
-        return self._now(lambda read: {STATES[state]: count for state, count in read.array("counts")})
+        return await self._short(lambda read: {STATES[state]: count for state, count in read.array("counts")})
 
     # --- sessions ----------------------------------------------------------------------------------------
 
     async def session(self, session_id: str) -> Session | None:
         """The session of that id."""
-        return self._now(lambda read: session_by_id(read, session_id))
+        return await self._short(lambda read: session_by_id(read, session_id))
 
     async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
@@ -195,13 +201,13 @@ class SqliteViews:
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""
-        row = self._now(lambda read: read.row("first_seq", session_id))
+        row = await self._short(lambda read: read.row("first_seq", session_id))
         return 1 if row is None else cast(int, row[0])
 
     async def file(self, session_id: str, path: str) -> bytes | None:
         """The content of a session's file."""
         task_id, rest = owner_of(path) or (None, None)
-        row = self._now(lambda read: read.row("file", session_id, task_id, rest, path))
+        row = await self._short(lambda read: read.row("file", session_id, task_id, rest, path))
         return None if row is None else row[0]
 
     async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
@@ -239,12 +245,12 @@ class SqliteViews:
 
     # --- where a read runs -------------------------------------------------------------------------------
 
-    def _now(self, read: Callable[[Statements], T]) -> T:
-        """Read right here, which the caller knows to be short."""
-        if self._is_closed:
-            raise self._file.closed()
-        with self._file.errors():
-            return read(self._statements())
+    async def _short(self, read: Callable[[Statements], T]) -> T:
+        """Read right here, which the caller knows to be short; wait for a lock elsewhere."""
+        try:
+            return self._now(read)
+        except StoreLocked:
+            return await self._later(read)
 
     async def _later(self, read: Callable[[Statements], T]) -> T:
         """Read in the pool."""
@@ -252,13 +258,20 @@ class SqliteViews:
             raise self._file.closed()
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._now, read)
 
+    def _now(self, read: Callable[[Statements], T]) -> T:
+        if self._is_closed:
+            raise self._file.closed()
+        with self._file.errors():
+            return read(self._statements())
+
     async def _read(self, rows: int, read: Callable[[Statements], T]) -> T:
-        return self._now(read) if rows <= SHORT else await self._later(read)
+        return await (self._short(read) if rows <= SHORT else self._later(read))
 
     def _statements(self) -> Statements:
         statements: Statements | None = getattr(self._of_thread, "statements", None)
         if statements is None:
-            connection = self._file.connect(readonly=True)
+            is_pooled = threading.current_thread().name.startswith(POOL)
+            connection = self._file.connect(readonly=True, timeout=None if is_pooled else 0)
             self._connections.append(connection)
             statements = self._of_thread.statements = Statements(connection)
         return statements

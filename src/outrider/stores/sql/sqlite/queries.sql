@@ -235,6 +235,14 @@ select {task}
 from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
 where t.id in (select value from json_each(?));
 
+-- task_ids --
+-- Looks at every id, in the index on them and nowhere else; no LIKE, whose wildcards an id may contain.
+select json_group_array(id) from (
+    select id from tasks
+    where substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1
+    order by id limit ?2
+);
+
 -- tasks_where --
 -- A page of tasks; the conditions and the order are filled in by `views.list_tasks`, from its own texts only.
 select {task}
