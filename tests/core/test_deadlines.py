@@ -4,7 +4,7 @@ import pytest
 
 from outrider.core.deadlines import next_deadline
 from outrider.core.errors import Superseded
-from outrider.core.events import Stopped, WatchedEnded
+from outrider.core.events import HolderLost, Stopped, WatchedEnded
 from outrider.core.task import Retry, State, Timeouts, WaitForAnswer, WaitForMessage, WaitUntil
 from outrider.core.values import SECOND
 from tests.core.stage import OTHER, START, Stage, held, new, question, the
@@ -106,6 +106,13 @@ def test_idle_moves_on_with_every_sign_of_life():
     stage = held(timeouts=Timeouts(idle=SPAN)).later(SPAN).look(active_at=START + 50 * SECOND)
     assert (stage.task.core.next_deadline_at, stage.task.core.stopping) == (START + 50 * SECOND + SPAN, None)
     assert stage.task.core.updated_at == stage.now
+
+
+@pytest.mark.parametrize("event", [WatchedEnded(OTHER, State.FAILED), HolderLost(9)], ids=["not awaited", "not held"])
+def test_news_that_changes_nothing_does_not_forget_the_sign_of_life(event):
+    stage = held(timeouts=Timeouts(idle=SPAN)).later(SPAN).look(active_at=START + 50 * SECOND)
+    assert stage.tell(event).last.is_noop
+    assert stage.task.core.next_deadline_at == START + 50 * SECOND + SPAN
 
 
 def test_a_sign_of_life_of_an_earlier_attempt_does_not_count():

@@ -222,9 +222,8 @@ class _Draft:
         live = {} if self.live is None else difference(before.live, self.live)
         if core or outcome or live or self.extra or self.logged or self.requests or self.inbox or self.follow_ups:
             return self._write(core, live, outcome)
-        deadline = next_deadline(before.input, old, self.active_at)
-        if deadline != old.next_deadline_at:  # a look at the clock that came early: the next one is later
-            return self._write({}, {}, {})
+        if self.active_at is not None and next_deadline(before.input, old, self.active_at) != old.next_deadline_at:
+            return self._write({}, {}, {})  # a look at the clock that came early: the next one is later
         return Change(before, before=old.version, is_noop=True)
 
     def _write(self, core: dict[str, Any], live: dict[str, Any], outcome: dict[str, Any]) -> Change:
