@@ -30,7 +30,7 @@ from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.core.session import NewSession
 from outrider.core.task import Effects
-from outrider.core.values import JSON, JSONObject, evolve
+from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.runtime.attempt import Scope, shorten
 from outrider.runtime.codec import decode, encode, jsonable
@@ -55,6 +55,7 @@ FIELDS = frozenset(
 OPEN = "agent!"
 """Prefix of the journal rows of the open iteration."""
 OUTCOME = "outcome!"
+ITERATION = "iteration!"
 SESSION = "session!"
 
 
@@ -254,11 +255,10 @@ class _Run:
             model=iteration.model,
         )
         now = task.services.clock.now()
-        steps: tuple[Step, ...] = ()
+        # One row, replaced each time: it tells whoever recovers the task that this attempt came further.
+        steps = [self._row(ITERATION, "iteration", now, encode(iteration.number))]
         if iteration.outcome is not None:
-            ordinal = task.journal.own(OUTCOME, "outcome").ordinal
-            value = encode(iteration.outcome.to_json())
-            steps = (Step(task.id, OUTCOME, ordinal, "outcome", task.attempt, now, value),)
+            steps.append(self._row(OUTCOME, "outcome", now, encode(iteration.outcome.to_json())))
         page = Page(
             session_id=self._session_id,
             task_id=task.id,
@@ -268,12 +268,16 @@ class _Run:
             live=live,
             at=now,
             forget=OPEN,
-            steps=steps,
+            steps=tuple(steps),
         )
         with task.busy():
             if not await task.services.ledger.append(page):
                 raise Superseded(task.id, task.attempt)
         task.take_page(live, OPEN, steps)
+
+    def _row(self, position: str, verb: str, now: Instant, value: bytes) -> Step:
+        ordinal = self._task.journal.own(position, verb).ordinal
+        return Step(self._task.id, position, ordinal, verb, self._task.attempt, now, value)
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""

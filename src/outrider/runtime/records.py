@@ -19,6 +19,7 @@ from outrider.core.session import Session
 from outrider.core.task import Artifact, InputRequest, State, Task, TaskError, phase_of
 from outrider.core.values import Instant
 from outrider.runtime.clock import as_datetime
+from outrider.runtime.journal import DOUBT
 
 
 class Record(BaseModel):
@@ -516,7 +517,7 @@ def error_from(error: TaskError | None) -> ErrorRecord | None:
 
 def checkpoint_of(task: Task, steps: Sequence[Step]) -> CheckpointRecord | None:
     """Where a task would resume, read off its journal."""
-    done = [step for step in steps if step.done]
+    done = [step for step in steps if step.done and DOUBT not in step.position]
     if not done and not task.live.iterations:
         return None
     last = done[-1] if done else None

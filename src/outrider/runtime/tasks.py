@@ -21,7 +21,7 @@ from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.task import Input, State, Task
 from outrider.core.values import JSON, evolve
 from outrider.runtime.clock import span
-from outrider.runtime.codec import decode, encode
+from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
@@ -79,6 +79,7 @@ class Tasks:
         session = await services.views.session(session_id)
         if session is None:
             raise NotFound.of("session", session_id)
+        await self._check_dependencies(options.depends_on)
         now, limits = services.clock.now(), services.settings.limits
         new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
         made = await services.lifecycle.create(new)
@@ -86,6 +87,14 @@ class Tasks:
             if isinstance(verdict, Existing):
                 _check_same(asked.input, verdict.task)
         return [verdict.task for verdict in made]
+
+    async def _check_dependencies(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
+        known = {task.id for task in await self._services.views.tasks(list(ids))}
+        for task_id in ids:
+            if task_id not in known:
+                raise NotFound.of("task", task_id)
 
     async def get(self, task_id: str) -> Task:
         """Return a task. Raises NotFound."""
@@ -364,7 +373,7 @@ def _check_same(asked: Input, existing: Task) -> None:
     """Creating twice is fine, creating something else under the same name is not."""
     there = existing.input
     comparable = evolve(asked, created_at=there.created_at)
-    if encode(comparable) == encode(there):
+    if jsonable(comparable) == jsonable(there):
         return
     name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
     raise IdempotencyConflict(
