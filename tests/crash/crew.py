@@ -1,0 +1,269 @@
+"""Worker processes for crash tests, many and cheap: one program imports everything and forks a worker per order.
+
+Run as `python -m tests.crash.crew`, it reads orders on stdin, a JSON object a line, and says on stdout who started
+and who ended. It forks before it has any thread or loop, so each worker is a fresh process in all that matters;
+only the import of some 0.4 s is saved. `Crew` is the other end, in the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).parents[2]
+
+
+# --- in the test -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Hand:
+    """One worker process."""
+
+    pid: int
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    status: int | None = None
+    """The exit code, or minus the signal that ended it."""
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.status is None:
+            os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        await asyncio.wait_for(self.ended.wait(), 60)
+        assert self.status is not None
+        return self.status
+
+
+class Crew:
+    """Starts worker processes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._hands: dict[int, Hand] = {}
+        self._started: asyncio.Queue[Hand] = asyncio.Queue()
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def muster(cls) -> AsyncIterator[Crew]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.crash.crew",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        crew = cls(process)
+        reading = asyncio.create_task(crew._read())
+        try:
+            yield crew
+        finally:
+            for hand in crew._hands.values():
+                if hand.status is None:
+                    hand.signal(signal.SIGKILL)
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+            await reading
+
+    async def start(self, database: Path, *, log: Path | None = None, **order: Any) -> Hand:
+        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`."""
+        async with self._turn:
+            order |= {"database": str(database), "log": str(log or database.with_suffix(".log"))}
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            await self._process.stdin.drain()
+            return await asyncio.wait_for(self._started.get(), 30)
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            news = json.loads(line)
+            if "started" in news:
+                hand = self._hands[news["started"]] = Hand(news["started"])
+                self._started.put_nowait(hand)
+            else:
+                hand = self._hands[news["ended"]]
+                hand.status = news["status"]
+                hand.ended.set()
+
+
+# --- in the worker -----------------------------------------------------------------------------------
+
+WRITES = ("commit", "journal", "write_file", "claim")
+
+
+class Failpoint:
+    """A ledger that kills its process at its n-th write: before it, within its transaction, or after it.
+
+    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. Claims
+    count when they took something, and only after that.
+    """
+
+    def __init__(self, ledger: Any, n: int, mode: str, trace: Path) -> None:
+        self._ledger = ledger
+        self._n = n
+        self._mode = mode
+        self._trace = trace
+        self._count = 0
+        self._is_armed = False
+        if mode == "within":
+            self._arm_writer(ledger._writer)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._ledger, name)
+        return self._guarded(name, value) if name in WRITES else value
+
+    def _guarded(self, name: str, verb: Any) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "claim":
+                result = await verb(*args, **kwargs)
+                if result.tasks and self._mode == "after" and self._is_here("claim"):
+                    die()
+                return result
+            here = self._is_here(f"{name} {_what(args[0])}")
+            if here and self._mode == "before":
+                die()
+            self._is_armed = self._is_armed or here
+            result = await verb(*args, **kwargs)
+            if here and self._mode == "after":
+                die()
+            return result
+
+        return call
+
+    def _is_here(self, what: str) -> bool:
+        self._count += 1
+        if self._count != self._n:
+            return False
+        self._trace.write_text(what)
+        return True
+
+    def _arm_writer(self, writer: Any) -> None:
+        work = writer._work
+
+        def fatal(operations: Any) -> Any:
+            done = work(operations)
+            if self._is_armed:
+                die()
+            return done
+
+        writer._work = fatal
+
+
+def _what(written: Any) -> str:
+    first = written[0] if isinstance(written, list | tuple) else written
+    task = getattr(first, "task", None)
+    if task is not None:
+        return f"{task.core.state}"
+    return str(getattr(first, "verb", ""))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _serve(order: dict[str, Any]) -> None:
+    from outrider.bootstrap import locks_of, open_ledger
+    from outrider.runtime.clock import SystemClock
+    from outrider.runtime.services import Services
+    from outrider.runtime.worker import Worker
+    from tests.crash import voyage
+
+    database = Path(order["database"])
+    os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
+    ledger = await open_ledger(str(database))
+    if "kill" in order:
+        n, mode = order["kill"]
+        ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))
+    services = Services.over(ledger, SystemClock(), voyage.app.registry, voyage.settings_of(order.get("settings", {})))
+    worker = Worker(services, locks=locks_of(ledger), host=order.get("host"))
+    job = asyncio.create_task(worker.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, job.cancel)
+    await asyncio.gather(job, return_exceptions=True)
+    services.signals.close()
+    await ledger.close()
+
+
+def _be_a_worker(order: dict[str, Any]) -> None:
+    null, log = os.open(os.devnull, os.O_RDONLY), os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(process)d %(asctime)s %(message)s")
+    asyncio.run(_serve(order))
+
+
+# --- between them ------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    import tests.crash.voyage  # noqa: F401 - imported once, for all that are forked
+
+    awake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    rest = b""
+    while True:
+        readable, _, _ = select.select([0, awake], [], [])
+        if awake in readable:
+            os.read(awake, 4096)
+            _reap()
+        if 0 in readable:
+            read = os.read(0, 65536)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                _fork(json.loads(line), awake, waker)
+
+
+def _fork(order: dict[str, Any], awake: int, waker: int) -> None:
+    pid = os.fork()
+    if pid:
+        _say({"started": pid})
+        return
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(awake)
+        os.close(waker)
+        _be_a_worker(order)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - nothing may return into the loop of the parent
+        traceback.print_exc()
+        os._exit(99)
+
+
+def _reap() -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        _say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _say(news: dict[str, Any]) -> None:
+    os.write(1, json.dumps(news).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
