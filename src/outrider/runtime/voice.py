@@ -10,7 +10,7 @@ import asyncio
 import time
 
 from outrider.core.errors import StoreError
-from outrider.core.ledger import OutputChunk, Report
+from outrider.core.ledger import Report
 from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Bell
 from outrider.runtime.log import log
@@ -47,18 +47,15 @@ class Voice:
                 self._bell.ring()
 
     async def _write_all(self) -> None:
-        attempts, self._dirty = list(self._dirty), {}
-        chunks: list[OutputChunk] = []
-        reports: list[tuple[Attempt, Report]] = []
-        for attempt in attempts:
-            if attempt.is_over:
-                continue
-            chunks.extend(attempt.take_output())
-            report = self._report_of(attempt)
-            if report is not None:
-                reports.append((attempt, report))
+        """Write what there is to say.
+
+        What is taken from an attempt is handed to the store before this gives way to anybody: an attempt that
+        ends meanwhile finds nothing left to say, and the fence would refuse what came after its end.
+        """
+        attempts, self._dirty = [attempt for attempt in self._dirty if not attempt.is_over], {}
         try:
-            await asyncio.gather(self._print(chunks, attempts), self._report(reports))
+            await self._print(attempts)
+            await self._report(attempts)
         except StoreError as error:
             log.error("output not written", reason=str(error))
 
@@ -77,15 +74,18 @@ class Voice:
         delta = dict(attempt.delta) or None
         return Report(attempt.task_id, attempt.number, attempt.active_at, attempt.take_live(), delta)
 
-    async def _print(self, chunks: list[OutputChunk], attempts: list[Attempt]) -> None:
+    async def _print(self, attempts: list[Attempt]) -> None:
+        chunks = [chunk for attempt in attempts for chunk in attempt.take_output()]
         if not chunks:
             return
         by_id = {attempt.task_id: attempt for attempt in attempts}
         for chunk, held in zip(chunks, await self._services.ledger.print(chunks), strict=True):
-            if not held and by_id[chunk.task_id].number == chunk.attempt:
+            if not held:
                 by_id[chunk.task_id].supersede()
 
-    async def _report(self, reports: list[tuple[Attempt, Report]]) -> None:
+    async def _report(self, attempts: list[Attempt]) -> None:
+        open_ones = [attempt for attempt in attempts if not attempt.is_over]
+        reports = [(attempt, report) for attempt in open_ones if (report := self._report_of(attempt)) is not None]
         if not reports:
             return
         kept = await self._services.ledger.report([report for _, report in reports])
