@@ -29,7 +29,6 @@ from outrider.core.errors import (
 from outrider.stores.migrate import migrate
 
 APPLICATION_ID = 0x4F757472  # "Outr"
-_MAGIC = b"SQLite format 3\x00"
 
 _PRAGMAS = (
     "pragma synchronous = full",  # `normal` was seen to lose acknowledged rows in images of a power loss
@@ -59,7 +58,6 @@ class DatabaseFile:
                 raise self._refused(error) from error
             try:
                 with self.alone():
-                    self._check_magic()
                     return self._prepare()
             except BaseException:
                 self.close()
@@ -71,13 +69,13 @@ class DatabaseFile:
             os.close(self._lock)
             self._lock = -1
 
-    def connect(self, *, readonly: bool = False) -> sqlite3.Connection:
-        """Another connection to the file."""
+    def connect(self, *, readonly: bool = False, timeout: float | None = None) -> sqlite3.Connection:
+        """Another connection to the file; it waits for locks as long as the file does, or `timeout` seconds."""
         mode = "?mode=ro" if readonly else ""
         connection = sqlite3.connect(
             f"{self.path.as_uri()}{mode}",
             uri=True,
-            timeout=self._lock_timeout,
+            timeout=self._lock_timeout if timeout is None else timeout,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=512,
@@ -126,7 +124,7 @@ class DatabaseFile:
 
     def explain(self, error: sqlite3.Error) -> StoreError | None:
         """What a failure of SQLite means for the store; None for one that is an operation's own fault."""
-        code = getattr(error, "sqlite_errorcode", None)
+        code: int | None = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return None
         path = self.path
@@ -153,17 +151,6 @@ class DatabaseFile:
 
     # --- opening -----------------------------------------------------------------------------------------
 
-    def _check_magic(self) -> None:
-        try:
-            with open(self.path, "rb") as file:
-                head = file.read(len(_MAGIC))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._refused(error) from error
-        if head and head != _MAGIC:
-            raise StoreForeign(f"{self.path} is not an SQLite database; name another file")
-
     def _prepare(self) -> sqlite3.Connection:
         connection = self.connect()
         try:
@@ -179,7 +166,11 @@ class DatabaseFile:
             raise
 
     def _own(self, connection: sqlite3.Connection) -> None:
-        """Make an empty file ours; refuse one that belongs to another program, untouched."""
+        """Make an empty file ours; refuse one that belongs to another program, untouched.
+
+        Only SQLite may open the file: when a process closes any descriptor of a file, the kernel drops all the
+        locks that the process has on it, those of its other connections too.
+        """
         (owner,) = connection.execute("pragma application_id").fetchone()
         if owner != APPLICATION_ID:
             (tables,) = connection.execute("select count(*) from sqlite_schema").fetchone()

@@ -139,6 +139,7 @@ class SqliteLedger:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        self._writer.close()
+        # The writer last: whoever closes last copies the WAL into the file, and readers may not.
         self._views.close()
+        self._writer.close()
         self._file.close()

@@ -239,7 +239,7 @@ class SqliteViews:
 
     async def workers(self) -> Sequence[Worker]:
         """All registered workers."""
-        return self._now(
+        return await self._short(
             lambda read: [Worker(read_card(card), beat, beat_at) for card, beat, beat_at in read.array("workers")]
         )
 

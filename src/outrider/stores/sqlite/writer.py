@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, TypeAlias, TypeVar
 
 from outrider.core.errors import StoreError, StoreUnavailable
@@ -183,14 +184,22 @@ class Writer:
             results, signal = self._transact([operation for operation, _ in batch])
         except StoreError as error:
             self._reply(batch, [None] * len(batch), error, NOTHING)
-        except Exception as error:  # noqa: BLE001  # any failure of one operation is its caller's, not the thread's
+        except BaseException as error:  # noqa: BLE001  # whatever one operation raises is its caller's, not the thread's
             if len(batch) == 1:
-                self._reply(batch, [None], error, NOTHING)
+                self._reply(batch, [None], self._refusal(error), NOTHING)
                 return
             for alone in batch:
                 self._commit([alone])
         else:
             self._reply(batch, results, None, signal)
+
+    def _refusal(self, error: BaseException) -> BaseException:
+        """What the caller of a failed operation is told."""
+        if not isinstance(error, sqlite3.Error):
+            return error
+        refusal = StoreError(f"the database {self._file.path} refused to write this ({error})")
+        refusal.__cause__ = error
+        return refusal
 
     def _transact(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
         execute = self._connection.execute
@@ -273,4 +282,13 @@ def _resolve(replies: Sequence[Reply]) -> None:
         if error is None:
             future.set_result(result)
         else:
-            future.set_exception(error)
+            future.set_exception(_again(error))
+
+
+def _again(error: BaseException) -> BaseException:
+    """A failure for one of several callers: raised in many places, one error would gather the tracebacks of all."""
+    if not isinstance(error, StoreError):
+        return error
+    again = copy(error)
+    again.__cause__ = error
+    return again
