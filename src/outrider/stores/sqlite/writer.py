@@ -28,9 +28,12 @@ BATCH = 500
 """How many operations one transaction takes at most."""
 
 SHORTEST_PAUSE = 0.002
-LONGEST_PAUSE = 0.020
+LONGEST_PAUSE = 0.025
 SLOWING = 1.15
-"""Between looks at the database while idle, in seconds; each look without news is followed by a longer pause."""
+"""Between looks at the database while idle, in seconds; each look without news is followed by a longer pause.
+
+A look costs 10 us, but waking up for it 60: at the longest pause a store at rest takes 0.4 % of a core.
+"""
 
 NOTHING = Signal()
 
