@@ -181,15 +181,20 @@ class Subagent:
 
 
 async def _child_session(task: TaskContext) -> str:
-    """The session that the agent runs in, made once."""
+    """The session that the agent runs in, made once.
+
+    Its id is journaled first: one that was planned and not made is made on resume, by the same id.
+    """
     row = task.journal.at(SESSION)
-    if row is not None:
-        session_id: str = decode(row.value or b"null")
+    session_id: str = new_id("session") if row is None else decode(row.value or b"null")
+    if row is None:
+        await task.write_own(SESSION, "session", encode(session_id))
+    elif await task.services.views.session(session_id) is not None:
         return session_id
     parent = await task.services.views.session(task.session_id)
     assert parent is not None, "a task's session cannot be gone"
     new = NewSession(
-        id=new_id("session"),
+        id=session_id,
         created_at=task.services.clock.now(),
         organization_id=parent.organization_id,
         root_session_id=parent.root_session_id,
@@ -198,8 +203,6 @@ async def _child_session(task: TaskContext) -> str:
         agent=task.spec.get("agent"),
         title=shorten(task.spec["prompt"], 60),
     )
-    # Journaled first: a session that was planned and not made is made on resume, by the same id.
-    await task.write_own(SESSION, "session", encode(new.id))
     await task.services.ledger.create_session(new)
     task.report(links=evolve(task.live.links, child_session_id=new.id))
     return new.id

@@ -83,6 +83,8 @@ class Attempt:
         self.is_told_to_stop = False
         self.is_over = False
         """Superseded or abandoned: the record has gone on without this attempt."""
+        self.is_in_doubt = False
+        """Its worker cannot prove its lease."""
         self.is_draining = False
         self.is_parking = False
         self.is_closed = False
@@ -319,11 +321,15 @@ class Attempt:
         summary = shorten(value, limits.summary) if isinstance(value, str) else None
         return events.Succeeded(self.number, result, summary, open_children, problem, self.take_live())
 
-    def conclude(self, error: BaseException) -> HolderEvent | None:
-        """The code raised: what to report of it, None if nobody wants to know any more."""
+    def conclude(self, error: BaseException) -> HolderEvent:
+        """The code raised: what to report of it. Of an attempt that is over, the reducer will not hear it."""
         leaves = list(_leaves(error))
+        if self.is_in_doubt:
+            return events.Released(self.number, self.journal.has_grown, self.take_live())
         if self.is_over or any(isinstance(leaf, Superseded) for leaf in leaves):
-            return None
+            return self._failure(
+                TaskError("exception", "its writes were refused, as if it did not hold the task"), retryable=True
+            )
         quiet = all(isinstance(leaf, Parked | asyncio.CancelledError) for leaf in leaves)
         if self.is_told_to_stop and (quiet or not self.is_parking):
             return events.Stopped(self.number, random.random(), self.journal.has_grown, self.take_live())

@@ -125,9 +125,7 @@ class Worker:
             concurrency=settings.concurrency,
         )
         await self._services.ledger.register(card)
-        watched = Watched(
-            loop, self._culprit, self._supersede_all, lambda: bool(self._held), self._on_lost, self._on_end
-        )
+        watched = Watched(loop, self._culprit, self._supersede_all, self._is_running, self._on_lost, self._on_end)
         lease = LeaseThread(self._services.ledger, self.id, settings, lock.path if lock else None, watched)
         lease.start()
         self._recovery = Recovery(self._services, self._host, card.boot_id, self._locks, self.id)
@@ -187,12 +185,11 @@ class Worker:
             event = await self._perform(attempt)
             attempt.is_closed = True
             await self._unwind(attempt)
-            if event is not None:
-                await self._settle(attempt, event)
+            await self._settle(attempt, event)
         finally:
             self._let_go(attempt)
 
-    async def _perform(self, attempt: Attempt) -> HolderEvent | None:
+    async def _perform(self, attempt: Attempt) -> HolderEvent:
         try:
             if attempt.number > 1:
                 attempt.open_journal(await self._services.views.steps(attempt.task_id))
@@ -222,7 +219,7 @@ class Worker:
 
     async def _settle(self, attempt: Attempt, event: HolderEvent) -> None:
         """Report the end. While the store does not answer, keep trying: nobody else can, as long as this lives."""
-        while not attempt.is_over:
+        while True:
             try:
                 if attempt.has_output:
                     await self._services.ledger.print(attempt.take_output())
@@ -340,7 +337,12 @@ class Worker:
 
     def _supersede_all(self) -> None:
         for attempt in list(self._held.values()):
+            attempt.is_in_doubt = True
             attempt.supersede()
+
+    def _is_running(self) -> bool:
+        """Whether code of a task runs here; one whose end only waits to be written does no harm."""
+        return any(not attempt.is_closed for attempt in self._held.values())
 
     def _on_lost(self) -> None:
         log.error("this worker was taken for lost; its work goes on elsewhere", worker=self.id)
