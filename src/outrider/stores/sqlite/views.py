@@ -212,10 +212,10 @@ class SqliteViews:
 
     async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
         """The session's files below a prefix, in the order of their paths."""
-        reaches_tasks = TASKS_FOLDER.startswith(prefix) or prefix.startswith(TASKS_FOLDER)
+        first, last = _owners_below(prefix)
 
         def read_all(read: Statements) -> list[FileInfo]:
-            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, reaches_tasks, limit)
+            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, first, last, limit)
             return [FileInfo(session_id, *row) for row in rows]
 
         return await self._later(read_all)
@@ -294,6 +294,16 @@ def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
     position, seq, task_id, type, at, data, input = row
     encoded = read_snapshot(data, input) if type == "task.created" else data.encode()
     return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
+
+
+def _owners_below(prefix: str) -> tuple[str, str]:
+    """The first and the last task id whose folder may hold files below a prefix."""
+    if TASKS_FOLDER.startswith(prefix):
+        return "", AFTER_ANY
+    if not prefix.startswith(TASKS_FOLDER):
+        return AFTER_ANY, ""
+    task_id, slash, _ = prefix[len(TASKS_FOLDER) :].partition("/")
+    return task_id, task_id if slash else task_id + AFTER_ANY
 
 
 # --- a page of tasks ---------------------------------------------------------------------------------

@@ -381,6 +381,7 @@ select content from files where folder = -(select number from sessions where id 
 limit 1;
 
 -- files --
+-- Below a prefix: the session's own files, and those in the folders of its tasks, whose ids are in a range too.
 select json_group_array(json_array(path, media_type, size, created_at, task_id))
 from (
     select path, media_type, size, created_at, task_id
@@ -391,11 +392,11 @@ from (
         union all
         select '/.tasks/' || t.id || '/' || f.path as path, f.media_type, f.size, f.created_at, f.task_id
         from tasks t join files f on f.folder = t.number
-        where t.session = (select number from sessions where id = ?1) and ?4
+        where t.session = (select number from sessions where id = ?1) and t.id >= ?4 and t.id <= ?5
     )
     where path >= ?2 and path < ?3
     order by path
-    limit ?5
+    limit ?6
 );
 
 -- transcript --

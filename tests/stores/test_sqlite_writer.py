@@ -1,0 +1,306 @@
+"""How the SQLite store writes: many callers in one transaction, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from outrider.core.errors import StoreUnavailable
+from outrider.core.events import MessageReceived, Released, Succeeded
+from outrider.core.ledger import Claim, Committed, Report, Stale, TaskFilter, Verdict, WorkerCard
+from outrider.core.machine import apply
+from outrider.core.task import Live, State
+from outrider.stores.migrate import known
+from outrider.stores.sqlite import SqliteLedger
+from outrider.stores.sqlite.statements import texts, wide
+from tests.stores.scene import ROUTE, SESSION, START, Ear, Scene
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    ledger = await SqliteLedger.open(tmp_path / "work.db")
+    scene = Scene(ledger)
+    await scene.session()
+    yield scene
+    await ledger.close()
+
+
+def sqlite_of(scene: Scene) -> SqliteLedger:
+    assert isinstance(scene.ledger, SqliteLedger)
+    return scene.ledger
+
+
+@contextmanager
+def held_up(scene: Scene) -> Iterator[None]:
+    """The writer waits for the lock meanwhile, so that what is handed over queues up behind one operation."""
+    ledger = sqlite_of(scene)
+    other = sqlite3.connect(ledger.path, isolation_level=None, check_same_thread=False)
+    other.execute("begin immediate")
+    try:
+        yield
+    finally:
+        other.execute("rollback")
+        other.close()
+
+
+async def all_of(scene: Scene, *acts: Any) -> list[Any]:
+    """Hand over all of these while the writer is held up, in this order."""
+    with held_up(scene):
+        first = asyncio.ensure_future(scene.ledger.retire("nobody"))
+        await anyio.sleep(0.05)
+        tasks = [asyncio.ensure_future(act) for act in acts]
+        await anyio.lowlevel.checkpoint()
+    await first
+    return await asyncio.gather(*tasks)
+
+
+async def test_what_queues_up_during_a_commit_goes_into_the_next_one_together(scene: Scene):
+    before = scene.ledger.counters["commits"]
+    await all_of(scene, *(scene.ledger.commit([scene.new(f"task_{n:03}")]) for n in range(100)))
+    assert scene.ledger.counters["commits"] - before == 2
+    assert [row.seq for row in await scene.log()] == list(range(1, 102))
+
+
+async def test_a_batch_of_many_rows_takes_few_statements(scene: Scene):
+    before = scene.ledger.counters["statements"]
+    await scene.ledger.commit([scene.new(f"task_{n:03}") for n in range(64)])
+    assert scene.ledger.counters["statements"] - before <= 10
+
+
+async def test_later_operations_of_a_transaction_see_the_earlier_ones(scene: Scene):
+    task = await scene.running("task_1")
+    done = apply(task, Succeeded(1, b"1"), scene.now)
+    verdicts: list[Any] = await all_of(
+        scene,
+        scene.ledger.journal([scene.step("task_1", "a")]),
+        scene.ledger.report([Report("task_1", 1, scene.now, Live(state_detail="before"))]),
+        scene.ledger.commit([done]),
+        scene.ledger.commit([done]),
+        scene.ledger.journal([scene.step("task_1", "b")]),
+        scene.ledger.report([Report("task_1", 1, scene.now, Live(state_detail="after"))]),
+        scene.ledger.write_file(scene.file("/a"), ("task_1", 1)),
+    )
+    journaled, reported, (first,), (second,), too_late, told, written = verdicts
+    assert (list(journaled), list(reported), list(too_late), list(told), written) == (
+        [True],
+        [True],
+        [False],
+        [False],
+        False,
+    )
+    assert isinstance(first, Committed)
+    assert first.task.live.state_detail == "before"
+    assert isinstance(second, Stale)
+    assert second.current == first.task == await scene.task("task_1")
+    assert [step.position for step in await scene.views.steps("task_1")] == ["a"]
+
+
+async def test_a_claim_sees_what_was_handed_over_before_it_and_nothing_is_claimed_twice(scene: Scene):
+    (verdict,), one, two = await all_of(
+        scene, scene.ledger.commit([scene.new("task_1")]), scene.claim("worker_a"), scene.claim("worker_b")
+    )
+    assert isinstance(verdict, Committed)
+    assert [task.id for task in one.tasks] == ["task_1"]
+    assert [task.id for task in two.tasks] == []
+
+
+async def test_a_task_made_after_the_moment_of_a_claim_is_left_to_the_next(scene: Scene):
+    early = scene.now
+    scene.later(5)
+    await scene.create("task_1")
+    scene.now = early
+    claims = await scene.claim()
+    assert (claims.tasks, claims.more, claims.next_due_at) == ((), False, START + 5)
+    scene.later(5)
+    assert await scene.claimed_ids() == ["task_1"]
+
+
+async def test_a_claim_that_raises_does_not_disturb_its_neighbours(scene: Scene):
+    await scene.create("task_1")
+
+    async def bad() -> object:
+        def decide(task: Any) -> Any:
+            raise RuntimeError("no")
+
+        try:
+            return await scene.ledger.claim(Claim("worker_x", (ROUTE,), 10, scene.now), decide)
+        except RuntimeError as error:
+            return error
+
+    first, error, last = await all_of(
+        scene, scene.ledger.commit([scene.new("task_2")]), bad(), scene.ledger.commit([scene.new("task_3")])
+    )
+    assert isinstance(error, RuntimeError)
+    assert isinstance(first[0], Committed)
+    assert isinstance(last[0], Committed)
+    assert await scene.claimed_ids() == ["task_1", "task_2", "task_3"]
+
+
+async def test_one_signal_tells_of_all_that_a_transaction_wrote(scene: Scene):
+    ear = Ear(scene.ledger)
+    await all_of(scene, *(scene.ledger.commit([scene.new(f"task_{n}")]) for n in range(3)))
+    (signal,) = [signal for signal in ear.signals if signal.task_ids]
+    assert signal.task_ids == signal.moved == {"task_0", "task_1", "task_2"}
+    assert signal.session_ids == {SESSION}
+    assert signal.ready
+
+
+async def test_our_own_commits_are_no_news_from_elsewhere(scene: Scene):
+    ear = Ear(scene.ledger)
+    for n in range(20):
+        await scene.create(f"task_{n}")
+        await anyio.sleep(0.005)
+    assert not any(signal.unknown for signal in ear.signals)
+
+
+async def test_news_from_elsewhere_is_told_even_while_we_write_without_a_pause(scene: Scene, tmp_path: Path):
+    ear = Ear(scene.ledger)
+    other = await SqliteLedger.open(tmp_path / "work.db")
+    stop = False
+
+    async def write() -> None:
+        n = 0
+        while not stop:
+            n += 1
+            await scene.create(f"task_{n}")
+
+    async with anyio.create_task_group() as group:
+        for _ in range(1):
+            group.start_soon(write)
+        await Scene(other).session("session_other")
+        await ear.hears(lambda signal: signal.unknown)
+        stop = True
+    await other.close()
+
+
+async def test_a_renewal_goes_ahead_of_what_is_queued(scene: Scene):
+    await scene.ledger.register(WorkerCard("worker_a", "host", "boot", 1, START))
+    order: list[str] = []
+
+    async def note(name: str, act: Any) -> None:
+        await act
+        order.append(name)
+
+    async def renew() -> None:
+        assert await anyio.to_thread.run_sync(scene.ledger.renew, "worker_a", 10.0)
+
+    with held_up(scene):
+        first = asyncio.ensure_future(scene.ledger.retire("nobody"))
+        await anyio.sleep(0.05)
+        rest = [asyncio.ensure_future(scene.ledger.commit([scene.new(f"task_{n:04}")])) for n in range(1200)]
+        await anyio.lowlevel.checkpoint()
+        renewal = asyncio.ensure_future(note("renewed", renew()))
+        last = asyncio.ensure_future(note("last", rest[-1]))
+        await anyio.sleep(0.05)
+    await asyncio.gather(first, *rest, renewal, last)
+    assert order == ["renewed", "last"]
+
+
+async def test_a_renewal_that_takes_too_long_says_so(scene: Scene):
+    await scene.ledger.register(WorkerCard("worker_a", "host", "boot", 1, START))
+    with held_up(scene), pytest.raises(StoreUnavailable, match="did not answer within"):
+        await anyio.to_thread.run_sync(scene.ledger.renew, "worker_a", 0.1)
+
+
+async def test_verbs_may_be_called_from_another_loop(scene: Scene):
+    def elsewhere() -> Verdict:
+        async def create() -> Verdict:
+            (verdict,) = await scene.ledger.commit([scene.new("task_1")])
+            assert await scene.views.task("task_1") is not None
+            assert len(await scene.views.list_tasks(TaskFilter(limit=1000))) == 1
+            return verdict
+
+        return asyncio.run(create())
+
+    ear = Ear(scene.ledger)
+    assert isinstance(await anyio.to_thread.run_sync(elsewhere), Committed)
+    await ear.hears(lambda signal: "task_1" in signal.task_ids)
+
+
+async def test_what_was_handed_over_before_closing_is_written(scene: Scene, tmp_path: Path):
+    ledger = await SqliteLedger.open(tmp_path / "another.db")
+    other = Scene(ledger)
+    await other.session()
+    tasks = [asyncio.ensure_future(ledger.commit([other.new(f"task_{n}")])) for n in range(50)]
+    await anyio.lowlevel.checkpoint()
+    await ledger.close()
+    assert all(isinstance(verdict, Committed) for (verdict,) in await asyncio.gather(*tasks))
+    with pytest.raises(StoreUnavailable):
+        await ledger.commit([other.new("task_late")])
+
+
+async def test_a_caller_that_gives_up_disturbs_nobody(scene: Scene):
+    with held_up(scene):
+        one = asyncio.ensure_future(scene.ledger.commit([scene.new("task_1")]))
+        two = asyncio.ensure_future(scene.ledger.commit([scene.new("task_2")]))
+        await anyio.sleep(0.05)
+        one.cancel()
+    await two
+    assert (await scene.task("task_2")).state is State.QUEUED
+
+
+async def test_the_interpreter_switches_often_enough_for_a_writer_beside_a_busy_loop(scene: Scene):
+    assert sys.getswitchinterval() <= 0.0001
+
+
+async def test_a_large_spec_is_stored_once_and_not_rewritten_by_transitions(scene: Scene):
+    ledger = sqlite_of(scene)
+    wal = ledger.path.with_name("work.db-wal")
+    empty = wal.stat().st_size
+    await scene.create("task_1", spec={"text": "x" * 200_000})
+    before = wal.stat().st_size
+    assert before - empty < 400_000
+    await scene.claim()
+    await scene.apply("task_1", MessageReceived(scene.message("tmsg_1", "task_1")))
+    await scene.apply("task_1", Released(1))
+    assert wal.stat().st_size - before < 200_000
+    assert (await scene.task("task_1")).input.spec == {"text": "x" * 200_000}
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+READ_THROUGH = {"workers", "counts", "sqlite_sequence", "follow_ups"}
+"""Small tables, and one that is read in the order of its keys up to a limit."""
+NO_TABLE = (
+    "SCAN CONSTANT",
+    "SCAN v",
+    "SCAN json_each",
+    "SCAN pair",
+    "SCAN label",
+    "SCAN (subquery",
+    "SCAN e",
+    "SCAN t",
+)
+"""Parameters, and subqueries with a limit; `t` is one in `tasks_where` and `overdue`."""
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(tmp_path / "plans.db")
+    for migration in known():
+        connection.executescript(migration.sql)
+    yield connection
+    connection.close()
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_no_statement_walks_through_a_table_that_grows(plans: sqlite3.Connection, name: str):
+    text = wide(name, 1).replace("{conditions}", "session = 1").replace("{direction}", "desc")
+    count = max((int(number) for number in re.findall(r"\?(\d+)", text)), default=text.count("?"))
+    plan = [row[3] for row in plans.execute(f"explain query plan {text}", [1] * count)]
+    walks = [step for step in plan if step.startswith("SCAN") and "INDEX" not in step]
+    assert {step.split()[1] for step in walks if not step.startswith(NO_TABLE)} <= READ_THROUGH, plan
+    assert not any(step.startswith("SCAN t") and "MATERIALIZE t" not in plan for step in walks), plan
