@@ -279,6 +279,7 @@ NO_TABLE = (
     "SCAN v",
     "SCAN json_each",
     "SCAN pair",
+    "SCAN served",
     "SCAN label",
     "SCAN (subquery",
     "SCAN e",

@@ -19,13 +19,13 @@ from outrider.core.values import Instant
 from outrider.stores.rows import LIVE, encode
 from outrider.stores.sqlite.batch import Batch, Wanted, head_of, owner_of
 from outrider.stores.sqlite.parcel import pack
-from outrider.stores.sqlite.statements import Statements, listed
+from outrider.stores.sqlite.statements import listed
 from outrider.stores.sqlite.views import session_by_id
 
 R = TypeVar("R")
 
 COME_AT_ONCE = 1000
-"""How many timed tasks of a route one claim makes ready at most; the rest come with the next."""
+"""How many timed tasks one claim makes ready at most; the rest come with the next."""
 
 
 def _nothing(wanted: Wanted) -> None:
@@ -71,41 +71,26 @@ def commit(changes: Sequence[Change]) -> Operation[list[Verdict]]:
 def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
     """Take ready tasks; after all the writes of its transaction, so it sees them."""
 
+    routes = listed(tuple(dict.fromkeys(claim.routes)))
+
     def run(batch: Batch) -> Claims:
         batch.flush()
         statements = batch.statements
-        numbers, more = _ready(statements, claim)
-        tasks = _take(batch, numbers, decide) if numbers else []
+        statements.run("come", routes, claim.now, COME_AT_ONCE)
+        by_route = statements.array("ready", routes, claim.now, claim.limit + 1)
+        ready = sorted(place for places in by_route for place in places)
+        more = len(ready) > claim.limit
+        tasks = _take(batch, [number for _, number in ready[: claim.limit]], decide)
         batch.flush()
-        deadline, follow_ups = statements.row("outlook")
-        return Claims(
-            tasks=tuple(tasks),
-            next_due_at=_next_due(statements, claim, more),
-            next_deadline_at=deadline,
-            more=more,
-            follow_ups=bool(follow_ups),
-        )
+        due_at, deadline, follow_ups = statements.row("outlook", routes, claim.now, more)
+        return Claims(tuple(tasks), due_at, deadline, more, bool(follow_ups))
 
     return Operation(run, is_late=True)
 
 
-def _ready(statements: Statements, claim: Claim) -> tuple[list[int], bool]:
-    """The numbers of the first ready tasks on the routes, in the order of their rank, and whether there are more."""
-    for route in claim.routes:
-        statements.run("come", route, claim.now, COME_AT_ONCE)
-    ready = [row for route in claim.routes for row in statements.array("ready", route, claim.now, claim.limit + 1)]
-    ready.sort()
-    return [number for _, number in ready[: claim.limit]], len(ready) > claim.limit
-
-
-def _next_due(statements: Statements, claim: Claim, more: bool) -> Instant | None:
-    moments = [statements.row("next_due", route)[0] for route in claim.routes]
-    if not more:  # then few are left to look through
-        moments += [statements.row("ready_later", route, claim.now)[0] for route in claim.routes]
-    return min((moment for moment in moments if moment is not None), default=None)
-
-
 def _take(batch: Batch, numbers: Sequence[int], decide: Decide) -> list[Task]:
+    if not numbers:
+        return []
     rows = batch.statements.array("tasks_by_number", listed(numbers))
     places = {number: place for place, number in enumerate(numbers)}
     rows.sort(key=lambda row: places[row[0][0]])

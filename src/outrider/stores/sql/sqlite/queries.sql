@@ -190,35 +190,51 @@ delete from workers where id = ?;
 -- === claims ===
 
 -- come --
--- Make ready what was due by now on these routes: oldest first, and not without bound.
+-- Make ready what is due by now on these routes, oldest first on each, and not without bound.
 update tasks
 set readiness = 'ready'
 where number in (
-    select number from tasks where route = ? and readiness = 'timed' and due_at <= ? order by due_at limit ?
-);
-
--- ready --
--- The first ready tasks of one route: (rank, number). The index ends with the number, so it gives this order.
--- A task may be due after the moment of a claim that was asked for before it was made: such are for the next.
-select json_group_array(json_array(rank, number))
-from (
-    select rank, number
+    select number
     from tasks
-    where route = ? and readiness = 'ready' and due_at <= ?
-    order by rank, number
+    where route in (select value from json_each(?)) and readiness = 'timed' and due_at <= ?
     limit ?
 );
 
--- ready_later --
--- When the earliest of those is due.
-select min(due_at) from tasks where route = ? and readiness = 'ready' and due_at > ?;
-
--- next_due --
-select min(due_at) from tasks where route = ? and readiness = 'timed';
+-- ready --
+-- The first ready tasks of each of these routes: (rank, number). The index ends with the number, so each route's
+-- are in this order; one sort over all the routes would walk through everything that is ready.
+-- A task may be due after the moment of a claim that was asked for before it was made: such are for the next.
+select '[' || group_concat(
+    (
+        select json_group_array(json_array(rank, number))
+        from (
+            select rank, number
+            from tasks
+            where route = served.value and readiness = 'ready' and due_at <= ?2
+            order by rank, number
+            limit ?3
+        )
+    )
+) || ']'
+from json_each(?1) served;
 
 -- outlook --
--- The earliest deadline of any task, and whether follow-ups wait.
+-- When a task on these routes comes due next, those left to the next claim among them unless there are more (?3)
+-- than one claim takes; the earliest deadline of any task; whether follow-ups wait.
 select
+    (
+        select min(due_at)
+        from (
+            select (select min(due_at) from tasks where route = served.value and readiness = 'timed') as due_at
+            from json_each(?1) served
+            union all
+            select (
+                select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
+            )
+            from json_each(?1) served
+            where not ?3
+        )
+    ),
     (select min(next_deadline_at) from tasks where next_deadline_at is not null),
     exists (select 1 from follow_ups);
 
@@ -256,6 +272,9 @@ where t.parent_task_id = ?;
 
 -- held_by --
 select json_group_array(json_array(id, attempt, version)) from tasks where worker_id = ?;
+
+-- holders --
+select json_group_array(worker_id) from (select distinct worker_id from tasks where worker_id is not null);
 
 -- active_at --
 select active_at from tasks where id = ? and active_attempt = attempt;
