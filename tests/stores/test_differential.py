@@ -790,7 +790,7 @@ QUICK = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-LONG = settings(QUICK, max_examples=2000, stateful_step_count=100, phases=list(Phase))
+LONG = settings(QUICK, max_examples=400, stateful_step_count=100, phases=list(Phase))
 
 
 @pytest.mark.slow
