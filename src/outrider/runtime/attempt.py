@@ -123,6 +123,11 @@ class Attempt:
         """Whether all that is open is waiting."""
         return bool(self._waits) and self._busy == 0
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing will happen before news comes or time passes."""
+        return self.is_idle and not self.is_parking and all(bell.is_waited_for for bell in self._waits)
+
     @contextmanager
     def busy(self) -> Iterator[None]:
         """An operation is open, and it is not a wait."""

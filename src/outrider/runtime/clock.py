@@ -58,6 +58,11 @@ class Bell:
         self._rung = False
         self._future: asyncio.Future[None] | None = None
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits, and it has not rung."""
+        return self._future is not None and not self._future.done()
+
     def ring(self) -> None:
         """Wake the waiter, or the next one. Only on the loop's own thread."""
         self._rung = True

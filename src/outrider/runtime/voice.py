@@ -26,6 +26,11 @@ class Voice:
         self._dirty: dict[Attempt, None] = {}
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether all that was said is written."""
+        return self._bell.is_waited_for and not self._dirty
+
     def hear(self, attempt: Attempt) -> None:
         """An attempt has something to say."""
         if attempt not in self._dirty:

@@ -76,6 +76,25 @@ class Worker:
         """How many tasks it holds now."""
         return len(self._held)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing will happen here before news comes or time passes."""
+        return (
+            self._bell.is_waited_for
+            and self._voice.is_silent
+            and len(self._jobs) == len(self._held)
+            and all(attempt.is_at_rest for attempt in self._held.values())
+        )
+
+    def what_moves(self) -> list[str]:
+        """The tasks whose code runs outside of waits, in words."""
+        moving = [attempt for attempt in self._held.values() if not attempt.is_at_rest]
+        return [f"{each.record.input.display_name} ({each.task_id}), attempt {each.number}" for each in moving]
+
+    def look(self) -> None:
+        """Look at everything once more, as if others might have written."""
+        self._on_signal(Signal(unknown=True))
+
     # --- its life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
