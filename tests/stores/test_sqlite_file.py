@@ -138,6 +138,12 @@ async def test_closing_leaves_all_in_the_one_file(path: Path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["work.db", "work.db-lock"]
 
 
+async def test_an_sqlite_that_is_too_old_is_named(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 2))
+    await refused(path, StoreUnavailable)
+    assert not path.exists()
+
+
 async def test_a_directory_is_no_database(tmp_path: Path):
     await refused(tmp_path, StoreUnavailable)
 

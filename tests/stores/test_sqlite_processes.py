@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,6 +95,17 @@ async def test_the_log_is_gap_free_while_two_processes_write_to_it(scene: Scene,
     assert [row.seq for row in log] == list(range(1, 1002))
     assert [row.position for row in log] == sorted(row.position for row in log)
     assert sorted(row.task_id for row in log if row.task_id) == sorted(made)
+
+
+async def test_many_processes_may_open_a_database_that_does_not_exist_yet(path: Path):
+    with ExitStack() as stack:
+        several = [stack.enter_context(neighbour("create", path, name, 20, 2)) for name in "abcd"]
+        made = [id for process in several for id in lines(process)]
+    ledger = await SqliteLedger.open(path)
+    log = await Scene(ledger).log()
+    assert sorted(row.task_id for row in log if row.task_id) == sorted(made)
+    assert [row.seq for row in log] == list(range(1, 82))
+    await ledger.close()
 
 
 async def test_a_writer_among_busy_neighbours_is_not_starved(scene: Scene, path: Path):

@@ -28,6 +28,9 @@ from outrider.core.errors import (
 )
 from outrider.stores.migrate import migrate
 
+OLDEST_SQLITE = (3, 38, 0)
+"""The first that has all that `queries.sql` uses (`update from`, JSON built in, `->>`)."""
+
 APPLICATION_ID = 0x4F757472  # "Outr"
 
 _PRAGMAS = (
@@ -50,6 +53,11 @@ class DatabaseFile:
 
     def open(self) -> sqlite3.Connection:
         """Create or check the database, bring its schema up to date, and return the writing connection."""
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            wanted = ".".join(map(str, OLDEST_SQLITE))
+            raise StoreUnavailable(
+                f"{self.path} needs SQLite {wanted}, and this Python has {sqlite3.sqlite_version}; use a newer Python"
+            )
         with self.errors():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

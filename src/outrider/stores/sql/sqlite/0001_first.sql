@@ -1,6 +1,8 @@
 -- The first schema. Integer keys (`number`) are the database's own and never leave it; the program's ids are
 -- text beside them: an index on numbers is a third of the size, and a commit costs what pages it dirties.
 -- Moments are microseconds since the Unix epoch. Documents are JSON text; what equals its default is left out.
+-- `references` say what a number is of and are not enforced: that would cost a look-up a row, for rows that one
+-- writer makes from heads which it has just read.
 
 create table sessions (
     number integer primary key autoincrement,
