@@ -41,7 +41,6 @@ class TaskOptions:
     start_at: datetime | None = None
     depends_on: tuple[str, ...] = ()
     run_if_dependency_fails: bool = False
-    concurrency_key: str | None = None
     max_failures: int | None = None
     backoff: Length | None = None
     backoff_max: Length | None = None
@@ -55,7 +54,6 @@ class TaskOptions:
     headless: bool = False
     result_schema: JSONObject | None = None
     message_schema: JSONObject | None = None
-    budget: JSONObject | None = None
     retry_of: str | None = None
 
 
@@ -72,9 +70,10 @@ def new_task(
     parent_task_id: str | None = None,
 ) -> NewTask:
     """Make a task to be of a checked spec. Raises a Refused for options that make no sense."""
-    size = len(encode(checked.spec))
-    if size > limits.spec:
-        raise TooLarge.of("the spec of the task", size, limits.spec)
+    _check_size("the spec of the task", checked.spec, limits.spec)
+    described = (options.name, options.labels, options.origin, options.result_schema, options.message_schema)
+    if any(described):
+        _check_size("the description of the task (name, labels, origin, schemas)", described, limits.spec)
     for schema in (options.result_schema, options.message_schema):
         if schema is not None:
             check_schema(schema)
@@ -98,7 +97,6 @@ def new_task(
         wake_policy=options.wake,
         idempotency_key=options.idempotency_key,
         priority=options.priority,
-        concurrency_key=options.concurrency_key,
         depends_on=tuple(dict.fromkeys(options.depends_on)),
         run_if_dependency_fails=options.run_if_dependency_fails,
         detached=options.detached,
@@ -107,12 +105,17 @@ def new_task(
         retry=_retry(options, checked.retry or _RETRY),
         timeouts=_timeouts(options, checked.timeouts or _TIMEOUTS),
         cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else span(options.cancel_grace),
-        budget=options.budget,
         result_schema=options.result_schema,
         message_schema=options.message_schema,
         retry_of=options.retry_of,
     )
     return NewTask(task_id, given, _not_before(options, now))
+
+
+def _check_size(what: str, value: object, limit: int) -> None:
+    size = len(encode(value))
+    if size > limit:
+        raise TooLarge.of(what, size, limit)
 
 
 _RETRY = Retry()
