@@ -1,0 +1,119 @@
+"""The examples do what their docstrings say: run as real processes, one of them killed, and read by what they print."""
+
+import asyncio
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.agents.test_openai_compatible import Provider
+from tests.docs.programs import EXAMPLES, PATIENCE, environment, lines, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_hello_goes_on_where_it_was_killed_and_is_done_once(tmp_path: Path):
+    program = EXAMPLES / "hello.py"
+    first = subprocess.Popen(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    before = [first.stdout.readline().strip() for _ in range(2)]
+    first.kill()
+    first.communicate(timeout=PATIENCE)
+    assert before == ["writing chapter 1", "writing chapter 2"]
+
+    second = lines(run(program, folder=tmp_path, typed="y\n"))
+    # Chapter 2 was cut; chapter 1 was journaled before it began.
+    assert second == [
+        *(f"writing chapter {number}" for number in (2, 3, 4, 5)),
+        "1500 words in 5 chapters. Publish? [y/n]",
+        "published 1500 words",
+    ]
+    assert lines(run(program, folder=tmp_path)) == ["published 1500 words"]
+
+
+def test_a_question_waits_overnight_without_a_worker_and_is_answered_from_another_process(tmp_path: Path):
+    program = EXAMPLES / "overnight_approval.py"
+    evening = lines(run(program, "evening", folder=tmp_path))
+    assert evening == ["copying orders", "awaiting_input, held by no worker; good night"]
+    assert lines(run(program, "answer", "yes", folder=tmp_path)) == ["answered yes; now running, resuming"]
+    morning = lines(run(program, "morning", folder=tmp_path))
+    assert morning == ["switching orders over", "orders is switched over", "succeeded in attempt 2, 0 failures"]
+
+
+def test_a_question_that_nobody_answers_takes_its_default(tmp_path: Path):
+    program = EXAMPLES / "overnight_approval.py"
+    run(program, "evening", folder=tmp_path, DEADLINE="2")
+    morning = lines(run(program, "morning", folder=tmp_path))
+    assert morning[0] == "orders stays as it was"
+    assert morning[1].startswith("succeeded in attempt")
+
+
+def test_the_pipeline_counts_in_children_publishes_after_and_finds_all_done_the_second_time(tmp_path: Path):
+    program = EXAMPLES / "pipeline.py"
+    first = lines(run(program, folder=tmp_path))
+    counted = {line.split()[0] for line in first if line.endswith("is counted")}
+    assert len(counted) == 8
+    assert "10 words:" in first
+    tasks = [line.split() for line in first if "attempt" in line]
+    assert {task[0] for task in tasks} == counted | {"count", "publish"}
+    assert {task[1] for task in tasks} == {"succeeded"}
+    second = lines(run(program, folder=tmp_path))
+    assert [line for line in second if "attempt" in line] == [line for line in first if "attempt" in line]
+
+
+def test_the_agent_asks_before_it_refunds_and_answers_in_the_shape_that_was_asked_for(tmp_path: Path):
+    said = lines(run(EXAMPLES / "agent.py", folder=tmp_path))
+    assert said == [
+        "The agent wants to call refund. Approve? {'order': 'A-17', 'cents': 4900}",
+        "paying back 49.00 for A-17",
+        "refunded: True; You have your money back.",
+        "scripted:support: 3 iterations, 3 requests",
+    ]
+
+
+def test_a_killed_worker_is_followed_by_one_that_repeats_no_finished_step(tmp_path: Path):
+    said = lines(run(EXAMPLES / "survive_a_kill.py", folder=tmp_path))
+    assert "the result is 55" in said
+    assert [line for line in said if line.startswith("attempt ")] == ["attempt 1: lost", "attempt 2: succeeded"]
+    ran = [tuple(map(int, line.split(" in attempt "))) for line in said if " in attempt " in line]
+    assert [attempt for _, attempt in ran] == sorted(attempt for _, attempt in ran)
+    times = Counter(number for number, _ in ran)
+    assert sorted(times) == list(range(1, 11))
+    assert all(times[number] == 1 for number in range(1, 5)), "step 4 and those before it were finished"
+    assert sum(times.values()) <= 11, "at most the step in flight is done again"
+
+
+@pytest.mark.anyio
+async def test_the_agent_does_the_same_with_any_server_that_speaks_openais_protocol(tmp_path: Path):
+    call = {"tools": [("look_up", {"order": "A-17"})]}
+    pay = {"tools": [("refund", {"order": "A-17", "cents": 4900})]}
+    answer = {"tools": [("final_result", {"order": "A-17", "refunded": True, "reply": "All paid."})]}
+    async with Provider([call, pay, answer]).serving() as provider:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(EXAMPLES / "agent.py"),
+            cwd=tmp_path,
+            env=environment(MODEL="openai:tiny", OPENAI_BASE_URL=provider.url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await asyncio.wait_for(program.communicate(), PATIENCE)
+    assert said.decode().splitlines()[1:] == [
+        "paying back 49.00 for A-17",
+        "refunded: True; All paid.",
+        "tiny-1: 3 iterations, 3 requests",
+    ]
+
+
+@pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_says_what_it_shows_and_is_tested_here(program: Path):
+    assert program.read_text().startswith('"""')
+    assert f'EXAMPLES / "{program.name}"' in Path(__file__).read_text()
