@@ -156,7 +156,7 @@ class Outrider:
         from outrider.runtime.clock import SystemClock
         from outrider.runtime.facade import Runtime
         from outrider.runtime.services import Services
-        from outrider.runtime.worker import Worker
+        from outrider.runtime.worker import keep_working
 
         settings = self.settings if concurrency is None else replace(self.settings, concurrency=concurrency)
         ledger = await open_ledger(url)
@@ -164,7 +164,7 @@ class Outrider:
         job: asyncio.Task[None] | None = None
         try:
             if worker:
-                job = asyncio.create_task(Worker(services, locks=locks_of(ledger)).run(), name="outrider-worker")
+                job = asyncio.create_task(keep_working(services, locks=locks_of(ledger)), name="outrider-worker")
             yield Runtime(services)
         finally:
             if job is not None:

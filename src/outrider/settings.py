@@ -49,6 +49,8 @@ class WorkerSettings:
     lease: LeaseTimes = LeaseTimes()
     park_grace: float = 1.0
     drain_timeout: float = 30.0
+    drain_grace: float = 5.0
+    """How long after that what did not finish has to stop."""
     stall_named: float = 1.0
     stall_limit: float = 30.0
     recovery_interval: float = 0.25

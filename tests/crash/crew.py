@@ -108,7 +108,8 @@ WRITES = ("commit", "journal", "write_file", "claim")
 class Failpoint:
     """A ledger that kills its process at its n-th write: before it, within its transaction, or after it.
 
-    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. Claims
+    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. `term` is
+    another thing: it sends SIGTERM while each claim is under way. Claims
     count when they took something, and only after that.
     """
 
@@ -129,6 +130,8 @@ class Failpoint:
     def _guarded(self, name: str, verb: Any) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
             if name == "claim":
+                if self._mode == "term":
+                    os.kill(os.getpid(), signal.SIGTERM)
                 result = await verb(*args, **kwargs)
                 if result.tasks and self._mode == "after" and self._is_here("claim"):
                     die()
@@ -179,9 +182,12 @@ async def _serve(order: dict[str, Any]) -> None:
     from outrider.bootstrap import locks_of, open_ledger
     from outrider.runtime.clock import SystemClock
     from outrider.runtime.services import Services
-    from outrider.runtime.worker import Worker
+    from outrider.runtime.worker import keep_working
     from tests.crash import voyage
 
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     database = Path(order["database"])
     os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
     ledger = await open_ledger(str(database))
@@ -189,9 +195,9 @@ async def _serve(order: dict[str, Any]) -> None:
         n, mode = order["kill"]
         ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))
     services = Services.over(ledger, SystemClock(), voyage.app.registry, voyage.settings_of(order.get("settings", {})))
-    worker = Worker(services, locks=locks_of(ledger), host=order.get("host"))
-    job = asyncio.create_task(worker.run())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, job.cancel)
+    job = asyncio.create_task(keep_working(services, locks=locks_of(ledger), host=order.get("host")))
+    await stop.wait()
+    job.cancel()
     await asyncio.gather(job, return_exceptions=True)
     services.signals.close()
     await ledger.close()
@@ -218,6 +224,7 @@ def main() -> None:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # a worker takes it once it can
     rest = b""
     while True:
         readable, _, _ = select.select([0, awake], [], [])

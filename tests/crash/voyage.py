@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -108,12 +109,20 @@ async def hold(task: TaskContext, seconds: float) -> str:
 
 
 @app.tool
+def stubborn(task: SyncTaskContext, seconds: float) -> str:
+    """Compute in a thread without ever looking up, the first time."""
+    mark(task, "begin")
+    if task.attempt == 1:
+        time.sleep(seconds)
+    mark(task, "end")
+    return "done at last"
+
+
+@app.tool
 async def block(task: TaskContext, seconds: float) -> str:
     """Hold up the event loop of its worker: the first time only, so that another attempt comes through."""
     mark(task, "block")
     if task.attempt == 1:
-        import time
-
         time.sleep(seconds)
     return "unblocked"
 

@@ -160,6 +160,7 @@ class Sessions(Contract):
             views.tasks(["no"]),
             views.children("no"),
             views.held_by("no"),
+            views.holders(),
             views.follow_ups(10),
             views.steps("no"),
             views.attempts("no"),
@@ -1455,10 +1456,12 @@ class Queries(Contract):
         (other,) = await scene.views.held_by(WORKER)
         assert other == Beat("task_2", 1, 2)
         assert list(await scene.views.held_by("worker_b")) == [Beat("task_1", 2, 4)]
+        assert sorted(await scene.views.holders()) == sorted([WORKER, "worker_b"])
         await scene.apply("task_2", MessageReceived(scene.message("tmsg_1", "task_2")))
         assert list(await scene.views.held_by(WORKER)) == [Beat("task_2", 1, 3)]
         await scene.succeed("task_2")
         assert list(await scene.views.held_by(WORKER)) == []
+        assert list(await scene.views.holders()) == ["worker_b"]
 
     async def test_overdue_tasks_come_earliest_first(self, scene: Scene):
         for n, seconds in enumerate((3, 1, 2, 9)):

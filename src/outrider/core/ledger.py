@@ -336,6 +336,10 @@ class Views(Protocol):
         """What that worker holds now."""
         ...
 
+    async def holders(self) -> Sequence[str]:
+        """The ids of all workers that hold tasks now, registered or not."""
+        ...
+
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
         ...

@@ -85,6 +85,8 @@ class Attempt:
         """Superseded or abandoned: the record has gone on without this attempt."""
         self.is_in_doubt = False
         """Its worker cannot prove its lease."""
+        self.is_left = False
+        """Its worker had to go without it; what becomes of the task is told by the worker's end."""
         self.is_draining = False
         self.is_parking = False
         self.is_closed = False
@@ -111,12 +113,23 @@ class Attempt:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def thread_ended(self, thread: asyncio.Future[Any]) -> None:
+        """A thread that ran its code is done, maybe long after anybody waited for it."""
+        self.threads -= 1
+        if not thread.cancelled():
+            thread.exception()  # retrieved, so that the loop does not complain of it
+
     # --- operations and waits ------------------------------------------------------------------------
 
     @property
     def is_alone(self) -> bool:
         """Whether nothing but the task's main line is under way."""
         return self._busy <= 1 and not self._waits and sum(not each.done() for each in self.tasks) <= self.threads
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any code of the attempt still runs: its main line, an asyncio task, a thread."""
+        return not self.is_closed or self.threads > 0 or any(not task.done() for task in tuple(self.tasks))
 
     @property
     def is_idle(self) -> bool:

@@ -825,19 +825,17 @@ async def in_thread(attempt: Attempt, fn: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     future = loop.run_in_executor(attempt.pool, copy_context().run, fn)
     attempt.threads += 1
-    try:
-        while not future.done():
-            try:
-                await asyncio.shield(future)
-            except asyncio.CancelledError:
-                if future.done() or attempt.is_over:
-                    raise
-            except BaseException:
-                if not future.done():
-                    raise
-        return future.result()
-    finally:
-        attempt.threads -= 1
+    future.add_done_callback(attempt.thread_ended)
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if future.done() or attempt.is_over:
+                raise
+        except BaseException:
+            if not future.done():
+                raise
+    return future.result()
 
 
 class SyncTaskContext:

@@ -97,12 +97,10 @@ class Watched:
     loop: asyncio.AbstractEventLoop
     culprit: Callable[[], str | None]
     """The task whose code runs on the loop this very moment."""
-    cancel_all: Callable[[], None]
-    """The lease is in doubt: stop all work."""
     is_holding: Callable[[], bool]
     """Whether work is still running."""
     on_lost: Callable[[], None]
-    """Others took this worker for lost."""
+    """Others took this worker for lost, or will: stop all work."""
     end: Callable[[int], None]
 
 
@@ -123,6 +121,7 @@ class LeaseThread(threading.Thread):
         self._pulse = self._renewed = time.monotonic()
         self._pulse_asked = False
         self._named = False
+        self._lost_at: float | None = None
 
     def stop(self) -> None:
         """End the thread; it is gone when this returns."""
@@ -134,12 +133,18 @@ class LeaseThread(threading.Thread):
         """Beat until told to stop."""
         next_renewal = time.monotonic() + self._settings.lease.renew
         tick = min(0.25, self._settings.lease.renew / 2, self._settings.stall_named / 2)
+        before = time.monotonic()
         while not self._halt.wait(tick):
+            if time.monotonic() - before > tick + self._settings.stall_named:
+                # This thread got no turn either: the process was stopped, or the machine slept. Nobody is to blame.
+                self._pulse_asked = False
+                next_renewal = 0.0
             self._watch_loop()
-            if time.monotonic() >= next_renewal:
+            if time.monotonic() >= next_renewal and self._lost_at is None:
                 self._renew()
                 next_renewal = time.monotonic() + self._settings.lease.renew
             self._consider_lease()
+            before = time.monotonic()
 
     def _renew(self) -> None:
         try:
@@ -150,19 +155,19 @@ class LeaseThread(threading.Thread):
         if held:
             self._renewed = time.monotonic()
         else:
-            self._halt.set()
-            self._call(self._watched.on_lost)
+            self._lose()
 
     def _consider_lease(self) -> None:
-        silence = time.monotonic() - self._renewed
-        lease = self._settings.lease
-        if silence >= lease.cancel:
-            self._call(self._watched.cancel_all)
-        if silence >= lease.end and self._watched.is_holding():
-            log.error(
-                "lease could not be renewed; ending the process", worker=self._worker_id, seconds=round(silence, 1)
-            )
+        now, lease = time.monotonic(), self._settings.lease
+        if self._lost_at is None and now - self._renewed >= lease.cancel:
+            self._lose()
+        if self._lost_at is not None and now - self._lost_at >= lease.end - lease.cancel and self._watched.is_holding():
+            log.error("work goes on although the lease is lost; ending the process", worker=self._worker_id)
             self._watched.end(EXIT_CODE)
+
+    def _lose(self) -> None:
+        self._lost_at = time.monotonic()
+        self._call(self._watched.on_lost)
 
     def _watch_loop(self) -> None:
         now = time.monotonic()

@@ -1,7 +1,8 @@
 """Finding workers that are gone and making their work due again.
 
 Every worker looks after every other. One of the same machine is gone when its lock is free, which is known at
-once; one elsewhere, when its beat has not changed for the lease's time on the observer's own monotonic clock.
+once; any other, and one that was stopped, when its beat has not changed for the lease's time on the observer's own
+monotonic clock. What is held in the name of a worker that nobody knows is nobody's, and freed as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from outrider.core.errors import NotFound, Superseded
 from outrider.core.events import HolderLost, Released
-from outrider.core.ledger import Beat, Worker
+from outrider.core.ledger import Beat, Views, Worker
 from outrider.runtime.lease import Will, is_locked
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
@@ -27,48 +28,70 @@ class Recovery:
         self._boot = boot
         self._locks = locks
         self._own_id = own_id
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._beats: dict[str, int] = {}
+        self._silence: dict[str, float] = {}
+        self._looked_at = time.monotonic()
 
     async def look(self) -> int:
         """Recover the work of every worker that is gone; return how many tasks that were."""
-        recovered = 0
+        holders = await self._services.views.holders()  # first: whoever signs off meanwhile has handed back before
         workers = await self._services.views.workers()
+        passed = self._passed()
+        recovered = 0
         for worker in workers:
-            if worker.card.id != self._own_id and self._is_gone(worker):
+            if worker.card.id != self._own_id and self._is_gone(worker, passed):
                 recovered += await self._bury(worker)
         known = {worker.card.id for worker in workers}
-        for gone in self._seen.keys() - known:
-            del self._seen[gone]
+        for unknown in set(holders) - known - {self._own_id}:
+            recovered += await self._free_all(unknown, None)
+        for gone in self._beats.keys() - known:
+            del self._beats[gone], self._silence[gone]
         return recovered
 
-    def _is_gone(self, worker: Worker) -> bool:
-        card = worker.card
-        if self._locks is not None and card.host == self._host:
-            return card.boot_id != self._boot or not is_locked(lock_path(self._locks, card.id))
-        beat, since = self._seen.get(card.id, (None, 0.0))
+    def _passed(self) -> float:
+        """The time since the last look, as far as it was really watched: this process may have been stopped as well."""
         now = time.monotonic()
-        if beat != worker.beat:
-            self._seen[card.id] = (worker.beat, now)
+        passed, self._looked_at = now - self._looked_at, now
+        return min(passed, max(1.0, 4 * self._services.settings.recovery_interval))
+
+    def _is_gone(self, worker: Worker, passed: float) -> bool:
+        card = worker.card
+        is_silent = self._is_silent(worker, passed)
+        if self._locks is None or card.host != self._host:
+            return is_silent
+        lock = lock_path(self._locks, card.id)
+        if card.boot_id != self._boot or not is_locked(lock):
+            return True
+        return is_silent and Will.read(lock) is None  # with a will it is leaving, and its process says when
+
+    def _is_silent(self, worker: Worker, passed: float) -> bool:
+        name = worker.card.id
+        if self._beats.get(name) != worker.beat:
+            self._beats[name], self._silence[name] = worker.beat, 0.0
             return False
-        return now - since >= self._services.settings.lease.lost
+        self._silence[name] += passed
+        return self._silence[name] >= self._services.settings.lease.lost
 
     async def _bury(self, worker: Worker) -> int:
         card = worker.card
         lock = None if self._locks is None else lock_path(self._locks, card.id)
         will = None if lock is None else Will.read(lock)
-        held = await self._services.views.held_by(card.id)
-        log.warning("worker lost", worker=card.id, host=card.host, pid=card.pid, tasks=len(held))
-        for beat in held:
-            await self._free(beat, will)
+        freed = await self._free_all(card.id, will)
         await self._services.ledger.retire(card.id)
         if lock is not None:
             Will.discard(lock)
             lock.unlink(missing_ok=True)
+        log.warning("worker lost", worker=card.id, host=card.host, pid=card.pid, tasks=freed)
+        return freed
+
+    async def _free_all(self, worker_id: str, will: Will | None) -> int:
+        held = await self._services.views.held_by(worker_id)
+        for beat in held:
+            await self._free(beat, will)
         return len(held)
 
     async def _free(self, beat: Beat, will: Will | None) -> None:
-        steps = await self._services.views.steps(beat.task_id)
-        journaled = any(step.attempt == beat.attempt and step.done for step in steps)
+        journaled = await has_journaled(self._services.views, beat)
         event: HolderLost | Released
         if will is None:
             event = HolderLost(beat.attempt, journaled)
@@ -78,6 +101,11 @@ class Recovery:
             event = Released(beat.attempt, journaled)
         with suppress(NotFound, Superseded):  # another worker was faster, or it settled after all
             await self._services.lifecycle.move(beat.task_id, event)
+
+
+async def has_journaled(views: Views, beat: Beat) -> bool:
+    """Whether an attempt has come further than the one before: it then does not count as a repeated failure."""
+    return any(step.attempt == beat.attempt and step.done for step in await views.steps(beat.task_id))
 
 
 def lock_path(locks: Path, worker_id: str) -> Path:

@@ -10,24 +10,26 @@ import asyncio
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any
 
 from outrider.core import machine
-from outrider.core.errors import OutriderError, StoreError, Superseded
-from outrider.core.events import Claimed, DeadlinePassed, HolderEvent
-from outrider.core.ledger import Claim, Claims, Signal, WorkerCard
+from outrider.core.errors import Conflict, NotFound, OutriderError, StoreError, Superseded
+from outrider.core.events import Claimed, DeadlinePassed, HolderEvent, Released
+from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
 from outrider.core.task import Task
 from outrider.runtime.attempt import CURRENT, Attempt
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
-from outrider.runtime.lease import LeaseThread, Lock, Watched, boot_id
+from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
 from outrider.runtime.log import log
-from outrider.runtime.recovery import Recovery, lock_path
+from outrider.runtime.recovery import Recovery, has_journaled, lock_path
 from outrider.runtime.services import Services
 from outrider.runtime.voice import Voice
 
@@ -61,9 +63,10 @@ class Worker:
         self._is_draining = False
         self._is_lost = False
         self._jobs: set[asyncio.Task[None]] = set()
+        self._strays: set[Attempt] = set()
+        """Let go of, and their code may still run."""
+        self._claiming: asyncio.Task[Claims] | None = None
         self._context = Context()
-        self.abandoned = 0
-        """How many attempts ignored every order to stop and still run somewhere in this process."""
         self.claims_in_flight = 0
 
     @property
@@ -75,6 +78,11 @@ class Worker:
     def held(self) -> int:
         """How many tasks it holds now."""
         return len(self._held)
+
+    @property
+    def abandoned(self) -> int:
+        """How many attempts ignored every order to stop and still run somewhere in this process."""
+        return sum(attempt.is_running for attempt in tuple(self._strays))
 
     @property
     def is_at_rest(self) -> bool:
@@ -98,17 +106,22 @@ class Worker:
     # --- its life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled; then drain: let steps in flight finish, hand the rest over."""
+        """Work until cancelled; then drain: let steps in flight finish, hand the rest over.
+
+        Returns by itself when others took this worker for lost; what it held goes on elsewhere.
+        """
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()
-        threads = ThreadPoolExecutor(self._services.settings.threads, thread_name_prefix="outrider-tool")
-        self._threads = threads
-        restore = _follow_tasks(loop)
+        self._threads = ThreadPoolExecutor(self._services.settings.threads, thread_name_prefix="outrider-tool")
         self._voice = Voice(self._services)
+        restore = _follow_tasks(loop)
         stop_listening = self._services.ledger.listen(self._on_signal)
-        lock, lease = await self._present_itself(loop)
-        helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
+        lock = None if self._locks is None else Lock(lock_path(self._locks, self.id))
+        lease: LeaseThread | None = None
+        helpers: list[asyncio.Task[None]] = []
         try:
+            lease = await self._present_itself(lock)
+            helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
             await self._work()
@@ -117,22 +130,17 @@ class Worker:
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-            lease.stop()
             stop_listening()
             restore()
-            try:
-                await asyncio.shield(self._services.ledger.retire(self.id))
-            except StoreError as error:
-                log.warning("worker could not sign off", worker=self.id, reason=str(error))
-            if lock is not None:
-                lock.release()
-            threads.shutdown(wait=False, cancel_futures=True)
+            await asyncio.shield(self._sign_off(lock))
+            if lease is not None:
+                lease.stop()
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _present_itself(self, loop: asyncio.AbstractEventLoop) -> tuple[Lock | None, LeaseThread]:
+    async def _present_itself(self, lock: Lock | None) -> LeaseThread:
         from outrider import __version__
 
         settings = self._services.settings
-        lock = None if self._locks is None else Lock(lock_path(self._locks, self.id))
         card = WorkerCard(
             id=self.id,
             host=self._host,
@@ -144,11 +152,38 @@ class Worker:
             concurrency=settings.concurrency,
         )
         await self._services.ledger.register(card)
-        watched = Watched(loop, self._culprit, self._supersede_all, self._is_running, self._on_lost, self._on_end)
+        watched = Watched(self._loop, self._culprit, self._is_holding, self._on_lost, self._on_end)
         lease = LeaseThread(self._services.ledger, self.id, settings, lock.path if lock else None, watched)
         lease.start()
         self._recovery = Recovery(self._services, self._host, card.boot_id, self._locks, self.id)
-        return lock, lease
+        return lease
+
+    async def _sign_off(self, lock: Lock | None) -> None:
+        """Give back what the store still has in this worker's name, and let it forget the worker.
+
+        Where code ignored every order to stop, nobody may start it again while it runs. The worker then stays on
+        the books, and its lock held, for as long as this process lives; a will says that nobody is to blame.
+        """
+        try:
+            strays = {attempt.task_id for attempt in self._strays if attempt.is_running}
+            for beat in await self._services.views.held_by(self.id):
+                if beat.task_id not in strays:
+                    await self._hand_back(beat)
+            if strays and not self._is_lost:
+                log.error("code still runs that ignores the order to stop", worker=self.id, tasks=sorted(strays))
+                if lock is not None:
+                    Will(None, "the worker was told to go").write(lock.path)
+                return
+            await self._services.ledger.retire(self.id)
+        except OutriderError as error:
+            log.warning("worker could not sign off", worker=self.id, reason=str(error))
+        if lock is not None:
+            lock.release()
+
+    async def _hand_back(self, beat: Beat) -> None:
+        with suppress(NotFound, Superseded, Conflict):
+            journaled = await has_journaled(self._services.views, beat)
+            await self._services.lifecycle.move(beat.task_id, Released(beat.attempt, journaled))
 
     async def _work(self) -> None:
         while not self._is_lost:
@@ -179,13 +214,20 @@ class Worker:
     # --- claiming and running ------------------------------------------------------------------------
 
     async def _claim(self) -> Claims:
+        """Take what is due.
+
+        A claim under way is not called off with the worker: it may have been committed. `_sign_off` hands back
+        what it took.
+        """
         registry, clock = self._services.registry, self._services.clock
         now = clock.now()
         event = Claimed(self.id)
         claim = Claim(self.id, registry.routes(), max(0, min(self._room, BATCH)), now)
         self.claims_in_flight += 1
         try:
-            claims = await self._services.ledger.claim(claim, lambda task: machine.apply(task, event, now))
+            taking = self._services.ledger.claim(claim, lambda task: machine.apply(task, event, now))
+            self._claiming = self._loop.create_task(taking)
+            claims = await asyncio.shield(self._claiming)
             for task in claims.tasks:
                 self._start(task)
         finally:
@@ -204,7 +246,8 @@ class Worker:
             event = await self._perform(attempt)
             attempt.is_closed = True
             await self._unwind(attempt)
-            await self._settle(attempt, event)
+            if not attempt.is_left:
+                await self._settle(attempt, event)
         finally:
             self._let_go(attempt)
 
@@ -232,7 +275,6 @@ class Worker:
                     task.exception()  # retrieved, so that the loop does not complain of it
             left = [task for task in attempt.tasks if not task.done()]
             if left and (attempt.is_over or self._services.clock.now() >= deadline):
-                self.abandoned += len(left)
                 log.error("asyncio tasks ignore their cancellation", task=attempt.task_id, count=len(left))
                 return
 
@@ -258,6 +300,9 @@ class Worker:
 
     def _let_go(self, attempt: Attempt) -> None:
         self._voice.forget(attempt)
+        self._strays.discard(attempt)
+        if attempt.is_running:
+            self._strays.add(attempt)
         if self._held.get(attempt.task_id) is attempt:
             del self._held[attempt.task_id]
         self._bell.ring()
@@ -266,8 +311,8 @@ class Worker:
         """The record has gone on; do not wait for code that does not stop."""
         if self._held.get(attempt.task_id) is attempt:
             del self._held[attempt.task_id]
+            self._strays.add(attempt)
             if attempt.threads:
-                self.abandoned += 1
                 log.error("a thread ignores the order to stop and was abandoned", task=attempt.task_id)
             self._bell.ring()
 
@@ -345,6 +390,8 @@ class Worker:
 
     async def _drain(self) -> None:
         self._is_draining = True
+        if self._claiming is not None:
+            await asyncio.gather(self._claiming, return_exceptions=True)
         for attempt in list(self._held.values()):
             attempt.drain()
         if self._jobs:
@@ -352,21 +399,31 @@ class Worker:
             for job in late:
                 job.cancel()
             if late:
-                await asyncio.wait(late, timeout=5)
+                await asyncio.wait(late, timeout=self._services.settings.drain_grace)
+        for attempt in list(self._held.values()):
+            attempt.is_left = True
+            attempt.supersede()
+            self._abandon(attempt)
+        if self._is_lost:
+            await self._outlive_strays()
 
-    def _supersede_all(self) -> None:
+    async def _outlive_strays(self) -> None:
+        """What this worker held runs elsewhere by now. The lease thread ends the process if it runs here as well."""
+        lease = self._services.settings.lease
+        give_up = time.monotonic() + 2 * (lease.end - lease.cancel)
+        while self.abandoned and time.monotonic() < give_up:  # noqa: ASYNC110 - a thread's end rings no bell here
+            await asyncio.sleep(0.02)
+
+    def _is_holding(self) -> bool:
+        """Whether code of a task runs here; one whose end only waits to be written does no harm."""
+        return self.abandoned > 0 or any(not attempt.is_closed for attempt in tuple(self._held.values()))
+
+    def _on_lost(self) -> None:
+        log.error("this worker counts as lost; its work goes on elsewhere", worker=self.id)
+        self._is_lost = True
         for attempt in list(self._held.values()):
             attempt.is_in_doubt = True
             attempt.supersede()
-
-    def _is_running(self) -> bool:
-        """Whether code of a task runs here; one whose end only waits to be written does no harm."""
-        return any(not attempt.is_closed for attempt in self._held.values())
-
-    def _on_lost(self) -> None:
-        log.error("this worker was taken for lost; its work goes on elsewhere", worker=self.id)
-        self._is_lost = True
-        self._supersede_all()
         self._bell.ring()
 
     def _culprit(self) -> str | None:
@@ -382,6 +439,19 @@ class Worker:
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         return job
+
+
+async def keep_working(
+    services: Services, *, locks: Path | None, host: str | None = None, on_end: Callable[[int], None] = os._exit
+) -> None:
+    """Work until cancelled. A worker that was taken for lost, after a stop or an outage, is followed by a new one."""
+    while True:
+        worker = Worker(services, locks=locks, host=host, on_end=on_end)
+        try:
+            await worker.run()
+        except StoreError as error:
+            log.error("no worker could be started; trying again", reason=str(error))
+            await asyncio.sleep(0.5)
 
 
 def _follow_tasks(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:

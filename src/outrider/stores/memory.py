@@ -597,6 +597,11 @@ class MemoryViews:
             Beat(task.id, task.core.attempt, task.core.version) for task in held if task.core.worker_id == worker_id
         ]
 
+    async def holders(self) -> Sequence[str]:
+        """The ids of all workers that hold tasks now, registered or not."""
+        held = (self._open().tasks[task_id].task.core.worker_id for task_id in self._tables.held)
+        return sorted({worker_id for worker_id in held if worker_id is not None})
+
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life of the task's current attempt."""
         row = self._task(task_id)

@@ -99,6 +99,10 @@ class SqliteViews:
         """What that worker holds now."""
         return await self._short(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
 
+    async def holders(self) -> Sequence[str]:
+        """The ids of all workers that hold tasks now, registered or not."""
+        return await self._short(lambda read: cast("list[str]", read.array("holders")))
+
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
         row = await self._short(lambda read: read.row("active_at", task_id))
