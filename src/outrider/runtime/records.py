@@ -1,7 +1,7 @@
 """The public record of a task and of what surrounds it: typed, flat, in the words of the documentation.
 
 Inside, a task is four nested values with moments in microseconds; out here it is one pydantic model with
-datetimes in UTC. `TaskRecord.of` is the only place where the one becomes the other.
+datetimes in UTC. `fields.task_fields` is the only place where the one becomes the other.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, Worker
 from outrider.core.session import Session
-from outrider.core.task import Artifact, InputRequest, State, Task, TaskError, phase_of
+from outrider.core.task import Artifact, InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
 from outrider.runtime.clock import as_datetime
+from outrider.runtime.fields import request_fields, task_fields
 from outrider.runtime.journal import DOUBT
 
 
@@ -116,23 +117,7 @@ class InputRequestRecord(Record):
     @classmethod
     def of(cls, request: InputRequest) -> InputRequestRecord:
         """The public form of a request."""
-        return cls(
-            id=request.id,
-            task_id=request.task_id,
-            kind=request.kind,
-            prompt=request.prompt,
-            expected=request.expected,
-            details=request.details,
-            status=request.status,
-            created_at=as_datetime(request.created_at),
-            deadline_at=_moment(request.deadline_at),
-            on_expiry=request.on_expiry,
-            default=request.default,
-            answer=request.answer,
-            answered_by=request.answered_by,
-            answered_via=request.answered_via,
-            closed_at=_moment(request.closed_at),
-        )
+        return cls(**request_fields(request))
 
 
 class CheckpointRecord(Record):
@@ -209,74 +194,7 @@ class TaskRecord(Record):
         cls, task: Task, *, heartbeat_at: Instant | None = None, checkpoint: CheckpointRecord | None = None
     ) -> TaskRecord:
         """The public form of a task. `heartbeat_at` and `checkpoint` are read beside it, where wanted."""
-        given, core, live, outcome = task.input, task.core, task.live, task.outcome
-        phase = phase_of(task)
-        requests = tuple(InputRequestRecord.of(request) for request in core.requests)
-        timeouts, retry = given.timeouts, given.retry
-        return cls(
-            id=task.id,
-            organization_id=given.organization_id,
-            session_id=given.session_id,
-            root_session_id=given.root_session_id,
-            parent_task_id=given.parent_task_id,
-            retry_of=given.retry_of,
-            kind=given.kind,
-            display_name=given.display_name,
-            labels=given.labels,
-            origin=given.origin,
-            spec=given.spec,
-            wake_policy=given.wake_policy,
-            idempotency_key=given.idempotency_key,
-            priority=given.priority,
-            concurrency_key=given.concurrency_key,
-            depends_on=given.depends_on,
-            detached=given.detached,
-            retry=RetryRecord(
-                max_failures=retry.max_failures,
-                initial=retry.initial / 1e6,
-                factor=retry.factor,
-                maximum=retry.maximum / 1e6,
-            ),
-            timeouts=TimeoutsRecord(
-                queue=_seconds(timeouts.queue),
-                run=_seconds(timeouts.run),
-                idle=_seconds(timeouts.idle),
-                total=_seconds(timeouts.total),
-            ),
-            budget=given.budget,
-            result_schema=given.result_schema,
-            message_schema=given.message_schema,
-            state=core.state,
-            phase=phase.name if phase else None,
-            phase_reason=phase.reason if phase else None,
-            state_detail=live.state_detail,
-            progress=None if live.progress is None else _fields(ProgressRecord, live.progress),
-            input_request=requests[0] if requests else None,
-            input_requests=requests,
-            cancel_requested_at=_moment(core.cancel_requested_at),
-            cancel_reason=core.cancel_reason,
-            iterations=live.iterations,
-            provider=live.provider,
-            model=live.model,
-            usage=_fields(UsageRecord, live.usage),
-            links=_fields(LinksRecord, live.links),
-            summary=outcome.summary,
-            result_path=outcome.result_path,
-            artifacts=tuple(artifact_record(artifact) for artifact in outcome.artifacts),
-            error=None if outcome.error is None else _error(outcome.error),
-            version=core.version,
-            attempt=core.attempt,
-            failures=core.failures,
-            worker_id=core.worker_id,
-            heartbeat_at=_moment(heartbeat_at),
-            due_at=_moment(core.due_at),
-            next_deadline_at=_moment(core.next_deadline_at),
-            checkpoint=checkpoint,
-            created_at=as_datetime(given.created_at),
-            started_at=_moment(core.started_at),
-            finished_at=_moment(core.finished_at),
-            updated_at=as_datetime(core.updated_at),
-        )
+        return cls(**task_fields(task, heartbeat_at=heartbeat_at), checkpoint=checkpoint)
 
     @property
     def is_terminal(self) -> bool:
@@ -538,7 +456,3 @@ def _fields(kind: Any, value: object) -> Any:
 
 def _moment(moment: Instant | None) -> datetime | None:
     return None if moment is None else as_datetime(moment)
-
-
-def _seconds(span: int | None) -> float | None:
-    return None if span is None else span / 1e6

@@ -88,8 +88,10 @@ class EventReader:
             after = page[-1].seq
 
 
-async def follow_output(services: Services, task_id: str, start: int = 0) -> AsyncIterator[OutputRecord]:
-    """Yield a task's output from a byte offset on, until the task has ended and all of it was read."""
+async def read_output(
+    services: Services, task_id: str, start: int = 0, *, follow: bool = True
+) -> AsyncIterator[OutputRecord]:
+    """Yield a task's output from a byte offset on, until all was read and, with `follow`, the task has ended."""
     with services.signals.listen([task_id]) as bell:
         while True:
             task = await services.views.task(task_id)
@@ -111,7 +113,7 @@ async def follow_output(services: Services, task_id: str, start: int = 0) -> Asy
             start = max(start, output.next)
             if output.rows:
                 continue
-            if task is None or task.is_terminal:
+            if task is None or task.is_terminal or not follow:
                 return
             await bell.wait()
 

@@ -38,7 +38,7 @@ from outrider.runtime.records import (
 )
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
-from outrider.runtime.stream import EventReader, follow_output
+from outrider.runtime.stream import EventReader, read_output
 
 
 class Tasks:
@@ -364,9 +364,9 @@ class Tasks:
                     return
                 await bell.wait()
 
-    def output(self, task_id: str, *, start: int = 0) -> AsyncIterator[OutputRecord]:
-        """Yield a task's output from a byte offset on, until it has ended."""
-        return follow_output(self._services, task_id, start)
+    def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
+        """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
+        return read_output(self._services, task_id, start, follow=follow)
 
 
 def _check_same(asked: Input, existing: Task) -> None:
