@@ -1,0 +1,294 @@
+"""What may be typed: every command with its options. docs/cli.md says the same, and a test compares the two.
+
+argparse rather than something prettier: it is there in 2 ms of the 300 that `outrider tasks` has; cyclopts was
+measured at 45. One parser is built, the one of the command that was named. Options that every command knows may
+stand before the command as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from outrider.cli.exits import UsageError
+from outrider.cli.values import seconds
+
+STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
+WAKES = ("silent", "on_terminal", "on_activity")
+LEVELS = ("debug", "info", "warning", "error")
+IDLE_EXIT = 60.0
+"""Seconds that a worker which a command started stays after its last task."""
+
+_TAKES_VALUE = ("--db", "--log-level")
+
+
+class Parser(argparse.ArgumentParser):
+    """One command's parser. What is wrong with the arguments is raised, so that `--json` can report it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message}\ntry: {self.prog} --help")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: what it is for, where its code is (`module:function`), and what it takes."""
+
+    name: str
+    summary: str
+    code: str
+    describe: Callable[[Parser], None]
+
+    def parser(self) -> Parser:
+        """The parser of this command."""
+        parser = Parser(f"outrider {self.name}", description=self.summary, allow_abbrev=False)
+        self.describe(parser)
+        common = parser.add_argument_group("of every command")
+        common.add_argument("--db", metavar="URL", help="the database (OUTRIDER_DB); default .outrider/outrider.db")
+        common.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
+        common.add_argument("--log-level", choices=LEVELS, default="warning", help="what is logged to stderr")
+        common.add_argument("-v", "--verbose", action="store_true", help="log each transition; full tracebacks")
+        return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command that was named, and its arguments. Raises UsageError; `--help` and `--version` exit."""
+    before, name, rest = _split(argv)
+    if name is None:
+        if "--version" in before:
+            from outrider import __version__
+
+            _tell(f"outrider {__version__}")
+        if {"-h", "--help"} & set(before):
+            _tell(overview())
+        raise UsageError(f"which command?\n{overview()}" if not before else "which command? try: outrider --help")
+    if name == "help":
+        _tell(COMMANDS[rest[0]].parser().format_help() if rest and rest[0] in COMMANDS else overview())
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UsageError(f"unknown command {name!r}{_nearest(name)}\ntry: outrider --help")
+    parser = command.parser()
+    if name == "run":
+        rest = _with_approvals(rest)
+    return command, parser.parse_intermixed_args([*before, *rest])
+
+
+def overview() -> str:
+    """What `outrider --help` says."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values())
+    return (
+        "usage: outrider COMMAND [ARGUMENTS]\n\nDurable background tasks for AI agents.\n\n"
+        f"{listed}\n\noutrider COMMAND --help tells what a command takes; outrider --version which version this is."
+    )
+
+
+def _tell(text: str) -> NoReturn:
+    sys.stdout.write(text.rstrip() + "\n")
+    raise SystemExit(0)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
+    """The options before the command, the command, and the rest."""
+    place = 0
+    while place < len(argv) and argv[place].startswith("-"):
+        place += 2 if argv[place] in _TAKES_VALUE else 1
+    if place >= len(argv):
+        return list(argv), None, []
+    return list(argv[:place]), argv[place], list(argv[place + 1 :])
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, 1)
+    return f"; do you mean {near[0]!r}?" if near else ""
+
+
+def _with_approvals(rest: Sequence[str]) -> list[str]:
+    """Settle what `--require-approval` takes: `all`, names given to `--tools`, or nothing, which means `all`.
+
+    What follows it may be the prompt.
+    """
+    arguments = list(rest)
+    known = {"all"}
+    for place, word in enumerate(arguments):
+        if word.startswith("--tools="):
+            known |= set(word[8:].split(","))
+        elif word == "--tools" and place + 1 < len(arguments):
+            known |= set(arguments[place + 1].split(","))
+    for place, word in enumerate(arguments):
+        if word == "--":
+            break
+        if word == "--require-approval":
+            follows = arguments[place + 1] if place + 1 < len(arguments) else ""
+            if follows and set(follows.split(",")) <= known:
+                arguments[place : place + 2] = [f"{word}={follows}"]
+            else:
+                arguments[place] = f"{word}=all"
+    return arguments
+
+
+# --- what each command takes -----------------------------------------------------------------------------
+
+
+def _call(parser: Parser) -> None:
+    parser.add_argument("tool", metavar="TOOL", help="a tool of the app")
+    parser.add_argument("arguments", metavar="ARG=VALUE", nargs="*", help="JSON where it parses, else text")
+    _app(parser)
+    _starting(parser)
+
+
+def _run(parser: Parser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="what the agent is asked; - reads stdin")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument("--model", metavar="NAME", help="any model the engine knows, PROVIDER:NAME (OUTRIDER_MODEL)")
+    parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
+    parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
+    parser.add_argument("--max-iterations", metavar="N", type=int, help="model calls at most; default 50")
+    parser.add_argument(
+        "--require-approval", metavar="TOOLS|all", help="ask before these tools are called; alone, before any"
+    )
+    _app(parser)
+    _starting(parser)
+
+
+def _tasks(parser: Parser) -> None:
+    parser.add_argument("--state", metavar="STATE", action="append", default=[], help="one or more, with commas")
+    parser.add_argument("--kind", metavar="KIND")
+    parser.add_argument("--session", metavar="ID")
+    _labels(parser)
+    parser.add_argument("--limit", metavar="N", type=int, default=50, help="newest first; default 50")
+
+
+def _show(parser: Parser) -> None:
+    _task(parser)
+
+
+def _watch(parser: Parser) -> None:
+    parser.add_argument("target", metavar="SESSION|TASK", nargs="?", help="left out, everything")
+    parser.add_argument("--after", metavar="SEQ", type=int, help="events after this number; default from the start")
+
+
+def _output(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
+    parser.add_argument("--from", metavar="OFFSET", dest="start", type=int, default=0, help="from this byte on")
+
+
+def _messages(parser: Parser) -> None:
+    _task(parser)
+
+
+def _message(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("text", metavar="TEXT", help="- reads stdin")
+    parser.add_argument("--in-reply-to", metavar="ID", help="the message that this answers")
+
+
+def _answer(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes and no")
+    parser.add_argument("--request", metavar="ID", help="which question; default the oldest")
+
+
+def _cancel(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("--reason", metavar="TEXT")
+    parser.add_argument("--wait", action="store_true", help="until all of it has ended, or its grace is over")
+    parser.add_argument("--include-detached", action="store_true", help="detached children too")
+
+
+def _wait(parser: Parser) -> None:
+    parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
+    parser.add_argument("--any", action="store_true", help="until the first has ended")
+    parser.add_argument("--timeout", metavar="TIME", type=_time, help="give up waiting after this")
+
+
+def _worker(parser: Parser) -> None:
+    parser.add_argument(
+        "--app",
+        metavar="MODULE:APP",
+        action="append",
+        default=[],
+        help="whose tools it runs; may be repeated (OUTRIDER_APP, with commas)",
+    )
+    parser.add_argument("--concurrency", metavar="N", type=int, help="tasks at once; default the app's, 100")
+    parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")
+    parser.add_argument("--starting", metavar="FD", type=int, help=argparse.SUPPRESS)
+
+
+def _demo(parser: Parser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the folder it works on; default here")
+    parser.add_argument("--model", metavar="NAME", help="a real model; default a script")
+
+
+def _task(parser: Parser) -> None:
+    parser.add_argument("task", metavar="TASK", help="an id, or the beginning or end of one")
+
+
+def _app(parser: Parser) -> None:
+    parser.add_argument("--app", metavar="MODULE:APP", help="where the tools are (OUTRIDER_APP)")
+
+
+def _labels(parser: Parser) -> None:
+    parser.add_argument("--label", metavar="K=V", action="append", default=[], help="may be repeated")
+
+
+def _starting(parser: Parser) -> None:
+    parser.add_argument("--background", action="store_true", help="print the id and leave; a worker carries on")
+    parser.add_argument("--session", metavar="ID", help="whose task it is; made if new; default session_default")
+    parser.add_argument("--name", metavar="TEXT", help="what it is called in lists")
+    _labels(parser)
+    parser.add_argument("--idempotency-key", metavar="KEY", help="the same key in a session gives the same task")
+    parser.add_argument("--priority", metavar="N", type=int, default=0, help="-1000 to 1000, higher goes first")
+    parser.add_argument("--delay", metavar="TIME", type=_time, help="not before this has passed")
+    parser.add_argument("--queue-timeout", metavar="TIME", type=_time, help="from due to the first start")
+    parser.add_argument("--run-timeout", metavar="TIME", type=_time, help="over one attempt")
+    parser.add_argument("--idle-timeout", metavar="TIME", type=_time, help="since the last sign of life")
+    parser.add_argument("--total-timeout", metavar="TIME", type=_time, help="from creation to the end")
+    parser.add_argument("--max-failures", metavar="N", type=int, help="attempts that may fail; default 3")
+    parser.add_argument("--wake", choices=WAKES, default="silent", help="when the session is told")
+    parser.add_argument(
+        "--idle-exit",
+        metavar="TIME",
+        type=_time,
+        default=None,
+        help=f"how long a worker started for --background stays without work; default {IDLE_EXIT:g}",
+    )
+
+
+def _time(text: str) -> float:
+    try:
+        return seconds(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def environment(name: str) -> str | None:
+    """An environment variable, None where it is empty."""
+    return os.environ.get(name) or None
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("call", "call a tool of an app", "starting:call", _call),
+        Command("run", "run an agent on a prompt", "starting:run", _run),
+        Command("tasks", "list tasks, newest first", "looking:tasks", _tasks),
+        Command("show", "show all about one task", "looking:show", _show),
+        Command("watch", "watch tasks live, or a session's or task's events", "watching:watch", _watch),
+        Command("output", "print what a task has printed", "watching:output", _output),
+        Command("messages", "list the messages of a task", "looking:messages", _messages),
+        Command("message", "send a task a message", "steering:message", _message),
+        Command("answer", "answer a question of a task", "steering:answer", _answer),
+        Command("cancel", "cancel a task and the children below it", "steering:cancel", _cancel),
+        Command("wait", "wait until tasks have ended", "steering:wait", _wait),
+        Command("worker", "run tasks until told to stop", "working:worker", _worker),
+        Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),
+    )
+}

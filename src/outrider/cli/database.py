@@ -1,0 +1,59 @@
+"""Which database a command means, and opening it.
+
+A command that only looks does not leave a `.outrider/` behind in every folder it is typed in: where the default
+database does not exist yet, it looks into an empty one in memory. One that was named is opened, and made.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from outrider.bootstrap import open_ledger
+from outrider.cli.arguments import environment
+from outrider.core.ledger import Ledger
+from outrider.settings import DEFAULT_DATABASE
+
+if TYPE_CHECKING:
+    from outrider.runtime.facade import Runtime
+
+
+def url_of(arguments: Namespace) -> str:
+    """The database's URL: `--db`, else OUTRIDER_DB, else the default below the current directory."""
+    given: str | None = arguments.db or environment("OUTRIDER_DB")
+    return given or DEFAULT_DATABASE
+
+
+@asynccontextmanager
+async def open_store(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Ledger]:
+    """The store, to look into; with `create` the default one is made where it is missing."""
+    url = url_of(arguments)
+    ledger = await open_ledger(url if create or not _is_missing_default(url) else "memory://")
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def _is_missing_default(url: str) -> bool:
+    return url == DEFAULT_DATABASE and not os.path.exists(url)
+
+
+@asynccontextmanager
+async def open_runtime(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Runtime]:
+    """A runtime over the store, without a worker and without an app."""
+    from outrider.runtime.clock import SystemClock
+    from outrider.runtime.facade import Runtime
+    from outrider.runtime.registry import Registry
+    from outrider.runtime.services import Services
+    from outrider.settings import WorkerSettings
+
+    async with open_store(arguments, create=create) as ledger:
+        services = Services.over(ledger, SystemClock(), Registry(), WorkerSettings())
+        try:
+            yield Runtime(services)
+        finally:
+            services.signals.close()

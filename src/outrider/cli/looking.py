@@ -1,0 +1,175 @@
+"""Looking: `tasks`, `show`, `messages`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from outrider.cli.arguments import STATES
+from outrider.cli.database import open_runtime, open_store, url_of
+from outrider.cli.exits import OK, UsageError
+from outrider.cli.glance import STYLES, Glance, age_text, short
+from outrider.cli.terminal import Screen, harmless, on_one_line
+from outrider.cli.values import pairs
+from outrider.core.ledger import TaskFilter
+from outrider.core.task import State, Task
+
+if TYPE_CHECKING:
+    from outrider.runtime.handles import TaskHandle
+    from outrider.runtime.records import MessageRecord, TaskRecord
+
+
+async def tasks(arguments: Namespace, screen: Screen) -> int:
+    """List tasks, newest first."""
+    if arguments.limit < 1:
+        raise UsageError("--limit is a whole number of 1 or more")
+    wanted = TaskFilter(
+        session_id=arguments.session,
+        states=_states(arguments.state),
+        kind=arguments.kind,
+        labels=pairs(arguments.label, "label"),
+        limit=arguments.limit + 1,
+    )
+    async with open_store(arguments) as ledger:
+        found = list(await ledger.views.list_tasks(wanted))
+    if screen.as_json:
+        from outrider.runtime.fields import task_fields
+
+        for task in found[: arguments.limit]:
+            screen.data({**task_fields(task), "checkpoint": None})
+        return OK
+    if found:
+        _table(found[: arguments.limit], screen)
+    else:
+        screen.hint(f"no tasks in {url_of(arguments)}")
+    if len(found) > arguments.limit:
+        screen.hint(f"there are more; --limit {arguments.limit * 2} shows some")
+    return OK
+
+
+async def show(arguments: Namespace, screen: Screen) -> int:
+    """Show all about one task: the record, its attempts, journal, questions, messages and result."""
+    async with open_runtime(arguments) as runtime:
+        task = await runtime.task((await runtime.tasks.find(arguments.task)).id)
+        record = await task.record()
+        beside = {
+            "result": await result_of(task, record),
+            "attempts": [each.model_dump(mode="json") for each in await task.attempts()],
+            "steps": [each.model_dump(mode="json") for each in await task.steps()],
+            "requests": [each.model_dump(mode="json") for each in await task.requests()],
+            "messages": [each.model_dump(mode="json") for each in await task.messages()],
+        }
+    if screen.as_json:
+        screen.record(record, **beside)
+    else:
+        for line in _described(record, beside):
+            screen.line(line)
+    return OK
+
+
+async def messages(arguments: Namespace, screen: Screen) -> int:
+    """List the messages of a task, both ways."""
+    async with open_runtime(arguments) as runtime:
+        found = await runtime.tasks.messages((await runtime.tasks.find(arguments.task)).id)
+    for message in found:
+        if screen.as_json:
+            screen.record(message)
+        else:
+            _print_message(message, screen)
+    if not found:
+        screen.hint("no messages")
+    return OK
+
+
+async def result_of(task: TaskHandle, record: TaskRecord) -> Any:
+    """The result of a task that has succeeded, as JSON; None for any other."""
+    if record.state is not State.SUCCEEDED or record.result_path is None:
+        return None
+    return await task.result()
+
+
+def _states(given: Sequence[str]) -> tuple[State, ...] | None:
+    names = [name.strip() for each in given for name in each.split(",") if name.strip()]
+    for name in names:
+        if name not in STATES:
+            raise UsageError(f"{name!r} is no state; the states are {', '.join(STATES)}")
+    return tuple(State(name) for name in names) or None
+
+
+def _table(found: Sequence[Task], screen: Screen) -> None:
+    glances = [Glance.of(task) for task in found]
+    if not screen.is_terminal:
+        rows = [("ID", "STATE", "KIND", "AGE", "NAME", "NEWS")]
+        rows += [(each.id, each.standing, each.kind, age_text(each.took), each.name, each.news) for each in glances]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            screen.line("  ".join([*cells, row[5]]).rstrip())
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=False)
+    for name in ("id", "state", "kind", "age", "name"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    table.add_column("news", overflow="ellipsis", no_wrap=True)
+    for each in glances:
+        table.add_row(
+            Text(each.short_id, "bold"),
+            Text(each.standing, STYLES[each.state]),
+            Text(each.kind, "dim"),
+            Text(age_text(each.took)),
+            Text(each.name),
+            Text(each.news),
+        )
+    screen.console().print(table)
+
+
+def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
+    """A task in words: what is set, by name, then what surrounds it."""
+    lines = [f"{record.id}  {on_one_line(record.display_name)}"]
+    plain = record.model_dump(mode="json", exclude={"id", "display_name", "input_request", "input_requests"})
+    for name, value in plain.items():
+        if value not in (None, [], {}, "", 0):
+            lines.append(f"  {name:<20} {_compact(value)}")
+    if record.state is State.SUCCEEDED:
+        result = beside["result"]
+        if isinstance(result, str):
+            lines += ["result", *(f"  {line}" for line in harmless(result).split("\n"))]
+        else:
+            lines.append(f"  {'result':<20} {_compact(result)}")
+    for each in beside["requests"]:
+        told = f": {_compact(each['answer'])} by {on_one_line(each['answered_by'])}" if each["answered_by"] else ""
+        lines.append(f"{each['kind']} {each['id']} ({each['status']}{told})  {on_one_line(each['prompt'])}")
+    for each in beside["attempts"]:
+        error = f": {on_one_line(each['error']['message'])}" if each["error"] else ""
+        lines.append(
+            f"attempt {each['attempt']}  {each['started_at']}  {each['ending'] or 'open'}{error}  {each['worker_id']}"
+        )
+    for each in beside["steps"]:
+        done = "" if each["done"] else "  begun, not done"
+        lines.append(f"step {on_one_line(each['position'])}  {each['verb']}  attempt {each['attempt']}{done}")
+    for each in beside["messages"]:
+        text = " ".join(_part(part) for part in each["parts"])
+        lines.append(f"message {each['id']}  {each['direction']}  {on_one_line(text)}")
+    return lines
+
+
+def _print_message(message: MessageRecord, screen: Screen) -> None:
+    arrow = "→" if message.direction == "inbound" else "←"
+    sender = f" {on_one_line(message.sender)}" if message.sender else ""
+    screen.line(f"{message.created_at:%Y-%m-%d %H:%M:%S} {arrow} {short(message.task_id)}{sender}  {message.id}")
+    for part in message.parts:
+        screen.text("".join(f"  {line}\n" for line in _part(part).split("\n")))
+
+
+def _part(part: Any) -> str:
+    return str(part["text"]) if part.get("type") == "text" else _compact(part)
+
+
+def _compact(value: Any) -> str:
+    import orjson
+
+    return on_one_line(value if isinstance(value, str) else orjson.dumps(value, str).decode())

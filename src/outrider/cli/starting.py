@@ -1,0 +1,144 @@
+"""Starting work: `call` and `run`, in the foreground or with `--background`.
+
+In the foreground the worker is this very process, so the code that runs is the code as it is now; in the background
+it is a worker that lives already, or one that is started for it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from outrider.bootstrap import Outrider
+from outrider.cli.apps import load_apps, names_of
+from outrider.cli.arguments import IDLE_EXIT, environment
+from outrider.cli.database import url_of
+from outrider.cli.exits import OK, UsageError
+from outrider.cli.following import Follower
+from outrider.cli.glance import short
+from outrider.cli.terminal import Screen
+from outrider.cli.values import pairs, value_of
+from outrider.cli.workers import check_shareable, ensure_worker
+from outrider.core.values import JSON
+from outrider.runtime.handles import SessionHandle, TaskHandle
+from outrider.runtime.options import TaskOptions
+
+DEFAULT_SESSION = "session_default"
+"""The session of whoever names none: an idempotency key means something only within one."""
+DRAIN = 5.0
+"""Seconds that other tasks get to finish their step when the task that was waited for has ended."""
+
+Start = Callable[[SessionHandle, TaskOptions], Awaitable[TaskHandle]]
+
+
+async def call(arguments: Namespace, screen: Screen) -> int:
+    """Call a tool of an app."""
+    names = names_of(arguments.app)
+    if not names:
+        raise UsageError("whose tool? name its app: --app MODULE:APP, or OUTRIDER_APP")
+    app = load_apps(names)
+    given = _tool_arguments(app, arguments.tool, pairs(arguments.arguments, "argument"))
+
+    async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
+        spec = {"tool": arguments.tool, "arguments": given}
+        return await session.create("background_tool", spec, options=options)
+
+    return await _start(arguments, screen, app, names, start)
+
+
+async def run(arguments: Namespace, screen: Screen) -> int:
+    """Run an agent on a prompt."""
+    names = names_of(arguments.app)
+    app = load_apps(names)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    approval = arguments.require_approval
+    model = arguments.model or (None if arguments.agent else environment("OUTRIDER_MODEL"))
+    if model is None and arguments.agent is None:
+        raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
+
+    async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
+        return await session.spawn_agent(
+            prompt,
+            model=model,
+            system_prompt=arguments.system,
+            agent=arguments.agent,
+            tools=_names(arguments.tools),
+            max_iterations=arguments.max_iterations,
+            require_approval=approval == "all" or _names(approval or ""),
+            options=options,
+        )
+
+    return await _start(arguments, screen, app, names, start)
+
+
+async def _start(arguments: Namespace, screen: Screen, app: Outrider, names: tuple[str, ...], start: Start) -> int:
+    options = _options(arguments)
+    if not arguments.background:
+        app.settings = replace(app.settings, drain_timeout=min(DRAIN, app.settings.drain_timeout))
+    async with app.open(url_of(arguments), worker=not arguments.background) as runtime:
+        if arguments.background:
+            check_shareable(runtime.ledger)
+        session = await runtime.sessions.create(id=arguments.session or DEFAULT_SESSION)
+        after = (await session.record()).last_seq
+        task = await start(session, options)
+        if not arguments.background:
+            return await Follower(runtime, task, screen, after).run()
+        await _leave(task, screen)
+        idle_exit = IDLE_EXIT if arguments.idle_exit is None else arguments.idle_exit
+        route = (await runtime.tasks.get(task.id)).input.route
+        log = await ensure_worker(runtime, route, names, idle_exit)
+        if log is not None:
+            screen.hint(f"started a worker, which writes to {log}")
+        screen.hint(f"see: outrider watch {short(task.id)}")
+    return OK
+
+
+async def _leave(task: TaskHandle, screen: Screen) -> None:
+    """Say the id, before anything that takes time."""
+    if screen.as_json:
+        screen.record(await task.record())
+    else:
+        screen.line(task.id)
+
+
+def _options(arguments: Namespace) -> TaskOptions:
+    return TaskOptions(
+        idempotency_key=arguments.idempotency_key,
+        name=arguments.name,
+        labels=pairs(arguments.label, "label"),
+        origin={"actor": user_name(), "via": "cli"},
+        wake=arguments.wake,
+        priority=arguments.priority,
+        delay=arguments.delay,
+        max_failures=arguments.max_failures,
+        queue_timeout=arguments.queue_timeout,
+        run_timeout=arguments.run_timeout,
+        idle_timeout=arguments.idle_timeout,
+        total_timeout=arguments.total_timeout,
+    )
+
+
+def user_name() -> str | None:
+    """Who sits here, as the system knows it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+def _tool_arguments(app: Outrider, tool: str, given: Mapping[str, str]) -> dict[str, JSON]:
+    """The arguments as values; the tool's schema decides where a text could mean two things."""
+    schema: dict[str, Any] = app.registry.tool(tool).arguments.schema() if given else {}
+    properties, shared = schema.get("properties", {}), {"$defs": schema.get("$defs", {})}
+    return {
+        name: value_of(text, {**shared, **properties[name]} if name in properties else None)
+        for name, text in given.items()
+    }
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,121 @@
+"""Steering: `message`, `answer`, `cancel`, `wait`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from outrider.cli.database import open_runtime
+from outrider.cli.exits import OK, TIMEOUT, code_of_state
+from outrider.cli.glance import Glance, short
+from outrider.cli.looking import result_of
+from outrider.cli.terminal import Screen
+from outrider.cli.values import value_of
+from outrider.core.errors import WaitTimeout
+from outrider.core.task import Task
+
+if TYPE_CHECKING:
+    from outrider.runtime.facade import Runtime
+
+
+async def message(arguments: Namespace, screen: Screen) -> int:
+    """Send a task a message."""
+    from outrider.cli.starting import user_name
+
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    async with open_runtime(arguments) as runtime:
+        task = await runtime.tasks.find(arguments.task)
+        sent = await runtime.tasks.message(task.id, text, in_reply_to=arguments.in_reply_to, sender=user_name())
+        if screen.as_json:
+            screen.record(sent)
+        else:
+            screen.line(sent.id)
+        await _hint_at_worker(runtime, task, screen)
+    return OK
+
+
+async def answer(arguments: Namespace, screen: Screen) -> int:
+    """Answer a question of a task."""
+    from outrider.cli.starting import user_name
+
+    async with open_runtime(arguments) as runtime:
+        task = await runtime.tasks.find(arguments.task)
+        request = task.core.request(arguments.request) if arguments.request else next(iter(task.core.requests), None)
+        record = await runtime.tasks.answer(
+            task.id,
+            value_of(arguments.value, request.expected if request else None),
+            request_id=arguments.request,
+            by=user_name(),
+            via="cli",
+        )
+        if screen.as_json:
+            screen.record(record)
+        else:
+            screen.note(f"answered; {short(task.id)} is {record.state}")
+        await _hint_at_worker(runtime, task, screen)
+    return OK
+
+
+async def cancel(arguments: Namespace, screen: Screen) -> int:
+    """Cancel a task and the linked children below it; say what became of each."""
+    from outrider.cli.starting import user_name
+
+    async with open_runtime(arguments) as runtime:
+        task = await runtime.tasks.find(arguments.task)
+        receipt = await runtime.tasks.cancel(
+            task.id,
+            reason=arguments.reason,
+            by=user_name(),
+            wait=task.input.cancel_grace / 1e6 + 2 if arguments.wait else None,
+            include_detached=arguments.include_detached,
+        )
+    if screen.as_json:
+        screen.record(receipt)
+        return OK
+    for ids, became in (
+        (receipt.canceled, "canceled"),
+        (receipt.requested, "told to stop"),
+        (receipt.left, "left as it is"),
+    ):
+        for each in ids:
+            screen.line(f"{each}  {became} ({receipt.states[each]})" if became[0] == "l" else f"{each}  {became}")
+    return OK
+
+
+async def wait(arguments: Namespace, screen: Screen) -> int:
+    """Wait until tasks have ended; print each as it stands then, and end as the worst of them did."""
+    async with open_runtime(arguments) as runtime:
+        ids = [(await runtime.tasks.find(name)).id for name in dict.fromkeys(arguments.tasks)]
+        try:
+            found = await runtime.tasks.wait(ids, any=arguments.any, timeout=arguments.timeout)
+        except WaitTimeout as error:
+            screen.error(error)
+            found = [await runtime.tasks.get(each) for each in ids]
+            for task in found:
+                if task.is_terminal or screen.as_json:
+                    await _tell_end(runtime, task, screen)
+            return TIMEOUT
+        ended = [task for task in found if task.is_terminal]
+        for task in ended:
+            await _tell_end(runtime, task, screen)
+    codes = [code_of_state(task.state) for task in ended]
+    return min((code for code in codes if code), default=OK)
+
+
+async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
+    if screen.as_json:
+        handle = await runtime.task(task.id)
+        record = await handle.record()
+        screen.record(record, result=await result_of(handle, record))
+        return
+    glance = Glance.of(task)
+    screen.line("  ".join(filter(None, [glance.id, glance.standing, glance.name, glance.news])))
+
+
+async def _hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
+    """Tell a person when nobody is there to go on with the task."""
+    from outrider.cli.workers import serves
+
+    if screen.is_talking and not await serves(runtime, task.input.route):
+        screen.hint(f"no worker for {task.input.route} is running here; start one: outrider worker --app MODULE:APP")

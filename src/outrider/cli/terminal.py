@@ -1,0 +1,117 @@
+r"""Where the command line writes: results and records to stdout, how it goes and what went wrong to stderr.
+
+What tasks print and are called comes from anywhere. Names, labels and other single values are always escaped to one
+line. Text that a task made (its output, its result, its messages) is escaped on a terminal, where only newline and
+tab pass, and untouched when stdout goes elsewhere: `outrider output ID > file` gives the bytes that were printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+    from outrider.core.errors import OutriderError
+
+# C0 and C1 controls; marks that turn the direction of writing; line and paragraph separators; lone surrogates.
+_CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff"
+_IN_LINE = re.compile(f"[{_CONTROL}]")
+_IN_TEXT = re.compile(f"(?![\n\t])[{_CONTROL}]")
+_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def on_one_line(text: object) -> str:
+    """A value as harmless text without line breaks."""
+    return _IN_LINE.sub(_escape, str(text))
+
+
+def harmless(text: str) -> str:
+    """Text of several lines in which no character can steer a terminal."""
+    return _IN_TEXT.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    number = ord(character)
+    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+
+
+class Screen:
+    """The two streams of one command."""
+
+    def __init__(self, *, as_json: bool = False, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
+        self.as_json = as_json
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
+        for stream in (self.out, self.err):
+            if reconfigure := getattr(stream, "reconfigure", None):
+                reconfigure(errors="backslashreplace")
+        self.is_terminal = self.out.isatty()
+        self.is_talking = self.err.isatty()
+        """Whether a person sees stderr."""
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether a person can be asked: sees stderr, and types into stdin."""
+        return self.is_talking and sys.stdin is not None and sys.stdin.isatty()
+
+    def record(self, record: BaseModel, **beside: Any) -> None:
+        """A record as one line of JSON, with what belongs beside it."""
+        self.data({**record.model_dump(mode="json"), **beside})
+
+    def data(self, value: Any) -> None:
+        """A value as one line of JSON. Escapes in it keep a terminal safe and change nothing for a parser."""
+        self.out.write(_json(value) + "\n")
+        self.out.flush()
+
+    def line(self, text: str) -> None:
+        """One line on stdout, already harmless."""
+        self.out.write(text + "\n")
+        self.out.flush()
+
+    def text(self, text: str) -> None:
+        """What a task made, on stdout: as it is, unless a terminal shows it."""
+        self.out.write(harmless(text) if self.is_terminal else text)
+        self.out.flush()
+
+    def note(self, text: str) -> None:
+        """One line on stderr about how it goes; not with --json, where nobody reads it."""
+        if not self.as_json:
+            self.err.write(harmless(text) + "\n")
+            self.err.flush()
+
+    def hint(self, text: str) -> None:
+        """A line on stderr that helps a person, and only a person."""
+        if self.is_talking:
+            self.note(text)
+
+    def error(self, error: OutriderError) -> None:
+        """What went wrong, on stderr: for people, or as one JSON object."""
+        if self.as_json:
+            problem = {"code": error.code, "message": error.message, "details": error.details}
+            self.err.write(_json({"error": problem}) + "\n")
+        else:
+            name = "outrider:"
+            if self.is_talking and not os.environ.get("NO_COLOR"):
+                name = "\x1b[1;31moutrider:\x1b[0m"
+            self.err.write(f"{name} {harmless(error.message)}\n")
+        self.err.flush()
+
+    def console(self, *, of_errors: bool = False) -> Console:
+        """A rich console on one of the streams; markup, emoji and highlighting are for authors, not for data."""
+        from rich.console import Console
+
+        return Console(file=self.err if of_errors else self.out, markup=False, emoji=False, highlight=False)
+
+
+def _json(value: Any) -> str:
+    encoded = orjson.dumps(value, str, orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z).decode()
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)

@@ -1,0 +1,71 @@
+"""What people type, as values: lengths of time, labels, and JSON where it parses and text where it does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from outrider.cli.exits import UsageError
+from outrider.core.values import JSON
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_YES_NO = {"y": True, "yes": True, "n": False, "no": False}
+_NOTHING = object()
+
+
+def seconds(text: str) -> float:
+    """A length of time: `90`, `1.5s`, `10m`, `8h`, `2d`. Without a unit, seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)?", text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no length of time; write 90, 1.5s, 10m, 8h or 2d")
+    return float(match[1]) * _UNITS[match[2] or ""]
+
+
+def pair(text: str, what: str) -> tuple[str, str]:
+    """`NAME=VALUE` in two."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{text!r} is no {what}; write NAME=VALUE")
+    return name, value
+
+
+def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
+    """Many `NAME=VALUE`, each name once."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, value = pair(text, what)
+        if name in found:
+            raise UsageError(f"{name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def value_of(text: str, expected: Mapping[str, Any] | None = None) -> JSON:
+    """The value that a text stands for: JSON where it parses, else the text.
+
+    With a schema, whichever of the two fits it, so that `123` is text where text is expected; `yes` and `no` are
+    truth values where those are. What fits in no way is left to whoever checks it, who can say why.
+    """
+    readings: list[JSON] = [text]
+    parsed = _parsed(text)
+    if parsed is not _NOTHING:
+        readings.insert(0, parsed)
+    if text.strip().lower() in _YES_NO:
+        readings.append(_YES_NO[text.strip().lower()])
+    if expected is not None:
+        from outrider.runtime.schemas import mismatch
+
+        for reading in readings:
+            if mismatch(reading, expected) is None:
+                return reading
+    return readings[0]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _NOTHING

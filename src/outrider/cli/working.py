@@ -1,0 +1,188 @@
+"""`outrider worker`: one worker in the foreground of this process, for as long as it is wanted.
+
+It leaves by itself only when no task that it serves is left alive, parked ones included: nobody else would be there
+when the answer comes. A process in which threads ignored every order to stop, or whose loop was blocked for too
+long, starts over in place (same pid) rather than go on with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import replace
+
+from outrider.bootstrap import Outrider, locks_of, open_ledger
+from outrider.cli.apps import load_apps, names_of
+from outrider.cli.database import url_of
+from outrider.cli.exits import INTERRUPTED, OK, UsageError
+from outrider.cli.terminal import Screen
+from outrider.core.errors import StoreError
+from outrider.core.ledger import Ledger, TaskFilter
+from outrider.core.task import LIVE_STATES
+from outrider.runtime.clock import SystemClock
+from outrider.runtime.services import Services
+from outrider.runtime.worker import Worker
+
+TICK = 0.2
+"""Seconds between two looks at whether to leave or to start over."""
+PAGE = 500
+
+
+async def worker(arguments: Namespace, screen: Screen) -> int:
+    """Run tasks until told to stop; the first SIGTERM or Ctrl-C drains, the second one forces."""
+    if arguments.concurrency is not None and arguments.concurrency < 1:
+        raise UsageError("--concurrency is a whole number of 1 or more")
+    app = load_apps(names_of(arguments.app))
+    if arguments.concurrency is not None:
+        app.settings = replace(app.settings, concurrency=arguments.concurrency)
+    url = url_of(arguments)
+    ledger = await open_ledger(url)
+    try:
+        return await _Shift(app, ledger, screen, arguments, url).run()
+    finally:
+        await ledger.close()
+
+
+class _Shift:
+    """The life of the process: workers one after another, mostly one."""
+
+    def __init__(self, app: Outrider, ledger: Ledger, screen: Screen, arguments: Namespace, url: str) -> None:
+        self._services = Services.over(ledger, SystemClock(), app.registry, app.settings)
+        self._ledger = ledger
+        self._screen = screen
+        self._idle_exit: float | None = arguments.idle_exit
+        self._starting: int | None = arguments.starting
+        self._url = url
+        self._file = _identity(ledger)
+        self._stops = 0
+
+    async def run(self) -> int:
+        """Work until told to stop, or until there has been nothing to do for long enough."""
+        stopped = self._heed_signals()
+        while True:
+            worker = Worker(self._services, locks=locks_of(self._ledger), on_end=_start_over)
+            job = asyncio.create_task(worker.run(), name="outrider-worker")
+            self._tell(worker)
+            await self._registered(worker, job)
+            reason = await self._until_enough(worker, job, stopped)
+            job.cancel()
+            (ended,) = await asyncio.gather(job, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
+            if reason == "stopped":
+                self._note(f"{worker.id} has drained")
+                break
+            if reason == "gone":
+                self._note(f"{worker.id} leaves: the database is no longer there")
+                break
+            if reason == "abandoned":
+                self._note(f"{worker.id} starts over, to be rid of threads that do not stop")
+                _start_over(0)
+            # Signed off: who now finds no worker starts one. What was created before that must be looked for here.
+            if reason == "idle" and not await self._is_needed():
+                self._note(f"{worker.id} leaves: nothing left to do")
+                break
+        self._services.signals.close()
+        return OK
+
+    def _heed_signals(self) -> asyncio.Event:
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            self._stops += 1
+            if self._stops > 1:
+                self._note("forced to stop; other workers go on with the tasks")
+                os._exit(128 + number if number != signal.SIGINT else INTERRUPTED)
+            self._note("stopping: steps in flight finish, the rest is handed over; once more to force it")
+            stopped.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                loop.add_signal_handler(number, stop, int(number))
+        return stopped
+
+    def _tell(self, worker: Worker) -> None:
+        routes = self._services.registry.routes()
+        if self._screen.as_json:
+            self._screen.data({"worker": worker.id, "pid": os.getpid(), "database": self._url, "routes": routes})
+        else:
+            named = [route for route in routes if not route.startswith("subagent:+")]
+            self._note(f"{worker.id} (pid {os.getpid()}) works on {self._url}; serves {', '.join(named)}")
+
+    def _note(self, text: str) -> None:
+        self._screen.note(f"{time.strftime('%H:%M:%S')} {text}")
+
+    async def _registered(self, worker: Worker, job: asyncio.Task[None]) -> None:
+        """Let go of the lock of the start once everybody can see that this worker lives."""
+        if self._starting is None:
+            return
+        while not job.done():
+            if any(each.card.id == worker.id for each in await self._ledger.views.workers()):
+                break
+            await asyncio.sleep(0.01)
+        with suppress(OSError):
+            os.close(self._starting)
+        self._starting = None
+
+    async def _until_enough(self, worker: Worker, job: asyncio.Task[None], stopped: asyncio.Event) -> str:
+        """Wait for a reason to end this worker: `stopped`, `abandoned`, `idle`, `gone`, or `lost` if it ended."""
+        idle_since = time.monotonic()
+        waiting = asyncio.ensure_future(stopped.wait())
+        try:
+            while True:
+                await asyncio.wait({job, waiting}, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                if stopped.is_set():
+                    return "stopped"
+                if job.done():
+                    return "lost"
+                if _identity(self._ledger) != self._file:
+                    return "gone"
+                if not worker.is_idle:
+                    idle_since = time.monotonic()
+                elif worker.abandoned:
+                    return "abandoned"
+                elif self._idle_exit is not None and time.monotonic() - idle_since >= self._idle_exit:
+                    if not await self._is_needed():
+                        return "idle"
+                    idle_since = time.monotonic()
+        finally:
+            waiting.cancel()
+
+    async def _is_needed(self) -> bool:
+        """Whether a task lives that this worker would run, now or when its time or answer comes."""
+        routes = set(self._services.registry.routes())
+        after: str | None = None
+        while True:
+            wanted = TaskFilter(states=tuple(LIVE_STATES), after=after, limit=PAGE)
+            try:
+                found = await self._ledger.views.list_tasks(wanted)
+            except StoreError:
+                return True  # not known; the next look will tell
+            if any(task.input.route in routes for task in found):
+                return True
+            if len(found) < PAGE:
+                return False
+            after = found[-1].id
+
+
+def _identity(ledger: Ledger) -> tuple[int, int] | None:
+    """Which file the database is; None when it is gone, or in memory."""
+    path = getattr(ledger, "path", None)
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _start_over(_code: int) -> None:
+    """Become a fresh process with the same arguments. Locks are let go of by it, so the tasks held are recovered."""
+    arguments = [each for each in sys.argv[1:] if not each.startswith("--starting")]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "outrider.cli", *arguments])
