@@ -126,7 +126,7 @@ async def test_a_worker_stopped_beyond_its_lease_finds_its_work_gone_and_ends_it
         await until(lambda: _has_journaled(runtime, task, "before"))
         frozen.signal(signal.SIGSTOP)
         heir = await crew.start(database, settings=lease, host=host)
-        await until(lambda: _is_at_attempt(task, 2))
+        await until(partial(is_at_attempt, task, 2))
         frozen.signal(signal.SIGCONT)
         assert await task.result(timeout=30) == "held"
         await until(lambda: _no_work_of_its_own(runtime))
@@ -191,7 +191,7 @@ async def _has_journaled(runtime: Runtime, task: TaskHandle, position: str) -> b
     return any(step.position == position for step in await runtime.services.views.steps(task.id))
 
 
-async def _is_at_attempt(task: TaskHandle, attempt: int) -> bool:
+async def is_at_attempt(task: TaskHandle, attempt: int) -> bool:
     record = await task.record()
     return record.attempt == attempt and record.worker_id is not None
 

@@ -145,7 +145,7 @@ class Attempt:
     def busy(self) -> Iterator[None]:
         """An operation is open, and it is not a wait."""
         self.check()
-        if self.is_draining:
+        if self.is_draining or self.is_parking:
             raise Parked
         self._busy += 1
         try:
@@ -182,10 +182,11 @@ class Attempt:
                     await bell.wait(until)
                     self.check()
                     found = await look()
-                    if found is not None:
-                        return found
+                    # First: what it found will be there on resume, and a branch that went on alone would be cut short.
                     if self.is_parking or self.is_draining:
                         raise Parked
+                    if found is not None:
+                        return found
             finally:
                 del self._waits[bell]
                 self._busy += freed
