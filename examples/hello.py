@@ -1,6 +1,7 @@
 """A tool with steps and a question. Kill it at any moment and start it again: it goes on where it was."""
 
 import asyncio
+import sys
 import time
 
 from outrider import Outrider, TaskContext, TaskOptions
@@ -35,8 +36,10 @@ async def main() -> None:
         task = await session.spawn(write_book, chapters=5, options=TaskOptions(idempotency_key="the book"))
         record = await task.wait(on_question=True)
         if record.input_request is not None:
-            print(record.input_request.prompt, "[y/n]", flush=True)
-            await task.answer(await asyncio.to_thread(input) == "y")
+            if len(sys.argv) == 1:
+                print(record.input_request.prompt, "Run me again, with yes or no.")
+                return
+            await task.answer(sys.argv[1] == "yes")
         print(await task.result())
 
 

@@ -20,7 +20,7 @@ def test_every_relative_link_leads_to_a_file(path: Path):
 
 @document
 def test_every_python_example_parses(path: Path):
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL), start=1):
+    for number, block in enumerate(re.findall(r"```python[^\n]*\n(.*?)```", path.read_text(), re.DOTALL), start=1):
         compile(block, f"{path.name}, example {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 

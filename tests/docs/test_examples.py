@@ -20,7 +20,6 @@ def test_hello_goes_on_where_it_was_killed_and_is_done_once(tmp_path: Path):
         [sys.executable, str(program)],
         cwd=tmp_path,
         env=environment(),
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -30,13 +29,13 @@ def test_hello_goes_on_where_it_was_killed_and_is_done_once(tmp_path: Path):
     first.communicate(timeout=PATIENCE)
     assert before == ["writing chapter 1", "writing chapter 2"]
 
-    second = lines(run(program, folder=tmp_path, typed="y\n"))
     # Chapter 2 was cut; chapter 1 was journaled before it began.
+    second = lines(run(program, folder=tmp_path))
     assert second == [
         *(f"writing chapter {number}" for number in (2, 3, 4, 5)),
-        "1500 words in 5 chapters. Publish? [y/n]",
-        "published 1500 words",
+        "1500 words in 5 chapters. Publish? Run me again, with yes or no.",
     ]
+    assert lines(run(program, "yes", folder=tmp_path)) == ["published 1500 words"]
     assert lines(run(program, folder=tmp_path)) == ["published 1500 words"]
 
 

@@ -1,0 +1,101 @@
+"""docs/configuration.md gives the defaults that the code has."""
+
+import re
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from outrider import Outrider, TaskOptions
+from outrider.agents.engine import DEFAULT_MAX_ITERATIONS
+from outrider.core.task import Retry, Timeouts
+from outrider.runtime.clock import span
+from outrider.settings import (
+    APPROVAL_DEADLINE,
+    APPROVAL_NUDGE,
+    CANCEL_GRACE,
+    DEFAULT_DATABASE,
+    DOUBT_DEADLINE,
+    KIB,
+    MAX_ITERATIONS,
+    MIB,
+    LeaseTimes,
+    Limits,
+    WorkerSettings,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+CHARACTERS = {"summary", "detail"}
+NESTED = {"lease", "limits"}
+
+
+def rows() -> dict[str, str]:
+    """The second column by the first, of all tables."""
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in PAGE.splitlines() if line[:1] == "|"]
+    return {row[0].strip(): row[1].strip() for row in cells}
+
+
+def told(name: str, value: float) -> str:
+    """A default as the page writes it."""
+    if name in CHARACTERS:
+        return f"{value:,} characters"
+    if name in {field.name for field in fields(Limits)}:
+        return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
+    return f"{value:g}" if name in ("concurrency", "threads") else f"{value:g} s"
+
+
+@pytest.mark.parametrize("settings", [WorkerSettings(), LeaseTimes(), Limits()], ids=lambda each: type(each).__name__)
+def test_every_setting_is_listed_with_its_default(settings: object):
+    listed = rows()
+    expected = {
+        f"`{field.name}`": told(field.name, getattr(settings, field.name))
+        for field in fields(settings)  # type: ignore[arg-type]  # all three are dataclasses
+        if field.name not in NESTED
+    }
+    assert {name: listed.get(name) for name in expected} == expected
+
+
+def test_every_option_of_a_task_is_listed():
+    named = set(re.findall(r"`(\w+)`", " ".join(rows())))
+    assert {field.name for field in fields(TaskOptions)} - named == set()
+
+
+def test_the_defaults_of_a_task_are_those_of_the_page():
+    listed, options, retry = rows(), TaskOptions(), Retry()
+    assert listed["`max_failures`"] == f"{retry.max_failures}"
+    assert listed["`backoff`, `backoff_max`"] == f"{retry.initial / 1e6:g} s, {retry.maximum / 60e6:g} min"
+    assert retry.factor == 2
+    assert Timeouts() == Timeouts(None, None, None, None)
+    assert listed["`cancel_grace`"] == f"{CANCEL_GRACE.total_seconds():g} s"
+    assert listed["`wake`"] == f"`{options.wake}`"
+    assert listed["`priority`"] == f"{options.priority}"
+    assert listed["`on_open_children`"] == f"`{options.on_open_children}`"
+    assert {options.detached, options.headless, options.run_if_dependency_fails} == {False}
+
+
+@pytest.mark.anyio
+async def test_the_grace_of_a_cancel_is_the_one_that_is_listed():
+    app = Outrider()
+    app.tool(name="nothing")(_nothing)
+    async with app.open("memory://", worker=False) as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn("nothing")
+        stored = await outrider.tasks.get(task.id)
+    assert stored.input.cancel_grace == span(CANCEL_GRACE)
+
+
+def _nothing() -> None:
+    pass
+
+
+def test_what_is_fixed_is_as_listed():
+    listed = rows()
+    assert MAX_ITERATIONS == DEFAULT_MAX_ITERATIONS
+    assert listed["iterations of an agent, unless told otherwise"] == f"{MAX_ITERATIONS}"
+    approval = f"{APPROVAL_DEADLINE // timedelta(minutes=1)} min; {APPROVAL_NUDGE // timedelta(seconds=1)} s before"
+    assert listed["an approval is denied after; its session is reminded"] == approval
+    assert listed["a question about a `once` step in doubt fails the task after"] == (
+        f"{DOUBT_DEADLINE // timedelta(hours=1)} h"
+    )
+    assert f"`{DEFAULT_DATABASE}`" in PAGE
