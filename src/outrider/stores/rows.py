@@ -2,12 +2,13 @@
 
 A document leaves out every field that equals its default, and is NULL when all do; `core` leaves out also
 what has a column. Decoding puts both together again, so nothing is stored twice and nothing can disagree.
-Values read back equal those written, except that a tuple inside free JSON comes back as a list.
+Values read back equal those written, except that a tuple inside free JSON comes back as a list. So a default
+of a stored class is part of the schema: changing one changes what old documents mean, and needs a migration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
@@ -83,8 +84,10 @@ class Compact(Generic[V]):
     def __init__(
         self, kind: type[V], readers: Mapping[str, Callable[[Any], Any]] | None = None, without: Sequence[str] = ()
     ) -> None:
-        kept = [field for field in fields(cast(Any, kind)) if field.name not in without]
+        every = fields(cast(Any, kind))
+        kept = [field for field in every if field.name not in without]
         self._kind = kind
+        self._blank = {field.name: _default(field) for field in every}
         self._names = [field.name for field in kept]
         self._defaults = tuple(_default(field) for field in kept)
         self._getter = attrgetter(*self._names)
@@ -115,6 +118,14 @@ class Compact(Generic[V]):
             for name in data.keys() & readers.keys():
                 data[name] = readers[name](data[name])
         return self._kind(**data, **columns)
+
+    def whole(self, data: Mapping[str, Any] | None, columns: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
+        """All the fields of a decoded document and of what has columns, in their order; for writing, not reading."""
+        fields = self._blank.copy()
+        fields.update(columns)
+        if data is not None:
+            fields.update(data)
+        return fields
 
 
 def _default(field: Any) -> Any:
@@ -256,15 +267,13 @@ def read_snapshot(text: str, input: str | None) -> bytes:
     data = decode(text)
     if "moved" not in data:
         return text.encode()
-    outcome = data.get("outcome")
     return orjson.dumps(
         {
-            "input": None if input is None else INPUT.read(decode(input)),
-            "core": read_core(data["moved"], data.get("core")),
-            "live": read_live(data.get("live")),
-            "outcome": NO_OUTCOME if outcome is None else OUTCOME.read(outcome),
-        },
-        default=_plain,
+            "input": None if input is None else INPUT.whole(decode(input)),
+            "core": CORE.whole(data.get("core"), zip(MOVED, data["moved"], strict=True)),
+            "live": LIVE.whole(data.get("live")),
+            "outcome": OUTCOME.whole(data.get("outcome")),
+        }
     )
 
 
