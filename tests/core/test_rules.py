@@ -48,7 +48,7 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import SECOND, evolve
-from tests.core.stage import BUG, OTHER, START, TASK, Stage, given, held, message, new, question, the
+from tests.core.stage import BUG, OTHER, START, TASK, WORKER, Stage, given, held, message, new, question, the
 
 REPORT = Artifact("report", "file", path="/report.md")
 
@@ -180,6 +180,14 @@ def test_rule_03_a_moment_in_the_past_means_now():
 def test_rule_03_a_held_task_is_not_due():
     core = held().task.core
     assert (core.due_at, core.readiness, core.is_held) == (None, None, True)
+
+
+def test_rule_03_a_task_may_be_claimed_by_the_change_that_makes_it_and_both_are_logged():
+    asked = NewTask(TASK, given())
+    made, apart = create(asked, START, Claimed(WORKER)), Stage(create(asked, START).task).claim()
+    assert (made.before, made.task, made.live_changed) == (None, apart.task, True)
+    assert [event.type for event in made.events] == ["task.created", "task.updated"]
+    assert made.events[0] == create(asked, START).events[0]
 
 
 def test_rule_03_a_claim_takes_only_what_is_due_and_nobody_holds():

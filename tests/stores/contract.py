@@ -50,7 +50,7 @@ from outrider.core.ledger import (
     TaskFilter,
     WorkerCard,
 )
-from outrider.core.machine import apply
+from outrider.core.machine import apply, create
 from outrider.core.queue import AGEING
 from outrider.core.replay import replay
 from outrider.core.session import NewSession
@@ -59,6 +59,7 @@ from outrider.core.task import (
     Input,
     Links,
     Live,
+    NewTask,
     Progress,
     Retry,
     State,
@@ -210,6 +211,21 @@ class Creation(Contract):
         assert unfilled == {"session_id", "root_session_id", "kind", "route", "created_at"}
         assert await scene.one(change) == Committed(change.task)
         assert await scene.views.task("task_1") == change.task
+
+    async def test_a_task_may_be_held_by_the_commit_that_makes_it(self, scene: Scene):
+        made = create(NewTask("task_1", scene.new("task_1").task.input), scene.now, Claimed(WORKER))
+        assert await scene.one(made) == Committed(made.task)
+        assert await scene.views.task("task_1") == made.task
+        assert [beat.task_id for beat in await scene.views.held_by(WORKER)] == ["task_1"]
+        assert await scene.views.count_by_state() == {**dict.fromkeys(State, 0), State.RUNNING: 1}
+        logged = [row for row in await scene.log() if row.task_id == "task_1"]
+        assert [row.type for row in logged] == ["task.created", "task.updated"]
+        assert data_of(logged[0])["core"]["state"] == "queued"
+        replayed = replay([(row.type, data_of(row)) for row in logged])
+        assert replayed is not None
+        assert replayed["core"]["worker_id"] == WORKER
+        await scene.apply("task_1", Succeeded(1))
+        assert (await scene.task("task_1")).state is State.SUCCEEDED
 
     async def test_a_creation_is_logged_with_the_whole_record(self, scene: Scene):
         task = await scene.create("task_1", spec=JSON_VALUE, labels={"a": "b"}, depends_on=("task_9",))

@@ -455,9 +455,9 @@ class Ledger(Protocol):
         Watches: who stands in `watches` hears of it by a follow-up `WatchedEnded` when that task ends, and at
         once if it has ended; a task that does not exist counts as failed.
 
-        Rank: a creation that is ready or timed gets `rank_of_new` with its session's tail; a blocked one, and
-        later every record whose `due_at` moved to another moment, `rank_of_resumed`. Else a task keeps its
-        place in the queue.
+        Rank: a creation that is ready or timed gets `rank_of_new` with its session's tail; one that is blocked
+        or held, and later every record whose `due_at` moved to another moment, `rank_of_resumed`. Else a task
+        keeps its place in the queue.
         """
         ...
 

@@ -127,8 +127,11 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
 """Which event may meet which state, and the states that may follow. Each is reached by some history."""
 
 
-def create(new: NewTask, now: Instant) -> Change:
-    """Make a task: queued, and due at once unless it is delayed or depends on others."""
+def create(new: NewTask, now: Instant, claim: Claimed | None = None) -> Change:
+    """Make a task: queued, and due at once unless it is delayed or depends on others.
+
+    With a `claim` it is held from its first moment: one Change of two transitions, each with its event.
+    """
     due_at = max(now, new.not_before or now)
     core = Core(
         due_at=due_at,
@@ -142,13 +145,17 @@ def create(new: NewTask, now: Instant) -> Change:
     if deadline is not None:
         core = evolve(core, next_deadline_at=deadline)
     task = Task(new.id, new.input, core)
-    return Change(
+    made = Change(
         task,
         before=None,
         events=(LogEvent("task.created", snapshot(task)),),
         live_changed=True,
         watches=new.input.depends_on,
     )
+    if claim is None:
+        return made
+    taken = apply(task, claim, now)
+    return evolve(made, task=taken.task, events=(*made.events, *taken.events))
 
 
 def apply(task: Task, event: Event, now: Instant) -> Change:

@@ -426,7 +426,7 @@ class MemoryLedger:
     def _rank_of_new(self, task: Task) -> int:
         session, core = self._tables.sessions[task.session_id], task.core
         due_at = core.due_at or 0
-        if core.readiness == "blocked":  # it does not stand in the queue yet, so it moves no tail
+        if core.readiness in (None, "blocked"):  # it does not stand in the queue, so it moves no tail
             return rank_of_resumed(due_at, task.input.priority)
         rank, session.tail = rank_of_new(due_at, task.input.priority, session.tail, core.updated_at)
         return rank

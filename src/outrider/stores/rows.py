@@ -248,16 +248,16 @@ def read_task(
 def write_snapshot(task: Task, data: Mapping[str, Any]) -> str:
     """The data of a log entry that holds a task whole: without the input, which has a place of its own.
 
-    Data that is not just the four groups of this task is written as it is.
+    Data that is not just the four groups, with the input of this task, is written as it is.
     """
-    if tuple(data) != GROUPS or any(data[group] is not getattr(task, group) for group in GROUPS):
+    if tuple(data) != GROUPS or data["input"] is not task.input:
         return encode(data)
-    packed: dict[str, Any] = {"moved": moved(task.core)}
-    if (core := CORE.pack(task.core)) is not None:
+    packed: dict[str, Any] = {"moved": moved(data["core"])}
+    if (core := CORE.pack(data["core"])) is not None:
         packed["core"] = core
-    if (live := LIVE.pack(task.live)) is not None:
+    if (live := LIVE.pack(data["live"])) is not None:
         packed["live"] = live
-    if (outcome := OUTCOME.pack(task.outcome)) is not None:
+    if (outcome := OUTCOME.pack(data["outcome"])) is not None:
         packed["outcome"] = outcome
     return encode(packed)
 

@@ -77,6 +77,39 @@ class SessionHead:
     updated_at: Instant
 
 
+@dataclass(slots=True, eq=False)
+class Known:
+    """What one transaction knows of the database and leaves to the next, as long as nobody else has written.
+
+    Whoever else deletes or changes rows behind these heads has to see to it that they are forgotten.
+    """
+
+    tasks: dict[str, TaskHead] = field(default_factory=dict)
+    numbered: dict[int, TaskHead] = field(default_factory=dict)
+    """The same by number."""
+    sessions: dict[str, SessionHead] = field(default_factory=dict)
+    watchers: dict[str, dict[str, None]] = field(default_factory=dict)
+    numbers: list[int] | None = None
+    """The newest numbers that were given to a task and a session."""
+
+    def tidy(self, ended: Iterable[str]) -> None:
+        """Forget what is hardly ever asked for again; past a bound, all but the numbers."""
+        for task_id in ended:
+            if (head := self.tasks.pop(task_id, None)) is not None:
+                del self.numbered[head.number]
+            self.watchers.pop(task_id, None)
+        if len(self.tasks) + len(self.watchers) > MOST_KNOWN:
+            self.tasks.clear()
+            self.numbered.clear()
+            self.watchers.clear()
+        if len(self.sessions) > MOST_KNOWN:
+            self.sessions.clear()
+
+
+MOST_KNOWN = 4000
+"""How many tasks, and how many sessions, are kept in mind."""
+
+
 @dataclass(slots=True)
 class Wanted:
     """What the operations of a batch concern, so that it can be looked up at once.
@@ -128,18 +161,21 @@ def owner_of(path: str) -> tuple[str, str] | None:
 
 
 class Batch:
-    """The transaction being made. Use: `load`, the judging verbs in order, `flush`; `signal` after the commit."""
+    """The transaction being made. Use: `load`, the judging verbs in order, `flush`; `signal` after the commit.
 
-    def __init__(self, statements: Statements) -> None:
+    It changes what is `known` as it goes, so if the transaction fails, all of that has to be forgotten.
+    """
+
+    def __init__(self, statements: Statements, known: Known) -> None:
         self._statements = statements
-        self._tasks: dict[str, TaskHead] = {}
-        self._sessions: dict[str, SessionHead] = {}
+        self._known = known
+        self._tasks = known.tasks
+        self._sessions = known.sessions
+        self._watchers = known.watchers
         self._settles: set[int] = set()
-        self._watchers: dict[str, dict[str, None]] = {}
         self._children: dict[str, dict[str, bool]] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._output: dict[int, list[int]] = {}
-        self._numbers: list[int] | None = None
         self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
 
         self._new_tasks: list[tuple[Any, ...]] = []
@@ -170,6 +206,7 @@ class Batch:
 
     def signal(self) -> Signal:
         """Who is concerned by what was written."""
+        self._known.tidy([id for id in self._moved_ids if self._tasks[id].state in TERMINAL])
         return Signal(
             frozenset(self._task_ids),
             frozenset(self._moved_ids),
@@ -189,7 +226,8 @@ class Batch:
         array = self._statements.array
         if tasks := (wanted.tasks | wanted.logging) - self._tasks.keys():
             for number, id, session_id, state, *rest in array("task_heads", listed(tasks)):
-                self._tasks[id] = TaskHead(number, id, session_id, STATES[state], *rest)
+                head = TaskHead(number, id, session_id, STATES[state], *rest)
+                self._tasks[id] = self._known.numbered[number] = head
         sessions = wanted.sessions
         if wanted.logging:
             sessions = sessions | {self._tasks[id].session_id for id in wanted.logging if id in self._tasks}
@@ -210,17 +248,35 @@ class Batch:
             for parent, child, detached in array("live_children", listed(parents)):
                 self._children[parent][child] = bool(detached)
 
-    def know(self, head: TaskHead) -> None:
-        """Take in a head that a query brought along."""
-        self._tasks.setdefault(head.id, head)
+    def records(self, numbers: Sequence[int]) -> list[Task]:
+        """The tasks of these numbers, in their order. To be called when all was flushed."""
+        heads = self._known.numbered
+        unread = [number for number in numbers if (head := heads.get(number)) is None or head.task is None]
+        if unread:
+            for row in self._statements.array("tasks_by_number", listed(unread)):
+                head, task = head_of(row)
+                head = self._tasks.setdefault(head.id, head)
+                head.task = task
+                heads[head.number] = head
+        return [self._record_of(heads[number]) for number in numbers]
+
+    def _record_of(self, head: TaskHead) -> Task:
+        assert head.task is not None
+        return self._with_live(head.task, head)
+
+    def forget_timed(self) -> None:
+        """Timed tasks have become ready, behind what is known of them."""
+        for head in self._tasks.values():
+            if head.task is not None and head.task.core.readiness == "timed":
+                head.task = None
 
     def _session_of(self, head: TaskHead) -> SessionHead:
         return self._sessions[head.session_id]
 
     def _next_numbers(self) -> list[int]:
-        if self._numbers is None:
-            self._numbers = list(self._statements.row("last_numbers"))
-        return self._numbers
+        if self._known.numbers is None:
+            self._known.numbers = list(self._statements.row("last_numbers"))
+        return self._known.numbers
 
     # --- sessions ----------------------------------------------------------------------------------------
 
@@ -347,7 +403,7 @@ class Batch:
         numbers = self._next_numbers()
         numbers[0] += 1
         number, due_at = numbers[0], core.due_at or 0
-        if core.readiness == "blocked":  # it does not stand in the queue yet, so it moves no tail
+        if core.readiness in (None, "blocked"):  # it does not stand in the queue, so it moves no tail
             rank = rank_of_resumed(due_at, given.priority)
         else:
             rank, session.tail = rank_of_new(due_at, given.priority, session.tail, core.updated_at)
@@ -380,7 +436,8 @@ class Batch:
             self._keys[given.session_id, given.idempotency_key] = task.id
         if given.parent_task_id in self._children:
             self._children[given.parent_task_id][task.id] = given.detached
-        head = self._tasks[task.id] = TaskHead(
+        self._watchers[task.id] = {}
+        head = self._tasks[task.id] = self._known.numbered[number] = TaskHead(
             number,
             task.id,
             session.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from outrider.core.change import Change
@@ -17,7 +18,7 @@ from outrider.core.session import NewSession, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
 from outrider.stores.rows import LIVE, encode
-from outrider.stores.sqlite.batch import Batch, Wanted, head_of, owner_of
+from outrider.stores.sqlite.batch import Batch, Wanted, owner_of
 from outrider.stores.sqlite.parcel import pack
 from outrider.stores.sqlite.statements import listed
 from outrider.stores.sqlite.views import session_by_id
@@ -70,39 +71,61 @@ def commit(changes: Sequence[Change]) -> Operation[list[Verdict]]:
 
 def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
     """Take ready tasks; after all the writes of its transaction, so it sees them."""
-
     routes = listed(tuple(dict.fromkeys(claim.routes)))
 
     def run(batch: Batch) -> Claims:
         batch.flush()
-        statements = batch.statements
-        statements.run("come", routes, claim.now, COME_AT_ONCE)
-        by_route = statements.array("ready", routes, claim.now, claim.limit + 1)
-        ready = sorted(place for places in by_route for place in places)
-        more = len(ready) > claim.limit
-        tasks = _take(batch, [number for _, number in ready[: claim.limit]], decide)
-        batch.flush()
-        due_at, deadline, follow_ups = statements.row("outlook", routes, claim.now, more)
-        return Claims(tuple(tasks), due_at, deadline, more, bool(follow_ups))
+        found = _look(batch, claim, routes)
+        there = batch.records([number for _, number, _ in found.ready[: claim.limit]])
+        tasks = _take(batch, there, decide)
+        deadline_at = found.deadline_at
+        if any(task.core.next_deadline_at is not None for task in (*there, *tasks)):
+            deadline_at = batch.statements.row("first_deadline")[0]
+        return Claims(tuple(tasks), found.due_at, deadline_at, found.more, found.follow_ups)
 
     return Operation(run, is_late=True)
 
 
-def _take(batch: Batch, numbers: Sequence[int], decide: Decide) -> list[Task]:
-    if not numbers:
-        return []
-    rows = batch.statements.array("tasks_by_number", listed(numbers))
-    places = {number: place for place, number in enumerate(numbers)}
-    rows.sort(key=lambda row: places[row[0][0]])
-    parcels, wanted = [], Wanted()
-    for row in rows:
-        head, task = head_of(row)
-        batch.know(head)
-        parcel = pack(decide(task))
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a claim sees. `ready` holds (rank, number, due_at) in the order of claims."""
+
+    ready: list[list[int]]
+    more: bool
+    due_at: Instant | None
+    deadline_at: Instant | None
+    follow_ups: bool
+
+
+def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
+    statements, limit, now = batch.statements, claim.limit, claim.now
+    by_route, timed, deadline, follow_ups = statements.array("look", routes, limit + 1)
+    if timed is not None and timed <= now:
+        statements.run("come", routes, now, COME_AT_ONCE)
+        batch.forget_timed()
+        by_route, timed, deadline, follow_ups = statements.array("look", routes, limit + 1)
+    ready = sorted(chain.from_iterable(by_route))
+    later = None
+    if any(due_at > now for _, _, due_at in ready):
+        # A claim that waited in the queue finds tasks that were made after its moment. They are for the next.
+        ready = sorted(chain.from_iterable(statements.array("ready_by", routes, limit + 1, now)))
+        if len(ready) <= limit:  # then few are left to look through
+            later = statements.row("ready_later", routes, now)[0]
+    return _Sight(ready, len(ready) > limit, _earliest(timed, later), deadline, bool(follow_ups))
+
+
+def _take(batch: Batch, there: Sequence[Task], decide: Decide) -> list[Task]:
+    parcels, wanted = [pack(decide(task)) for task in there], Wanted()
+    for parcel in parcels:
         wanted.change(parcel)
-        parcels.append(parcel)
     batch.load(wanted)
-    return [verdict.task for verdict in batch.commit(parcels) if isinstance(verdict, Committed)]
+    tasks = [verdict.task for verdict in batch.commit(parcels) if isinstance(verdict, Committed)]
+    batch.flush()
+    return tasks
+
+
+def _earliest(*moments: Instant | None) -> Instant | None:
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def report(reports: Sequence[Report]) -> Operation[list[bool]]:

@@ -1,14 +1,16 @@
 """The statements of `sql/sqlite/queries.sql`, run on one connection.
 
-Rows are written 64, 32, 16, 8, 4, 2 or 1 to a statement, never by `executemany`: every step of a statement
-gives up the interpreter's lock, and beside a busy event loop winning it back takes longer than the step. A
-hundred rows in three steps were measured at four times the speed of a hundred steps.
+Rows are written many to a statement, never by `executemany`: every step of a statement gives up the interpreter's
+lock, and beside a busy event loop winning it back takes longer than the step. So that few texts do for any number
+of rows, a statement takes one of a few numbers, and what is missing to it is filled with NULLs, which the texts
+leave out.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,7 +19,8 @@ from typing import Any
 
 from outrider.stores.rows import MOVED, decode, encode
 
-ROWS_PER_STATEMENT = 64
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""How many rows a statement may take."""
 
 _TASK = "'[' || group_concat('[' || json_array(t.number, t.id, s.id, t.rank, t.active_at, t.active_attempt) || ','" + (
     f" || json_array({', '.join('t.' + name for name in MOVED)}) || ',' || i.data || ',' || ifnull(t.core, 'null')"
@@ -58,14 +61,13 @@ class Statements:
 
     def write(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a `{rows}` statement for all rows, in as few statements as they make."""
-        done, count = 0, len(rows)
-        while done < count:
-            place = min((count - done).bit_length(), 7) - 1
-            size = 1 << place
+        for start in range(0, len(rows), WIDTHS[-1]):
+            chunk = rows[start : start + WIDTHS[-1]]
+            width = WIDTHS[bisect_left(WIDTHS, len(chunk))]
+            values = list(chain.from_iterable(chunk))
+            values += [None] * (width * len(chunk[0]) - len(values))
             self.count += 1
-            chunk = rows[done : done + size] if count != size else rows
-            self._execute(wide(name, size), tuple(chain.from_iterable(chunk)))
-            done += size
+            self._execute(wide(name, width), values)
 
 
 @cache
@@ -83,11 +85,12 @@ def texts() -> Mapping[str, str]:
 @cache
 def wide(name: str, size: int) -> str:
     """The text of a `{rows}` statement for that many rows."""
-    return re.sub(
-        r"\{rows:(\d+)\}",
-        lambda match: ", ".join(["(" + ", ".join("?" * int(match[1])) + ")"] * size),
-        texts()[name],
-    )
+
+    def rows(match: re.Match[str]) -> str:
+        row = "(" + ", ".join("?" * int(match[1])) + ")"
+        return f"select * from (values {', '.join([row] * size)}) where column1 is not null"
+
+    return re.sub(r"values \{rows:(\d+)\}", rows, texts()[name])
 
 
 def listed(values: Sequence[Any] | set[Any] | frozenset[Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
-from outrider.stores.sqlite.batch import Batch, Wanted
+from outrider.stores.sqlite.batch import Batch, Known, Wanted
 from outrider.stores.sqlite.file import DatabaseFile
 from outrider.stores.sqlite.operations import Operation
 from outrider.stores.sqlite.statements import Statements
@@ -34,6 +33,8 @@ SLOWING = 1.15
 
 A look costs 10 us, but waking up for it 60: at the longest pause a store at rest takes 0.4 % of a core.
 """
+
+UNREADABLE = -1
 
 NOTHING = Signal()
 
@@ -79,7 +80,8 @@ class Writer:
         self._is_closing = False
         self._pause = SHORTEST_PAUSE
         self._seen = 0
-        self._looked_at = 0.0
+        self._has_news = False
+        self._known = Known()
         self.commits = 0
         self._thread = threading.Thread(target=self._run, name="outrider-writer", daemon=True)
         self._thread.start()
@@ -169,18 +171,20 @@ class Writer:
             self._pause = min(self._pause * SLOWING, LONGEST_PAUSE)
 
     def _has_foreign_news(self) -> bool:
+        """Whether another connection has committed since this was last asked. Within a transaction, up to its begin."""
         version = self._data_version()
         if version == self._seen:
             return False
+        self._known = Known()
         self._seen = version
-        return True
+        return version != UNREADABLE
 
     def _data_version(self) -> int:
         """A number that changes when another connection commits; our own commits leave it."""
         try:
             return int(self._connection.execute("pragma data_version").fetchone()[0])
         except sqlite3.Error:
-            return self._seen  # whoever writes next is told what is wrong
+            return UNREADABLE  # whoever writes next is told what is wrong
 
     def _commit(self, batch: Sequence[Handed]) -> None:
         try:
@@ -210,9 +214,11 @@ class Writer:
             self._file.check_present()
             execute("begin immediate")
             try:
+                self._has_news = self._has_foreign_news() or self._has_news
                 results, signal = self._work(operations)
                 execute("commit")
             except BaseException:
+                self._known = Known()
                 if self._connection.in_transaction:
                     execute("rollback")
                 raise
@@ -220,7 +226,7 @@ class Writer:
         return results, signal
 
     def _work(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
-        batch, wanted = Batch(self._statements), Wanted()
+        batch, wanted = Batch(self._statements, self._known), Wanted()
         for operation in operations:
             operation.want(wanted)
         batch.load(wanted)
@@ -251,7 +257,8 @@ class Writer:
                 waiter.done.set()
             else:
                 by_loop.setdefault(waiter.get_loop(), []).append((waiter, result, error))
-        if self._is_due_to_look() and self._has_foreign_news():
+        if self._has_news:
+            self._has_news = False
             signal = Signal(signal.task_ids, signal.moved, signal.session_ids, signal.ready, signal.follow_ups, True)
         for loop, replies in by_loop.items():
             if loop is self._loop:
@@ -259,14 +266,6 @@ class Writer:
                     self._hop(self._deliver, replies, signal)
             else:
                 self._hop(_resolve, replies, loop=loop)
-
-    def _is_due_to_look(self) -> bool:
-        """While there is always something to write there is no idle moment; look now and then all the same."""
-        now = time.monotonic()
-        if now - self._looked_at < SHORTEST_PAUSE:
-            return False
-        self._looked_at = now
-        return True
 
     def _hop(self, call: Callable[..., None], *arguments: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         with suppress(RuntimeError):  # the loop is closed, so nobody waits any more

@@ -1,4 +1,4 @@
--- The statements of the SQLite store, by name. `{rows:N}` stands for one to 64 rows of N parameters each;
+-- The statements of the SQLite store, by name. `{rows:N}` stands for some rows of N parameters each;
 -- `{task}` for the columns of a whole task, see below. Lists are read as one JSON array in one row: each row
 -- fetched gives up the interpreter's lock and has to win it back, which beside a busy event loop costs more
 -- than the query.
@@ -200,43 +200,55 @@ where number in (
     limit ?
 );
 
--- ready --
--- The first ready tasks of each of these routes: (rank, number). The index ends with the number, so each route's
--- are in this order; one sort over all the routes would walk through everything that is ready.
--- A task may be due after the moment of a claim that was asked for before it was made: such are for the next.
-select '[' || group_concat(
+-- look --
+-- All that a claim has to know, at once, of these routes: the first ready tasks of each (rank, number, due_at);
+-- when the first timed one is due; the earliest deadline of any task; whether follow-ups wait. The index ends with
+-- the number, so each route's are in this order; one sort over all would walk through everything that is ready.
+select json_array(
     (
-        select json_group_array(json_array(rank, number))
-        from (
-            select rank, number
-            from tasks
-            where route = served.value and readiness = 'ready' and due_at <= ?2
-            order by rank, number
-            limit ?3
-        )
-    )
-) || ']'
-from json_each(?1) served;
-
--- outlook --
--- When a task on these routes comes due next, those left to the next claim among them unless there are more (?3)
--- than one claim takes; the earliest deadline of any task; whether follow-ups wait.
-select
-    (
-        select min(due_at)
-        from (
-            select (select min(due_at) from tasks where route = served.value and readiness = 'timed') as due_at
-            from json_each(?1) served
-            union all
-            select (
-                select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
+        select json_group_array(json((
+            select json_group_array(json_array(rank, number, due_at))
+            from (
+                select rank, number, due_at
+                from tasks
+                where route = served.value and readiness = 'ready'
+                order by rank, number
+                limit ?2
             )
-            from json_each(?1) served
-            where not ?3
-        )
+        )))
+        from json_each(?1) served
+    ),
+    (
+        select min((select min(due_at) from tasks where route = served.value and readiness = 'timed'))
+        from json_each(?1) served
     ),
     (select min(next_deadline_at) from tasks where next_deadline_at is not null),
-    exists (select 1 from follow_ups);
+    exists (select 1 from follow_ups)
+);
+
+-- first_deadline --
+select min(next_deadline_at) from tasks where next_deadline_at is not null;
+
+-- ready_by --
+-- The same first ready tasks without those that are due after a moment.
+select json_group_array(json((
+    select json_group_array(json_array(rank, number, due_at))
+    from (
+        select rank, number, due_at
+        from tasks
+        where route = served.value and readiness = 'ready' and due_at <= ?3
+        order by rank, number
+        limit ?2
+    )
+)))
+from json_each(?1) served;
+
+-- ready_later --
+-- When the first of those is due.
+select min((
+    select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
+))
+from json_each(?1) served;
 
 -- tasks_by_number --
 select {task}
