@@ -8,17 +8,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from outrider.core import machine
 from outrider.core.change import Change
 from outrider.core.errors import NotFound, OutriderError, Superseded
-from outrider.core.events import Event, Step
-from outrider.core.ledger import Committed, Existing, Fenced, Ledger, NoSession, PendingFollowUp, Settled, Stale
+from outrider.core.events import Claimed, Event, Step
+from outrider.core.ledger import (
+    Committed,
+    Existing,
+    Fenced,
+    Ledger,
+    NoSession,
+    PendingFollowUp,
+    Settled,
+    Stale,
+    Verdict,
+)
 from outrider.core.task import NewTask, Task
 from outrider.core.values import evolve
 from outrider.runtime.clock import Clock
 from outrider.runtime.log import LOGGER, log
+
+
+class Starter(Protocol):
+    """A worker of this process. What it would take next anyway, it takes with the very commit that makes it."""
+
+    def reserve(self, new: NewTask) -> Claimed | None:
+        """Keep a place for a task about to be made and return its claim; None when it has to queue."""
+        ...
+
+    def start(self, task: Task) -> None:
+        """Run a task for which a place was kept: it is made, and claimed."""
+        ...
+
+    def release(self) -> None:
+        """Give up a place: its task was not made."""
+        ...
+
+    def look_for(self, task_ids: Sequence[str]) -> None:
+        """Find out what became of tasks for which places were kept: their maker has gone without waiting."""
+        ...
 
 
 class Lifecycle:
@@ -27,6 +57,8 @@ class Lifecycle:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
+        self.starter: Starter | None = None
+        """Who may take new tasks at once, if there is a worker here."""
 
     async def create(self, new: Sequence[NewTask], steps: tuple[Step, ...] = ()) -> Sequence[Committed | Existing]:
         """Create tasks, each whole or not at all; one that exists already is returned as it stands.
@@ -34,11 +66,19 @@ class Lifecycle:
         `steps` are journal rows of the task that spawns, for a single new task. Raises NotFound for an unknown
         session, Superseded when the spawning attempt is over.
         """
-        now = self._clock.now()
-        changes = [machine.create(each, now) for each in new]
+        now, starter = self._clock.now(), self.starter
+        claims = [None if starter is None else starter.reserve(each) for each in new]
+        changes = [machine.create(each, now, claim) for each, claim in zip(new, claims, strict=True)]
         if steps:
             changes = [evolve(change, steps=steps) for change in changes]
-        verdicts = await self._ledger.commit(changes)
+        try:
+            verdicts = await self._ledger.commit(changes)
+        except BaseException:
+            if starter is not None:
+                starter.look_for([change.task.id for change in changes if change.task.core.is_held])
+            raise
+        if starter is not None:
+            _start(starter, changes, verdicts)
         created: list[Committed | Existing] = []
         for verdict in verdicts:
             match verdict:
@@ -143,6 +183,15 @@ class Lifecycle:
         if task is None:
             raise NotFound.of("task", task_id)
         return task
+
+
+def _start(starter: Starter, changes: Sequence[Change], verdicts: Sequence[Verdict]) -> None:
+    for change, verdict in zip(changes, verdicts, strict=True):
+        if change.task.core.is_held:
+            if isinstance(verdict, Committed):
+                starter.start(verdict.task)
+            else:
+                starter.release()
 
 
 def _log_move(task: Task, event: str) -> None:

@@ -1,7 +1,8 @@
 """A worker: claims what is due, runs it, reports, and looks after what others left.
 
 The loop is `run`: claim while there is room, then wait for a signal or the next moment that matters. One task's
-run is one sentence, `_hold`: open the attempt, perform it, settle it.
+run is one sentence, `_hold`: open the attempt, perform it, settle it. A task that is made in this process while
+nothing else waits is not queued first: it is claimed by the commit that makes it (`reserve`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -22,7 +23,7 @@ from outrider.core import machine
 from outrider.core.errors import Conflict, NotFound, OutriderError, StoreError, Superseded
 from outrider.core.events import Claimed, DeadlinePassed, HolderEvent, Released
 from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
-from outrider.core.task import Task
+from outrider.core.task import NewTask, Task
 from outrider.runtime.attempt import CURRENT, Attempt
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
@@ -55,13 +56,22 @@ class Worker:
         self._on_end = on_end
         self._bell = Bell(services.clock)
         self._held: dict[str, Attempt] = {}
+        self._open: set[Attempt] = set()
+        """Those of the held whose code runs; the others only wait for their end to be written."""
+        self._reserved = 0
+        self._routes: frozenset[str] = frozenset()
+        self._is_caught_up = False
+        """Whether the last claim left nothing that is due, and nothing has become due since."""
+        self._has_news = False
+        self._is_full = False
+        self._wakes_at: int | None = None
         self._stale: set[str] = set()
         self._look_at_all = False
         self._refreshing = False
         self._has_follow_ups = True
-        self._next_look: int | None = None
         self._is_draining = False
         self._is_lost = False
+        self._has_gone = False
         self._jobs: set[asyncio.Task[None]] = set()
         self._strays: set[Attempt] = set()
         """Let go of, and their code may still run."""
@@ -124,14 +134,17 @@ class Worker:
             helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
+            self._services.lifecycle.starter = self
             await self._work()
         finally:
+            self._stop_starting()
             await asyncio.shield(self._drain())
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             stop_listening()
             restore()
+            self._has_gone = True
             await asyncio.shield(self._sign_off(lock))
             if lease is not None:
                 lease.stop()
@@ -200,11 +213,13 @@ class Worker:
                 continue
             if claims.more:
                 self._make_room()
-            await self._bell.wait(_earliest(claims.next_due_at if self._room > 0 else None, claims.next_deadline_at))
+            self._is_full = self._room <= 0
+            self._wakes_at = _earliest(None if self._is_full else claims.next_due_at, claims.next_deadline_at)
+            await self._bell.wait(self._wakes_at)
 
     @property
     def _room(self) -> int:
-        return self._services.settings.concurrency - len(self._held)
+        return self._services.settings.concurrency - len(self._open) - self._reserved
 
     def _make_room(self) -> None:
         """Other work is due: whoever only waits gives its place back without the usual grace."""
@@ -219,10 +234,11 @@ class Worker:
         A claim under way is not called off with the worker: it may have been committed. `_sign_off` hands back
         what it took.
         """
-        registry, clock = self._services.registry, self._services.clock
-        now = clock.now()
+        now, routes = self._services.clock.now(), self._services.registry.routes()
         event = Claimed(self.id)
-        claim = Claim(self.id, registry.routes(), max(0, min(self._room, BATCH)), now)
+        claim = Claim(self.id, routes, max(0, min(self._room, BATCH)), now)
+        self._routes = frozenset(routes)
+        self._has_news = False
         self.claims_in_flight += 1
         try:
             taking = self._services.ledger.claim(claim, lambda task: machine.apply(task, event, now))
@@ -232,12 +248,16 @@ class Worker:
                 self._start(task)
         finally:
             self.claims_in_flight -= 1
+        self._is_caught_up = not claims.more and not self._has_news
         return claims
 
     def _start(self, task: Task) -> None:
         attempt = Attempt(self._services, task, self._voice.hear, self._threads)
         self._held[task.id] = attempt
+        self._open.add(attempt)
         attempt.runner = self._spawn(self._hold(attempt))
+        if self._is_draining:
+            attempt.drain()
 
     async def _hold(self, attempt: Attempt) -> None:
         """Open the attempt, perform it, unwind what it left running, settle it."""
@@ -246,6 +266,7 @@ class Worker:
             event = await self._perform(attempt)
             attempt.is_closed = True
             await self._unwind(attempt)
+            self._leave_room(attempt)
             if not attempt.is_left:
                 await self._settle(attempt, event)
         finally:
@@ -303,9 +324,9 @@ class Worker:
         self._strays.discard(attempt)
         if attempt.is_running:
             self._strays.add(attempt)
+        self._leave_room(attempt)
         if self._held.get(attempt.task_id) is attempt:
             del self._held[attempt.task_id]
-        self._bell.ring()
 
     def _abandon(self, attempt: Attempt) -> None:
         """The record has gone on; do not wait for code that does not stop."""
@@ -314,16 +335,91 @@ class Worker:
             self._strays.add(attempt)
             if attempt.threads:
                 log.error("a thread ignores the order to stop and was abandoned", task=attempt.task_id)
+            self._leave_room(attempt)
+
+    def _leave_room(self, attempt: Attempt) -> None:
+        """Its code has ended, or nobody waits for it any more: another may run."""
+        self._open.discard(attempt)
+        if self._is_full or not self._is_caught_up:
             self._bell.ring()
+
+    # --- tasks made in this process ------------------------------------------------------------------
+
+    def reserve(self, new: NewTask) -> Claimed | None:
+        """Keep a place for a task about to be made and return its claim; None when it has to queue."""
+        given = new.input
+        if (
+            not self._is_caught_up
+            or self._room <= 0
+            or new.not_before is not None
+            or given.depends_on
+            or given.concurrency_key is not None
+            or given.route not in self._routes
+            or asyncio.get_running_loop() is not self._loop
+        ):
+            return None
+        self._reserved += 1
+        return Claimed(self.id)
+
+    def start(self, task: Task) -> None:
+        """Run a task for which a place was kept: it is made, and claimed."""
+        self._reserved -= 1
+        if self._has_gone:
+            log.error("a task was claimed for a worker that has gone; others will find it", task=task.id)
+            return
+        self._start(task)
+        deadline = task.core.next_deadline_at
+        if deadline is not None and (self._wakes_at is None or deadline < self._wakes_at):
+            self._bell.ring()
+
+    def release(self) -> None:
+        """Give up a place: its task was not made."""
+        self._reserved -= 1
+        self._bell.ring()
+
+    def look_for(self, task_ids: Sequence[str]) -> None:
+        """Find out what became of tasks for which places were kept: their maker has gone without waiting."""
+        if task_ids:
+            self._spawn(self._look_for(task_ids))
+
+    async def _look_for(self, task_ids: Sequence[str]) -> None:
+        made = await self._read_at_last(task_ids)
+        self._reserved -= len(task_ids)
+        for task in made:
+            if task.core.worker_id == self.id and task.id not in self._held:
+                self._start(task)
+        self._bell.ring()
+
+    async def _read_at_last(self, task_ids: Sequence[str]) -> Sequence[Task]:
+        while True:
+            try:
+                await self._services.ledger.commit(())  # what was handed over before this is settled by then
+                return await self._services.views.tasks(task_ids)
+            except StoreError as error:
+                log.error("new tasks cannot be read yet; trying again", reason=str(error))
+                await asyncio.sleep(0.5)
+
+    def _stop_starting(self) -> None:
+        if self._services.lifecycle.starter is self:
+            self._services.lifecycle.starter = None
+
+    async def _await_reserved(self) -> None:
+        """See what becomes of the places that were kept: their tasks are about to be claimed in this worker's name."""
+        give_up = time.monotonic() + self._services.settings.drain_timeout
+        while self._reserved and time.monotonic() < give_up:  # noqa: ASYNC110 - only this ever waits for it
+            await asyncio.sleep(0.005)
 
     # --- news ----------------------------------------------------------------------------------------
 
     def _on_signal(self, signal: Signal) -> None:
         if signal.unknown:
             self._look_at_all = True
-            self._has_follow_ups = True
+            self._has_follow_ups = self._has_news = True
+            self._is_caught_up = False
             self._bell.ring()
         elif signal.ready or signal.follow_ups:
+            if signal.ready:
+                self._has_news, self._is_caught_up = True, False
             self._has_follow_ups = self._has_follow_ups or signal.follow_ups
             self._bell.ring()
         if self._held:
@@ -392,6 +488,7 @@ class Worker:
         self._is_draining = True
         if self._claiming is not None:
             await asyncio.gather(self._claiming, return_exceptions=True)
+        await self._await_reserved()
         for attempt in list(self._held.values()):
             attempt.drain()
         if self._jobs:
@@ -421,6 +518,7 @@ class Worker:
     def _on_lost(self) -> None:
         log.error("this worker counts as lost; its work goes on elsewhere", worker=self.id)
         self._is_lost = True
+        self._stop_starting()
         for attempt in list(self._held.values()):
             attempt.is_in_doubt = True
             attempt.supersede()
