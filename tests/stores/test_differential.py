@@ -382,15 +382,18 @@ class Histories(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def late_changes_arrive(self, data: st.DataObject) -> None:
-        """Decided on a record that may be old, by a holder that may be a zombie."""
+        """Decided on a record that may be old, by a holder that may be a zombie.
+
+        Live values have no version: a holder of the current one knows those it reported itself.
+        """
         for id in self.some_tasks(data, 1, 4):
             if not self.seen[id]:
                 continue
-            record = data.draw(st.sampled_from(self.seen[id]), "record")
+            current = self.task(id)
+            record = replace(data.draw(st.sampled_from(self.seen[id]), "record"), live=current.live)
             change = self.some_change(data, id, record)
             if change is None:
                 continue
-            current = self.task(id)
             (verdict,) = self.commit(change)
             if record.core.version != current.core.version:
                 assert not isinstance(verdict, Committed)
@@ -805,6 +808,6 @@ def test_random_histories_go_the_same_way_on_every_store(name: str):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", BACKENDS)
-def test_very_many_random_histories_go_the_same_way_on_every_store(name: str):
-    _run(lambda: Histories(["memory", name]), settings=LONG)
+@pytest.mark.parametrize("names", [["memory"], *(["memory", name] for name in BACKENDS if name != "memory")], ids=str)
+def test_very_many_random_histories_go_the_same_way_on_every_store(names: list[str]):
+    _run(lambda: Histories(names), settings=LONG)
