@@ -270,6 +270,16 @@ async def test_a_large_spec_is_stored_once_and_not_rewritten_by_transitions(scen
     assert (await scene.task("task_1")).input.spec == {"text": "x" * 200_000}
 
 
+async def test_at_rest_the_log_of_the_database_is_copied_into_its_file(scene: Scene):
+    ledger = sqlite_of(scene)
+    scene.ledger.listen(lambda signal: None)
+    await scene.create("task_1", spec={"text": "x" * 500_000})
+    with anyio.fail_after(10):
+        while ledger.path.stat().st_size < 500_000:  # noqa: ASYNC110  # a file's size tells nobody
+            await anyio.sleep(0.01)
+    await scene.create("task_2")
+
+
 # --- plans -------------------------------------------------------------------------------------------------
 
 READ_THROUGH = {"workers", "counts", "sqlite_sequence", "follow_ups"}

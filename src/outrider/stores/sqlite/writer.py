@@ -82,6 +82,7 @@ class Writer:
         self._seen = 0
         self._has_news = False
         self._known = Known()
+        self._tidied = 0
         self.commits = 0
         self._thread = threading.Thread(target=self._run, name="outrider-writer", daemon=True)
         self._thread.start()
@@ -169,6 +170,18 @@ class Writer:
             self._hop(self._tell, Signal(unknown=True))
         else:
             self._pause = min(self._pause * SLOWING, LONGEST_PAUSE)
+            if self._pause == LONGEST_PAUSE:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Copy the WAL into the database while nobody waits, else a transaction will have to, and its callers with it.
+
+        Under load that happens every 4000 pages, in 10 to 30 ms.
+        """
+        if self._statements.count != self._tidied:
+            self._tidied = self._statements.count
+            with suppress(sqlite3.Error):  # whoever writes next is told what is wrong
+                self._connection.execute("pragma wal_checkpoint(passive)").fetchone()
 
     def _has_foreign_news(self) -> bool:
         """Whether another connection has committed since this was last asked. Within a transaction, up to its begin."""
@@ -176,6 +189,7 @@ class Writer:
         if version == self._seen:
             return False
         self._known = Known()
+        self._tidied = 0
         self._seen = version
         return version != UNREADABLE
 
