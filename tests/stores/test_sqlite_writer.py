@@ -20,7 +20,7 @@ from outrider.core.errors import StoreUnavailable
 from outrider.core.events import MessageReceived, Released, Succeeded
 from outrider.core.ledger import Claim, Committed, Report, Stale, TaskFilter, Verdict, WorkerCard
 from outrider.core.machine import apply
-from outrider.core.task import Live, State
+from outrider.core.task import Live, State, WaitForMessage
 from outrider.stores.migrate import known
 from outrider.stores.sqlite import SqliteLedger
 from outrider.stores.sqlite.statements import texts, wide
@@ -268,6 +268,45 @@ async def test_a_large_spec_is_stored_once_and_not_rewritten_by_transitions(scen
     await scene.apply("task_1", Released(1))
     assert wal.stat().st_size - before < 200_000
     assert (await scene.task("task_1")).input.spec == {"text": "x" * 200_000}
+
+
+async def test_what_is_kept_in_mind_is_what_will_be_asked_for_next(scene: Scene):
+    known = sqlite_of(scene)._writer._known
+    await scene.create("task_ready")
+    await scene.create("task_large", spec={"text": "x" * 10_000})
+    await scene.create("task_delayed", not_before=scene.now + 5)
+    await scene.running("task_held")
+    await scene.running("task_parked")
+    await scene.park("task_parked", WaitForMessage(0))
+    await scene.running("task_ended")
+    await scene.succeed("task_ended")
+    assert {id: head.task is not None for id, head in known.tasks.items()} == {
+        "task_ready": True,
+        "task_large": False,
+        "task_delayed": False,
+        "task_held": True,
+        "task_parked": False,
+    }
+    assert known.numbered.keys() == {head.number for head in known.tasks.values()}
+    assert [task.id for task in (await scene.claim()).tasks] == ["task_ready", "task_large"]
+    assert known.tasks["task_large"].task is None
+    assert (await scene.task("task_large")).input.spec == {"text": "x" * 10_000}
+
+
+async def test_what_another_process_wrote_is_not_overlooked(scene: Scene, tmp_path: Path):
+    """Each store keeps heads in mind, and each finds them outdated by the other."""
+    other = Scene(await SqliteLedger.open(tmp_path / "work.db"))
+    await scene.create("task_1")
+    for n in range(10):
+        one, two = (scene, other) if n % 2 else (other, scene)
+        before = await one.task("task_1")
+        await one.apply("task_1", MessageReceived(one.message(f"tmsg_{n}", "task_1")))
+        stale = apply(before, MessageReceived(two.message("tmsg_lost", "task_1")), two.now)
+        assert isinstance(await two.one(stale), Stale)
+        await two.create(f"task_more_{n}")
+    log = await scene.log()
+    assert [row.seq for row in log] == list(range(1, len(log) + 1))
+    await other.ledger.close()
 
 
 async def test_at_rest_the_log_of_the_database_is_copied_into_its_file(scene: Scene):

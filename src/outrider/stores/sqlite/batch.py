@@ -57,11 +57,17 @@ class TaskHead:
     live: str | None
     active_at: Instant | None
     active_attempt: int | None
+    is_large: bool = False
     task: Task | None = None
 
     def holds(self, attempt: int) -> bool:
         """Whether that attempt holds the task now."""
         return self.worker_id is not None and self.attempt == attempt
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a claim will ask for it next, as far as its record is known."""
+        return self.task is not None and self.task.core.readiness == "ready"
 
 
 @dataclass(slots=True, eq=False)
@@ -92,12 +98,18 @@ class Known:
     numbers: list[int] | None = None
     """The newest numbers that were given to a task and a session."""
 
-    def tidy(self, ended: Iterable[str]) -> None:
-        """Forget what is hardly ever asked for again; past a bound, all but the numbers."""
-        for task_id in ended:
-            if (head := self.tasks.pop(task_id, None)) is not None:
-                del self.numbered[head.number]
-            self.watchers.pop(task_id, None)
+    def tidy(self, moved: Iterable[str]) -> None:
+        """Forget what is hardly ever asked for again; past a bound, all but the numbers.
+
+        Records of tasks that wait are not kept, lest a crowd of them fills the memory, nor are large ones.
+        """
+        for task_id in moved:
+            head = self.tasks[task_id]
+            if head.state in TERMINAL:
+                del self.tasks[task_id], self.numbered[head.number]
+                self.watchers.pop(task_id, None)
+            elif head.is_large or (head.worker_id is None and not head.is_ready):
+                head.task = None
         if len(self.tasks) + len(self.watchers) > MOST_KNOWN:
             self.tasks.clear()
             self.numbered.clear()
@@ -108,6 +120,9 @@ class Known:
 
 MOST_KNOWN = 4000
 """How many tasks, and how many sessions, are kept in mind."""
+
+LARGE = 8192
+"""From how many characters of input on a record is read again rather than kept in mind."""
 
 
 @dataclass(slots=True)
@@ -206,7 +221,7 @@ class Batch:
 
     def signal(self) -> Signal:
         """Who is concerned by what was written."""
-        self._known.tidy([id for id in self._moved_ids if self._tasks[id].state in TERMINAL])
+        self._known.tidy(self._moved_ids)
         return Signal(
             frozenset(self._task_ids),
             frozenset(self._moved_ids),
@@ -450,6 +465,7 @@ class Batch:
             parcel.live,
             None,
             None,
+            is_large=parcel.input is not None and len(parcel.input) > LARGE,
         )
         return head
 
@@ -785,7 +801,7 @@ def tasks_of(rows: Iterable[Sequence[Any]]) -> list[Task]:
 
 def head_of(row: Sequence[Any]) -> tuple[TaskHead, Task]:
     """The head and the record of a row of the form `{task}`."""
-    (number, id, session_id, rank, active_at, active_attempt), columns, input, core, live, outcome = row
+    (number, id, session_id, rank, active_at, active_attempt, size), columns, input, core, live, outcome = row
     live_text = None if live is None else encode(live)
     task = read_task(id, columns, input, core, live, outcome)
     now = task.core
@@ -802,5 +818,6 @@ def head_of(row: Sequence[Any]) -> tuple[TaskHead, Task]:
         live_text,
         active_at,
         active_attempt,
+        size > LARGE,
     )
     return head, task

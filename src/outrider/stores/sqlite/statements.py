@@ -22,7 +22,9 @@ from outrider.stores.rows import MOVED, decode, encode
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """How many rows a statement may take."""
 
-_TASK = "'[' || group_concat('[' || json_array(t.number, t.id, s.id, t.rank, t.active_at, t.active_attempt) || ','" + (
+_TASK = (
+    "'[' || group_concat('[' ||"
+    " json_array(t.number, t.id, s.id, t.rank, t.active_at, t.active_attempt, length(i.data)) || ','"
     f" || json_array({', '.join('t.' + name for name in MOVED)}) || ',' || i.data || ',' || ifnull(t.core, 'null')"
     " || ',' || ifnull(t.live, 'null') || ',' || ifnull(t.outcome, 'null') || ']') || ']'"
 )
