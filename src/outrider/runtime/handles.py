@@ -9,7 +9,7 @@ from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Task
-from outrider.core.values import JSON
+from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import Parts, guess_media_type, tool_spec
 from outrider.runtime.files import clean_path
@@ -169,7 +169,7 @@ class SessionHandle:
         self,
         prompt: str,
         *,
-        model: str | None = None,
+        model: str | JSONObject | None = None,
         system_prompt: str | None = None,
         agent: str | None = None,
         tools: Sequence[str] = (),
@@ -179,7 +179,8 @@ class SessionHandle:
     ) -> TaskHandle:
         """Start an agent in the background, in a session of its own (kind `subagent`).
 
-        `tools` are names of registered tools, `model` any model string that the engine knows.
+        `tools` are names of registered tools; `model` is any model string that the engine knows, or an object of
+        `model` and its settings.
         """
         given = {
             "prompt": prompt,
@@ -190,7 +191,7 @@ class SessionHandle:
             "max_iterations": max_iterations,
             "require_approval": list(require_approval) if isinstance(require_approval, Sequence) else require_approval,
         }
-        spec = {name: value for name, value in given.items() if value not in (None, [], False)}
+        spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
 
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
