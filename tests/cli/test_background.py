@@ -1,5 +1,6 @@
 """`--background` and `worker`: work that carries on when the terminal is closed and workers are killed."""
 
+import json
 import os
 import signal
 import time
@@ -153,6 +154,20 @@ def test_a_worker_rids_itself_of_threads_that_do_not_stop(cli: Cli):
     assert worker.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_a_worker_whose_loop_was_blocked_for_too_long_starts_over_in_place(cli: Cli):
+    pids = cli.folder / "pids"
+    cli.env["OUTRIDER_APP"] = "stalling_app"
+    worker = cli.start("worker")
+    task_id = cli.ok("call", "block", f"pids={pids}", "--max-failures=2", "--background").out.strip()
+    record = cli.run("wait", task_id, "--timeout=60", "--json").record
+    assert (record["state"], record["failures"]) == ("failed", 2)
+    assert pids.read_text().split() == [str(worker.pid)] * 2
+    assert ended(cli, cli.ok("call", "go_on", "--background").out.strip())["result"] == worker.pid
+    assert worker.poll() is None
+    worker.terminate()
+
+
 def test_a_worker_leaves_with_its_database(cli: Cli):
     task_id = cli.ok("call", "confirm", "--background").out.strip()
     eventually(lambda: cli.task(task_id)["state"] == "awaiting_input")
@@ -183,3 +198,18 @@ def test_wait_ends_as_the_tasks_ended(cli: Cli):
     assert cli.task(long)["cancel_reason"] == "enough"
     assert cli.ok("cancel", good).out == f"{good}  left as it is (succeeded)\n"
     worker.terminate()
+
+
+def test_a_worker_serves_the_tools_of_several_apps_and_refuses_two_of_one_name(cli: Cli):
+    (cli.folder / "rival.py").write_text(
+        "from outrider import Outrider\napp = Outrider()\n@app.tool\ndef add(a: int) -> int:\n    return a\n"
+    )
+    worker = cli.start("worker", "--app=stalling_app", "--app=example_app", "--json")
+    assert worker.stdout is not None
+    routes = json.loads(worker.stdout.readline())["routes"]
+    assert {"background_tool:add", "background_tool:go_on", "subagent"} <= set(routes)
+    assert ended(cli, cli.ok("call", "add", "a=1", "--background").out.strip())["result"] == 1
+    worker.terminate()
+    done = cli.run("worker", "--json", OUTRIDER_APP="example_app,rival")
+    assert (done.code, done.error["code"]) == (3, "invalid_arguments")
+    assert "'add'" in done.error["message"]

@@ -24,7 +24,7 @@ def names_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def load_apps(names: Sequence[str]) -> Outrider:
-    """One app with the tools, agents and kinds of all of these; an empty one for none.
+    """One app with the tools, agents and kinds of all of these, and the settings of the first; an empty one for none.
 
     Raises InvalidArguments when one cannot be found or two of them use a name for different things.
     """

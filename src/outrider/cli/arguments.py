@@ -146,7 +146,7 @@ def _call(parser: Parser) -> None:
 def _run(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what the agent is asked; - reads stdin")
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
-    parser.add_argument("--model", metavar="NAME", help="any model the engine knows, PROVIDER:NAME (OUTRIDER_MODEL)")
+    parser.add_argument("--model", metavar="NAME", help="PROVIDER:NAME, or a JSON object (OUTRIDER_MODEL)")
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
     parser.add_argument("--max-iterations", metavar="N", type=int, help="model calls at most; default 50")

@@ -7,6 +7,7 @@ The first Ctrl-C cancels the task and waits for that; the second leaves it where
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from contextlib import suppress
@@ -49,6 +50,11 @@ class Follower:
             if not following.done():
                 return ended_by.result()
             following.result()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._screen.hang_up()  # noticed by writing before the signal came
+            return exits.HUNG_UP
         finally:
             following.cancel()
             for job in self._jobs:
@@ -104,6 +110,8 @@ class Follower:
         loop = asyncio.get_running_loop()
 
         def leave(number: int) -> None:
+            if number == signal.SIGHUP:
+                self._screen.hang_up()
             if not ended_by.done():
                 self._display.note(f"{self._task.id} is left as it is; a worker goes on with it")
                 ended_by.set_result(128 + number)

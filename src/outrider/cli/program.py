@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -52,6 +53,9 @@ def _perform(command: Command, arguments: Namespace, screen: Screen) -> int:
     except (OutriderError, BrokenPipeError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal was closed
+            screen.hang_up()
+            return exits.HUNG_UP
         if arguments.verbose:
             raise
         raise OutriderError(
@@ -62,14 +66,13 @@ def _perform(command: Command, arguments: Namespace, screen: Screen) -> int:
 
 def _leave(code: int) -> int:
     """Flush, and do not wait for threads that a tool left behind and that no order reaches."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        code = exits.BROKEN_PIPE
-    if code == exits.BROKEN_PIPE:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes once more on its way out
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = exits.BROKEN_PIPE
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # the interpreter flushes once more on its way out
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
         os._exit(code)
     return code

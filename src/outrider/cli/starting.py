@@ -56,7 +56,9 @@ async def run(arguments: Namespace, screen: Screen) -> int:
     app = load_apps(names)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     approval = arguments.require_approval
-    model = arguments.model or (None if arguments.agent else environment("OUTRIDER_MODEL"))
+    model: JSON = arguments.model or (None if arguments.agent else environment("OUTRIDER_MODEL"))
+    if isinstance(model, str) and model.startswith("{"):
+        model = value_of(model)
     if model is None and arguments.agent is None:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
 

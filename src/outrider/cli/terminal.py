@@ -105,6 +105,14 @@ class Screen:
             self.err.write(f"{name} {harmless(error.message)}\n")
         self.err.flush()
 
+    def hang_up(self) -> None:
+        """The terminal is gone: whatever is still written to it goes nowhere, and raises nothing."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream, is_gone in ((self.out, self.is_terminal), (self.err, self.is_talking)):
+            if is_gone:
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
     def console(self, *, of_errors: bool = False) -> Console:
         """A rich console on one of the streams; markup, emoji and highlighting are for authors, not for data."""
         from rich.console import Console

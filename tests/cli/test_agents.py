@@ -1,0 +1,65 @@
+"""`run`: an agent on a prompt, with the tools of an app or with none."""
+
+import json
+
+import pytest
+
+from outrider import TaskRecord
+from tests.cli.harness import Cli, eventually
+
+
+def scripted(*replies: dict[str, object]) -> str:
+    return json.dumps({"model": "scripted", "script": list(replies)})
+
+
+ADDS = scripted({"calls": [{"tool": "add", "arguments": {"a": 2, "b": 3}}]}, {"text": "It is five."})
+
+
+def test_an_agent_answers_on_stdout(cli: Cli):
+    assert cli.ok("run", "hello", "--model=scripted", OUTRIDER_APP="").out == "You said: hello\n"
+    assert cli.ok("run", "-", "--model=scripted", stdin="from stdin", OUTRIDER_APP="").out == "You said: from stdin\n"
+    assert cli.ok("run", "hello", OUTRIDER_MODEL="scripted").out == "You said: hello\n"
+
+
+def test_an_agent_calls_tools_of_the_app_and_its_record_says_what_it_used(cli: Cli):
+    record = cli.ok("run", "add two and three", f"--model={ADDS}", "--tools=add", "--system=Be brief", "--json").record
+    assert record.pop("result") == "It is five."
+    task = TaskRecord.model_validate(record)
+    assert (task.kind, task.iterations, task.provider) == ("subagent", 2, "scripted")
+    assert task.spec["system_prompt"] == "Be brief"
+    assert task.links.child_session_id is not None
+
+
+@pytest.mark.parametrize(
+    ("option", "approval"),
+    [
+        (["--require-approval"], True),
+        (["--require-approval", "all"], True),
+        (["--require-approval=add"], ["add"]),
+        (["--require-approval", "add"], ["add"]),
+    ],
+    ids=str,
+)
+def test_a_tool_is_approved_by_a_person_first(cli: Cli, option: list[str], approval: object):
+    process = cli.start("run", "--tools=add", *option, "add two and three", f"--model={ADDS}", "--json")
+    (task,) = eventually(lambda: cli.ok("tasks", "--state=awaiting_input", "--json").records)
+    assert task["spec"]["require_approval"] == approval
+    assert task["spec"]["prompt"] == "add two and three"
+    assert task["input_request"]["kind"] == "approval"
+    cli.ok("answer", task["id"], "yes")
+    out, _ = process.communicate(timeout=60)
+    assert json.loads(out)["result"] == "It is five."
+
+
+def test_too_many_iterations_are_no_success(cli: Cli):
+    done = cli.run("run", "x", f"--model={ADDS}", "--tools=add", "--max-iterations=1", "--json")
+    assert (done.code, done.record["error"]["kind"]) == (7, "max_iterations")
+    assert cli.run("run", "x", "--model=scripted", "--max-iterations=0", "--json").error["code"] == "invalid_arguments"
+
+
+def test_a_worker_without_an_app_serves_agents_without_tools(cli: Cli):
+    done = cli.ok("run", "hello", "--model=scripted", "--background", "--name=greeting", OUTRIDER_APP="")
+    record = cli.ok("wait", done.out.strip(), "--json", "--timeout=60").record
+    assert (record["result"], record["display_name"]) == ("You said: hello", "greeting")
+    log = (cli.folder / ".outrider/outrider.db-worker.log").read_text()
+    assert log.rstrip().endswith("serves subagent")

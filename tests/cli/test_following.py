@@ -1,0 +1,97 @@
+"""News of a worker reaches another process while it happens: `output --follow`, `watch`, `wait`.
+
+How soon is what the benchmark `output` measures; here it only has to be before the next thing happens.
+"""
+
+import json
+import time
+
+from outrider.runtime.records import EventRecord, OutputRecord
+from tests.cli.harness import Cli, eventually
+
+
+def test_output_is_followed_line_by_line_and_ends_with_the_task(cli: Cli):
+    worker = cli.start("worker")
+    task_id = cli.ok("call", "count", "upto=8", "pause=0.5", "--background").out.strip()
+    follower = cli.start("output", task_id, "--follow", "--json")
+    assert follower.stdout is not None
+    lags = []
+    text = ""
+    for line in follower.stdout:
+        piece = OutputRecord.model_validate(json.loads(line))
+        assert piece.at is not None
+        lags.append(time.time() - piece.at.timestamp())
+        text += piece.text
+    assert text == "".join(f"line {n}\n" for n in range(1, 9))
+    assert follower.wait(60) == 0
+    assert min(lags) < 0.4, "a line came only with the next one"
+    worker.terminate()
+
+
+def test_events_of_a_task_come_once_each_in_order_and_end_with_it(cli: Cli):
+    worker = cli.start("worker")
+    task_id = cli.ok("call", "confirm", "--background").out.strip()
+    watcher = cli.start("watch", task_id, "--json")
+    assert watcher.stdout is not None
+    events = []
+    for line in watcher.stdout:
+        events.append(EventRecord.model_validate(json.loads(line)))
+        if events[-1].task is not None and events[-1].task.state == "awaiting_input":
+            cli.run("answer", task_id, "yes")
+    assert watcher.wait(60) == 0
+    states = [str(event.task.state) for event in events if event.task is not None]
+    assert states[0] == "queued"
+    assert states[-1] == "succeeded"
+    assert "awaiting_input" in states
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    again = cli.ok("watch", task_id, "--json", f"--after={events[1].seq}").records
+    assert [event["seq"] for event in again] == [event.seq for event in events[2:]]
+    plain = cli.ok("watch", task_id).out.splitlines()
+    assert len(plain) == len(events)
+    assert "asks: Go on?" in "".join(plain)
+    worker.terminate()
+
+
+def test_watch_tells_of_every_session_from_now_on_and_of_one_from_its_start(cli: Cli):
+    worker = cli.start("worker")
+    before = cli.ok("call", "add", "a=0", "--background").out.strip()
+    cli.ok("wait", before)
+    watcher = cli.start("watch", "--json")
+    assert watcher.stdout is not None
+    eventually(lambda: cli.run("call", "echo", "text=ready", "--session=one", "--background").code == 0)
+    first = json.loads(watcher.stdout.readline())
+    assert first["task_id"] != before
+    cli.ok("call", "add", "a=1", "--session=two", "--background")
+    sessions = {first["session_id"]}
+    while sessions != {"one", "two"}:
+        sessions.add(json.loads(watcher.stdout.readline())["session_id"])
+    watcher.kill()
+    one = cli.start("watch", "one", "--json")
+    assert one.stdout is not None
+    seqs = [json.loads(one.stdout.readline())["seq"] for _ in range(3)]
+    assert seqs == [1, 2, 3]
+    one.kill()
+    worker.terminate()
+
+
+def test_wait_hears_of_the_end(cli: Cli):
+    worker = cli.start("worker")
+    task_id = cli.ok("call", "name_it", "--background").out.strip()
+    eventually(lambda: cli.task(task_id)["input_request"])
+    waiter = cli.start("wait", task_id, "--json")
+    time.sleep(1)
+    assert waiter.poll() is None
+    cli.ok("answer", task_id, "x")
+    out, _ = waiter.communicate(timeout=60)
+    assert json.loads(out)["result"] == "called x"
+    assert waiter.returncode == 0
+    worker.terminate()
+
+
+def test_watching_an_empty_place_waits_for_what_comes(cli: Cli):
+    watcher = cli.start("watch", "--json")
+    eventually(lambda: (cli.folder / ".outrider" / "outrider.db").exists())
+    cli.ok("call", "add", "a=1", "--background")
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["type"] == "session.created"
+    watcher.kill()
