@@ -986,6 +986,16 @@ class FollowUps(Contract):
 
 
 class ClaimOrder(Contract):
+    async def test_a_task_made_after_the_moment_of_a_claim_is_left_to_the_next(self, scene: Scene):
+        early = scene.now
+        scene.later(5)
+        await scene.create("task_1")
+        scene.now = early
+        claims = await scene.claim()
+        assert (claims.tasks, claims.more, claims.next_due_at) == ((), False, START + 5)
+        scene.later(5)
+        assert await scene.claimed_ids() == ["task_1"]
+
     async def test_a_claim_writes_what_was_decided_for_each_task(self, scene: Scene):
         made = await scene.create("task_1")
         scene.later()
@@ -1555,6 +1565,14 @@ class Signals(Contract):
         ear = Ear(scene.ledger)
         await scene.apply("task_1", CancelRequested())
         await ear.hears(lambda one: "task_1" in one.moved)
+
+    async def test_a_deadline_is_told_with_the_move_that_sets_it(self, scene: Scene):
+        ear = Ear(scene.ledger)
+        await scene.create("task_1", timeouts=Timeouts(total=9 * SECOND))
+        await scene.create("task_2")
+        heard = await ear.hears(lambda one: "task_1" in one.moved)
+        assert heard.deadline_at == scene.now + 9 * SECOND
+        assert (await ear.hears(lambda one: "task_2" in one.moved and "task_1" not in one.moved)).deadline_at is None
 
     async def test_follow_ups_are_told(self, scene: Scene):
         ear = Ear(scene.ledger)

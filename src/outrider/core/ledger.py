@@ -300,6 +300,8 @@ class Signal:
     """A task became ready, or its time to become ready changed."""
     follow_ups: bool = False
     unknown: bool = False
+    deadline_at: Instant | None = None
+    """The earliest next deadline of the tasks that moved, None if none of them has one."""
 
 
 Decide: TypeAlias = Callable[[Task], Change]

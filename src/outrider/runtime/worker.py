@@ -200,6 +200,7 @@ class Worker:
 
     async def _work(self) -> None:
         while not self._is_lost:
+            self._wakes_at = None  # whatever deadline is set from here on, the bell rings for it
             try:
                 claims = await self._claim()
                 await self._look_at_the_clock(claims)
@@ -368,9 +369,6 @@ class Worker:
             log.error("a task was claimed for a worker that has gone; others will find it", task=task.id)
             return
         self._start(task)
-        deadline = task.core.next_deadline_at
-        if deadline is not None and (self._wakes_at is None or deadline < self._wakes_at):
-            self._bell.ring()
 
     def release(self) -> None:
         """Give up a place: its task was not made."""
@@ -421,6 +419,8 @@ class Worker:
             if signal.ready:
                 self._has_news, self._is_caught_up = True, False
             self._has_follow_ups = self._has_follow_ups or signal.follow_ups
+            self._bell.ring()
+        elif signal.deadline_at is not None and (self._wakes_at is None or signal.deadline_at < self._wakes_at):
             self._bell.ring()
         if self._held:
             if signal.moved:
@@ -547,8 +547,8 @@ async def keep_working(
         worker = Worker(services, locks=locks, host=host, on_end=on_end)
         try:
             await worker.run()
-        except StoreError as error:
-            log.error("no worker could be started; trying again", reason=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever broke it, somebody has to go on with the work
+            log.error("the worker broke; going on with another", worker=worker.id, exc_info=error)
             await asyncio.sleep(0.5)
 
 

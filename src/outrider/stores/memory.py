@@ -136,6 +136,7 @@ class _News:
     session_ids: set[str] = field(default_factory=set)
     ready: bool = False
     follow_ups: bool = False
+    deadline_at: Instant | None = None
 
     def of(self, task: Task) -> None:
         self.task_ids.add(task.id)
@@ -148,6 +149,7 @@ class _News:
             session_ids=frozenset(self.session_ids),
             ready=self.ready,
             follow_ups=self.follow_ups,
+            deadline_at=self.deadline_at,
         )
 
 
@@ -219,8 +221,9 @@ class MemoryLedger:
         self._tables.check_open()
         tables, served = self._tables, frozenset(claim.routes)
         due = [row for row in map(tables.tasks.__getitem__, tables.due) if row.task.input.route in served]
-        come = [row for row in due if _has_come(row.task, claim.now)]
-        ready = [row for row in due if row.task.core.readiness == "ready"] + come
+        come = [row for row in due if row.task.core.readiness == "timed" and _has_come(row.task, claim.now)]
+        # A claim that waited finds tasks that were made after its moment. They are for the next.
+        ready = [row for row in due if row.task.core.readiness == "ready" and _has_come(row.task, claim.now)] + come
         ready.sort(key=lambda row: (row.rank, row.number))
         taken = ready[: claim.limit]
         changes = [decide(_made_ready(row.task)) for row in taken]
@@ -239,7 +242,9 @@ class MemoryLedger:
         moments = [
             task.core.due_at
             for task in waiting
-            if task.core.readiness == "timed" and task.core.due_at is not None and task.input.route in served
+            if task.core.due_at is not None
+            and (task.core.readiness == "timed" or not _has_come(task, claim.now))
+            and task.input.route in served
         ]
         return Claims(
             tasks=tuple(tasks),
@@ -390,6 +395,8 @@ class MemoryLedger:
         news.of(row.task)
         news.moved.add(row.task.id)
         news.ready = news.ready or row.task.core.readiness in ("timed", "ready")
+        deadlines = [each for each in (news.deadline_at, row.task.core.next_deadline_at) if each is not None]
+        news.deadline_at = min(deadlines, default=None)
         return Committed(row.task)
 
     def _refusal(self, change: Change) -> Verdict | None:
@@ -743,8 +750,7 @@ def _plain(value: object) -> object:
 
 
 def _has_come(task: Task, now: Instant) -> bool:
-    core = task.core
-    return core.readiness == "timed" and core.due_at is not None and core.due_at <= now
+    return task.core.due_at is not None and task.core.due_at <= now
 
 
 def _made_ready(task: Task) -> Task:

@@ -212,6 +212,7 @@ class Batch:
         self._moved_ids: set[str] = set()
         self._session_ids: set[str] = set()
         self._ready = False
+        self._deadline_at: Instant | None = None
         self._follow_ups = False
 
     @property
@@ -228,6 +229,7 @@ class Batch:
             frozenset(self._session_ids),
             self._ready,
             self._follow_ups,
+            deadline_at=self._deadline_at,
         )
 
     def tell(self, *, session_id: str) -> None:
@@ -518,6 +520,9 @@ class Batch:
         self._session_ids.add(head.session_id)
         if core.readiness == "ready" or core.readiness == "timed":
             self._ready = True
+        deadline = core.next_deadline_at
+        if deadline is not None and (self._deadline_at is None or deadline < self._deadline_at):
+            self._deadline_at = deadline
 
     def _tell(self, entry: InboxEntry, at: Instant) -> None:
         session = self._sessions[entry.session_id]

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
+from outrider.core.values import evolve
 from outrider.stores.sqlite.batch import Batch, Known, Wanted
 from outrider.stores.sqlite.file import DatabaseFile
 from outrider.stores.sqlite.operations import Operation
@@ -273,7 +274,7 @@ class Writer:
                 by_loop.setdefault(waiter.get_loop(), []).append((waiter, result, error))
         if self._has_news:
             self._has_news = False
-            signal = Signal(signal.task_ids, signal.moved, signal.session_ids, signal.ready, signal.follow_ups, True)
+            signal = evolve(signal, unknown=True)
         for loop, replies in by_loop.items():
             if loop is self._loop:
                 if replies or signal != NOTHING:
