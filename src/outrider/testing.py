@@ -32,9 +32,10 @@ from outrider.agents.scripted import register as script
 from outrider.agents.scripted import replies as replies
 from outrider.bootstrap import Outrider, locks_of, open_ledger
 from outrider.core.errors import StoreUnavailable, Superseded
-from outrider.core.events import HolderLost
+from outrider.core.events import HolderEvent, HolderLost
 from outrider.core.ledger import Ledger
 from outrider.core.values import Instant
+from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Alarm, Clock, as_datetime, instant, span
 from outrider.runtime.facade import Runtime
 from outrider.runtime.options import Length
@@ -173,7 +174,7 @@ class TestRuntime(Runtime):
         self._settings = settings
         self._crews: list[_Crew] = []
         self._dead: list[_Crew] = []
-        self._writes_left: int | None = None
+        self._writes_left: list[int] = []
         self.crashes = 0
         """How often workers were lost."""
         super().__init__(self._services_over(clock, _nothing)[0])
@@ -276,12 +277,12 @@ class TestRuntime(Runtime):
         self._kill()
         await self._recover()
 
-    def crash_after(self, writes: int) -> None:
-        """Lose all workers as soon as running tasks have journaled that many more pieces.
+    def crash_after(self, *writes: int) -> None:
+        """Lose all workers as soon as running tasks have journaled that many more pieces; then again, for each number.
 
         `run_until_idle` recovers what they held with a new worker. `crashes` tells whether it came to it.
         """
-        self._writes_left = writes
+        self._writes_left = list(writes)
 
     async def close(self) -> None:
         """Lose all workers and recover nothing."""
@@ -294,11 +295,11 @@ class TestRuntime(Runtime):
         return Services.over(cast(Ledger, probe), clock, self._app.registry, self._settings), probe
 
     def _on_write(self, task_id: str, attempt: int) -> None:
-        if self._writes_left is None:
+        if not self._writes_left:
             return
-        self._writes_left -= 1
-        if self._writes_left == 0:
-            self._writes_left = None
+        self._writes_left[0] -= 1
+        if self._writes_left[0] == 0:
+            del self._writes_left[0]
             self._kill()
             raise Superseded(task_id, attempt)
 
@@ -350,6 +351,8 @@ class _Crew:
 
     @property
     def is_at_rest(self) -> bool:
+        if self.probe.is_dead:
+            return True
         if self.job.done():
             self.job.result()
         return self.worker.is_at_rest
@@ -368,6 +371,10 @@ class _MortalWorker(Worker):
         self._is_crashed = True
         for attempt in list(self._held.values()):
             attempt.supersede()
+
+    async def _settle(self, attempt: Attempt, event: HolderEvent) -> None:
+        if not self._is_crashed:
+            await super()._settle(attempt, event)
 
     async def _drain(self) -> None:
         if not self._is_crashed:

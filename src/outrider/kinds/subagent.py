@@ -218,7 +218,7 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
             checked = tool.arguments.check(arguments)
         except InvalidArguments as error:
             raise ToolRetry(error.message) from None
-        scope = Scope(f"{OPEN}{call_id}!")
+        scope = Scope(f"{OPEN}{call_id}!", parks=tool.effects != "once")
         return jsonable(await call_tool(task.within(scope), tool, checked))
 
     return ToolSpec(

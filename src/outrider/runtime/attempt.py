@@ -11,11 +11,12 @@ import asyncio
 import random
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
 
 from outrider.core import events
 from outrider.core.errors import Failure, OutriderError, Parked, Refused, Superseded, UnknownName
@@ -25,7 +26,7 @@ from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
 from outrider.core.values import Instant, evolve
 from outrider.runtime.clock import Alarm, Bell, span
 from outrider.runtime.codec import decode, encode
-from outrider.runtime.journal import Journal
+from outrider.runtime.journal import Branch, Journal
 from outrider.runtime.schemas import mismatch
 
 if TYPE_CHECKING:
@@ -38,35 +39,32 @@ CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be
 
 
 class Scope:
-    """A part of the task's code that is itself one open operation: it does not count as busy while it waits.
+    """The inside of an operation, such as a step: what is open in there counts in its place.
 
-    `name` is the prefix of its journal positions.
+    `name` is the prefix of its journal positions. With `parks=False` the operation counts as busy whatever happens
+    inside, so that the task does not park in the midst of it.
     """
 
-    __slots__ = ("_discounted", "name")
+    __slots__ = ("is_over", "name", "open", "parks")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, parks: bool = True) -> None:
         self.name = name
-        self._discounted = False
-
-    def begin_wait(self) -> int:
-        """How many open operations rest by this wait: the verb's own, and the scope's with its first one."""
-        if self._discounted:
-            return 1
-        self._discounted = True
-        return 2
-
-    def end_wait(self, freed: int) -> None:
-        """That wait is over."""
-        if freed == 2:
-            self._discounted = False
+        self.parks = parks
+        self.open = 0
+        """How many operations are open inside."""
+        self.is_over = False
 
 
 class Attempt:
     """An open attempt. Lives on the worker's loop; `print`, `report` and `touch` may be called from threads."""
 
     def __init__(
-        self, services: Services, task: Task, on_news: Callable[[Attempt], None], pool: Executor | None = None
+        self,
+        services: Services,
+        task: Task,
+        on_news: Callable[[Attempt], None],
+        pool: Executor | None = None,
+        is_crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.services = services
         self.record = task
@@ -95,7 +93,10 @@ class Attempt:
         self.threads = 0
         """How many threads run its code now."""
         self.runner: asyncio.Task[None] | None = None
+        self.has_parted = False
+        """Whether its code was told to give the worker back, by `Parked`."""
         self._on_news = on_news
+        self._is_crowded = is_crowded
         self._waits: dict[Bell, tuple[Wait, ...]] = {}
         self._parked_on: tuple[Wait, ...] = ()
         self._busy = 0
@@ -103,6 +104,7 @@ class Attempt:
         self._output: deque[tuple[str, str, Instant]] = deque()
         self._output_bytes = 0
         self._cut = 0
+        self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
 
     def open_journal(self, steps: Sequence[Step]) -> None:
         """Take over what earlier attempts journaled."""
@@ -111,7 +113,20 @@ class Attempt:
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Note an asyncio task that the code started, to be ended with the attempt."""
         self.tasks.add(task)
+        self._parents[task] = asyncio.current_task()
         task.add_done_callback(self.tasks.discard)
+
+    def has_handled(self, failed: Branch, branch: Branch) -> bool:
+        """Whether a branch that goes on has dealt with an error that another one, or itself, raised."""
+        if failed is branch:
+            return True
+        if failed is None or not failed.done() or getattr(failed, "_log_traceback", False):
+            return False  # nobody has been told of it yet
+        parent: Branch = failed
+        while parent is not None and (parent := self._parents.get(parent)) is not None and parent is not self.runner:
+            if parent is branch:
+                return True
+        return branch is None
 
     def thread_ended(self, thread: asyncio.Future[Any]) -> None:
         """A thread that ran its code is done, maybe long after anybody waited for it."""
@@ -142,17 +157,36 @@ class Attempt:
         return self.is_idle and not self.is_parking and all(bell.is_waited_for for bell in self._waits)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """An operation is open, and it is not a wait."""
+    def busy(self, scope: Scope | None = None) -> Iterator[None]:
+        """An operation is open, and it is not a wait. Inside a scope it counts in the place of the scope's own."""
         self.check()
-        if self.is_draining or self.is_parking:
-            raise Parked
+        if self.is_closed:
+            raise Superseded(self.task_id, self.number)
+        if self.is_parking or self.is_draining:
+            self._part()
+        if scope is not None and scope.parks and not scope.is_over:
+            self._busy -= scope.open == 0
+            scope.open += 1
+        else:
+            scope = None
         self._busy += 1
         try:
             yield
         finally:
             self._busy -= 1
+            if scope is not None:
+                scope.open -= 1
+                self._busy += scope.open == 0 and not scope.is_over
             self._consider_parking()
+
+    @contextmanager
+    def inside(self, scope: Scope) -> Iterator[None]:
+        """The operation that is open now has an inside."""
+        try:
+            yield
+        finally:
+            scope.is_over = True
+            self._busy += scope.open > 0
 
     async def wait(
         self,
@@ -160,38 +194,44 @@ class Attempt:
         look: Callable[[], Awaitable[T | None]],
         topics: Iterable[str] = (),
         until: Instant | None = None,
-        scope: Scope | None = None,
     ) -> T:
         """Wait until `look` finds something: in memory for a while, then by parking. Called inside `busy`.
 
         `look` is asked again at `until` at the latest, however it is waited.
         """
         bell = Bell(self.services.clock)
+        if isinstance(wait, WaitUntil):
+            until = wait.until
+        was_told = self.is_told_to_stop
         with self.services.signals.listen(topics, bell):
-            found = await look()
-            if found is not None:
-                return found
-            if isinstance(wait, WaitUntil):
-                until = wait.until
+            # Known before the first look: news that comes during a look is looked at next.
             self._waits[bell] = (wait,) if until is None or isinstance(wait, WaitUntil) else (wait, WaitUntil(until))
-            freed = 1 if scope is None else scope.begin_wait()
-            self._busy -= freed
             try:
                 while True:
-                    self._consider_parking()
-                    await bell.wait(until)
-                    self.check()
                     found = await look()
+                    self.check()
                     # First: what it found will be there on resume, and a branch that went on alone would be cut short.
-                    if self.is_parking or self.is_draining:
-                        raise Parked
+                    if self.is_draining:
+                        self._part()
                     if found is not None:
                         return found
+                    self._busy -= 1
+                    try:
+                        self._consider_parking()
+                        await bell.wait(until)
+                    finally:
+                        self._busy += 1
+                    self.check()
+                    if self.is_parking:
+                        self._part()
+                    if self.is_told_to_stop and not was_told:
+                        raise asyncio.CancelledError
             finally:
                 del self._waits[bell]
-                self._busy += freed
-                if scope is not None:
-                    scope.end_wait(freed)
+
+    def _part(self) -> NoReturn:
+        self.has_parted = True
+        raise Parked
 
     def check(self) -> None:
         """Raise Superseded if this attempt is over."""
@@ -213,7 +253,7 @@ class Attempt:
                 self._alarm = None
         elif self._alarm is None and not self.is_parking:
             clock = self.services.clock
-            grace = span(self.services.settings.park_grace)
+            grace = 0 if self._is_crowded() else span(self.services.settings.park_grace)
             self._alarm = clock.call_at(clock.now() + grace, self.park_if_idle)
 
     def _ring(self) -> None:
@@ -251,6 +291,11 @@ class Attempt:
         """Stop where the code next comes to a verb, or waits in one, to be handed over."""
         self.is_draining = True
         self._ring()
+
+    def give_back(self) -> None:
+        """Stop at once, to be handed over."""
+        self.drain()
+        self._interrupt()
 
     # --- what it says --------------------------------------------------------------------------------
 
@@ -342,6 +387,13 @@ class Attempt:
 
     def conclude(self, error: BaseException) -> HolderEvent:
         """The code raised: what to report of it. Of an attempt that is over, the reducer will not hear it."""
+        try:
+            return self._conclude(error)
+        except Exception as problem:  # noqa: BLE001 - an error that cannot be told of is an end all the same
+            message = f"{type(error).__name__}, which cannot be described: {type(problem).__name__}"
+            return self._failure(TaskError("exception", message), retryable=True)
+
+    def _conclude(self, error: BaseException) -> HolderEvent:
         leaves = list(_leaves(error))
         if self.is_in_doubt:
             return events.Released(self.number, self.journal.has_grown, self.take_live())
@@ -349,7 +401,8 @@ class Attempt:
             return self._failure(
                 TaskError("exception", "its writes were refused, as if it did not hold the task"), retryable=True
             )
-        quiet = all(isinstance(leaf, Parked | asyncio.CancelledError) for leaf in leaves)
+        parts = self.has_parted or self.is_told_to_stop or self.is_draining
+        quiet = all(_is_control(leaf) or (parts and _follows_control(leaf)) for leaf in leaves)
         if self.is_told_to_stop and (quiet or not self.is_parking):
             return events.Stopped(self.number, random.random(), self.journal.has_grown, self.take_live())
         if self.is_draining and quiet:
@@ -359,13 +412,14 @@ class Attempt:
         if quiet:
             problem = TaskError("exception", "the task's code was cancelled from inside")
             return self._failure(problem, retryable=True)
-        first = next(leaf for leaf in leaves if not isinstance(leaf, Parked | asyncio.CancelledError))
-        return self._failed(first)
+        return self._failed(next(leaf for leaf in leaves if not _is_control(leaf)))
 
     def _failed(self, error: BaseException) -> HolderEvent:
+        if isinstance(error, Exited):
+            error = error.__cause__ or error
         details = {"type": type(error).__name__, "traceback": _trace(error)}
         if isinstance(error, Failure):
-            problem = TaskError(error.kind, str(error), error.details)
+            problem = TaskError(error.kind, str(error), _told(error.details))
             return self._failure(problem, retryable=error.retryable)
         if isinstance(error, UnknownName | Refused):
             problem = TaskError("rejected", str(error), {"code": error.code, **details})
@@ -382,7 +436,7 @@ class Attempt:
     def _failure(self, error: TaskError, *, retryable: bool, partial: str | None = None) -> HolderEvent:
         return events.Failed(
             self.number,
-            error,
+            evolve(error, kind=well_formed(error.kind), message=shorten(well_formed(error.message), 8192)),
             retryable,
             random.random(),
             self.journal.has_grown,
@@ -390,6 +444,23 @@ class Attempt:
             summary=shorten(partial, self.services.settings.limits.summary) if partial else None,
             live=self.take_live(),
         )
+
+
+class Exited(BaseException):
+    """Carries a SystemExit or KeyboardInterrupt out of an asyncio task, which would end the loop with it."""
+
+
+async def contained(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine so that what it raises stays within its task."""
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise Exited(str(error)) from error
+
+
+def well_formed(text: str) -> str:
+    """Return a text that UTF-8 can hold: lone surrogates become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def shorten(text: str, limit: int) -> str:
@@ -405,6 +476,30 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _is_control(error: BaseException) -> bool:
+    return isinstance(error, Parked | asyncio.CancelledError)
+
+
+def _follows_control(error: BaseException) -> bool:
+    """Whether an error was raised while the code was already on its way out."""
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if _is_control(link):
+            return True
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def _told(details: object) -> Any:
+    """Details as JSON, or in words where they have no form in it."""
+    try:
+        return decode(encode(details))
+    except TypeError:
+        return well_formed(repr(details)[:2048])
+
+
 def _trace(error: BaseException) -> str:
     lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-12)
-    return shorten("".join(lines), 8192)
+    return shorten(well_formed("".join(lines)), 8192)

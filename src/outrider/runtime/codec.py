@@ -8,8 +8,10 @@ No pickle anywhere.
 from __future__ import annotations
 
 import inspect
+import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -25,9 +27,12 @@ _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
 def encode(value: object) -> bytes:
     """Return a value as JSON. Raises TypeError for what has no form in JSON, NaN and infinities included."""
     try:
-        return orjson.dumps(value, _default, _OPTIONS)
+        encoded = orjson.dumps(value, _default, _OPTIONS)
     except TypeError as error:
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: {error}") from None
+    if b"null" in encoded and _has_no_number(value):  # orjson writes NaN and infinities as null
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON: it has a NaN or an infinity in it")
+    return encoded
 
 
 def decode(encoded: bytes) -> JSON:
@@ -59,6 +64,22 @@ def _default(value: object) -> object:
     raise TypeError(f"type {type(value).__name__} has no form in JSON")
 
 
+def _has_no_number(value: object) -> bool:
+    """Whether a value that could be encoded has a NaN or an infinity anywhere in it."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, str | int | None):
+        return False
+    if isinstance(value, Mapping):
+        return any(map(_has_no_number, value.values())) or any(map(_has_no_number, value))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_no_number, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_has_no_number(getattr(value, each.name)) for each in fields(value))
+    dump = getattr(value, "model_dump", None)
+    return dump is not None and not isinstance(value, type) and _has_no_number(dump())
+
+
 class Shape:
     """The declared type of a value, to read JSON back as. Without a declaration, JSON as it is."""
 
@@ -72,6 +93,12 @@ class Shape:
     def is_plain(self) -> bool:
         """Whether any JSON will do."""
         return self._annotation in _PLAIN
+
+    def is_as_read(self, value: object) -> bool:
+        """Whether a value is what `read` would make of it, so that it need not be read."""
+        if value is None or type(value) in (str, int, bool):
+            return self.is_plain or self._annotation is type(value)
+        return False
 
     def read(self, encoded: bytes) -> Any:
         """Return encoded JSON as the declared type. Raises ValueError with the reason when it does not fit."""

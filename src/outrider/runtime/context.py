@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from outrider.core import events
@@ -39,9 +39,10 @@ from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, shorten
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, decode, encode, shape_of
+from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import new_id
-from outrider.runtime.journal import DOUBT, Journal, Position
+from outrider.runtime.journal import DOUBT, FAILED, INSIDE, Journal, Position
 from outrider.runtime.log import log
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
@@ -60,10 +61,11 @@ _UNSET: Any = object()
 class TaskContext:
     """What a task's code has of its task. One for each attempt; belongs to the worker's event loop."""
 
-    def __init__(self, attempt: Attempt, scope: Scope | None = None) -> None:
+    def __init__(self, attempt: Attempt, scope: Scope | None = None, *, is_threaded: bool = False) -> None:
         self._attempt = attempt
         self._services = attempt.services
         self._scope = scope
+        self._is_threaded = is_threaded
 
     # --- who it is -----------------------------------------------------------------------------------
 
@@ -186,26 +188,30 @@ class TaskContext:
 
         Raises what `fn` raises, unjournaled, and TypeError for a result that is not JSON.
         """
-        with self._attempt.busy():
-            position = self._enter("step", name)
+        with self._at("step", name) as position:
             shape = shape_of(fn)
-            begun = await self.begin_step(position, effects)
+            begun = await self.begin_step(position, effects, shape)
             if begun is not None:
                 return shape.read(begun)
             if _wants_key(fn):
                 kwargs.setdefault("idempotency_key", f"{self.id}:{position.name}")
-            value = await self._call(fn, args, kwargs)
-            encoded = await self.finish_step(position, value)
-            return value if _is_immutable(value) else shape.read(encoded)
+            with self._inside(position, effects):
+                value, was_cancelled = await self._call(fn, args, kwargs)
+            value = await self.finish_typed(position, value, shape)
+            if was_cancelled:  # a thread cannot be stopped: what it did is kept, and then the code stops
+                raise asyncio.CancelledError
+            return value
 
-    async def begin_step(self, position: Position, effects: Effects) -> bytes | None:
+    async def begin_step(self, position: Position, effects: Effects, shape: Shape = PLAIN) -> bytes | None:
         """Return the journaled result of a step; None, with its intent written if need be, when it is to be run."""
         entry = position.entry
+        if entry is not None and entry.verb.endswith(FAILED):
+            raise revive(entry.value or b"{}")
         if entry is not None and entry.done:
             return entry.value
         if effects == "once":
             if entry is not None:
-                skipped = await self._resolve_doubt(position, entry)
+                skipped = await self._resolve_doubt(position, entry, shape)
                 if skipped is not None:
                     return skipped
             await self._write(position, None, done=False)
@@ -214,13 +220,27 @@ class TaskContext:
     async def finish_step(self, position: Position, value: object) -> bytes:
         """Journal what a step returned."""
         encoded = encode(value)
+        await self._keep(position, encoded)
+        return encoded
+
+    async def finish_typed(self, position: Position, value: T, shape: Shape) -> T:
+        """Journal what a step returned, and return it as a resumed task will read it."""
+        encoded = encode(value)
+        try:
+            # Read first: what could not be read again would fail on every resume.
+            typed: T = value if shape.is_as_read(value) else shape.read(encoded)
+        except ValueError as error:
+            raise TypeError(f"step {position.name!r} returned what its annotation does not allow: {error}") from error
+        await self._keep(position, encoded)
+        return typed
+
+    async def _keep(self, position: Position, encoded: bytes) -> None:
         limit = self._services.settings.limits.file
         if len(encoded) > limit:
             raise TooLarge.of(f"the result of step {position.name!r}", len(encoded), limit)
         await self._write(position, encoded)
-        return encoded
 
-    async def _resolve_doubt(self, position: Position, entry: Step) -> bytes | None:
+    async def _resolve_doubt(self, position: Position, entry: Step, shape: Shape) -> bytes | None:
         """A `once` step was begun and it is not known whether it happened. None means: run it again."""
         what = f"step {position.name!r} may or may not have happened before attempt {entry.attempt} ended"
         if self._attempt.record.input.headless:
@@ -230,7 +250,7 @@ class TaskContext:
             position.ordinal,
             f"{what}. Retry it, skip it with a value, or fail?",
             kind="approval",
-            expected=_DOUBT_SCHEMA,
+            expected=_doubt_schema(shape),
             deadline=DOUBT_DEADLINE,
             on_expiry="fail",
             details={"step": position.name, "attempt": entry.attempt},
@@ -245,11 +265,26 @@ class TaskContext:
             case _:
                 raise Failure(f"{what}; a person chose to fail", kind="interrupted", details={"step": position.name})
 
-    async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:
+        """What a function returned, and whether the code was cancelled while a thread ran it."""
         if inspect.iscoroutinefunction(fn):
-            return await fn(*args, **kwargs)
-        value = await in_thread(self._attempt, partial(fn, *args, **kwargs))
-        return await value if inspect.isawaitable(value) else value
+            return await fn(*args, **kwargs), False
+        value, was_cancelled = await run_thread(self._attempt, partial(fn, *args, **kwargs))
+        return (await value if inspect.isawaitable(value) else value), was_cancelled
+
+    @contextmanager
+    def _inside(self, position: Position, effects: Effects) -> Iterator[None]:
+        """Verbs that the function of a step uses are journaled inside the step, which stands for them once it is done.
+
+        A `once` step is not parked in its midst: resuming it would run it again.
+        """
+        scope = Scope(position.name + INSIDE, parks=effects != "once")
+        token = _SCOPE.set(scope)
+        try:
+            with self._attempt.inside(scope):
+                yield
+        finally:
+            _SCOPE.reset(token)
 
     # --- questions -----------------------------------------------------------------------------------
 
@@ -274,8 +309,7 @@ class TaskContext:
         """
         if on_expiry is None:
             on_expiry = "remind" if default is _UNSET else "default"
-        with self._attempt.busy():
-            position = self._enter("ask", name)
+        with self._at("ask", name) as position:
             shape = Shape(expected) if expected is not None and not isinstance(expected, Mapping) else PLAIN
             schema = expected if isinstance(expected, Mapping) else shape.schema() or None
             answer = await self._ask_at(
@@ -299,7 +333,7 @@ class TaskContext:
         """
         if self._attempt.record.input.headless:
             return {"approved": False, "reason": "nobody is there to approve it"}
-        with self._attempt.busy():
+        with self._open():
             position = self._attempt.journal.own(key, "ask")
             return await self._ask_at(
                 position.name,
@@ -346,7 +380,7 @@ class TaskContext:
             found = await self._services.views.request(request_id)
             return None if found is None or found.status == "pending" else found
 
-        closed = await self._attempt.wait(WaitForAnswer(request_id), look, scope=self._scope)
+        closed = await self._attempt.wait(WaitForAnswer(request_id), look)
         if closed.status == "withdrawn":
             raise Superseded(self.id, self.attempt)
         if closed.status == "expired" and closed.on_expiry == "fail":  # the task is told to stop; say why meanwhile
@@ -398,8 +432,7 @@ class TaskContext:
 
     async def sleep(self, length: Length, *, name: str | None = None) -> None:
         """Sleep for a timedelta or a number of seconds. Longer sleeps park the task; the wake time is journaled."""
-        with self._attempt.busy():
-            position = self._enter("sleep", name)
+        with self._at("sleep", name) as position:
             if position.entry is None:
                 until = self._services.clock.now() + span(length)
                 await self._write(position, encode({"until": until}))
@@ -409,7 +442,7 @@ class TaskContext:
             async def look() -> bool | None:
                 return True if self._services.clock.now() >= until else None
 
-            await self._attempt.wait(WaitUntil(until), look, scope=self._scope)
+            await self._attempt.wait(WaitUntil(until), look)
 
     # --- other tasks ---------------------------------------------------------------------------------
 
@@ -428,8 +461,7 @@ class TaskContext:
         `options.name` names the child; `position` names the journal position. For kinds other than
         `background_tool` the arguments are the spec.
         """
-        with self._attempt.busy():
-            place = self._enter("spawn", position)
+        with self._at("spawn", position) as place:
             if place.entry is not None:
                 child_id = decode(place.entry.value or b"{}")["task_id"]
                 child = await self._services.views.task(child_id)
@@ -458,6 +490,8 @@ class TaskContext:
             kind, checked, session, options, self._services.clock.now(), self._services.settings.limits, self.id
         )
         step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": new.id}))
+        if self._attempt.journal.is_owing:
+            await self._journal()
         (made,) = await self._services.lifecycle.create([new], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
@@ -479,8 +513,7 @@ class TaskContext:
         resumed task gets those it got the first time.
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
-        with self._attempt.busy():
-            position = self._enter("wait_for", name)
+        with self._at("wait_for", name) as position:
             held = decode(position.entry.value or b"{}") if position.entry is not None else {}
             if "ended" in held:
                 return await self._waited_for(ids, held)
@@ -517,14 +550,13 @@ class TaskContext:
         self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()
     ) -> T:
         """Wait for what `look` finds; it is asked again at `until` at the latest."""
-        return await self._attempt.wait(wait, look, topics, until, self._scope)
+        return await self._attempt.wait(wait, look, topics, until)
 
     # --- messages ------------------------------------------------------------------------------------
 
     async def post(self, content: Parts, *, in_reply_to: str | None = None, name: str | None = None) -> MessageRecord:
         """Send the session a message: text, a data object, or a list of parts. Sent once, however often resumed."""
-        with self._attempt.busy():
-            position = self._enter("post", name)
+        with self._at("post", name) as position:
             if position.entry is not None:
                 return MessageRecord.model_validate_json(position.entry.value or b"{}")
             message = Message(
@@ -550,8 +582,7 @@ class TaskContext:
 
         With `wait=False`, or at the timeout, the list may be empty. A resumed task gets the same messages.
         """
-        with self._attempt.busy():
-            position = self._enter("messages", name)
+        with self._at("messages", name) as position:
             held = decode(position.entry.value or b"{}") if position.entry is not None else {}
             if "ids" in held:
                 inbound = await self._services.views.messages(self.id, direction="inbound")
@@ -596,8 +627,7 @@ class TaskContext:
 
         Content goes to `path`, by default a folder of the task. Raises TooLarge for content over the file limit.
         """
-        with self._attempt.busy():
-            place = self._enter("artifact", position)
+        with self._at("artifact", position) as place:
             if place.entry is not None:
                 return Artifact(**decode(place.entry.value or b"{}"))
             file = None
@@ -667,10 +697,36 @@ class TaskContext:
 
     # --- underneath ----------------------------------------------------------------------------------
 
+    @contextmanager
+    def _at(self, verb: str, name: str | None) -> Iterator[Position]:
+        """A verb is open, at its position. What it raised there before, and the code handled, it raises again."""
+        with self._open():
+            position = self._enter(verb, name)
+            if position.entry is not None and position.entry.verb.endswith(FAILED):
+                raise revive(position.entry.value or b"{}")
+            try:
+                yield position
+            except Exception as error:
+                self._attempt.journal.failed(position, self._branch, error)
+                raise
+
+    def _open(self) -> AbstractContextManager[None]:
+        return self._attempt.busy(_SCOPE.get() or self._scope)
+
     def _enter(self, verb: str, name: str | None) -> Position:
-        self._check_stop()
-        scope = "" if self._scope is None else self._scope.name
-        return self._attempt.journal.enter(verb, name, alone=self._attempt.is_alone, scope=scope)
+        attempt, branch = self._attempt, self._branch
+        scope = _SCOPE.get() or self._scope
+        position = attempt.journal.enter(
+            verb, name, alone=attempt.is_alone, scope="" if scope is None else scope.name, branch=branch
+        )
+        attempt.journal.go_on(lambda failed: attempt.has_handled(failed, branch))
+        return position
+
+    @property
+    def _branch(self) -> asyncio.Task[Any] | None:
+        """The asyncio task that this is called in, None for the main line of the code."""
+        current = asyncio.current_task()
+        return None if self._is_threaded or current is self._attempt.runner else current
 
     def _check_stop(self) -> None:
         self._attempt.check()
@@ -681,14 +737,22 @@ class TaskContext:
     async def _write(self, position: Position, value: bytes | None, *, done: bool = True) -> None:
         await self._journal(self._row(position.name, position.ordinal, position.verb, value, done))
 
-    async def _journal(self, step: Step) -> None:
-        (held,) = await self._services.ledger.journal([step])
-        if not held:
+    async def _journal(self, *steps: Step) -> None:
+        rows = [*self._handled(), *steps]
+        if not all(await self._services.ledger.journal(rows)):
             self._attempt.supersede()
             raise Superseded(self.id, self.attempt)
-        self._attempt.journal.note(step)
+        for row in rows:
+            self._attempt.journal.note(row)
+
+    def _handled(self) -> list[Step]:
+        """Rows for the errors that the code has handled: it went on after them, so it must meet them again."""
+        owed = self._attempt.journal.take_owed()
+        return [self._row(at.name, at.ordinal, at.verb + FAILED, tell(error)) for at, error in owed]
 
     async def _move(self, event: events.HolderEvent) -> None:
+        if self._attempt.journal.is_owing:
+            await self._journal()
         self._attempt.take(await self._services.lifecycle.move(self._attempt.record, event))
 
     def _handle(self, task: Task) -> TaskHandle:
@@ -777,16 +841,18 @@ def _task_of(path: str) -> str | None:
     return parts[1] if len(parts) > 2 and parts[0] == ".tasks" else None
 
 
-def _is_immutable(value: object) -> bool:
-    return value is None or type(value) in (str, int, bool)
-
-
-@lru_cache(maxsize=4096)
 def _wants_key(fn: Callable[..., Any]) -> bool:
+    code = getattr(fn, "__code__", None)
+    if code is not None:  # a plain function: its names are at hand
+        return "idempotency_key" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         return "idempotency_key" in inspect.signature(fn).parameters
     except (TypeError, ValueError):
         return False
+
+
+_SCOPE: ContextVar[Scope | None] = ContextVar("outrider_scope", default=None)
+"""The inside of the step that is running, if one is."""
 
 
 _APPROVAL_SCHEMA: JSONObject = {
@@ -805,12 +871,24 @@ _APPROVAL_SCHEMA: JSONObject = {
     ]
 }
 
-_DOUBT_SCHEMA: JSONObject = {
-    "type": "object",
-    "properties": {"action": {"enum": ["retry", "skip", "fail"]}, "value": {}},
-    "required": ["action"],
-    "additionalProperties": False,
-}
+
+def _doubt_schema(shape: Shape) -> JSONObject:
+    """What a person may answer to a doubt: a value to skip with has to fit what the step returns."""
+    try:
+        value = shape.schema()
+    except Exception:  # noqa: BLE001 - a type that has no schema cannot be checked here
+        value = {}
+    definitions = value.pop("$defs", None)
+    schema: dict[str, JSON] = {
+        "type": "object",
+        "properties": {"action": {"enum": ["retry", "skip", "fail"]}, "value": value},
+        "required": ["action"],
+        "additionalProperties": False,
+    }
+    if value:
+        schema["if"] = {"properties": {"action": {"const": "skip"}}}
+        schema["then"] = {"required": ["value"]}
+    return schema if definitions is None else {**schema, "$defs": definitions}
 
 
 # --- synchronous code ----------------------------------------------------------------------------------
@@ -820,33 +898,50 @@ async def in_thread(attempt: Attempt, fn: Callable[[], T]) -> T:
     """Run a plain function in a thread of the worker, with the context of the attempt.
 
     A thread cannot be stopped from outside. When the attempt is told to stop, this waits for the function to
-    notice (every verb raises then); once the record has settled without it, the thread is abandoned.
+    notice (its next verb raises then); one that ends by returning has returned. Once the record has settled
+    without it, the thread is abandoned.
     """
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(attempt.pool, copy_context().run, fn)
+    value, _ = await run_thread(attempt, fn)
+    return value
+
+
+async def run_thread(attempt: Attempt, fn: Callable[[], T]) -> tuple[T, bool]:
+    """`in_thread`, which also tells whether the waiting code was cancelled meanwhile."""
+    # What the function raises travels as a value: a future refuses some of it, StopIteration for one.
+    future = asyncio.get_running_loop().run_in_executor(attempt.pool, copy_context().run, _outcome_of, fn)
+    was_cancelled = False
     attempt.threads += 1
     future.add_done_callback(attempt.thread_ended)
     while not future.done():
         try:
-            await asyncio.shield(future)
+            await asyncio.wait([future])
         except asyncio.CancelledError:
-            if future.done() or attempt.is_over:
+            was_cancelled = True
+            if attempt.is_over:
                 raise
-        except BaseException:
-            if not future.done():
-                raise
-    return future.result()
+    value, error = future.result()
+    if error is not None:
+        raise error
+    return value, was_cancelled
+
+
+def _outcome_of(fn: Callable[[], T]) -> tuple[Any, BaseException | None]:
+    try:
+        return fn(), None
+    except BaseException as error:  # noqa: BLE001 - raised again by who waits
+        return None, error
 
 
 class SyncTaskContext:
     """The same verbs for plain functions, which run in a thread: each blocks until it is done.
 
-    When the task is told to stop, the next verb raises `asyncio.CancelledError`.
+    When the task is told to stop, the next verb raises `asyncio.CancelledError`, and so does one that waits; once.
     """
 
     def __init__(self, task: TaskContext, loop: asyncio.AbstractEventLoop) -> None:
-        self._task = task
+        self._task = TaskContext(task._attempt, task._scope, is_threaded=True)
         self._loop = loop
+        self._is_told = False
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._task, name)
@@ -859,22 +954,36 @@ class SyncTaskContext:
     def step(self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any) -> T:
         """Run `fn` in this thread and journal its result; see `TaskContext.step`."""
         shape = shape_of(fn)
-        position, begun = self._run(self._begin, name, effects)
-        if begun is not None:
-            return cast(T, shape.read(begun))
-        if _wants_key(fn):
-            kwargs.setdefault("idempotency_key", f"{self._task.id}:{position.name}")
-        value = fn(*args, **kwargs)
-        encoded = self._run(self._finish, position, value)
-        return cast(T, value if _is_immutable(value) else shape.read(encoded))
+        step = ExitStack()  # entered and closed on the loop, around what this thread does
+        position: Position | None = None
+        try:
+            position, begun, scope = self._run(self._begin, step, name, effects, shape)
+            if begun is not None:
+                return cast(T, shape.read(begun))
+            if _wants_key(fn):
+                kwargs.setdefault("idempotency_key", f"{self._task.id}:{position.name}")
+            token = _SCOPE.set(scope)
+            try:
+                value = fn(*args, **kwargs)
+            finally:
+                _SCOPE.reset(token)
+            return cast(T, self._wait_for(self._task.finish_typed(position, value, shape)))
+        except Exception as error:
+            if position is not None:
+                self._task._attempt.journal.failed(position, None, error)
+            raise
+        finally:
+            with suppress(RuntimeError):  # the loop is closed, and everything with it
+                self._loop.call_soon_threadsafe(step.close)
 
-    async def _begin(self, name: str, effects: Effects) -> tuple[Position, bytes | None]:
-        with self._task._attempt.busy():
-            position = self._task._enter("step", name)
-            return position, await self._task.begin_step(position, effects)
-
-    async def _finish(self, position: Position, value: object) -> bytes:
-        return await self._task.finish_step(position, value)
+    async def _begin(
+        self, step: ExitStack, name: str, effects: Effects, shape: Shape
+    ) -> tuple[Position, bytes | None, Scope]:
+        position = step.enter_context(self._task._at("step", name))
+        begun = await self._task.begin_step(position, effects, shape)
+        scope = Scope(position.name + INSIDE, parks=effects != "once")
+        step.enter_context(self._task._attempt.inside(scope))
+        return position, begun, scope
 
     def _say(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._check()
@@ -886,16 +995,20 @@ class SyncTaskContext:
         async def call() -> Any:
             return await verb(*args, **kwargs)
 
-        future = asyncio.run_coroutine_threadsafe(call(), self._loop)
+        return self._wait_for(call())
+
+    def _wait_for(self, call: Coroutine[Any, Any, Any]) -> Any:
         try:
-            return future.result()
-        except concurrent.futures.CancelledError:
+            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):
+            self._is_told = True
             raise asyncio.CancelledError from None
 
     def _check(self) -> None:
         attempt = self._task._attempt
         attempt.check()
-        if attempt.is_told_to_stop:
+        if attempt.is_told_to_stop and not self._is_told:
+            self._is_told = True
             raise asyncio.CancelledError
 
 

@@ -1,20 +1,33 @@
 """What a task has done already: the positions of its journal, in the order the code comes to them.
 
-A position is a verb's name, else verb and ordinal (`sleep:2`); a name used again gets a number (`index#2`). Code
+A position is a verb's name, else verb and ordinal (`sleep:2`); a name used again gets a number (`index#2`), one
+inside a step the step's name before it (`publish › sleep:1`), and the step stands for those once it is done. Code
 that comes to a position finds what is journaled there, or nothing yet. Code that was changed so that it comes to
 other positions than before is told so, as far as that can be known: see `Journal.enter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from outrider.core.errors import Failure
+from outrider.core.errors import Failure, InvalidArguments
 from outrider.core.events import Step
+
+INSIDE = " › "
+"""Between the position of a step and those of the verbs that its function uses."""
+
+FAILED = "!"
+"""After the verb of a position whose row is the error that it raised."""
 
 DOUBT = "!"
 """Marks positions that the runtime takes for itself, outside of the code's own order."""
+
+
+Branch: TypeAlias = "asyncio.Task[Any] | None"
+"""A line of the code that runs beside others: the asyncio task that it runs in, None for the main line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,17 @@ class Journal:
         self._rows = {row.position: row for row in rows}
         self._expected = [row.position for row in rows if DOUBT not in row.position]
         self._unvisited = set(self._expected)
+        self._inner: dict[str, list[str]] = {}
+        for position in self._expected:
+            outer, inside, _ = position.rpartition(INSIDE)
+            while inside:
+                self._inner.setdefault(outer, []).append(position)
+                outer, inside, _ = outer.rpartition(INSIDE)
         self._uses: dict[str, int] = {}
+        self._visited: set[str] = set()
+        self._last_branch: dict[str, Branch] = {}
+        self._failures: list[tuple[Position, Branch, Exception]] = []
+        self._owed: list[tuple[Position, Exception]] = []
         self._next = max((row.ordinal for row in rows), default=0) + 1
         self.has_grown = False
         """Whether this attempt has journaled something new."""
@@ -44,24 +67,63 @@ class Journal:
         """Whether the code is still on ground that an earlier attempt covered."""
         return bool(self._unvisited) and not self.has_grown
 
-    def enter(self, verb: str, name: str | None, *, alone: bool, scope: str = "") -> Position:
+    def enter(self, verb: str, name: str | None, *, alone: bool, scope: str = "", branch: Branch = None) -> Position:
         """Come to the next position of a verb, within a scope that has an order of its own.
 
-        Raises Failure of kind `interrupted` if the journal holds another verb there, or if the code runs `alone`
-        (no other branch is under way) and comes to a new position while old ones were not visited.
+        `branch` is the asyncio task that comes here, None for the main line. Raises Failure of kind `interrupted` if
+        the journal holds another verb there, or if the code runs `alone` (no other branch is under way) and comes to
+        a new position while old ones were not visited; InvalidArguments if two branches use one name at a time,
+        since which of them is first may be another one next time.
         """
         stem = scope + (name or verb)
-        use = self._uses[stem] = self._uses.get(stem, 0) + 1
-        position = (stem if use == 1 else f"{stem}#{use}") if name else f"{stem}:{use}"
+        last = self._last_branch.get(stem)
+        if last is not branch:
+            if last is not None and not last.done():
+                raise InvalidArguments(_AMBIGUOUS.format(verb=verb, name=f"named {name!r}" if name else "without name"))
+            self._last_branch[stem] = branch
+        while True:
+            use = self._uses[stem] = self._uses.get(stem, 0) + 1
+            position = (stem if use == 1 else f"{stem}#{use}") if name else f"{stem}:{use}"
+            if position not in self._visited:  # a name may look like another one's number
+                break
+        self._visited.add(position)
         entry = self._rows.get(position)
         if entry is not None:
-            if entry.verb != verb:
+            if entry.verb.removesuffix(FAILED) != verb:
                 raise _changed(f"{entry.verb} {position!r}", f"{verb} {position!r}")
             self._unvisited.discard(position)
+            if entry.done:
+                self._unvisited.difference_update(self._inner.get(position, ()))
+        elif position in self._inner:  # it was under way, and its inside has begun
+            pass
         elif alone and not scope and self._unvisited and not self.has_grown:
             expected = next(each for each in self._expected if each in self._unvisited)
             raise _changed(f"{self._rows[expected].verb} {expected!r}", f"{verb} {position!r}")
         return self._position(position, verb, entry)
+
+    def failed(self, position: Position, branch: Branch, error: Exception) -> None:
+        """A verb raised. If the code handles that and goes on, `go_on` finds it owed to the journal."""
+        row = self._rows.get(position.name)
+        if row is None or not row.done:  # else it is what is journaled that raises, every time
+            self._failures.append((position, branch, error))
+
+    def go_on(self, has_handled: Callable[[Branch], bool]) -> None:
+        """The code came to a position: the errors of the branches that `has_handled` names were handled."""
+        if not self._failures:
+            return
+        handled = [failure for failure in self._failures if has_handled(failure[1])]
+        self._failures = [failure for failure in self._failures if failure not in handled]
+        self._owed.extend((position, error) for position, _, error in handled)
+
+    @property
+    def is_owing(self) -> bool:
+        """Whether errors that the code has handled are to be journaled."""
+        return bool(self._owed)
+
+    def take_owed(self) -> list[tuple[Position, Exception]]:
+        """Hand out the errors that the code has handled, to be journaled."""
+        owed, self._owed = self._owed, []
+        return owed
 
     def own(self, position: str, verb: str) -> Position:
         """Come to a position that the runtime keeps for itself, outside of the code's order."""
@@ -96,6 +158,12 @@ class Journal:
             return Position(position, verb, entry.ordinal, entry)
         ordinal, self._next = self._next, self._next + 1
         return Position(position, verb, ordinal, None)
+
+
+_AMBIGUOUS = (
+    "two branches of this task's code use {verb} {name} at the same time; a resumed task could not tell them apart: "
+    "give each a name of its own"
+)
 
 
 def _changed(journaled: str, met: str) -> Failure:
