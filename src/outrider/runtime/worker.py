@@ -8,6 +8,7 @@ nothing else waits is not queued first: it is claimed by the commit that makes i
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import random
 import socket
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from outrider.core import machine
-from outrider.core.errors import Conflict, NotFound, OutriderError, StoreError, Superseded
-from outrider.core.events import Claimed, DeadlinePassed, HolderEvent, Released
+from outrider.core.errors import Conflict, NotFound, OutriderError, Parked, StoreError, Superseded
+from outrider.core.events import Claimed, DeadlinePassed, Failed, HolderEvent, Released
 from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
-from outrider.core.task import NewTask, Task
-from outrider.runtime.attempt import CURRENT, Attempt
+from outrider.core.task import NewTask, Task, TaskError
+from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
@@ -72,6 +73,7 @@ class Worker:
         self._is_draining = False
         self._is_lost = False
         self._has_gone = False
+        self._is_crowded = False
         self._jobs: set[asyncio.Task[None]] = set()
         self._strays: set[Attempt] = set()
         """Let go of, and their code may still run."""
@@ -97,10 +99,11 @@ class Worker:
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing will happen here before news comes or time passes."""
+        lost_ones = {attempt.runner for attempt in self._strays}
         return (
             self._bell.is_waited_for
             and self._voice.is_silent
-            and len(self._jobs) == len(self._held)
+            and len(self._jobs - lost_ones) == len(self._held)
             and all(attempt.is_at_rest for attempt in self._held.values())
         )
 
@@ -212,6 +215,7 @@ class Worker:
                 continue
             if self._has_follow_ups or (claims.more and self._room > 0):
                 continue
+            self._is_crowded = claims.more
             if claims.more:
                 self._make_room()
             self._is_full = self._room <= 0
@@ -253,7 +257,7 @@ class Worker:
         return claims
 
     def _start(self, task: Task) -> None:
-        attempt = Attempt(self._services, task, self._voice.hear, self._threads)
+        attempt = Attempt(self._services, task, self._voice.hear, self._threads, lambda: self._is_crowded)
         self._held[task.id] = attempt
         self._open.add(attempt)
         attempt.runner = self._spawn(self._hold(attempt))
@@ -266,6 +270,7 @@ class Worker:
         try:
             event = await self._perform(attempt)
             attempt.is_closed = True
+            await _take_back_cancellation()
             await self._unwind(attempt)
             self._leave_room(attempt)
             if not attempt.is_left:
@@ -280,6 +285,8 @@ class Worker:
             executor = self._services.registry.executor(attempt.record.input.kind)
             value = await executor.run(TaskContext(attempt))
             attempt.check()
+            if attempt.has_parted:  # the code went on after `Parked`; all that it did then will be done again
+                raise Parked
             return attempt.succeeded(value, await self._open_children(attempt))
         except BaseException as error:  # noqa: BLE001 - whatever the code of a task raises is the task's outcome
             return attempt.conclude(error)
@@ -302,6 +309,7 @@ class Worker:
 
     async def _settle(self, attempt: Attempt, event: HolderEvent) -> None:
         """Report the end. While the store does not answer, keep trying: nobody else can, as long as this lives."""
+        is_last_word = False
         while True:
             try:
                 if attempt.has_output:
@@ -313,6 +321,12 @@ class Worker:
             except StoreError as error:
                 log.error("the end of a task is not written yet; trying again", task=attempt.task_id, reason=str(error))
                 await asyncio.sleep(0.5)
+            except Exception as error:
+                if is_last_word:
+                    raise
+                log.exception("the end of a task cannot be written; it fails instead", task=attempt.task_id)
+                problem = TaskError("exception", f"how it ended cannot be written: {type(error).__name__}")
+                event, is_last_word = Failed(attempt.number, problem, retryable=False), True
 
     async def _open_children(self, attempt: Attempt) -> tuple[str, ...]:
         if not attempt.journal.holds("spawn"):
@@ -553,19 +567,50 @@ async def keep_working(
 
 
 def _follow_tasks(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-    """Note which asyncio tasks the code of an attempt starts, so that they can be ended with it."""
-    before = loop.get_task_factory()
+    """Note which asyncio tasks the code of an attempt starts, so that they can be ended with it.
 
-    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
-        task = before(loop, coro, **kwargs) if before is not None else asyncio.Task(coro, loop=loop, **kwargs)
+    One factory for all workers of a loop; it goes when the last of them does.
+    """
+    factory = loop.get_task_factory()
+    if not isinstance(factory, _Following):
+        factory = _Following(loop, factory)
+        loop.set_task_factory(factory)
+    factory.users += 1
+    return factory.leave
+
+
+class _Following:
+    """A task factory that notes whose code starts a task."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, before: Any) -> None:
+        self._loop = loop
+        self._before = before
+        self.users = 0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
         context: Context | None = kwargs.get("context")
         attempt = CURRENT.get() if context is None else context.get(CURRENT)
+        if attempt is not None and inspect.iscoroutine(coro):
+            coro = contained(coro)
+        before = self._before
+        task = asyncio.Task(coro, loop=loop, **kwargs) if before is None else before(loop, coro, **kwargs)
         if attempt is not None and isinstance(task, asyncio.Task):
             attempt.adopt(task)
         return task
 
-    loop.set_task_factory(factory)
-    return lambda: loop.set_task_factory(before)
+    def leave(self) -> None:
+        """One worker fewer."""
+        self.users -= 1
+        if self.users == 0 and self._loop.get_task_factory() is self:
+            self._loop.set_task_factory(self._before)
+
+
+async def _take_back_cancellation() -> None:
+    """Let a cancellation that was aimed at the code of a task, and came too late for it, go by."""
+    current = asyncio.current_task()
+    if current is not None and current.cancelling():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
 
 
 def _earliest(*moments: int | None) -> int | None:
