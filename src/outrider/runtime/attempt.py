@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -104,6 +105,7 @@ class Attempt:
         self._output: deque[tuple[str, str, Instant]] = deque()
         self._output_bytes = 0
         self._cut = 0
+        self._printing = threading.Lock()
         self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
 
     def open_journal(self, steps: Sequence[Step]) -> None:
@@ -317,16 +319,18 @@ class Attempt:
         """Keep text as output, to be written within moments. Beyond the tail that is kept, the oldest is cut."""
         if not text:
             return
-        size, limit = len(text), self.services.settings.limits.output_tail
-        if size > limit:
-            self._cut += size - limit
-            text, size = text[-limit:], limit
-        self._output.append((stream, text, self.services.clock.now()))
-        self._output_bytes += size
-        while self._output_bytes > limit and len(self._output) > 1:
-            _, dropped, _ = self._output.popleft()
-            self._output_bytes -= len(dropped)
-            self._cut += len(dropped)
+        text, limit = well_formed(text), self.services.settings.limits.output_tail
+        with self._printing:
+            size = len(text)
+            if size > limit:
+                self._cut += size - limit
+                text, size = text[-limit:], limit
+            self._output.append((stream, text, self.services.clock.now()))
+            self._output_bytes += size
+            while self._output_bytes > limit and len(self._output) > 1:
+                _, dropped, _ = self._output.popleft()
+                self._output_bytes -= len(dropped)
+                self._cut += len(dropped)
         self.touch()
 
     @property
@@ -337,15 +341,17 @@ class Attempt:
     def take_output(self) -> list[OutputChunk]:
         """Hand out the output that waits, neighbours of one stream joined."""
         keep = self.services.settings.limits.output_tail
+        with self._printing:
+            pieces, cut = list(self._output), self._cut
+            self._output.clear()
+            self._output_bytes = self._cut = 0
         chunks: list[OutputChunk] = []
         parts: list[str] = []
         stream, at = "", 0
-        if self._cut:
-            stream, at = self._output[0][0], self._output[0][2]
-            parts.append(CUT.format(count=self._cut))
-            self._cut = 0
-        while self._output:
-            next_stream, text, moment = self._output.popleft()
+        if cut:
+            stream, _, at = pieces[0]
+            parts.append(CUT.format(count=cut))
+        for next_stream, text, moment in pieces:
             if parts and next_stream != stream:
                 chunks.append(OutputChunk(self.task_id, self.number, stream, "".join(parts), at, keep))
                 parts = []
@@ -353,10 +359,19 @@ class Attempt:
                 at = moment
             stream = next_stream
             parts.append(text)
-        self._output_bytes = 0
         if parts:
             chunks.append(OutputChunk(self.task_id, self.number, stream, "".join(parts), at, keep))
         return chunks
+
+    def put_back(self, chunks: Iterable[OutputChunk] = (), delta: Mapping[str, Any] | None = None) -> None:
+        """Take back what could not be written, to be said again before anything newer."""
+        for chunk in chunks:
+            self._output.appendleft((chunk.stream, chunk.text, chunk.at))
+            self._output_bytes += len(chunk.text)
+        if delta is not None:
+            self.delta = {**delta, **self.delta}
+            self.live_is_dirty = True
+        self._on_news(self)
 
     def take_live(self) -> Live | None:
         """Hand out live values that were not written yet, None if there are none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar, copy_context
@@ -36,7 +37,7 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import JSON, JSONObject, evolve
-from outrider.runtime.attempt import Attempt, Scope, shorten
+from outrider.runtime.attempt import Attempt, Scope, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, decode, encode, shape_of
 from outrider.runtime.failures import revive, tell
@@ -128,7 +129,13 @@ class TaskContext:
         if self._attempt.journal.is_replaying:
             return
         self._check_stop()
-        progress = Progress(current, total, unit, None if label is None else shorten(str(label), 256), tuple(steps))
+        progress = Progress(
+            _number(current),
+            None if total is None else _number(total),
+            None if unit is None else _short(unit),
+            None if label is None else _short(label),
+            tuple(_short(each) for each in steps),
+        )
         self._attempt.update({"progress": progress}, progress=progress)
 
     def detail(self, text: str) -> None:
@@ -136,7 +143,7 @@ class TaskContext:
         if self._attempt.journal.is_replaying:
             return
         self._check_stop()
-        detail = shorten(str(text), self._services.settings.limits.detail)
+        detail = shorten(well_formed(str(text)), self._services.settings.limits.detail)
         self._attempt.update({"state_detail": detail}, state_detail=detail)
 
     def output(self, text: str, stream: str = "stdout") -> None:
@@ -839,6 +846,20 @@ def tool_spec(tool: str | Callable[..., Any], arguments: Mapping[str, Any]) -> d
 def _task_of(path: str) -> str | None:
     parts = path.strip("/").split("/")
     return parts[1] if len(parts) > 2 and parts[0] == ".tasks" else None
+
+
+def _number(value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise TypeError(f"progress takes numbers, and {value!r} is none")
+    return number
+
+
+def _short(text: object) -> str:
+    return shorten(well_formed(str(text)), 256)
 
 
 def _wants_key(fn: Callable[..., Any]) -> bool:

@@ -101,13 +101,14 @@ async def read_output(
                     task_id=task_id, stream="", offset=start, next=output.first, text="", lost=output.first - start
                 )
             for row in output.rows:
-                size = len(row.text.encode())
+                encoded = row.text.encode()
+                skipped = max(0, start - row.offset)
                 yield OutputRecord(
                     task_id=task_id,
                     stream=row.stream,
-                    offset=row.offset,
-                    next=row.offset + size,
-                    text=row.text,
+                    offset=row.offset + skipped,
+                    next=row.offset + len(encoded),
+                    text=encoded[skipped:].decode(errors="replace") if skipped else row.text,
                     at=as_datetime(row.at),
                 )
             start = max(start, output.next)

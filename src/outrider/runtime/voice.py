@@ -46,7 +46,13 @@ class Voice:
         settings = self._services.settings
         while True:
             await self._bell.wait()
-            await self._write_all()
+            try:
+                await self._write_all()
+            except StoreError as error:
+                log.error("output is not written yet; trying again", reason=str(error))
+                await asyncio.sleep(0.5)
+            except Exception:  # noqa: BLE001 - what one task said must not silence the others for good
+                log.exception("output could not be written, and is lost")
             await asyncio.sleep(settings.output_interval)
             if self._dirty:
                 self._bell.ring()
@@ -58,11 +64,8 @@ class Voice:
         ends meanwhile finds nothing left to say, and the fence would refuse what came after its end.
         """
         attempts, self._dirty = [attempt for attempt in self._dirty if not attempt.is_over], {}
-        try:
-            await self._print(attempts)
-            await self._report(attempts)
-        except StoreError as error:
-            log.error("output not written", reason=str(error))
+        await self._print(attempts)
+        await self._report(attempts)
 
     def _report_of(self, attempt: Attempt) -> Report | None:
         if not attempt.live_is_dirty:
@@ -84,7 +87,15 @@ class Voice:
         if not chunks:
             return
         by_id = {attempt.task_id: attempt for attempt in attempts}
-        for chunk, held in zip(chunks, await self._services.ledger.print(chunks), strict=True):
+        try:
+            kept = await self._services.ledger.print(chunks)
+        except StoreError:
+            for chunk in reversed(chunks):
+                by_id[chunk.task_id].put_back([chunk])
+            for attempt in attempts:  # their progress was not written either
+                self.hear(attempt)
+            raise
+        for chunk, held in zip(chunks, kept, strict=True):
             if not held:
                 by_id[chunk.task_id].supersede()
 
@@ -93,7 +104,13 @@ class Voice:
         reports = [(attempt, report) for attempt in open_ones if (report := self._report_of(attempt)) is not None]
         if not reports:
             return
-        kept = await self._services.ledger.report([report for _, report in reports])
+        try:
+            kept = await self._services.ledger.report([report for _, report in reports])
+        except StoreError:
+            for attempt, report in reports:
+                if report.live is not None:
+                    attempt.put_back(delta=report.delta or {})
+            raise
         for (attempt, _), held in zip(reports, kept, strict=True):
             if not held:
                 attempt.supersede()
