@@ -1,4 +1,4 @@
-"""The defaults, in one place, each with its unit; a program or the environment overrides them."""
+"""The defaults, in one place, each with its unit; a program overrides them with settings of its own."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ class WorkerSettings:
     limits: Limits = Limits()
 
 
-FOREGROUND_WAIT = timedelta(seconds=300)
 CANCEL_GRACE = timedelta(seconds=10)
 MAX_ITERATIONS = 50
 APPROVAL_DEADLINE = timedelta(minutes=15)

@@ -16,11 +16,12 @@ from typing import Literal, Protocol, TypeAlias, cast
 from outrider.core.errors import OutriderError, Refused, UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
+from outrider.settings import MAX_ITERATIONS
 
 Stop: TypeAlias = Literal["answered", "max_iterations"]
 
 DEFAULT_ENGINE = "pydantic-ai"
-DEFAULT_MAX_ITERATIONS = 50
+DEFAULT_MAX_ITERATIONS = MAX_ITERATIONS
 
 ENGINES: Mapping[str, str] = {"pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI"}
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""

@@ -33,11 +33,12 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     )
     async with open_store(arguments) as ledger:
         found = list(await ledger.views.list_tasks(wanted))
+        served = {route for worker in await ledger.views.workers() for route in worker.card.routes}
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 
         for task in found[: arguments.limit]:
-            screen.data({**task_fields(task), "checkpoint": None})
+            screen.data({**task_fields(task, is_served=task.input.route in served), "checkpoint": None})
         return OK
     if found:
         _table(found[: arguments.limit], screen)

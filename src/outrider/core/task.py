@@ -342,9 +342,14 @@ class Phase:
     reason: str | None = None
 
 
-def phase_of(task: Task) -> Phase | None:
-    """Derive the phase of a task; None for one that awaits input or has ended."""
+def phase_of(task: Task, *, is_served: bool = True) -> Phase | None:
+    """Derive the phase of a task; None for one that awaits input or has ended.
+
+    `is_served` says whether any worker serves its route, which the record does not know.
+    """
     core = task.core
+    if core.readiness == "ready" and not is_served:
+        return Phase("blocked" if core.state is State.QUEUED else "resuming", f"no worker serves {task.input.route}")
     if core.state is State.QUEUED:
         return _queued_phase(core)
     if core.state is State.RUNNING:

@@ -15,10 +15,10 @@ from outrider.core.values import Instant, Span
 from outrider.runtime.clock import as_datetime
 
 
-def task_fields(task: Task, *, heartbeat_at: Instant | None = None) -> dict[str, Any]:
+def task_fields(task: Task, *, heartbeat_at: Instant | None = None, is_served: bool = True) -> dict[str, Any]:
     """All fields of a task's record but `checkpoint`, which is read off its journal."""
     given, core, live, outcome = task.input, task.core, task.live, task.outcome
-    phase = phase_of(task)
+    phase = phase_of(task, is_served=is_served)
     requests = tuple(request_fields(request) for request in core.requests)
     timeouts, retry = given.timeouts, given.retry
     return {

@@ -16,7 +16,7 @@ from outrider.runtime.codec import encode, jsonable
 from outrider.runtime.ids import new_id
 from outrider.runtime.registry import CheckedSpec
 from outrider.runtime.schemas import check_schema
-from outrider.settings import Limits
+from outrider.settings import CANCEL_GRACE, Limits
 
 Length = timedelta | float
 """A length of time: a timedelta, or a number of seconds."""
@@ -120,7 +120,7 @@ def _check_size(what: str, value: object, limit: int) -> None:
 
 _RETRY = Retry()
 _TIMEOUTS = Timeouts()
-_CANCEL_GRACE = span(10)
+_CANCEL_GRACE = span(CANCEL_GRACE)
 
 
 def retry_policy(base: Retry, max_failures: int | None, backoff: Length | None, backoff_max: Length | None) -> Retry:

@@ -191,10 +191,16 @@ class TaskRecord(Record):
 
     @classmethod
     def of(
-        cls, task: Task, *, heartbeat_at: Instant | None = None, checkpoint: CheckpointRecord | None = None
+        cls,
+        task: Task,
+        *,
+        heartbeat_at: Instant | None = None,
+        checkpoint: CheckpointRecord | None = None,
+        is_served: bool = True,
     ) -> TaskRecord:
-        """The public form of a task. `heartbeat_at` and `checkpoint` are read beside it, where wanted."""
-        return cls(**task_fields(task, heartbeat_at=heartbeat_at), checkpoint=checkpoint)
+        """The public form of a task. What the keywords say is read beside it, where wanted."""
+        plain = task_fields(task, heartbeat_at=heartbeat_at, is_served=is_served)
+        return cls(**plain, checkpoint=checkpoint)
 
     @property
     def is_terminal(self) -> bool:

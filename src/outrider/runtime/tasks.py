@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 from outrider.core.errors import (
@@ -17,7 +18,7 @@ from outrider.core.errors import (
     WaitTimeout,
 )
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
-from outrider.core.ledger import Existing, TaskFilter
+from outrider.core.ledger import Existing, TaskFilter, Worker
 from outrider.core.task import Input, State, Task
 from outrider.core.values import JSON, evolve
 from outrider.runtime.clock import span
@@ -128,15 +129,18 @@ class Tasks:
         views = self._services.views
         steps = await views.steps(task_id)
         beat = await views.active_at(task_id)
+        workers = () if task.is_terminal else await views.workers()
         if task.core.worker_id is not None:
-            beats = [worker.beat_at for worker in await views.workers() if worker.card.id == task.core.worker_id]
+            beats = [worker.beat_at for worker in workers if worker.card.id == task.core.worker_id]
             beat = max([*beats, *([beat] if beat else [])], default=None)
-        return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint_of(task, steps))
+        checkpoint = checkpoint_of(task, steps)
+        return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint, is_served=is_served(task, workers))
 
-    async def list(self, filter: TaskFilter | None = None, **fields: Any) -> list[TaskRecord]:
-        """Return a page of tasks; the fields are those of `TaskFilter`."""
-        found = await self._services.views.list_tasks(filter or TaskFilter(**fields))
-        return [TaskRecord.of(task) for task in found]
+    async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
+        """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others."""
+        found = await self._services.views.list_tasks(filter or _filter_of(given))
+        workers = await self._services.views.workers()
+        return [TaskRecord.of(task, is_served=is_served(task, workers)) for task in found]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
         """Return a task's attempts, the open one last."""
@@ -367,6 +371,19 @@ class Tasks:
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
         return read_output(self._services, task_id, start, follow=follow)
+
+
+def is_served(task: Task, workers: Sequence[Worker]) -> bool:
+    """Whether one of these workers serves the route of a task."""
+    return any(task.input.route in worker.card.routes for worker in workers)
+
+
+def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
+    known = [field.name for field in fields(TaskFilter)]
+    for name in given:
+        if name not in known:
+            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
+    return TaskFilter(**given)
 
 
 def _check_same(asked: Input, existing: Task) -> None:
