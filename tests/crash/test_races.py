@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, TaskContext
+from outrider.runtime.worker import keep_working
 from tests.crash.test_signals import is_at_attempt, until
 from tests.crash.voyage import SETTINGS
 
@@ -58,3 +59,27 @@ async def test_a_branch_whose_answer_comes_as_the_task_parks_is_not_cut_short():
         assert await task.result(timeout=30) == ["fired", True]
         assert len(fired) == 1
         assert len(await task.requests()) == 2
+
+
+async def test_a_worker_that_breaks_is_followed_by_another():
+    app = Outrider(SETTINGS)
+
+    @app.tool
+    async def greet() -> str:
+        return "hello"
+
+    async with app.open("memory://", worker=False) as runtime:
+        task = await (await runtime.sessions.create()).spawn("greet")
+        ledger = runtime.ledger
+        claim = ledger.claim
+
+        async def broken(*args: Any) -> Any:
+            ledger.claim = claim  # type: ignore[method-assign]
+            raise RuntimeError("a defect")
+
+        ledger.claim = broken  # type: ignore[method-assign, assignment]
+        working = asyncio.create_task(keep_working(runtime.services, locks=None))
+        assert await task.result(timeout=30) == "hello"
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        assert not await runtime.workers()

@@ -117,17 +117,6 @@ async def test_a_claim_sees_what_was_handed_over_before_it_and_nothing_is_claime
     assert [task.id for task in two.tasks] == []
 
 
-async def test_a_task_made_after_the_moment_of_a_claim_is_left_to_the_next(scene: Scene):
-    early = scene.now
-    scene.later(5)
-    await scene.create("task_1")
-    scene.now = early
-    claims = await scene.claim()
-    assert (claims.tasks, claims.more, claims.next_due_at) == ((), False, START + 5)
-    scene.later(5)
-    assert await scene.claimed_ids() == ["task_1"]
-
-
 async def test_a_claim_that_raises_does_not_disturb_its_neighbours(scene: Scene):
     await scene.create("task_1")
 
