@@ -78,6 +78,7 @@ class Writer:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._is_idle = False
+        self._ring_is_due = False
         self._is_closing = False
         self._pause = SHORTEST_PAUSE
         self._seen = 0
@@ -99,10 +100,12 @@ class Writer:
         """Hand over an operation; the future is of the running loop."""
         if self._is_closing:
             raise self._file.closed()
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
         self._queue.append((operation, future))
-        if self._is_idle:
-            self._ring()
+        if self._is_idle and not self._ring_is_due:
+            self._ring_is_due = True
+            loop.call_soon(self._ring_once)  # so that all of what the loop does in one pass goes into one transaction
         return future
 
     def call(self, operation: Operation[R], timeout: float) -> R:
@@ -128,6 +131,10 @@ class Writer:
 
     def listeners_changed(self) -> None:
         """Somebody listens now, so look at once and then in short pauses."""
+        self._ring()
+
+    def _ring_once(self) -> None:
+        self._ring_is_due = False
         self._ring()
 
     def _ring(self) -> None:
