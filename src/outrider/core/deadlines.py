@@ -6,10 +6,8 @@ sign of life, which is not in the record; a look that comes too early only moves
 
 from __future__ import annotations
 
-from outrider.core.task import TERMINAL, Core, Input, Timeouts
+from outrider.core.task import NO_TIMEOUTS, TERMINAL, Core, Input
 from outrider.core.values import Instant
-
-_NONE = Timeouts()
 
 
 def next_deadline(input: Input, core: Core, active_at: Instant | None = None) -> Instant | None:
@@ -28,7 +26,7 @@ def next_deadline(input: Input, core: Core, active_at: Instant | None = None) ->
 def timeouts_of(input: Input, core: Core, active_at: Instant | None = None) -> list[tuple[str, Instant]]:
     """Return which of the timeouts of a live task are running, and when each is up; the gravest first."""
     spans, running = input.timeouts, list[tuple[str, Instant]]()
-    if spans is _NONE or spans == _NONE:
+    if spans is NO_TIMEOUTS or spans == NO_TIMEOUTS:
         return running
     if spans.total is not None:
         running.append(("total", input.created_at + spans.total))

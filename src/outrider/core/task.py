@@ -72,6 +72,9 @@ class Timeouts:
     total: Span | None = None
 
 
+NO_TIMEOUTS = Timeouts()
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """What was asked for. Written once, at creation."""
@@ -100,7 +103,7 @@ class Input:
     """Nobody is there to ask when it is in doubt whether an effect happened; the task fails then."""
     on_open_children: ChildPolicy = "wait"
     retry: Retry = Retry()
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = NO_TIMEOUTS
     cancel_grace: Span = 10 * SECOND
     budget: JSONObject | None = None
     result_schema: JSONObject | None = None

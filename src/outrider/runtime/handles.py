@@ -35,6 +35,8 @@ from outrider.runtime.tasks import Tasks
 class TaskHandle:
     """One task."""
 
+    __slots__ = ("_input", "_services", "_tasks", "id", "session_id")
+
     def __init__(self, services: Services, task: Task) -> None:
         self._services = services
         self._tasks = Tasks(services)
@@ -131,6 +133,7 @@ class SessionHandle:
         self._services = services
         self._sessions = Sessions(services)
         self._tasks = Tasks(services)
+        self._session = session  # of which only what never changes is used: whose it is, and of which tree
         self.id = session.id
 
     def __repr__(self) -> str:
@@ -162,7 +165,7 @@ class SessionHandle:
     ) -> list[TaskHandle]:
         """Start one tool many times, in few transactions."""
         specs = [tool_spec(tool, each) for each in arguments]
-        created = await self._tasks.create_many(self.id, "background_tool", specs, options)
+        created = await self._tasks.create_many(self._session, "background_tool", specs, options)
         return [TaskHandle(self._services, task) for task in created]
 
     async def spawn_agent(
@@ -196,7 +199,7 @@ class SessionHandle:
 
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
         """Create a task of any kind."""
-        return TaskHandle(self._services, await self._tasks.create(self.id, kind, spec, options))
+        return TaskHandle(self._services, await self._tasks.create(self._session, kind, spec, options))
 
     async def tasks(self, **filter: Any) -> list[TaskRecord]:
         """Return the session's tasks, newest first; fields of `TaskFilter` narrow it."""

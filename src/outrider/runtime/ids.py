@@ -13,6 +13,8 @@ import time
 _lock = threading.Lock()
 _last_ms = 0
 _count = 0
+_chance = bytearray()
+"""Random bytes in stock: fetching them gives up the interpreter's lock, which is dear beside a busy thread."""
 
 
 def new_id(noun: str) -> str:
@@ -31,5 +33,11 @@ def _uuid7() -> int:
             if _count == 4096:
                 _last_ms, _count = _last_ms + 1, 0
         ms, count = _last_ms, _count
-    tail = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+        if len(_chance) < 8:
+            _chance.extend(os.urandom(4096))
+        tail = int.from_bytes(_chance[-8:], "big") & ((1 << 62) - 1)
+        del _chance[-8:]
     return (ms & ((1 << 48) - 1)) << 80 | 7 << 76 | count << 64 | 2 << 62 | tail
+
+
+os.register_at_fork(after_in_child=_chance.clear)

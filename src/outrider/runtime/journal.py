@@ -58,7 +58,7 @@ class Journal:
         self._last_branch: dict[str, Branch] = {}
         self._failures: list[tuple[Position, Branch, Exception]] = []
         self._owed: list[tuple[Position, Exception]] = []
-        self._next = max((row.ordinal for row in rows), default=0) + 1
+        self._next = max((row.ordinal for row in rows), default=0) + 1 if rows else 1
         self.has_grown = False
         """Whether this attempt has journaled something new."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from outrider.core.errors import InvalidArguments, TooLarge
 from outrider.core.session import Session
-from outrider.core.task import ChildPolicy, Input, NewTask, Retry, Timeouts, WakePolicy
+from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, Timeouts, WakePolicy
 from outrider.core.values import Instant, JSONObject
 from outrider.runtime.clock import instant, span
 from outrider.runtime.codec import encode, jsonable
@@ -103,7 +103,7 @@ def new_task(
         headless=options.headless,
         on_open_children=options.on_open_children,
         retry=_retry(options, checked.retry or _RETRY),
-        timeouts=_timeouts(options, checked.timeouts or _TIMEOUTS),
+        timeouts=_timeouts(options, checked.timeouts or NO_TIMEOUTS),
         cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else span(options.cancel_grace),
         result_schema=options.result_schema,
         message_schema=options.message_schema,
@@ -119,7 +119,6 @@ def _check_size(what: str, value: object, limit: int) -> None:
 
 
 _RETRY = Retry()
-_TIMEOUTS = Timeouts()
 _CANCEL_GRACE = span(CANCEL_GRACE)
 
 

@@ -77,12 +77,9 @@ class Tool:
     retry: Retry | None = None
     timeouts: Timeouts | None = None
     takes_context: bool = False
+    is_async: bool = False
+    """Whether the function is a coroutine function; others run in a thread."""
     arguments: Arguments = field(default_factory=lambda: Arguments(lambda: None))
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the function is a coroutine function; others run in a thread."""
-        return inspect.iscoroutinefunction(self.fn)
 
     @property
     def result(self) -> Shape:
@@ -98,6 +95,7 @@ class Tool:
             fn=fn,
             description=inspect.getdoc(fn) or "",
             takes_context=takes_context,
+            is_async=inspect.iscoroutinefunction(fn),
             arguments=Arguments(fn, skip=1 if takes_context else 0),
             **options,
         )

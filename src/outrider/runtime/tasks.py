@@ -19,6 +19,7 @@ from outrider.core.errors import (
 )
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter, Worker
+from outrider.core.session import Session
 from outrider.core.task import Input, State, Task
 from outrider.core.values import JSON, evolve
 from outrider.runtime.clock import span
@@ -45,29 +46,31 @@ from outrider.runtime.stream import EventReader, read_output
 class Tasks:
     """All tasks of one store."""
 
+    __slots__ = ("_services",)
+
     def __init__(self, services: Services) -> None:
         self._services = services
 
     async def create(
         self,
-        session_id: str,
+        session: Session | str,
         kind: str,
         spec: Mapping[str, Any],
         options: TaskOptions = DEFAULT_OPTIONS,
         *,
         parent_task_id: str | None = None,
     ) -> Task:
-        """Create a task; idempotent on its id or idempotency key.
+        """Create a task of a session, given as its record, however old, or its id; idempotent on its own id or key.
 
         Raises UnknownName for a kind or tool that is not known, another Refused for a spec that is wrong,
         NotFound for the session, IdempotencyConflict if the key was used for something else.
         """
-        (task,) = await self.create_many(session_id, kind, [spec], options, parent_task_id=parent_task_id)
+        (task,) = await self.create_many(session, kind, [spec], options, parent_task_id=parent_task_id)
         return task
 
     async def create_many(
         self,
-        session_id: str,
+        session: Session | str,
         kind: str,
         specs: Sequence[Mapping[str, Any]],
         options: TaskOptions = DEFAULT_OPTIONS,
@@ -77,9 +80,8 @@ class Tasks:
         """Create many tasks of one kind with the same options, in few transactions."""
         services = self._services
         executor = services.registry.executor(kind)
-        session = await services.views.session(session_id)
-        if session is None:
-            raise NotFound.of("session", session_id)
+        if isinstance(session, str):
+            session = await self._session(session)
         await self._check_dependencies(options.depends_on)
         now, limits = services.clock.now(), services.settings.limits
         new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
@@ -88,6 +90,12 @@ class Tasks:
             if isinstance(verdict, Existing):
                 _check_same(asked.input, verdict.task)
         return [verdict.task for verdict in made]
+
+    async def _session(self, session_id: str) -> Session:
+        session = await self._services.views.session(session_id)
+        if session is None:
+            raise NotFound.of("session", session_id)
+        return session
 
     async def _check_dependencies(self, ids: Sequence[str]) -> None:
         if not ids:
