@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -32,6 +31,7 @@ from outrider.runtime.schemas import mismatch
 
 if TYPE_CHECKING:
     from outrider.runtime.services import Services
+    from outrider.runtime.threads import Threads
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Attempt:
         services: Services,
         task: Task,
         on_news: Callable[[Attempt], None],
-        pool: Executor | None = None,
+        pool: Threads | None = None,
         is_crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.services = services
@@ -106,6 +106,7 @@ class Attempt:
         self._output_bytes = 0
         self._cut = 0
         self._printing = threading.Lock()
+        self._given_up = 0
         self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
 
     def open_journal(self, steps: Sequence[Step]) -> None:
@@ -133,8 +134,18 @@ class Attempt:
     def thread_ended(self, thread: asyncio.Future[Any]) -> None:
         """A thread that ran its code is done, maybe long after anybody waited for it."""
         self.threads -= 1
+        if self._given_up:
+            self._given_up -= 1
+            if self.pool is not None:
+                self.pool.taken_back()
         if not thread.cancelled():
             thread.exception()  # retrieved, so that the loop does not complain of it
+
+    def give_up_threads(self) -> None:
+        """Nobody waits for its threads any more; others get room instead."""
+        count, self._given_up = self.threads - self._given_up, self.threads
+        if self.pool is not None:
+            self.pool.give_up(count)
 
     # --- operations and waits ------------------------------------------------------------------------
 

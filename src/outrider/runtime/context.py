@@ -929,7 +929,7 @@ async def in_thread(attempt: Attempt, fn: Callable[[], T]) -> T:
 async def run_thread(attempt: Attempt, fn: Callable[[], T]) -> tuple[T, bool]:
     """`in_thread`, which also tells whether the waiting code was cancelled meanwhile."""
     # What the function raises travels as a value: a future refuses some of it, StopIteration for one.
-    future = asyncio.get_running_loop().run_in_executor(attempt.pool, copy_context().run, _outcome_of, fn)
+    future = asyncio.get_running_loop().run_in_executor(attempt.pool, copy_context().run, _outcome_of, attempt, fn)
     was_cancelled = False
     attempt.threads += 1
     future.add_done_callback(attempt.thread_ended)
@@ -946,8 +946,9 @@ async def run_thread(attempt: Attempt, fn: Callable[[], T]) -> tuple[T, bool]:
     return value, was_cancelled
 
 
-def _outcome_of(fn: Callable[[], T]) -> tuple[Any, BaseException | None]:
+def _outcome_of(attempt: Attempt, fn: Callable[[], T]) -> tuple[Any, BaseException | None]:
     try:
+        attempt.check()  # there may have been no thread for it until now
         return fn(), None
     except BaseException as error:  # noqa: BLE001 - raised again by who waits
         return None, error

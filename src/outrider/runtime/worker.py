@@ -14,7 +14,6 @@ import random
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
@@ -33,6 +32,7 @@ from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
 from outrider.runtime.log import log
 from outrider.runtime.recovery import Recovery, has_journaled, lock_path
 from outrider.runtime.services import Services
+from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
 
 BATCH = 100
@@ -125,7 +125,7 @@ class Worker:
         """
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()
-        self._threads = ThreadPoolExecutor(self._services.settings.threads, thread_name_prefix="outrider-tool")
+        self._threads = Threads(self._services.settings.threads, "outrider-tool")
         self._voice = Voice(self._services)
         restore = _follow_tasks(loop)
         stop_listening = self._services.ledger.listen(self._on_signal)
@@ -341,7 +341,7 @@ class Worker:
         attempt.runner = None
         self._strays.discard(attempt)
         if attempt.is_running:
-            self._strays.add(attempt)
+            self._lose(attempt)
         self._leave_room(attempt)
         if self._held.get(attempt.task_id) is attempt:
             del self._held[attempt.task_id]
@@ -350,10 +350,14 @@ class Worker:
         """The record has gone on; do not wait for code that does not stop."""
         if self._held.get(attempt.task_id) is attempt:
             del self._held[attempt.task_id]
-            self._strays.add(attempt)
-            if attempt.threads:
-                log.error("a thread ignores the order to stop and was abandoned", task=attempt.task_id)
+            self._lose(attempt)
             self._leave_room(attempt)
+
+    def _lose(self, attempt: Attempt) -> None:
+        self._strays.add(attempt)
+        if attempt.threads:
+            log.error("a thread ignores the order to stop and was abandoned", task=attempt.task_id)
+            attempt.give_up_threads()
 
     def _leave_room(self, attempt: Attempt) -> None:
         """Its code has ended, or nobody waits for it any more: another may run."""
