@@ -89,6 +89,10 @@ class Outrider:
         from outrider.runtime.registry import Tool
 
         def register(fn: F) -> F:
+            if isolation == "process":
+                from outrider.runtime.isolation import importable
+
+                importable(fn)
             tool = Tool.of(
                 fn,
                 name,
@@ -153,6 +157,13 @@ class Outrider:
         worker drains: steps in flight finish, the rest is handed over. Raises a StoreError if the store cannot be
         opened.
         """
+        from outrider.runtime import isolated
+
+        if isolated.is_importing:
+            raise InvalidArguments(
+                "the process of an isolated tool imports this program, and must not run it: put what opens the "
+                "database under `if __name__ == '__main__':`"
+            )
         from outrider.runtime.clock import SystemClock
         from outrider.runtime.facade import Runtime
         from outrider.runtime.services import Services

@@ -43,6 +43,10 @@ class BackgroundTool:
         except TypeError as error:
             raise InvalidArguments(f"{name}: {error}") from None
         tool.arguments.check(plain)
+        if tool.isolation == "process":
+            from outrider.runtime.isolation import check_importable
+
+            check_importable(tool.fn)
         return CheckedSpec(
             {"tool": name, "arguments": plain}, f"{KIND}:{name}", name, tool.retry, tool.timeouts, tool.result
         )

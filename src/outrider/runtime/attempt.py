@@ -26,7 +26,7 @@ from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
 from outrider.core.values import Instant, evolve
 from outrider.runtime.clock import Alarm, Bell, span
 from outrider.runtime.codec import decode, encode
-from outrider.runtime.journal import Branch, Journal
+from outrider.runtime.journal import Branch, Journal, has_handled
 from outrider.runtime.schemas import mismatch
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Attempt:
         """Its code has ended; only the record is left to be settled."""
         self.tasks: set[asyncio.Task[Any]] = set()
         self.threads = 0
-        """How many threads run its code now."""
+        """How many threads, or processes, run its code now."""
         self.runner: asyncio.Task[None] | None = None
         self.has_parted = False
         """Whether its code was told to give the worker back, by `Parked`."""
@@ -121,15 +121,7 @@ class Attempt:
 
     def has_handled(self, failed: Branch, branch: Branch) -> bool:
         """Whether a branch that goes on has dealt with an error that another one, or itself, raised."""
-        if failed is branch:
-            return True
-        if failed is None or not failed.done() or getattr(failed, "_log_traceback", False):
-            return False  # nobody has been told of it yet
-        parent: Branch = failed
-        while parent is not None and (parent := self._parents.get(parent)) is not None and parent is not self.runner:
-            if parent is branch:
-                return True
-        return branch is None
+        return has_handled(failed, branch, self._parents, self.runner)
 
     def thread_ended(self, thread: asyncio.Future[Any]) -> None:
         """A thread that ran its code is done, maybe long after anybody waited for it."""
@@ -343,6 +335,11 @@ class Attempt:
                 self._output_bytes -= len(dropped)
                 self._cut += len(dropped)
         self.touch()
+
+    @property
+    def output_waiting(self) -> int:
+        """How many characters of output wait to be written."""
+        return self._output_bytes
 
     @property
     def has_output(self) -> bool:

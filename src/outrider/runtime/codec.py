@@ -57,9 +57,10 @@ def _default(value: object) -> object:
         return list(value)
     if isinstance(value, bytes):
         raise TypeError("bytes have no form in JSON; write them to a file of the session")
+    from decimal import Decimal
     from pathlib import PurePath
 
-    if isinstance(value, PurePath):
+    if isinstance(value, PurePath | Decimal):
         return str(value)
     raise TypeError(f"type {type(value).__name__} has no form in JSON")
 

@@ -286,12 +286,12 @@ class TaskContext:
         A `once` step is not parked in its midst: resuming it would run it again.
         """
         scope = Scope(position.name + INSIDE, parks=effects != "once")
-        token = _SCOPE.set(scope)
+        token = SCOPE.set(scope)
         try:
             with self._attempt.inside(scope):
                 yield
         finally:
-            _SCOPE.reset(token)
+            SCOPE.reset(token)
 
     # --- questions -----------------------------------------------------------------------------------
 
@@ -718,11 +718,11 @@ class TaskContext:
                 raise
 
     def _open(self) -> AbstractContextManager[None]:
-        return self._attempt.busy(_SCOPE.get() or self._scope)
+        return self._attempt.busy(SCOPE.get() or self._scope)
 
     def _enter(self, verb: str, name: str | None) -> Position:
         attempt, branch = self._attempt, self._branch
-        scope = _SCOPE.get() or self._scope
+        scope = SCOPE.get() or self._scope
         position = attempt.journal.enter(
             verb, name, alone=attempt.is_alone, scope="" if scope is None else scope.name, branch=branch
         )
@@ -872,7 +872,7 @@ def _wants_key(fn: Callable[..., Any]) -> bool:
         return False
 
 
-_SCOPE: ContextVar[Scope | None] = ContextVar("outrider_scope", default=None)
+SCOPE: ContextVar[Scope | None] = ContextVar("outrider_scope", default=None)
 """The inside of the step that is running, if one is."""
 
 
@@ -984,11 +984,11 @@ class SyncTaskContext:
                 return cast(T, shape.read(begun))
             if _wants_key(fn):
                 kwargs.setdefault("idempotency_key", f"{self._task.id}:{position.name}")
-            token = _SCOPE.set(scope)
+            token = SCOPE.set(scope)
             try:
                 value = fn(*args, **kwargs)
             finally:
-                _SCOPE.reset(token)
+                SCOPE.reset(token)
             return cast(T, self._wait_for(self._task.finish_typed(position, value, shape)))
         except Exception as error:
             if position is not None:

@@ -18,21 +18,32 @@ from outrider.runtime.codec import decode, encode, jsonable
 LONGEST = 2048
 
 
-def tell(error: Exception) -> bytes:
-    """Return an error as encoded JSON."""
+class Told(Exception):
+    """An error of another process, as it was told there. Only that process can make it what it was."""
+
+    def __init__(self, told: bytes) -> None:
+        super().__init__(decode(told)["message"])
+        self.told = told
+
+
+def tell(error: Exception, longest: int = LONGEST) -> bytes:
+    """Return an error as encoded JSON. What it holds of more than `longest` bytes is left out."""
+    if isinstance(error, Told):
+        return error.told
     kind = type(error)
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - somebody else's `__str__`
         message = kind.__name__
-    arguments = [_plain(argument) for argument in error.args]
+    arguments = [_plain(argument, longest) for argument in error.args]
     return encode(
         {
             "type": f"{kind.__module__}:{kind.__qualname__}",
-            "message": message.encode("utf-8", "replace").decode()[:LONGEST],
+            "message": message.encode("utf-8", "replace").decode()[:longest],
             "args": None if _NOTHING in arguments else arguments,
             "attributes": {
-                name: plain for name, value in vars(error).items() if (plain := _plain(value)) is not _NOTHING
+                name: None if (plain := _plain(value, longest)) is _NOTHING else plain
+                for name, value in vars(error).items()
             },
         }
     )
@@ -56,12 +67,12 @@ def revive(told: bytes) -> Exception:
 _NOTHING = object()
 
 
-def _plain(value: object) -> JSON:
+def _plain(value: object, longest: int) -> JSON:
     try:
         encoded = encode(value)
     except TypeError:
         return _NOTHING
-    return decode(encoded) if len(encoded) <= LONGEST else _NOTHING
+    return decode(encoded) if len(encoded) <= longest else _NOTHING
 
 
 def _find(name: str) -> type[Exception] | None:

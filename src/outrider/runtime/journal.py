@@ -9,7 +9,7 @@ other positions than before is told so, as far as that can be known: see `Journa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -164,6 +164,22 @@ _AMBIGUOUS = (
     "two branches of this task's code use {verb} {name} at the same time; a resumed task could not tell them apart: "
     "give each a name of its own"
 )
+
+
+def has_handled(failed: Branch, branch: Branch, parents: Mapping[asyncio.Task[Any], Branch], main: Branch) -> bool:
+    """Whether a branch that goes on has dealt with an error that another one, or itself, raised.
+
+    `parents` tells which task started which, `main` is the task of the main line.
+    """
+    if failed is branch:
+        return True
+    if failed is None or not failed.done() or getattr(failed, "_log_traceback", False):
+        return False  # nobody has been told of it yet
+    parent: Branch = failed
+    while parent is not None and (parent := parents.get(parent)) is not None and parent is not main:
+        if parent is branch:
+            return True
+    return branch is None
 
 
 def _changed(journaled: str, met: str) -> Failure:
