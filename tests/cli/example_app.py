@@ -91,6 +91,14 @@ def stubborn(task: SyncTaskContext, pids: str) -> None:
 
 
 @app.tool
+async def hold_up(task: TaskContext, pids: str) -> None:
+    """Note the process, then hold up its event loop."""
+    with Path(pids).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(3600)
+
+
+@app.tool
 async def hangs_up(task: TaskContext) -> str:
     os.kill(os.getpid(), signal.SIGHUP)
     await asyncio.sleep(0.2)

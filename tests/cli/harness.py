@@ -144,6 +144,14 @@ class Cli:
         self._started.append(process)
         return process
 
+    def worker(self, *arguments: str) -> subprocess.Popen[str]:
+        """A worker that others can see already."""
+        worker = self.start("worker", *arguments)
+        assert worker.stderr is not None
+        while "serves" not in (line := worker.stderr.readline()):
+            assert line, "the worker ended before it was there"
+        return worker
+
     def terminal(self, *arguments: str, out: int | None = None, **env: str) -> Terminal:
         terminal = Terminal([str(OUTRIDER), *arguments], self.folder, {**self.env, **env}, out)
         self._terminals.append(terminal)

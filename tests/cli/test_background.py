@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.harness import Cli, eventually, is_alive
 
 
-def ended(cli: Cli, task_id: str) -> dict[str, object]:
+def ended(cli: Cli, task_id: str) -> dict[str, Any]:
     return cli.ok("wait", task_id, "--timeout=60", "--json").record
 
 
@@ -35,8 +37,10 @@ def test_the_id_comes_at_once_and_alone(cli: Cli):
     done = cli.ok("call", "count", "upto=1", "--background", "--delay=2s")
     assert done.out.startswith("task_")
     assert len(done.out.splitlines()) == 1
-    assert cli.task(done.out.strip())["state"] == "queued"
-    assert ended(cli, done.out.strip())["result"] == {"counted": 1}
+    record = ended(cli, done.out.strip())
+    assert record["result"] == {"counted": 1}
+    started, created = (datetime.fromisoformat(record[name]) for name in ("started_at", "created_at"))
+    assert started - created >= timedelta(seconds=2)
 
 
 def test_the_record_comes_with_json(cli: Cli):
@@ -50,12 +54,12 @@ def test_the_worker_is_killed_and_another_goes_on_where_it_was(cli: Cli):
     hold.touch()
     notes = cli.folder / "notes"
     task_id = cli.ok("call", "steps", f"notes={notes}", "upto=4", f"hold={hold}", "--background").out.strip()
-    eventually(lambda: notes.exists() and len(notes.read_text().splitlines()) == 3)
+    eventually(lambda: len([step for step in cli.task(task_id)["steps"] if step["done"]]) == 3)
     (pid,) = cli.worker_pids()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid))
     hold.unlink()
-    worker = cli.start("worker")
+    worker = cli.worker()
     record = ended(cli, task_id)
     assert (record["state"], record["result"]) == ("succeeded", 6)
     lines = [line.split() for line in notes.read_text().splitlines()]
@@ -76,11 +80,7 @@ def test_ten_commands_start_one_worker(cli: Cli):
 
 
 def test_no_worker_is_started_beside_one_that_serves_the_tool(cli: Cli):
-    worker = cli.start("worker", "--json")
-    assert worker.stdout is not None
-    worker.stdout.readline()
-    eventually(lambda: list((cli.folder / ".outrider/outrider.db-workers").glob("worker_*.lock")))
-    time.sleep(0.2)  # the lock is there a moment before the row
+    worker = cli.worker()
     task_id = cli.ok("call", "add", "a=1", "--background").out.strip()
     assert ended(cli, task_id)["result"] == 1
     assert cli.worker_pids() == []
@@ -108,7 +108,7 @@ def test_a_hang_up_does_not_reach_a_detached_worker(cli: Cli):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_worker_that_is_told_to_stop_drains_and_ends_with_0(cli: Cli, number: signal.Signals):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "confirm", "--background").out.strip()
     eventually(lambda: cli.task(task_id)["state"] == "awaiting_input")
     worker.send_signal(number)
@@ -119,24 +119,31 @@ def test_a_worker_that_is_told_to_stop_drains_and_ends_with_0(cli: Cli, number: 
     assert (task["state"], task["failures"], task["worker_id"]) == ("awaiting_input", 0, None)
 
 
-def test_the_second_signal_forces(cli: Cli):
-    worker = cli.start("worker")
-    task_id = cli.ok("call", "stubborn", f"pids={cli.folder / 'pids'}", "--background").out.strip()
+@pytest.mark.parametrize("tool", ["stubborn", "hold_up"])
+def test_the_second_signal_forces_whatever_a_task_does(cli: Cli, tool: str):
+    worker = cli.worker()
+    task_id = cli.ok("call", tool, f"pids={cli.folder / 'pids'}", "--background").out.strip()
     eventually((cli.folder / "pids").exists)
     worker.send_signal(signal.SIGTERM)
-    assert worker.stderr is not None
-    while "once more" not in worker.stderr.readline():
-        pass
+    time.sleep(0.3)
+    assert worker.poll() is None
     worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=60)
-    assert worker.returncode == 128 + signal.SIGTERM
+    assert worker.wait(60) == 128 + signal.SIGTERM
     assert cli.task(task_id)["state"] == "running"
+
+
+def test_a_worker_whose_stderr_is_gone_still_drains(cli: Cli):
+    worker = cli.worker()
+    assert worker.stderr is not None
+    worker.stderr.close()
+    worker.terminate()
+    assert worker.wait(60) == 0
 
 
 @pytest.mark.slow
 def test_a_worker_rids_itself_of_threads_that_do_not_stop(cli: Cli):
     pids = cli.folder / "pids"
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "stubborn", f"pids={pids}", "--background").out.strip()
     eventually(pids.exists)
     threads = Path(f"/proc/{worker.pid}/task")
@@ -158,7 +165,7 @@ def test_a_worker_rids_itself_of_threads_that_do_not_stop(cli: Cli):
 def test_a_worker_whose_loop_was_blocked_for_too_long_starts_over_in_place(cli: Cli):
     pids = cli.folder / "pids"
     cli.env["OUTRIDER_APP"] = "stalling_app"
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "block", f"pids={pids}", "--max-failures=2", "--background").out.strip()
     record = cli.run("wait", task_id, "--timeout=60", "--json").record
     assert (record["state"], record["failures"]) == ("failed", 2)
@@ -179,7 +186,7 @@ def test_a_worker_leaves_with_its_database(cli: Cli):
 
 
 def test_wait_ends_as_the_tasks_ended(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
 
     def begin(*arguments: str) -> str:
         return cli.ok("call", *arguments, "--background").out.strip()

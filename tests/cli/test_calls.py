@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from outrider import TaskRecord
+from outrider.cli.values import seconds, value_of
 from tests.cli.harness import Cli, eventually
 
 
@@ -20,9 +21,38 @@ def test_a_text_result_is_printed_as_it_is(cli: Cli):
     assert cli.ok("call", "echo", "text=hello there").out == "hello there\n"
 
 
-@pytest.mark.parametrize("text", ["123", "true", "null", '{"a": 1}', "", "a=b", "-5"])
-def test_a_value_is_text_where_the_tool_wants_text(cli: Cli, text: str):
-    assert cli.ok("call", "echo", f"text={text}").out == f"{text}\n"
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("123", {"type": "string"}, "123"),
+        ("123", {"type": "integer"}, 123),
+        ("123", None, 123),
+        ("true", {"type": "string"}, "true"),
+        ("yes", {"type": "boolean"}, True),
+        ("No", {"anyOf": [{"type": "object"}, {"type": "boolean"}]}, False),
+        ("yes", {"type": "string"}, "yes"),
+        ("yes", None, "yes"),
+        ('{"a": [1]}', {"type": "object"}, {"a": [1]}),
+        ('"5"', None, "5"),
+        ("5", {"anyOf": [{"type": "string"}, {"type": "integer"}]}, 5),
+        ("maybe", {"type": "boolean"}, "maybe"),
+        ("", {"type": "string"}, ""),
+        ("NaN", None, "NaN"),
+    ],
+)
+def test_a_value_is_json_where_it_parses_and_fits_else_text(text: str, schema: dict[str, object] | None, value: object):
+    found = value_of(text, schema)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_value_is_text_where_the_tool_wants_text(cli: Cli):
+    assert cli.ok("call", "echo", "text=-5").out == "-5\n"
+    assert cli.ok("call", "echo", 'text={"a=b": 1}').out == '{"a=b": 1}\n'
+
+
+@pytest.mark.parametrize(("text", "length"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("8h", 28800), ("2d", 172800)])
+def test_lengths_of_time_have_units(text: str, length: float):
+    assert seconds(text) == length
 
 
 def test_options_may_stand_between_and_before_the_arguments(cli: Cli):
@@ -84,14 +114,17 @@ def test_a_failed_task_ends_the_command_with_its_code(cli: Cli):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused_with_its_code_and_nothing_is_written(
-    cli: Cli, arguments: list[str], code: int, error: str
-):
+def test_what_makes_no_sense_is_refused_with_its_code(cli: Cli, arguments: list[str], code: int, error: str):
     done = cli.run(*arguments, "--json")
     assert (done.code, done.out, done.error["code"]) == (code, "", error)
-    told = cli.run(*arguments)
-    assert (told.code, told.out) == (code, "")
-    assert told.err.startswith("outrider: ")
+
+
+def test_what_is_refused_is_told_in_words_and_nothing_is_written(cli: Cli):
+    for arguments in (["call", "nope"], ["call", "add", "a=x"], ["call", "add", "a"]):
+        told = cli.run(*arguments)
+        assert told.code in (2, 3)
+        assert told.out == ""
+        assert told.err.startswith("outrider: ")
     assert cli.ok("tasks", "--json").records == []
 
 

@@ -4,6 +4,7 @@ How soon is what the benchmark `output` measures; here it only has to be before 
 """
 
 import json
+import select
 import time
 
 from outrider.runtime.records import EventRecord, OutputRecord
@@ -11,7 +12,7 @@ from tests.cli.harness import Cli, eventually
 
 
 def test_output_is_followed_line_by_line_and_ends_with_the_task(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "count", "upto=8", "pause=0.5", "--background").out.strip()
     follower = cli.start("output", task_id, "--follow", "--json")
     assert follower.stdout is not None
@@ -29,7 +30,7 @@ def test_output_is_followed_line_by_line_and_ends_with_the_task(cli: Cli):
 
 
 def test_events_of_a_task_come_once_each_in_order_and_end_with_it(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "confirm", "--background").out.strip()
     watcher = cli.start("watch", task_id, "--json")
     assert watcher.stdout is not None
@@ -53,12 +54,13 @@ def test_events_of_a_task_come_once_each_in_order_and_end_with_it(cli: Cli):
 
 
 def test_watch_tells_of_every_session_from_now_on_and_of_one_from_its_start(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     before = cli.ok("call", "add", "a=0", "--background").out.strip()
     cli.ok("wait", before)
     watcher = cli.start("watch", "--json")
     assert watcher.stdout is not None
-    eventually(lambda: cli.run("call", "echo", "text=ready", "--session=one", "--background").code == 0)
+    while not select.select([watcher.stdout], [], [], 0)[0]:  # it takes a moment until it looks
+        cli.ok("call", "echo", "text=ready", "--session=one", "--background")
     first = json.loads(watcher.stdout.readline())
     assert first["task_id"] != before
     cli.ok("call", "add", "a=1", "--session=two", "--background")
@@ -75,7 +77,7 @@ def test_watch_tells_of_every_session_from_now_on_and_of_one_from_its_start(cli:
 
 
 def test_wait_hears_of_the_end(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "name_it", "--background").out.strip()
     eventually(lambda: cli.task(task_id)["input_request"])
     waiter = cli.start("wait", task_id, "--json")

@@ -100,7 +100,7 @@ def test_show_tells_all_about_a_task(cli: Cli):
 
 
 def test_a_message_reaches_the_task_and_the_thread(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "echo_messages", "--background").out.strip()
     sent = MessageRecord.model_validate(cli.ok("message", task_id, "good\x1b[2J morning", "--json").record)
     assert sent.text == "good\x1b[2J morning"
@@ -127,7 +127,7 @@ def test_output_is_the_bytes_that_were_printed_from_an_offset_on(cli: Cli):
 
 
 def test_questions_of_a_task_are_shown_with_their_answers(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "name_it", "--background").out.strip()
     eventually(lambda: cli.task(task_id)["input_requests"])
     (request,) = cli.task(task_id)["requests"]

@@ -124,7 +124,7 @@ def test_colours_are_there_on_a_terminal(cli: Cli):
 
 
 def test_watch_is_a_live_tree_on_a_terminal(cli: Cli):
-    worker = cli.start("worker")
+    worker = cli.worker()
     task_id = cli.ok("call", "count", "upto=1000", "pause=0.01", "--background", "--name=counting").out.strip()
     asking = cli.ok("call", "confirm", "prompt=Really?", "--background").out.strip()
     terminal = cli.terminal("watch")

@@ -86,8 +86,7 @@ class Prompt:
         return task.core.request(self._request.id) is not None
 
     def _say(self, text: str) -> None:
-        self._screen.err.write(harmless(text))
-        self._screen.err.flush()
+        self._screen.aside(harmless(text))
 
 
 async def _line() -> str | None:

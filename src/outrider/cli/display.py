@@ -90,22 +90,20 @@ class Lines(Silence):
 
     def print(self, text: str) -> None:
         """The text as it is."""
-        self._screen.err.write(text)
-        self._screen.err.flush()
+        self._screen.aside(text)
         self._mid_line = not text.endswith("\n")
 
     def note(self, text: str) -> None:
         """A line of its own."""
         if self._mid_line:
-            self._screen.err.write("\n")
+            self._screen.aside("\n")
             self._mid_line = False
         self._screen.note(text)
 
     def close(self) -> None:
         """End the last line."""
         if self._mid_line:
-            self._screen.err.write("\n")
-            self._screen.err.flush()
+            self._screen.aside("\n")
             self._mid_line = False
 
 

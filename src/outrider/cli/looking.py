@@ -13,7 +13,7 @@ from outrider.cli.glance import STYLES, Glance, age_text, short
 from outrider.cli.terminal import Screen, harmless, on_one_line
 from outrider.cli.values import pairs
 from outrider.core.ledger import TaskFilter
-from outrider.core.task import State, Task
+from outrider.core.task import State
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -41,7 +41,7 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
             screen.data({**task_fields(task, is_served=task.input.route in served), "checkpoint": None})
         return OK
     if found:
-        _table(found[: arguments.limit], screen)
+        _table([Glance.of(task, served) for task in found[: arguments.limit]], screen)
     else:
         screen.hint(f"no tasks in {url_of(arguments)}")
     if len(found) > arguments.limit:
@@ -98,8 +98,7 @@ def _states(given: Sequence[str]) -> tuple[State, ...] | None:
     return tuple(State(name) for name in names) or None
 
 
-def _table(found: Sequence[Task], screen: Screen) -> None:
-    glances = [Glance.of(task) for task in found]
+def _table(glances: Sequence[Glance], screen: Screen) -> None:
     if not screen.is_terminal:
         rows = [("ID", "STATE", "KIND", "AGE", "NAME", "NEWS")]
         rows += [(each.id, each.standing, each.kind, age_text(each.took), each.name, each.news) for each in glances]

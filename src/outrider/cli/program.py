@@ -69,8 +69,9 @@ def _leave(code: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            code = exits.BROKEN_PIPE
+        except OSError as error:
+            if stream is sys.stdout and isinstance(error, BrokenPipeError):
+                code = exits.BROKEN_PIPE
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())  # the interpreter flushes once more on its way out
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):

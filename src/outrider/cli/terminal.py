@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -85,7 +86,12 @@ class Screen:
     def note(self, text: str) -> None:
         """One line on stderr about how it goes; not with --json, where nobody reads it."""
         if not self.as_json:
-            self.err.write(harmless(text) + "\n")
+            self.aside(harmless(text) + "\n")
+
+    def aside(self, text: str) -> None:
+        """Text on stderr as it is. If nobody is there any more to read it, so be it: the work matters more."""
+        with suppress(OSError):
+            self.err.write(text)
             self.err.flush()
 
     def hint(self, text: str) -> None:
@@ -97,13 +103,12 @@ class Screen:
         """What went wrong, on stderr: for people, or as one JSON object."""
         if self.as_json:
             problem = {"code": error.code, "message": error.message, "details": error.details}
-            self.err.write(_json({"error": problem}) + "\n")
+            self.aside(_json({"error": problem}) + "\n")
         else:
             name = "outrider:"
             if self.is_talking and not os.environ.get("NO_COLOR"):
                 name = "\x1b[1;31moutrider:\x1b[0m"
-            self.err.write(f"{name} {harmless(error.message)}\n")
-        self.err.flush()
+            self.aside(f"{name} {harmless(error.message)}\n")
 
     def hang_up(self) -> None:
         """The terminal is gone: whatever is still written to it goes nowhere, and raises nothing."""

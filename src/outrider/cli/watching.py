@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
@@ -180,19 +180,20 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
     from rich.live import Live
 
     began = time.time_ns() // 1000
-    tasks = await _shown(runtime, target, began)
+    views, clock = runtime.services.views, runtime.services.clock
     with (
         runtime.services.signals.listen([""]) as bell,
-        Live(_tree(tasks), console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
+        Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
-            live.update(_tree(tasks), refresh=True)
+            tasks = await _shown(runtime, target, began)
+            served = {route for worker in await views.workers() for route in worker.card.routes}
+            live.update(_tree(tasks, served), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
             await asyncio.sleep(FRAME)
             # Ages move without news, so look at the clock once a second.
-            await bell.wait(runtime.services.clock.now() + 1_000_000)
-            tasks = await _shown(runtime, target, began)
+            await bell.wait(clock.now() + 1_000_000)
 
 
 async def _shown(runtime: Runtime, target: Task | str | None, began: int) -> list[Task]:
@@ -224,7 +225,7 @@ async def _shown(runtime: Runtime, target: Task | str | None, began: int) -> lis
     return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
-def _tree(tasks: Sequence[Task]) -> Tree:
+def _tree(tasks: Sequence[Task], served: Collection[str]) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
@@ -233,7 +234,7 @@ def _tree(tasks: Sequence[Task]) -> Tree:
     of_session = {task.live.links.child_session_id: task.id for task in tasks if task.live.links.child_session_id}
     for task in tasks:
         parent = task.input.parent_task_id or of_session.get(task.session_id) or ""
-        branches[task.id] = branches.get(parent, tree).add(_branch(task))
+        branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task, served)))
     return tree
 
 
@@ -245,12 +246,11 @@ def _summary(tasks: Sequence[Task]) -> str:
     return f"{alive} alive of {len(tasks)} shown" + (f", {asking} asking" if asking else "")
 
 
-def _branch(task: Task) -> RenderableType:
+def _branch(glance: Glance) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    glance = Glance.of(task)
     cells: list[RenderableType] = [
         Text(glance.short_id, "dim"),
         Text(glance.name, "bold"),

@@ -19,7 +19,7 @@ from dataclasses import replace
 from outrider.bootstrap import Outrider, locks_of, open_ledger
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import url_of
-from outrider.cli.exits import INTERRUPTED, OK, UsageError
+from outrider.cli.exits import OK, STORE, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger, TaskFilter
@@ -65,11 +65,15 @@ class _Shift:
         """Work until told to stop, or until there has been nothing to do for long enough."""
         stopped = self._heed_signals()
         while True:
-            worker = Worker(self._services, locks=locks_of(self._ledger), on_end=_start_over)
+            worker = Worker(self._services, locks=locks_of(self._ledger), on_end=self._on_end)
             job = asyncio.create_task(worker.run(), name="outrider-worker")
-            self._tell(worker)
             await self._registered(worker, job)
+            if not job.done():
+                self._tell(worker)
             reason = await self._until_enough(worker, job, stopped)
+            if reason == "gone":  # nothing can be handed over any more
+                self._note(f"{worker.id} leaves: the database is no longer there")
+                os._exit(STORE)
             job.cancel()
             (ended,) = await asyncio.gather(job, return_exceptions=True)
             if isinstance(ended, Exception):
@@ -77,12 +81,9 @@ class _Shift:
             if reason == "stopped":
                 self._note(f"{worker.id} has drained")
                 break
-            if reason == "gone":
-                self._note(f"{worker.id} leaves: the database is no longer there")
-                break
             if reason == "abandoned":
                 self._note(f"{worker.id} starts over, to be rid of threads that do not stop")
-                _start_over(0)
+                _start_over()
             # Signed off: who now finds no worker starts one. What was created before that must be looked for here.
             if reason == "idle" and not await self._is_needed():
                 self._note(f"{worker.id} leaves: nothing left to do")
@@ -91,20 +92,31 @@ class _Shift:
         return OK
 
     def _heed_signals(self) -> asyncio.Event:
+        """The event of having been told to stop. The handlers are the process's and not the loop's, which a task may
+        be blocking: then the second signal has to be heard all the same.
+        """
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
 
-        def stop(number: int) -> None:
+        def stop() -> None:
+            stopped.set()
+            self._note("stopping: steps in flight finish, the rest is handed over; once more to force it")
+
+        def heed(number: int, _frame: object) -> None:
             self._stops += 1
             if self._stops > 1:
-                self._note("forced to stop; other workers go on with the tasks")
-                os._exit(128 + number if number != signal.SIGINT else INTERRUPTED)
-            self._note("stopping: steps in flight finish, the rest is handed over; once more to force it")
-            stopped.set()
+                os._exit(128 + number)
+            loop.call_soon_threadsafe(stop)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
-                loop.add_signal_handler(number, stop, int(number))
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, heed)
         return stopped
+
+    def _on_end(self, code: int) -> None:
+        """The worker cannot go on in this process. Called from its lease's thread."""
+        if self._stops:
+            os._exit(code)
+        _start_over()
 
     def _tell(self, worker: Worker) -> None:
         routes = self._services.registry.routes()
@@ -118,16 +130,15 @@ class _Shift:
         self._screen.note(f"{time.strftime('%H:%M:%S')} {text}")
 
     async def _registered(self, worker: Worker, job: asyncio.Task[None]) -> None:
-        """Let go of the lock of the start once everybody can see that this worker lives."""
-        if self._starting is None:
-            return
+        """Wait until everybody can see that this worker lives; then let go of the lock of the start."""
         while not job.done():
             if any(each.card.id == worker.id for each in await self._ledger.views.workers()):
                 break
             await asyncio.sleep(0.01)
-        with suppress(OSError):
-            os.close(self._starting)
-        self._starting = None
+        if self._starting is not None:
+            with suppress(OSError):
+                os.close(self._starting)
+            self._starting = None
 
     async def _until_enough(self, worker: Worker, job: asyncio.Task[None], stopped: asyncio.Event) -> str:
         """Wait for a reason to end this worker: `stopped`, `abandoned`, `idle`, `gone`, or `lost` if it ended."""
@@ -180,9 +191,10 @@ def _identity(ledger: Ledger) -> tuple[int, int] | None:
     return None if found is None else (found.st_dev, found.st_ino)
 
 
-def _start_over(_code: int) -> None:
+def _start_over() -> None:
     """Become a fresh process with the same arguments. Locks are let go of by it, so the tasks held are recovered."""
     arguments = [each for each in sys.argv[1:] if not each.startswith("--starting")]
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "outrider.cli", *arguments])
