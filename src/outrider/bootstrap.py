@@ -208,13 +208,12 @@ def locks_of(ledger: Ledger) -> Path | None:
 
 
 def _split(url: str) -> tuple[str, str]:
-    if "://" not in url:
-        return "sqlite", url
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite":
-        if parts.netloc:
-            raise InvalidArguments(f"{url!r}: write sqlite:///relative.db or sqlite:////absolute.db")
-        return "sqlite", unquote(parts.path[1:])
+    parts = urlsplit(url) if "://" in url else None
+    if parts is None or parts.scheme == "sqlite":
+        path = url if parts is None else unquote(parts.path[1:])
+        if not path or (parts is not None and parts.netloc):
+            raise InvalidArguments(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute.db")
+        return "sqlite", path
     return parts.scheme, url
 
 
