@@ -7,6 +7,7 @@ and those with `isolation="process"` in a process of their own.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -73,7 +74,8 @@ async def call_tool(task: TaskContext, tool: Tool, arguments: JSONObject) -> Any
         return await (tool.fn(task, **arguments) if tool.takes_context else tool.fn(**arguments))
     context = SyncTaskContext(task, asyncio.get_running_loop())
     call = partial(tool.fn, context, **arguments) if tool.takes_context else partial(tool.fn, **arguments)
-    return await in_thread(task._attempt, call)
+    value = await in_thread(task._attempt, call)
+    return await value if inspect.isawaitable(value) else value
 
 
 _SCALARS = (str, int, float, bool, type(None))

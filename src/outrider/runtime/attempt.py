@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
@@ -470,15 +470,22 @@ class Attempt:
 
 
 class Exited(BaseException):
-    """Carries a SystemExit or KeyboardInterrupt out of an asyncio task, which would end the loop with it."""
+    """Carries out of an asyncio task what would not stay an exception there: SystemExit and KeyboardInterrupt end the
+    loop, and GeneratorExit closes whoever awaits the task."""
 
 
 async def contained(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine so that what it raises stays within its task."""
+    own = asyncio.current_task()
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:
         raise Exited(str(error)) from error
+    except GeneratorExit as error:
+        with suppress(RuntimeError):  # no loop runs, so this coroutine is really being closed
+            if asyncio.current_task() is own:
+                raise Exited(str(error)) from error
+        raise
 
 
 def well_formed(text: str) -> str:

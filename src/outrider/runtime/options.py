@@ -113,7 +113,10 @@ def new_task(
 
 
 def _check_size(what: str, value: object, limit: int) -> None:
-    size = len(encode(value))
+    try:
+        size = len(encode(value))
+    except TypeError as error:
+        raise InvalidArguments(f"{what} is not JSON: {error}") from None
     if size > limit:
         raise TooLarge.of(what, size, limit)
 
