@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -171,6 +172,22 @@ async def test_nobody_waits_for_a_writer_that_was_killed_with_the_lock_in_its_ha
         await answer_all(runtime, tasks)
         await dismiss(steady)
         await prove(runtime, session.id, database.with_suffix(".effects"))
+
+
+@pytest.mark.parametrize("mode", ["within", "after"])
+async def test_a_forked_copy_of_a_dead_worker_holds_none_of_its_locks(tmp_path: Path, mode: str):
+    database = tmp_path / "work.db"
+    async with Crew.muster() as crew, runtime_on(database) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("fork")
+        writes = 2 + (mode == "after")  # the claim counts after it
+        doomed = await crew.start(database, kill=(writes, mode))
+        assert await doomed.wait() == -signal.SIGKILL
+        heir = await crew.start(database)
+        sleeper = await task.result(timeout=4)  # the lease is longer
+        os.kill(sleeper, signal.SIGKILL)
+        await dismiss(heir)
+        assert await endings(task) == ["lost", "succeeded"]
 
 
 async def test_work_in_the_name_of_a_worker_that_nobody_knows_is_found(tmp_path: Path):

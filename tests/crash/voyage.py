@@ -119,6 +119,22 @@ def stubborn(task: SyncTaskContext, seconds: float) -> str:
 
 
 @app.tool
+async def fork(task: TaskContext) -> int:
+    """Leave a forked copy of the worker behind, as `multiprocessing` may."""
+    child = await task.step("fork", fork_sleeper)
+    await task.step("go on", mark, task, "go on")
+    return int(child)
+
+
+def fork_sleeper() -> int:
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return child
+
+
+@app.tool
 async def block(task: TaskContext, seconds: float) -> str:
     """Hold up the event loop of its worker: the first time only, so that another attempt comes through."""
     mark(task, "block")

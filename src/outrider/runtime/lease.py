@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger
@@ -39,11 +40,29 @@ class Lock:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _LOCKS.add(self)
 
     def release(self) -> None:
         """Let go, and take the file away."""
+        _LOCKS.discard(self)
         self.path.unlink(missing_ok=True)
         os.close(self._fd)
+
+    def disown(self) -> None:
+        """In a forked copy of this process: the lock is not its own, and must not last as long as it."""
+        os.close(self._fd)
+
+
+_LOCKS: WeakSet[Lock] = WeakSet()
+
+
+def _disown_all() -> None:
+    for lock in list(_LOCKS):
+        lock.disown()
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def is_locked(path: Path) -> bool:

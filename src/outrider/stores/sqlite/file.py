@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakSet
 
 from outrider.core.errors import (
     StoreCorrupt,
@@ -50,6 +51,7 @@ class DatabaseFile:
         self._lock = -1
         self._identity: tuple[int, int] | None = None
         self._gate: threading.Thread | None = None
+        _FILES.add(self)
 
     def open(self) -> sqlite3.Connection:
         """Create or check the database, bring its schema up to date, and return the writing connection."""
@@ -246,3 +248,15 @@ class DatabaseFile:
             f"somebody else has kept the database {self.path} locked for {self._lock_timeout:g} s; find who uses it "
             "(a stopped worker, a backup, an open shell) and try again"
         )
+
+
+_FILES: WeakSet[DatabaseFile] = WeakSet()
+
+
+def _let_go_of_all() -> None:
+    """In a forked copy of this process: a lock that it shares would last as long as it, whatever becomes of us."""
+    for file in list(_FILES):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go_of_all)
