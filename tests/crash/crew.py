@@ -17,6 +17,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -218,7 +219,8 @@ def _be_a_worker(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    import tests.crash.voyage  # noqa: F401 - imported once, for all that are forked
+    for name in ("outrider.runtime.worker", "outrider.stores.sqlite", "outrider.runtime.handles", "tests.crash.voyage"):
+        import_module(name)  # once, for all that are forked
 
     awake, waker = os.pipe()
     os.set_blocking(waker, False)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -27,32 +27,46 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 AT_ONCE = 3
 """How many scenarios run side by side: they mostly wait."""
 
+Begin: TypeAlias = Callable[[SessionHandle], Awaitable[TaskHandle]]
+Proof: TypeAlias = Callable[[Runtime, SessionHandle, TaskHandle, Path], Awaitable[None]]
+
 
 @pytest.mark.parametrize("mode", ["before", "within", "after"])
 async def test_a_worker_killed_at_any_write_loses_nothing_and_repeats_nothing(tmp_path: Path, mode: str):
-    async with Crew.muster() as crew:
-        places: list[str] = []
-        rounds = iter(range(1, 200))
-
-        async def sail() -> None:
-            for n in rounds:
-                database = tmp_path / f"{n}.db"
-                place = await _killed_at(crew, database, n, mode)
-                if place is None:
-                    return
-                places.append(place)
-
-        await asyncio.gather(*(sail() for _ in range(AT_ONCE)))
+    places = await _killed_everywhere(tmp_path, mode, set_sail, prove_voyage)
     met = {place.split()[0] for place in places}
     assert met >= ({"commit", "journal", "write_file"} | ({"claim"} if mode == "after" else set()))
     assert len(places) >= 20
 
 
-async def _killed_at(crew: Crew, database: Path, n: int, mode: str) -> str | None:
+@pytest.mark.parametrize("mode", [pytest.param("before", marks=pytest.mark.soak), "after"])
+async def test_a_tool_in_its_own_process_fares_no_worse_when_its_worker_is_killed(tmp_path: Path, mode: str):
+    places = await _killed_everywhere(tmp_path, mode, _set_sail_apart, _prove_apart)
+    assert len(places) >= 6
+
+
+async def _killed_everywhere(folder: Path, mode: str, begin: Begin, proof: Proof) -> list[str]:
+    """Play a scenario with its worker killed at its first write, then at its second, until there are no more."""
+    places: list[str] = []
+    rounds = iter(range(1, 200))
+    async with Crew.muster() as crew:
+
+        async def play() -> None:
+            for n in rounds:
+                place = await _killed_at(crew, folder / f"{n}.db", n, mode, begin, proof)
+                if place is None:
+                    return
+                places.append(place)
+
+        await asyncio.gather(*(play() for _ in range(AT_ONCE)))
+    return places
+
+
+async def _killed_at(crew: Crew, database: Path, n: int, mode: str, begin: Begin, proof: Proof) -> str | None:
     """One scenario, its first worker killed at its n-th write. None if the work was over before."""
     async with runtime_on(database) as runtime:
         session = await runtime.sessions.create()
-        task = await set_sail(session)
+        task = await begin(session)
         first = await crew.start(database, kill=(n, mode))
         work = asyncio.create_task(answer_all(runtime, [task]))
         fate = asyncio.create_task(first.wait())
@@ -62,7 +76,7 @@ async def _killed_at(crew: Crew, database: Path, n: int, mode: str) -> str | Non
             assert fate.result() == -signal.SIGKILL
             crew_now = await crew.start(database)
         await work
-        await prove_voyage(runtime, session, task, database)
+        await proof(runtime, session, task, database)
         if not fate.done() and not (database.with_suffix(".trace")).exists():
             await dismiss(first)
             await fate
@@ -73,6 +87,16 @@ async def _killed_at(crew: Crew, database: Path, n: int, mode: str) -> str | Non
         else:
             await dismiss(crew_now)
         return database.with_suffix(".trace").read_text()
+
+
+async def _set_sail_apart(session: SessionHandle) -> TaskHandle:
+    return await session.spawn("haul_apart", weight=3)
+
+
+async def _prove_apart(runtime: Runtime, session: SessionHandle, task: TaskHandle, database: Path) -> None:
+    await prove(runtime, session.id, database.with_suffix(".effects"))
+    assert await task.result() in ("stowed 6", "stowed skipped")
+    assert len(await task.messages(direction="outbound")) == 1
 
 
 @asynccontextmanager

@@ -100,7 +100,7 @@ async def test_a_thread_that_outlives_the_drain_is_not_run_twice_while_it_lives(
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         task = await session.spawn("stubborn", seconds=3600)
-        old = await crew.start(database, settings={"drain_timeout": 0.2})
+        old = await crew.start(database, settings={"drain_timeout": 0.2, "drain_grace": 0.5})
         await until(lambda: bool(effects_in(effects)))
         new = await crew.start(database)
         await dismiss(old)
@@ -122,7 +122,7 @@ async def test_a_worker_stopped_beyond_its_lease_finds_its_work_gone_and_ends_it
     lease = {"short_lease": True}
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
-        task = await session.spawn("hold", seconds=4)
+        task = await session.spawn("hold", seconds=1.5)
         frozen = await crew.start(database, settings=lease)
         await until(lambda: _has_journaled(runtime, task, "before"))
         frozen.signal(signal.SIGSTOP)
@@ -144,7 +144,7 @@ async def test_a_worker_whose_loop_is_blocked_ends_itself_and_only_the_culprit_p
     stall = {"stall_named": 0.1, "stall_limit": 0.5}
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
-        innocents = [await session.spawn("hold", seconds=2) for _ in range(5)]
+        innocents = [await session.spawn("hold", seconds=1.5) for _ in range(5)]
         first = await crew.start(database, settings=stall)
         for task in innocents:
             await until(partial(_has_journaled, runtime, task, "before"))

@@ -93,6 +93,12 @@ def haul(task: SyncTaskContext, weight: int) -> str:
     return f"stowed {stowed}"
 
 
+@app.tool(max_failures=1000, isolation="process")
+def haul_apart(task: SyncTaskContext, weight: int) -> str:
+    """The same in a process of its own."""
+    return haul(task, weight)
+
+
 @app.tool(max_failures=1000)
 async def march(task: TaskContext, steps: int) -> list[int]:
     """Many short steps."""
