@@ -20,7 +20,7 @@ from outrider.settings import LeaseTimes
 EFFECTS = "EFFECTS"
 """The environment variable that names the file."""
 
-SHORT_LEASE = LeaseTimes(renew=0.1, cancel=0.6, end=0.8, lost=1.0)
+SHORT_LEASE = LeaseTimes(renew=0.2, cancel=2.0, end=2.5, lost=3.0)
 SETTINGS = WorkerSettings(park_grace=0.02, recovery_interval=0.05, drain_timeout=5.0)
 
 app = Outrider(SETTINGS)
