@@ -260,7 +260,7 @@ class TestRuntime(Runtime):
         worker = _MortalWorker(services, locks=locks_of(self._store))
         crew = _Crew(worker, services, probe, asyncio.create_task(worker.run(), name="outrider-test-worker"))
         self._crews.append(crew)
-        await self.until(lambda: crew.is_at_rest)
+        await self.until(lambda: crew.is_at_rest or worker.held > 0)
 
     async def drain(self) -> None:
         """Stop all workers as SIGTERM would: steps in flight finish, the rest is handed over."""

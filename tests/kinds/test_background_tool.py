@@ -490,7 +490,7 @@ async def test_an_asyncio_task_that_ignores_its_end_does_not_keep_the_result_fro
             runtime.clock.advance(1)
             await runtime.until(lambda: _ended(handle))
             assert await handle.result() == "returned"
-            assert runtime._crews[0].worker.abandoned == 1
+            await runtime.until(lambda: runtime._crews[0].worker.abandoned == 1)
         finally:
             release.set()
 

@@ -413,6 +413,8 @@ class TaskContext:
         default = None if default is None else decode(encode(default))
         if on_expiry == "default" and (problem := mismatch(default, expected)):
             raise InvalidAnswer(f"the default does not fit what is expected: {problem}")
+        if on_expiry == "deny" and (problem := mismatch(False, expected)):
+            raise InvalidAnswer(f"a denial, which is False, does not fit what is expected: {problem}")
         deadline_at = None if deadline is None else now + span(deadline)
         remind_at = None
         if deadline_at is not None and remind_before is not None:

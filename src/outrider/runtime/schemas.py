@@ -1,7 +1,12 @@
-"""JSON Schema at the edges of a task: what an answer must fit, and a result."""
+"""JSON Schema at the edges of a task: what an answer must fit, and a result.
+
+A schema may come from anybody, a model too. It is read as it stands: what it refers to elsewhere is not fetched.
+"""
 
 from __future__ import annotations
 
+from datetime import date, datetime, time
+from functools import cache
 from typing import Any
 
 from outrider.core.errors import InvalidSchema
@@ -9,7 +14,7 @@ from outrider.core.values import JSON, JSONObject
 
 
 def check_schema(schema: JSONObject) -> None:
-    """Raise InvalidSchema if a value is not a JSON Schema (draft 2020-12)."""
+    """Raise InvalidSchema if a value is not a JSON Schema (draft 2020-12), or refers to something outside itself."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
@@ -17,6 +22,9 @@ def check_schema(schema: JSONObject) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise InvalidSchema(f"not a JSON Schema: {error.message} at {_place(error.absolute_path)}") from None
+    problem = _outside(schema)
+    if problem is not None:
+        raise InvalidSchema(problem)
 
 
 def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
@@ -25,9 +33,49 @@ def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
         return None
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
-    error = best_match(Draft202012Validator(schema).iter_errors(value))
+    try:
+        validator = Draft202012Validator(schema, registry=Registry(), format_checker=_formats())
+        error = best_match(validator.iter_errors(value))
+    except Unresolvable as missing:
+        return f"its schema refers to {missing.ref!r}, which it does not contain"
     return None if error is None else f"{error.message} (at {_place(error.absolute_path)})"
+
+
+def _outside(schema: object) -> str | None:
+    """Why a schema cannot be used as it stands: it refers to another one."""
+    if isinstance(schema, list | tuple):
+        return next(filter(None, map(_outside, schema)), None)
+    if not isinstance(schema, dict):
+        return None
+    for word in ("$ref", "$dynamicRef"):
+        reference = schema.get(word)
+        if isinstance(reference, str) and not reference.startswith("#"):
+            return f"a schema stands for itself; this one refers to {reference!r}"
+    inner = (part for word, part in schema.items() if word not in _VALUES)
+    return next(filter(None, map(_outside, inner)), None)
+
+
+_VALUES = frozenset({"const", "default", "enum", "examples"})
+"""Words of a schema whose values are data, not schemas."""
+
+
+@cache
+def _formats() -> Any:
+    from jsonschema import FormatChecker
+
+    checker = FormatChecker()
+    for name, read in (
+        ("date-time", datetime.fromisoformat),
+        ("date", date.fromisoformat),
+        ("time", time.fromisoformat),
+    ):
+        checker.checks(name, raises=ValueError)(
+            lambda value, read=read: not isinstance(value, str) or read(value) is not None
+        )
+    return checker
 
 
 def _place(path: Any) -> str:
