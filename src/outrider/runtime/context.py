@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from outrider.core import events
-from outrider.core.errors import Failure, InvalidAnswer, NotFound, Superseded, TooLarge
+from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, NotFound, Superseded, TooLarge
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
 from outrider.core.task import (
@@ -45,7 +45,7 @@ from outrider.runtime.files import clean_path
 from outrider.runtime.ids import new_id
 from outrider.runtime.journal import DOUBT, FAILED, INSIDE, Journal, Position
 from outrider.runtime.log import log
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
 
 T = TypeVar("T")
+PART_TYPES = ("text", "data", "file")
 Parts: TypeAlias = str | JSONObject | Sequence[JSONObject]
 _UNSET: Any = object()
 
@@ -503,6 +504,7 @@ class TaskContext:
             await self._journal()
         (made,) = await self._services.lifecycle.create([new], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
+            check_same(new.input, made.task)
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
             await self._journal(step)
         self._attempt.journal.note(step)
@@ -593,10 +595,11 @@ class TaskContext:
         """
         with self._at("messages", name) as position:
             held = decode(position.entry.value or b"{}") if position.entry is not None else {}
+            seen, last = self._messages_before(position.ordinal)
             if "ids" in held:
-                inbound = await self._services.views.messages(self.id, direction="inbound")
-                return [MessageRecord.of(message) for message in inbound if message.id in held["ids"]]
-            seen, last = self._messages_seen()
+                ids = held["ids"]
+                taken = await self._services.views.messages(self.id, direction="inbound", after=last, limit=len(ids))
+                return [MessageRecord.of(message) for message in taken if message.id in ids]
             until = self._services.clock.now() if not wait else held.get("until")
             if wait and timeout is not None and until is None:
                 until = self._services.clock.now() + span(timeout)
@@ -611,10 +614,12 @@ class TaskContext:
             await self._write(position, encode({"ids": [message.id for message in found]}))
             return [MessageRecord.of(message) for message in found]
 
-    def _messages_seen(self) -> tuple[int, str | None]:
+    def _messages_before(self, ordinal: int) -> tuple[int, str | None]:
+        """How many messages the code took before a position, and the last of them."""
         taken = [
             message_id
             for row in self._attempt.journal.of("messages")
+            if row.ordinal < ordinal
             for message_id in decode(row.value or b"{}").get("ids", ())
         ]
         return len(taken), taken[-1] if taken else None
@@ -642,7 +647,7 @@ class TaskContext:
             file = None
             size = None
             if content is not None:
-                path = clean_path(path or f"/.tasks/{self.id}/{name}", task_id=self.id)
+                path = clean_path(f"/.tasks/{self.id}/{name}" if path is None else path, task_id=self.id)
                 file = file_write(self._attempt, path, content, media_type)
                 size, media_type = len(file.content), file.media_type
             elif path is not None:
@@ -824,14 +829,20 @@ def guess_media_type(path: str, is_text: bool) -> str:
 
 
 def message_parts(content: Parts, limit: int) -> tuple[JSONObject, ...]:
-    """Return content as message parts of type text, data or file. Raises TooLarge."""
+    """Return content as message parts of type text, data or file. Raises InvalidArguments, TooLarge."""
+    parts: tuple[Any, ...]
     if isinstance(content, str):
-        parts: tuple[JSONObject, ...] = ({"type": "text", "text": content},)
+        parts = ({"type": "text", "text": content},)
     elif isinstance(content, Mapping):
-        parts = (content if content.get("type") in ("text", "data", "file") else {"type": "data", "data": content},)
+        parts = (content if content.get("type") in PART_TYPES else {"type": "data", "data": content},)
     else:
-        parts = tuple(content)
-    encoded = encode(parts)
+        parts = tuple(cast("Any", content)) if isinstance(content, list | tuple) else (content,)
+    if not all(isinstance(part, Mapping) and part.get("type") in PART_TYPES for part in parts):
+        raise InvalidArguments("a message is text, an object, or a list of parts of type text, data or file")
+    try:
+        encoded = encode(parts)
+    except TypeError as error:
+        raise InvalidArguments(f"the message is not JSON: {error}") from None
     if len(encoded) > limit:
         raise TooLarge.of("the message", len(encoded), limit)
     return tuple(decode(encoded))

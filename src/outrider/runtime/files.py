@@ -18,8 +18,8 @@ def clean_path(path: str, *, task_id: str | None = None) -> str:
         raise InvalidPath(f"{path!r} does not name a file")
     if len(path) > MAX_PATH:
         raise InvalidPath(f"a path has {len(path)} characters, more than {MAX_PATH}")
-    if any(ord(char) < 32 or char in "\\\x7f" for char in path):
-        raise InvalidPath(f"{path!r} has control characters or backslashes")
+    if any(ord(char) < 32 or char in "\\\x7f" or 0xD800 <= ord(char) <= 0xDFFF for char in path):
+        raise InvalidPath(f"{path!r} has control characters, backslashes or halves of characters")
     parts = path.strip("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise InvalidPath(f"{path!r} is not a plain path within the session's files")

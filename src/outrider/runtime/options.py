@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from outrider.core.errors import InvalidArguments, TooLarge
+from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.session import Session
-from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, Timeouts, WakePolicy
-from outrider.core.values import Instant, JSONObject
+from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, Task, Timeouts, WakePolicy
+from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.clock import instant, span
 from outrider.runtime.codec import encode, jsonable
 from outrider.runtime.ids import new_id
@@ -119,6 +119,18 @@ def _check_size(what: str, value: object, limit: int) -> None:
         raise InvalidArguments(f"{what} is not JSON: {error}") from None
     if size > limit:
         raise TooLarge.of(what, size, limit)
+
+
+def check_same(asked: Input, existing: Task) -> None:
+    """Creating twice is fine; raises IdempotencyConflict for creating something else under the same name."""
+    there = existing.input
+    comparable = evolve(asked, created_at=there.created_at)
+    if jsonable(comparable) == jsonable(there):
+        return
+    name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
+    raise IdempotencyConflict(
+        f"{name} was used before, for another task: {existing.id}", details={"task_id": existing.id}
+    )
 
 
 _RETRY = Retry()

@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from outrider.core.errors import (
-    IdempotencyConflict,
     InvalidAnswer,
     InvalidArguments,
     NotFound,
@@ -20,13 +19,13 @@ from outrider.core.errors import (
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter, Worker
 from outrider.core.session import Session
-from outrider.core.task import Input, State, Task
-from outrider.core.values import JSON, evolve
+from outrider.core.task import State, Task
+from outrider.core.values import JSON
 from outrider.runtime.clock import span
-from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, new_task
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -88,7 +87,7 @@ class Tasks:
         made = await services.lifecycle.create(new)
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):
-                _check_same(asked.input, verdict.task)
+                check_same(asked.input, verdict.task)
         return [verdict.task for verdict in made]
 
     async def _session(self, session_id: str) -> Session:
@@ -392,15 +391,3 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
         if name not in known:
             raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
     return TaskFilter(**given)
-
-
-def _check_same(asked: Input, existing: Task) -> None:
-    """Creating twice is fine, creating something else under the same name is not."""
-    there = existing.input
-    comparable = evolve(asked, created_at=there.created_at)
-    if jsonable(comparable) == jsonable(there):
-        return
-    name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
-    raise IdempotencyConflict(
-        f"{name} was used before, for another task: {existing.id}", details={"task_id": existing.id}
-    )
