@@ -19,11 +19,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
 
-from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger
 from outrider.runtime.log import log
 from outrider.settings import WorkerSettings
@@ -168,7 +168,7 @@ class LeaseThread(threading.Thread):
     def _renew(self) -> None:
         try:
             held = self._ledger.renew(self._worker_id, timeout=self._settings.lease.renew)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the lease is not renewed, and that is to be seen to
             log.warning("lease not renewed", worker=self._worker_id, reason=str(error))
             return
         if held:
@@ -202,10 +202,11 @@ class LeaseThread(threading.Thread):
             log.warning(
                 "event loop blocked", seconds=round(blocked, 1), task=self._watched.culprit(), stack=self._stack()
             )
-        if blocked >= self._settings.stall_limit:
+        if blocked >= self._settings.stall_limit and self._watched.is_holding():
             reason = f"its code blocked the event loop for {blocked:.0f} s"
             if self._lock is not None:
-                Will(self._watched.culprit(), reason).write(self._lock)
+                with suppress(OSError):  # without a will everybody it held is charged, and goes on all the same
+                    Will(self._watched.culprit(), reason).write(self._lock)
             log.error("event loop blocked for too long; ending the process", stack=self._stack())
             self._watched.end(EXIT_CODE)
 

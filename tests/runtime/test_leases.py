@@ -1,0 +1,312 @@
+"""Leases: the thread that keeps a worker honest, and who finds a worker that is gone."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outrider import Outrider, State, TaskContext, TaskOptions, WorkerSettings
+from outrider.core.errors import StoreUnavailable
+from outrider.core.ledger import WorkerCard
+from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked
+from outrider.runtime.recovery import Recovery, lock_path
+from outrider.settings import LeaseTimes
+from outrider.testing import open_test
+
+pytestmark = pytest.mark.anyio
+
+QUICK = WorkerSettings(
+    lease=LeaseTimes(renew=0.02, cancel=0.15, end=0.3, lost=0.5),
+    stall_named=0.05,
+    stall_limit=0.25,
+    recovery_interval=0.01,
+)
+
+
+@dataclass
+class Ledger:
+    """As much of a store as a lease needs."""
+
+    answers: bool = True
+    holds: bool = True
+    renewals: list[float] = field(default_factory=list)
+    error: Exception = field(default_factory=lambda: StoreUnavailable("no answer"))
+
+    def renew(self, worker_id: str, timeout: float) -> bool:
+        if not self.answers:
+            raise self.error
+        self.renewals.append(time.monotonic())
+        return self.holds
+
+
+@dataclass
+class Told:
+    """What a lease thread told its worker."""
+
+    lost: list[float] = field(default_factory=list)
+    ended: list[tuple[float, int]] = field(default_factory=list)
+    is_holding: bool = True
+    culprit: str | None = "task_culprit"
+
+
+@contextmanager
+def lease(ledger: Any, told: Told, lock: Path | None = None, settings: WorkerSettings = QUICK):
+    watched = Watched(
+        asyncio.get_running_loop(),
+        lambda: told.culprit,
+        lambda: told.is_holding,
+        lambda: told.lost.append(time.monotonic()),
+        lambda code: told.ended.append((time.monotonic(), code)),
+    )
+    thread = LeaseThread(ledger, "worker_1", settings, lock, watched)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.stop()
+        assert not thread.is_alive()
+
+
+async def until(fact: Callable[[], Any]) -> None:
+    give_up = time.monotonic() + 10
+    while not fact():
+        assert time.monotonic() < give_up, "it never came to pass"
+        await asyncio.sleep(0.005)
+
+
+async def test_a_lease_is_renewed_while_the_loop_is_busy():
+    ledger, told = Ledger(), Told()
+    with lease(ledger, told, settings=replace(QUICK, stall_limit=60)):
+        enough, give_up = len(ledger.renewals) + 3, time.monotonic() + 10
+        while len(ledger.renewals) < enough and time.monotonic() < give_up:
+            time.sleep(0.01)  # not a turn for the loop
+        assert len(ledger.renewals) >= enough
+    assert (told.lost, told.ended) == ([], [])
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), OSError("disk"), ValueError("a defect")], ids=repr)
+async def test_who_cannot_renew_stops_its_work_and_then_its_process(error: Exception):
+    ledger, told = Ledger(error=error), Told()
+    with lease(ledger, told):
+        await until(lambda: ledger.renewals)
+        ledger.answers = False
+        await until(lambda: told.lost)
+        await until(lambda: told.ended)
+    silence = told.lost[0] - ledger.renewals[-1]
+    assert silence > 0.14, "not before its time"
+    assert told.ended[0][0] - ledger.renewals[-1] > 0.29
+    assert told.ended[0][1] == EXIT_CODE
+
+
+async def test_a_process_whose_work_has_stopped_need_not_end():
+    ledger, told = Ledger(answers=False), Told(is_holding=False)
+    with lease(ledger, told):
+        await until(lambda: told.lost)
+        await asyncio.sleep(0.3)
+    assert told.ended == []
+
+
+async def test_who_was_taken_for_lost_hears_of_it_at_once():
+    ledger, told = Ledger(holds=False), Told(is_holding=False)
+    with lease(ledger, told):
+        await until(lambda: told.lost)
+    assert len(ledger.renewals) == 1, "it does not ask again"
+
+
+async def test_a_blocked_loop_is_named_with_its_stack_and_then_ends_the_process_leaving_a_will(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    ledger, told, lock = Ledger(), Told(), tmp_path / "worker_1.lock"
+    with lease(ledger, told, lock):
+        await asyncio.sleep(0.1)
+        end = time.monotonic() + 5
+        while not told.ended and time.monotonic() < end:
+            time.sleep(0.01)  # here the loop is blocked
+    assert told.ended[0][1] == EXIT_CODE
+    will = Will.read(lock)
+    assert will is not None
+    assert will.task_id == "task_culprit"
+    assert "blocked the event loop" in will.reason
+    named = next(line.getMessage() for line in caplog.records if "event loop blocked" in line.getMessage())
+    assert "task_culprit" in named
+    assert "here the loop is blocked" in named
+
+
+async def test_a_program_that_blocks_its_own_loop_is_not_ended_while_no_task_suffers():
+    told = Told(is_holding=False, culprit=None)
+    with lease(Ledger(), told):
+        await asyncio.sleep(0.1)
+        time.sleep(0.5)
+    assert told.ended == []
+
+
+async def test_a_will_that_cannot_be_written_stops_nobody(tmp_path: Path):
+    told = Told()
+    with lease(Ledger(), told, tmp_path / "no such folder" / "worker.lock"):
+        await asyncio.sleep(0.1)
+        end = time.monotonic() + 5
+        while not told.ended and time.monotonic() < end:
+            time.sleep(0.01)
+    assert told.ended
+
+
+async def test_the_task_that_blocks_the_loop_is_the_one_named():
+    app, seen = Outrider(), list[str | None]()
+
+    @app.tool
+    async def innocent(task: TaskContext) -> None:
+        await asyncio.Event().wait()
+
+    @app.tool
+    async def culprit(task: TaskContext, deep: bool) -> str:
+        async def blocks() -> None:
+            thread = threading.Thread(target=lambda: seen.append(worker._culprit()))
+            thread.start()
+            thread.join()
+
+        await (asyncio.create_task(blocks()) if deep else blocks())
+        return task.id
+
+    async with open_test(app) as runtime:
+        worker = runtime._crews[0].worker
+        session = await runtime.sessions.create()
+        await session.spawn("innocent")
+        for deep in (False, True):
+            handle = await session.spawn("culprit", deep=deep)
+            await runtime.until(lambda: bool(seen))
+            assert seen.pop() == handle.id
+        assert worker._culprit() is None
+
+
+# --- finding those that are gone ---------------------------------------------------------------------
+
+
+def card(worker_id: str, host: str = "here", boot: str | None = None) -> WorkerCard:
+    return WorkerCard(worker_id, host, boot_id() if boot is None else boot, 1, 0)
+
+
+@pytest.mark.parametrize("case", ["lock held", "lock released", "no lock", "another boot"])
+async def test_a_worker_of_this_machine_is_gone_as_soon_as_its_lock_is(case: str, tmp_path: Path):
+    async with open_test(Outrider(), worker=False) as runtime:
+        await runtime.ledger.register(card("worker_dead", boot="earlier" if case == "another boot" else None))
+        lock = None if case == "no lock" else Lock(lock_path(tmp_path, "worker_dead"))
+        if lock is not None and case == "lock released":
+            lock.release()
+            lock_path(tmp_path, "worker_dead").touch()
+        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
+        await recovery.look()
+        left = [worker.id for worker in await runtime.workers()]
+        assert left == (["worker_dead"] if case == "lock held" else [])
+        if lock is not None and case != "lock released":
+            assert is_locked(lock.path) is (case == "lock held")
+            lock.release()
+
+
+async def test_a_worker_elsewhere_is_gone_when_its_beat_has_stood_still_for_the_lease_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now = [1000.0]
+    monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
+    async with open_test(Outrider(), worker=False) as runtime:
+        for name in ("worker_dead", "worker_alive"):
+            await runtime.ledger.register(card(name, "elsewhere"))
+        recovery = Recovery(runtime.services, "here", boot_id(), None, "worker_me")
+        for second in range(11):
+            now[0] += 0.99
+            runtime.ledger.renew("worker_alive", 1)
+            await recovery.look()
+            names = {worker.id for worker in await runtime.workers()}
+            assert names == {"worker_dead", "worker_alive"}, f"after {second} seconds"
+        now[0] += 1
+        await recovery.look()
+        assert {worker.id for worker in await runtime.workers()} == {"worker_alive"}
+
+
+async def test_no_jump_of_a_clock_takes_anybody_for_lost(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
+    async with open_test(Outrider(), worker=False) as runtime:
+        await runtime.ledger.register(card("worker_alive", "elsewhere"))
+        recovery = Recovery(runtime.services, "here", boot_id(), None, "worker_me")
+        await recovery.look()
+        runtime.clock.advance(3600)
+        await recovery.look()
+        now[0] += 3600  # this process was stopped, and may not conclude anything from it
+        await recovery.look()
+        assert [worker.id for worker in await runtime.workers()] == ["worker_alive"]
+
+
+async def test_the_culprit_of_a_will_is_charged_and_the_others_go_on_unharmed(tmp_path: Path):
+    app, started = Outrider(), list[str]()
+
+    @app.tool
+    async def held(task: TaskContext) -> None:
+        started.append(task.id)
+        await asyncio.Event().wait()
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        culprit = await session.spawn("held", options=TaskOptions(max_failures=1))
+        other = await session.spawn("held")
+        await runtime.until(lambda: len(started) == 2)
+        worker_id = runtime._crews[0].worker.id
+        Will(culprit.id, "its code blocked the event loop for 30 s").write(lock_path(tmp_path, worker_id))
+        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
+        (worker,) = [each for each in await runtime.services.views.workers() if each.card.id == worker_id]
+        runtime._kill()
+        await recovery._bury(worker)
+        record = await culprit.record()
+        assert record.error is not None
+        assert (record.state, record.failures) == (State.FAILED, 1)
+        assert "blocked the event loop" in record.error.message
+        record = await other.record()
+        assert (record.state, record.failures, record.worker_id) == (State.RUNNING, 0, None)
+        assert [each.ending for each in await other.attempts()] == ["released"]
+        assert Will.read(lock_path(tmp_path, worker_id)) is None
+
+
+async def test_a_worker_that_counts_as_lost_stops_its_code_and_leaves_no_task_behind():
+    """Its lease ran out while the store was away; when that is back, its work goes on elsewhere."""
+    app, seen = Outrider(), list[str]()
+
+    @app.tool
+    async def works(task: TaskContext) -> str:
+        seen.append(f"begun {task.attempt}")
+        await task.step("first", lambda: None)
+        if task.attempt == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                seen.append("stopped")
+        return "done"
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("works")
+        await runtime.until(lambda: runtime.writes == 1)
+        lost = runtime._crews[0]
+        lost.worker._on_lost()
+        await runtime.until(lambda: lost.job.done())
+        assert seen == ["begun 1", "stopped"]
+        runtime._crews.remove(lost)
+        await runtime.start_worker()
+        await runtime.run_until_idle()
+        assert await handle.result() == "done"
+        assert (await handle.record()).failures == 0
+
+
+def test_a_lock_lasts_until_it_is_released(tmp_path: Path):
+    path = tmp_path / "folder" / "worker.lock"
+    lock = Lock(path)
+    assert is_locked(path)
+    with pytest.raises(BlockingIOError):
+        Lock(path)
+    lock.release()
+    assert not is_locked(path)
+    assert not path.exists()
