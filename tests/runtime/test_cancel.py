@@ -401,11 +401,14 @@ async def test_a_timeout_around_a_step_in_a_thread_is_not_lost():
 # --- trees -------------------------------------------------------------------------------------------
 
 
-def family(app: Outrider, started: asyncio.Event) -> None:
+def family(app: Outrider, started: asyncio.Event, stop: asyncio.Event) -> None:
     @app.tool
     async def grandchild(task: TaskContext) -> None:
         started.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stop.wait()  # takes its time to clean up
 
     @app.tool
     async def child(task: TaskContext) -> None:
@@ -431,8 +434,8 @@ def family(app: Outrider, started: asyncio.Event) -> None:
 
 
 async def test_a_cancel_goes_down_three_levels_and_names_everybody(store: Store):
-    app, started = Outrider(), asyncio.Event()
-    family(app, started)
+    app, started, stop = Outrider(), asyncio.Event(), asyncio.Event()
+    family(app, started, stop)
     async with open_test(app, store=store) as runtime:
         handle = await spawn(runtime, "parent")
         await runtime.until(started.is_set)
@@ -443,6 +446,7 @@ async def test_a_cancel_goes_down_three_levels_and_names_everybody(store: Store)
         assert {names[each] for each in receipt.requested} == {"grandchild"}
         assert {names[each] for each in receipt.left} == {"done", "detached"}
         assert receipt.canceled[0] == handle.id
+        stop.set()
         await runtime.run_until_idle()
         states = {record.display_name: record.state for record in await runtime.tasks.list()}
         assert states == {
@@ -458,12 +462,13 @@ async def test_a_cancel_goes_down_three_levels_and_names_everybody(store: Store)
 
 
 async def test_detached_children_go_too_when_asked():
-    app, started = Outrider(), asyncio.Event()
-    family(app, started)
+    app, started, stop = Outrider(), asyncio.Event(), asyncio.Event()
+    family(app, started, stop)
     async with open_test(app) as runtime:
         handle = await spawn(runtime, "parent")
         await runtime.until(lambda: _all_started(runtime, 6))
         await handle.cancel(include_detached=True)
+        stop.set()
         await runtime.run_until_idle()
         states = {record.display_name: record.state for record in await runtime.tasks.list()}
         assert states["detached"] is State.CANCELED

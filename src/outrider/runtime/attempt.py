@@ -184,14 +184,10 @@ class Attempt:
                 self._busy += scope.open == 0 and not scope.is_over
             self._consider_parking()
 
-    @contextmanager
-    def inside(self, scope: Scope) -> Iterator[None]:
-        """The operation that is open now has an inside."""
-        try:
-            yield
-        finally:
-            scope.is_over = True
-            self._busy += scope.open > 0
+    def leave(self, scope: Scope) -> None:
+        """The operation that a scope is the inside of ends, whatever is still open in there."""
+        scope.is_over = True
+        self._busy += scope.open > 0
 
     async def wait(
         self,

@@ -203,8 +203,15 @@ class TaskContext:
                 return shape.read(begun)
             if _wants_key(fn):
                 kwargs.setdefault("idempotency_key", f"{self.id}:{position.name}")
-            with self._inside(position, effects):
+            # Verbs that `fn` uses are journaled inside the step, which stands for them once it is done. A `once` step
+            # is not parked in its midst: resuming it would run it again.
+            scope = Scope(position.name + INSIDE, parks=effects != "once")
+            token = SCOPE.set(scope)
+            try:
                 value, was_cancelled = await self._call(fn, args, kwargs)
+            finally:
+                SCOPE.reset(token)
+                self._attempt.leave(scope)
             value = await self.finish_typed(position, value, shape)
             if was_cancelled:  # a thread cannot be stopped: what it did is kept, and then the code stops
                 raise asyncio.CancelledError
@@ -279,20 +286,6 @@ class TaskContext:
             return await fn(*args, **kwargs), False
         value, was_cancelled = await run_thread(self._attempt, partial(fn, *args, **kwargs))
         return (await value if inspect.isawaitable(value) else value), was_cancelled
-
-    @contextmanager
-    def _inside(self, position: Position, effects: Effects) -> Iterator[None]:
-        """Verbs that the function of a step uses are journaled inside the step, which stands for them once it is done.
-
-        A `once` step is not parked in its midst: resuming it would run it again.
-        """
-        scope = Scope(position.name + INSIDE, parks=effects != "once")
-        token = SCOPE.set(scope)
-        try:
-            with self._attempt.inside(scope):
-                yield
-        finally:
-            SCOPE.reset(token)
 
     # --- questions -----------------------------------------------------------------------------------
 
@@ -733,7 +726,8 @@ class TaskContext:
         position = attempt.journal.enter(
             verb, name, alone=attempt.is_alone, scope="" if scope is None else scope.name, branch=branch
         )
-        attempt.journal.go_on(lambda failed: attempt.has_handled(failed, branch))
+        if attempt.journal.has_failures:
+            attempt.journal.go_on(lambda failed: attempt.has_handled(failed, branch))
         return position
 
     @property
@@ -1017,7 +1011,7 @@ class SyncTaskContext:
         position = step.enter_context(self._task._at("step", name))
         begun = await self._task.begin_step(position, effects, shape)
         scope = Scope(position.name + INSIDE, parks=effects != "once")
-        step.enter_context(self._task._attempt.inside(scope))
+        step.callback(self._task._attempt.leave, scope)
         return position, begun, scope
 
     def _say(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

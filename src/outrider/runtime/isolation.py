@@ -530,7 +530,7 @@ class _Service:
             if begun is not None:
                 return {"value": decode(begun), "is_done": True}
             scope = Scope(position.name + INSIDE, parks=effects != "once")
-            step.enter_context(self._attempt.inside(scope))
+            step.callback(self._attempt.leave, scope)
             self._steps[number] = _OpenStep(position, scope, task._branch, step.pop_all())
         return {"is_done": False, "step": number, "key": f"{self._task.id}:{position.name}"}
 

@@ -109,11 +109,14 @@ class Journal:
 
     def go_on(self, has_handled: Callable[[Branch], bool]) -> None:
         """The code came to a position: the errors of the branches that `has_handled` names were handled."""
-        if not self._failures:
-            return
         handled = [failure for failure in self._failures if has_handled(failure[1])]
         self._failures = [failure for failure in self._failures if failure not in handled]
         self._owed.extend((position, error) for position, _, error in handled)
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether verbs have raised, and it is not known yet whether the code handles that."""
+        return bool(self._failures)
 
     @property
     def is_owing(self) -> bool:
