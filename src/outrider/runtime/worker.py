@@ -8,6 +8,7 @@ nothing else waits is not queued first: it is claimed by the commit that makes i
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import random
@@ -37,6 +38,9 @@ from outrider.runtime.voice import Voice
 
 BATCH = 100
 FOLLOW_UPS = 200
+
+YOUNG = 10_000
+"""How many new objects the interpreter's collector waits for before it looks at them. See `_collect_less_often`."""
 
 
 class Worker:
@@ -123,6 +127,7 @@ class Worker:
 
         Returns by itself when others took this worker for lost; what it held goes on elsewhere.
         """
+        _collect_less_often()
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         self._threads = Threads(self._services.settings.threads, "outrider-tool")
@@ -618,6 +623,17 @@ async def _take_back_cancellation() -> None:
     if current is not None and current.cancelling():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
+
+
+def _collect_less_often() -> None:
+    """Raise the collector's first threshold; it is never lowered, nor set where the program has switched it off.
+
+    The objects of a hundred tasks in flight are more than the usual 700, so it looked at living ones again and again:
+    a sixth of a busy worker's time. What runs here leaves no garbage in circles.
+    """
+    young, *older = gc.get_threshold()
+    if 0 < young < YOUNG:
+        gc.set_threshold(YOUNG, *older)
 
 
 def _earliest(*moments: int | None) -> int | None:

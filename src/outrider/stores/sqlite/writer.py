@@ -1,8 +1,10 @@
 """The one thread that writes: group commit, and a look at what other processes wrote.
 
 Whatever was handed over while the last transaction was committing goes into the next, from many callers and
-many verbs, and all their replies return to the event loop in one hop. If a transaction fails because of one
-operation, it is rolled back and each is tried alone, so that only the culprit fails.
+many verbs, and all their replies return to the event loop in one hop. It begins when a pass of the loop has added
+nothing more: a transaction costs much the same for one operation as for ten, and beside a busy loop each of its
+steps has to win the interpreter's lock. If a transaction fails because of one operation, it is rolled back and each
+is tried alone, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ from outrider.stores.sqlite.statements import Statements
 
 BATCH = 500
 """How many operations one transaction takes at most."""
+
+MOST_PASSES = 10
+"""How many passes of the loop in a row may add to a transaction before it is begun."""
+
+LINGER = 0.005
+"""How long the writer waits for them at most, in seconds."""
 
 SHORTEST_PAUSE = 0.002
 LONGEST_PAUSE = 0.025
@@ -78,7 +86,8 @@ class Writer:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._is_idle = False
-        self._ring_is_due = False
+        self._is_in_pass = False
+        self._submitted = 0
         self._is_closing = False
         self._pause = SHORTEST_PAUSE
         self._seen = 0
@@ -103,10 +112,20 @@ class Writer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._queue.append((operation, future))
-        if self._is_idle and not self._ring_is_due:
-            self._ring_is_due = True
-            loop.call_soon(self._ring_once)  # so that all of what the loop does in one pass goes into one transaction
+        self._submitted += 1
+        if not self._is_in_pass:
+            self._is_in_pass = True
+            loop.call_soon(self._end_pass, loop, self._submitted, MOST_PASSES)
         return future
+
+    def _end_pass(self, loop: asyncio.AbstractEventLoop, submitted: int, passes_left: int) -> None:
+        """The loop has gone through all that was to be done when `submitted` operations had been handed over."""
+        if passes_left and self._submitted != submitted:
+            loop.call_soon(self._end_pass, loop, self._submitted, passes_left - 1)
+            return
+        self._is_in_pass = False
+        if self._is_idle:
+            self._ring()
 
     def call(self, operation: Operation[R], timeout: float) -> R:
         """Hand over an operation from a thread, ahead of all others, and wait for it."""
@@ -133,10 +152,6 @@ class Writer:
         """Somebody listens now, so look at once and then in short pauses."""
         self._ring()
 
-    def _ring_once(self) -> None:
-        self._ring_is_due = False
-        self._ring()
-
     def _ring(self) -> None:
         with suppress(RuntimeError):  # it rings already
             self._bell.release()
@@ -157,6 +172,8 @@ class Writer:
 
     def _take(self) -> list[Handed]:
         queue = self._queue
+        if queue and self._is_in_pass:
+            self._let_pass()
         while not queue:
             if self._is_closing:
                 return []
@@ -170,6 +187,13 @@ class Writer:
             if not rang:
                 self._look()
         return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+
+    def _let_pass(self) -> None:
+        """Wait, not for long, until the loop has handed over all that it has."""
+        self._is_idle = True
+        if self._is_in_pass:  # it may have ended before it could see that somebody waits for it
+            self._bell.acquire(timeout=LINGER)
+        self._is_idle = False
 
     def _look(self) -> None:
         """See whether another process has committed."""
