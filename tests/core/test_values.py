@@ -7,7 +7,7 @@ import pytest
 
 from outrider.core.session import NewSession
 from outrider.core.task import Core, Live, Outcome, State, Task, TaskError, Timeouts, Usage
-from outrider.core.values import difference, evolve
+from outrider.core.values import difference, evolve, quick
 from tests.core.stage import START, held, new
 
 VALUES = [new().task, new().task.input, held().task.core, Live(iterations=3), Outcome("done"), NewSession("s", START)]
@@ -27,6 +27,32 @@ def test_a_copy_is_of_the_very_class_and_as_frozen():
     assert pickle.loads(pickle.dumps(copy)) == copy
     with pytest.raises(dataclasses.FrozenInstanceError):
         copy.attempt = 3  # type: ignore[misc]  # which is the point
+
+
+def test_quick_values_are_made_as_others_are():
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Plain:
+        name: str
+        size: int = 3
+        labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @quick
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Quick:
+        name: str
+        size: int = 3
+        labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    for given in (("a",), ("a", 4), ("a", 4, {"b": "c"})):
+        assert dataclasses.astuple(Quick(*given)) == dataclasses.astuple(Plain(*given))
+    assert Quick(name="a", labels={"b": "c"}) == dataclasses.replace(Quick("a"), labels={"b": "c"})
+    assert Quick("a").labels is not Quick("a").labels
+    assert type(Quick("a")) is Quick
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Quick("a").size = 5  # type: ignore[misc]  # which is the point
+    for wrong in ({}, {"name": "a", "sise": 3}):
+        with pytest.raises(TypeError, match=r"__init__\(\)"):
+            Quick(**wrong)  # type: ignore[arg-type]
 
 
 def test_evolve_leaves_the_original_as_it_was():

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.task import InputRequest, Task, TaskError
-from outrider.core.values import Instant, JSONObject
+from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
     "session.created", "task.created", "task.updated", "task.progress", "task.output", "task.message"
@@ -54,6 +54,7 @@ class FollowUp:
     event: FollowUpEvent
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """How one hold of a task ended."""
@@ -67,6 +68,7 @@ class AttemptEnd:
     error: TaskError | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Change:
     """Everything that one transition writes.

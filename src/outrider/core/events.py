@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from outrider.core.task import Artifact, Direction, InputRequest, Live, State, TaskError, Wait
-from outrider.core.values import JSON, Instant, JSONObject, Span
+from outrider.core.values import JSON, Instant, JSONObject, Span, quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Step:
     done: bool = True
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class FileWrite:
     """A small file of a session, whole. `path` is absolute within the session's files."""
@@ -105,6 +106,7 @@ class Released:
     live: Live | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Succeeded:
     """The task's code returned.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-from outrider.core.values import JSON, SECOND, Instant, JSONObject, Span
+from outrider.core.values import JSON, SECOND, Instant, JSONObject, Span, quick
 
 DEFAULT_ORGANIZATION = "org_default"
 
@@ -75,6 +75,7 @@ class Timeouts:
 NO_TIMEOUTS = Timeouts()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Input:
     """What was asked for. Written once, at creation."""
@@ -192,6 +193,7 @@ class Stopping:
     error: TaskError | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Core:
     """The lifecycle. `version` grows by one with every committed change of this group or the outcome."""
@@ -302,6 +304,7 @@ class Outcome:
     error: TaskError | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Task:
     """One unit of background work."""
