@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from outrider.core.ledger import Ledger, Views
 from outrider.runtime.clock import Clock
+from outrider.runtime.glance import Glance
 from outrider.runtime.lifecycle import Lifecycle
 from outrider.runtime.registry import Registry
 from outrider.runtime.signals import Signals
@@ -20,6 +21,7 @@ class Services:
     clock: Clock
     lifecycle: Lifecycle
     signals: Signals
+    glance: Glance
     registry: Registry
     settings: WorkerSettings
 
@@ -31,4 +33,6 @@ class Services:
     @classmethod
     def over(cls, ledger: Ledger, clock: Clock, registry: Registry, settings: WorkerSettings) -> Services:
         """Put the collaborators together over one store."""
-        return cls(ledger, clock, Lifecycle(ledger, clock), Signals(ledger, clock), registry, settings)
+        return cls(
+            ledger, clock, Lifecycle(ledger, clock), Signals(ledger, clock), Glance(ledger.views), registry, settings
+        )

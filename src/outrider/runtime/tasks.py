@@ -327,10 +327,7 @@ class Tasks:
         until = None if timeout is None else self._services.clock.now() + span(timeout)
         with self._services.signals.listen(task_ids) as bell:
             while True:
-                found = {task.id: task for task in await self._services.views.tasks(list(task_ids))}
-                for task_id in task_ids:
-                    if task_id not in found:
-                        raise NotFound.of("task", task_id)
+                found = await self._look(task_ids)
                 ready = sum(task.is_terminal or (on_question and bool(task.core.requests)) for task in found.values())
                 if ready == len(found) or (any and ready):
                     return [found[task_id] for task_id in task_ids]
@@ -338,6 +335,17 @@ class Tasks:
                     open_ones = [task.id for task in found.values() if not task.is_terminal]
                     raise WaitTimeout(f"still going on: {', '.join(open_ones)}", details={"open": open_ones})
                 await bell.wait(until)
+
+    async def _look(self, task_ids: Sequence[str]) -> dict[str, Task]:
+        if len(task_ids) == 1:
+            tasks: Sequence[Task | None] = [await self._services.glance.task(task_ids[0])]
+        else:
+            tasks = await self._services.views.tasks(list(task_ids))
+        found = {task.id: task for task in tasks if task is not None}
+        for task_id in task_ids:
+            if task_id not in found:
+                raise NotFound.of("task", task_id)
+        return found
 
     async def result(self, task_id: str, *, timeout: Length | None = None) -> bytes | None:
         """Wait for a task and return its result as encoded JSON, None if it returned nothing.
