@@ -42,8 +42,8 @@ class LeaseTimes:
 class WorkerSettings:
     """How a worker works. Spans in seconds."""
 
-    concurrency: int = 100
-    """How many tasks one worker holds at once."""
+    concurrency: int = 150
+    """How many tasks one worker holds at once: more than it claims at once, so that it can claim while it works."""
     threads: int = 32
     """How many synchronous tools run at once."""
     lease: LeaseTimes = LeaseTimes()

@@ -217,7 +217,7 @@ def _worker(parser: Parser) -> None:
         default=[],
         help="whose tools it runs; may be repeated (OUTRIDER_APP, with commas)",
     )
-    parser.add_argument("--concurrency", metavar="N", type=int, help="tasks at once; default the app's, 100")
+    parser.add_argument("--concurrency", metavar="N", type=int, help="tasks at once; default the app's, 150")
     parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")
     parser.add_argument("--starting", metavar="FD", type=int, help=argparse.SUPPRESS)
 
