@@ -50,6 +50,12 @@ async def walk(task: TaskContext, steps: int) -> list[int]:
 
 
 @app.tool(effects="idempotent")
+async def inquire(task: TaskContext, questions: int) -> list[int]:
+    """Ask so many questions, one after the other; return the answers."""
+    return [await task.ask(f"question {number}?", int) for number in range(questions)]
+
+
+@app.tool(effects="idempotent")
 async def hold(task: TaskContext, value: int, book: str) -> int:
     """Write down that it runs, and stay until the file `BOOK.free` is there."""
     write_down(book, f"{value} {task.attempt} {os.getpid()} {time.monotonic_ns()}")
