@@ -132,6 +132,10 @@ class Outrider:
         from outrider.agents.engine import DEFAULT_ENGINE
         from outrider.agents.registered import RegisteredAgent
 
+        if isinstance(tools, str):
+            raise InvalidArguments("tools is a list of names of registered tools")
+        if not isinstance(require_approval, bool | list | tuple):
+            raise InvalidArguments("require_approval is True, or a list of names of tools")
         if name in self.registry.agents:
             raise InvalidArguments(f"there is an agent named {name!r} already")
         self.registry.agents[name] = RegisteredAgent(

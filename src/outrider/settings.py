@@ -20,6 +20,11 @@ class Limits:
     message: int = 64 * KIB
     spec: int = 256 * KIB
     file: int = MIB
+    """Also what a step returns."""
+    question: int = 256 * KIB
+    """What is asked with its details, schema and default; and each answer."""
+    name: int = 512
+    """Characters of a name: of a step, an artifact, an idempotency key."""
     detail: int = 2048
     """Characters."""
 

@@ -18,7 +18,7 @@ from pydantic_ai.models.test import TestModel
 from outrider.agents import scripted
 from outrider.agents.engine import AgentBrief, AgentFailed, Approval, ToolSpec, load_engine
 from outrider.agents.scripted import Call, Reply
-from outrider.core.errors import Parked
+from outrider.core.errors import Parked, UnknownName
 from outrider.core.values import JSON, JSONObject
 from tests.agents.fakes import FakeRun, Killed, Record, attempt, timeless
 
@@ -193,6 +193,39 @@ async def test_its_own_approvals_park_and_go_on_too():
     record.decisions["call_1_1"] = Approval(True)
     assert (await attempt(load_engine(), replace(brief(agent, model=model), attempt=2), FakeRun(record))).result
     assert ran == ["all"]
+
+
+@pytest.mark.parametrize("gate", [True, ["publish"]])
+async def test_its_tools_wait_for_an_approval_that_the_task_requires(gate: bool | list[str]):
+    ran: list[str] = []
+    agent = Agent()
+
+    @agent.tool_plain
+    def publish(to: str) -> str:
+        ran.append(to)
+        return "ok"
+
+    model = play("required", Reply(calls=(Call("publish", {"to": "all"}),)), Reply("done"))
+    record = Record()
+    gated = brief(agent, model=model, require_approval=gate)
+    with pytest.raises(Parked):
+        await attempt(load_engine(), gated, FakeRun(record))
+    assert ran == []
+    record.decisions["call_1_1"] = Approval(True)
+    assert (await attempt(load_engine(), replace(gated, attempt=2), FakeRun(record))).result
+    assert ran == ["all"]
+
+
+async def test_an_approval_required_for_a_tool_that_it_does_not_have_fails_closed():
+    agent = Agent()
+
+    @agent.tool_plain
+    def publish(to: str) -> str:
+        raise AssertionError("it ran")
+
+    model = play("no such", Reply(calls=(Call("publish", {"to": "all"}),)), Reply("done"))
+    with pytest.raises(UnknownName, match="publsh"):
+        await attempt(load_engine(), brief(agent, model=model, require_approval=["publsh"]), FakeRun(Record()))
 
 
 async def test_effects_are_read_from_its_tools_metadata_and_from_hints():

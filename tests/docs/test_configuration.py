@@ -26,7 +26,7 @@ from outrider.settings import (
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-CHARACTERS = {"summary", "detail"}
+CHARACTERS = {"summary", "detail", "name"}
 NESTED = {"lease", "limits"}
 
 

@@ -160,6 +160,31 @@ async def test_nothing_but_a_plain_yes_approves(app, answer):
         assert refusal.value.code == "invalid_answer"
 
 
+@pytest.mark.parametrize("wanted", ["add", ["Add"], ["add", "nope"], 1, [1], {"add": True}])
+async def test_a_tool_whose_approval_is_misspelled_does_not_run_unasked(app, wanted):
+    model = told(Reply(calls=(Call("add", {"a": 1, "b": 1}),)), Reply("done"), name="misspelled")
+    async with at_work(app) as (_, session):
+        with pytest.raises((InvalidArguments, UnknownName)):
+            await session.spawn_agent("Add.", model=model, tools=["add"], require_approval=wanted)
+        assert await session.tasks() == []
+
+
+async def test_a_task_cannot_lift_what_its_agent_requires(app):
+    model = told(Reply(calls=(Call("add", {"a": 1, "b": 1}),)), Reply("done"), name="careful")
+    app.agent("careful", model=model, tools=["add"], require_approval=["add"])
+    async with at_work(app) as (_, session):
+        spec = {"prompt": "Add.", "agent": "careful", "require_approval": False}
+        task = await session.create("subagent", spec)
+        record = await task.wait(on_question=True, timeout=30)
+        assert record.input_request is not None
+
+
+@pytest.mark.parametrize("given", [{"tools": "add"}, {"require_approval": "add"}])
+def test_an_agent_with_a_name_in_place_of_names_is_refused(app, given):
+    with pytest.raises(InvalidArguments):
+        app.agent("odd", **given)
+
+
 async def test_an_approval_that_nobody_gives_is_denied_at_its_deadline(app, monkeypatch):
     monkeypatch.setattr(context_module, "APPROVAL_DEADLINE", timedelta(seconds=0.2))
     model = told(Reply(calls=(Call("burst", {}),)), Reply("then not"), name="expired")

@@ -105,6 +105,10 @@ class AgentBrief:
     `agent` is an agent of the engine's own making that was registered as it is; without one, the engine makes a
     plain agent of `system_prompt`, `model` and `tools`. `model` with an `agent` replaces the agent's own.
 
+    `require_approval` is True for all tools, or names those that may not run without an approval, those of an
+    `agent` too; a name that no tool has is an error, since a call might pass where one was meant. In `tools` it is
+    marked already.
+
     `transcript` holds the messages of every finished iteration of the session, this task's included, in the
     engine's format. `iterations` and `usage` count this task's alone; the prompt is sent when `iterations` is 0.
     """
@@ -119,6 +123,7 @@ class AgentBrief:
     model: str | JSONObject | None = None
     model_settings: JSONObject = field(default_factory=dict)
     tools: Sequence[ToolSpec] = ()
+    require_approval: bool | Sequence[str] = False
     max_iterations: int = DEFAULT_MAX_ITERATIONS
     result_schema: JSONObject | None = None
     transcript: Sequence[JSON] = ()

@@ -93,6 +93,11 @@ class Subagent:
         tools = self._tool_names(spec, agent)
         for name in tools:
             self._registry.tool(name)
+        gated = _gated(spec, agent)
+        if not isinstance(gated, bool) and (agent is None or agent.agent is None):
+            for name in gated:
+                if name not in tools:
+                    raise UnknownName.of("tool", name, tools)
         if agent is None and not spec.get("model"):
             raise InvalidArguments("a subagent's spec needs a model or a registered agent")
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
@@ -133,9 +138,9 @@ class Subagent:
     ) -> AgentBrief:
         spec = task.spec
         given = agent or RegisteredAgent(name="")
-        approvals = spec.get("require_approval", given.require_approval)
+        gated = _gated(spec, agent)
         tools = [
-            _tool_spec(task, self._registry.tool(name), _needs_approval(approvals, name))
+            _tool_spec(task, self._registry.tool(name), gated if isinstance(gated, bool) else name in gated)
             for name in self._tool_names(spec, agent)
         ]
         return AgentBrief(
@@ -149,6 +154,7 @@ class Subagent:
             model=spec.get("model", given.model),
             model_settings={**given.model_settings, **spec.get("model_settings", {})},
             tools=tools,
+            require_approval=gated,
             max_iterations=spec.get("max_iterations") or given.max_iterations or DEFAULT_MAX_ITERATIONS,
             result_schema=task.result_schema,
             transcript=transcript,
@@ -208,8 +214,21 @@ async def _child_session(task: TaskContext) -> str:
     return new.id
 
 
-def _needs_approval(wanted: bool | Iterable[str], tool: str) -> bool:
-    return wanted if isinstance(wanted, bool) else tool in wanted
+def _gated(spec: JSONObject, agent: RegisteredAgent | None) -> bool | list[str]:
+    """The tools that need an approval, or whether all do: what the agent requires, and what the task adds to it.
+
+    Raises InvalidArguments: a tool whose requirement is misread would run unasked.
+    """
+    gated: list[str] = []
+    for wanted in (agent.require_approval if agent is not None else False, spec.get("require_approval", False)):
+        if wanted is True:
+            return True
+        if wanted is False:
+            continue
+        if not isinstance(wanted, list | tuple) or not all(isinstance(name, str) for name in wanted):
+            raise InvalidArguments("require_approval is True, or a list of names of tools")
+        gated.extend(wanted)
+    return gated or False
 
 
 def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:

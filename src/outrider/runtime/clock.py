@@ -12,7 +12,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from outrider.core.errors import InvalidArguments
 from outrider.core.values import Instant, Span
+
+LONGEST = 100 * 365 * 86400
+"""The longest length of time, in seconds: moments later than what a calendar holds could not be told."""
 
 
 class Alarm(Protocol):
@@ -89,8 +93,16 @@ class Bell:
 
 
 def span(value: timedelta | float) -> Span:
-    """Return a length of time, given as a timedelta or in seconds, in microseconds."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    """Return a length of time, given as a timedelta or in seconds, in microseconds.
+
+    Raises InvalidArguments for what is no number, and for more than a hundred years.
+    """
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArguments(f"a length of time is a timedelta or a number of seconds, not {value!r:.100}") from None
+    if not abs(seconds) <= LONGEST:  # which NaN is not either
+        raise InvalidArguments(f"a length of time is at most a hundred years, not {seconds:g} seconds")
     return round(seconds * 1_000_000)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from outrider.core.errors import InvalidArguments, TooLarge
 from outrider.core.values import JSON
 
 _PLAIN = (None, type(None), Any, object, inspect.Parameter.empty, JSON)
@@ -33,6 +34,17 @@ def encode(value: object) -> bytes:
     if b"null" in encoded and _has_no_number(value):  # orjson writes NaN and infinities as null
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: it has a NaN or an infinity in it")
     return encoded
+
+
+def check_size(what: str, value: object, limit: int) -> JSON:
+    """Return a value as plain JSON. Raises InvalidArguments if it has no such form, TooLarge if it is too long."""
+    try:
+        encoded = encode(value)
+    except TypeError as error:
+        raise InvalidArguments(f"{what} is not JSON: {error}") from None
+    if len(encoded) > limit:
+        raise TooLarge.of(what, len(encoded), limit)
+    return decode(encoded)
 
 
 def decode(encoded: bytes) -> JSON:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
 from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, NotFound, Superseded, TooLarge
@@ -36,10 +36,10 @@ from outrider.core.task import (
     WaitForTasks,
     WaitUntil,
 )
-from outrider.core.values import JSON, JSONObject, evolve
+from outrider.core.values import JSON, SECOND, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, shorten, well_formed
 from outrider.runtime.clock import span
-from outrider.runtime.codec import PLAIN, Shape, decode, encode, shape_of
+from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_of
 from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import new_id
@@ -47,6 +47,7 @@ from outrider.runtime.journal import DOUBT, FAILED, INSIDE, Journal, Position
 from outrider.runtime.log import log
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
+from outrider.runtime.registry import check_effects
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
 from outrider.settings import APPROVAL_DEADLINE, APPROVAL_NUDGE, DOUBT_DEADLINE
@@ -219,6 +220,7 @@ class TaskContext:
 
     async def begin_step(self, position: Position, effects: Effects, shape: Shape = PLAIN) -> bytes | None:
         """Return the journaled result of a step; None, with its intent written if need be, when it is to be run."""
+        check_effects(effects)
         entry = position.entry
         if entry is not None and entry.verb.endswith(FAILED):
             raise revive(entry.value or b"{}")
@@ -402,13 +404,18 @@ class TaskContext:
         details: JSON,
     ) -> InputRequest:
         now = self._services.clock.now()
+        if kind not in get_args(RequestKind) or on_expiry not in get_args(ExpiryPolicy):
+            raise InvalidArguments(f"no question is of kind {kind!r:.100} with on_expiry={on_expiry!r:.100}")
         if expected is not None:
             check_schema(expected)
-        default = None if default is None else decode(encode(default))
+        limit = self._services.settings.limits.question
+        default, details, _ = check_size("the question with its details", (default, details, expected), limit)
         if on_expiry == "default" and (problem := mismatch(default, expected)):
             raise InvalidAnswer(f"the default does not fit what is expected: {problem}")
         if on_expiry == "deny" and (problem := mismatch(False, expected)):
             raise InvalidAnswer(f"a denial, which is False, does not fit what is expected: {problem}")
+        if remind_every is not None and span(remind_every) < SECOND:
+            raise InvalidArguments("remind_every is a second or more")
         deadline_at = None if deadline is None else now + span(deadline)
         remind_at = None
         if deadline_at is not None and remind_before is not None:
@@ -423,7 +430,7 @@ class TaskContext:
             position=position,
             created_at=now,
             expected=expected,
-            details=None if details is None else decode(encode(details)),
+            details=details,
             deadline_at=deadline_at,
             on_expiry=on_expiry,
             default=default,
@@ -645,6 +652,8 @@ class TaskContext:
                 size, media_type = len(file.content), file.media_type
             elif path is not None:
                 path = clean_path(path, task_id=self.id)
+            limits = self._services.settings.limits
+            check_size("the description of the artifact", (name, type, url, media_type), limits.message)
             artifact = Artifact(name, type, path, url, media_type, size)
             step = self._row(place.name, place.ordinal, "artifact", encode(artifact))
             await self._move(events.Produced(self.attempt, artifact, file, step))
@@ -723,6 +732,8 @@ class TaskContext:
     def _enter(self, verb: str, name: str | None) -> Position:
         attempt, branch = self._attempt, self._branch
         scope = SCOPE.get() or self._scope
+        if name is not None and len(name) > (limit := self._services.settings.limits.name):
+            raise TooLarge.of(f"the name {name:.40}…, in characters,", len(name), limit)
         position = attempt.journal.enter(
             verb, name, alone=attempt.is_alone, scope="" if scope is None else scope.name, branch=branch
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from outrider.core.errors import NotFound
+from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Task
@@ -185,6 +185,8 @@ class SessionHandle:
         `tools` are names of registered tools; `model` is any model string that the engine knows, or an object of
         `model` and its settings.
         """
+        if isinstance(tools, str):
+            raise InvalidArguments("tools is a list of names of registered tools")
         given = {
             "prompt": prompt,
             "model": model,
@@ -192,7 +194,7 @@ class SessionHandle:
             "agent": agent,
             "tools": list(tools),
             "max_iterations": max_iterations,
-            "require_approval": list(require_approval) if isinstance(require_approval, Sequence) else require_approval,
+            "require_approval": list(require_approval) if isinstance(require_approval, tuple) else require_approval,
         }
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)

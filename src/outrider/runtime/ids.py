@@ -7,8 +7,11 @@ one process are strictly increasing (section 6.2, method 1).
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+
+from outrider.core.errors import InvalidArguments
 
 _lock = threading.Lock()
 _last_ms = 0
@@ -20,6 +23,19 @@ _chance = bytearray()
 def new_id(noun: str) -> str:
     """Return a new id such as `task_01890a5d...`: the noun, an underscore, 32 hexadecimal digits."""
     return f"{noun}_{_uuid7():032x}"
+
+
+def check_id(noun: str, given: object) -> str:
+    """Return an id that a caller chose. Raises InvalidArguments for what would not be plain in a path or a line."""
+    if not isinstance(given, str) or not _PLAIN.fullmatch(given):
+        raise InvalidArguments(
+            f"{given!r:.100} cannot be the id of a {noun}: that is up to 128 letters, digits and any of _ - . : @ +,"
+            " beginning with a letter or digit"
+        )
+    return given
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,127}")
 
 
 def _uuid7() -> int:

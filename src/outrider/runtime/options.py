@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.session import Session
 from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, Task, Timeouts, WakePolicy
 from outrider.core.values import Instant, JSONObject, evolve
-from outrider.runtime.clock import instant, span
-from outrider.runtime.codec import encode, jsonable
-from outrider.runtime.ids import new_id
+from outrider.runtime.clock import LONGEST, instant, span
+from outrider.runtime.codec import check_size, jsonable
+from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.registry import CheckedSpec
 from outrider.runtime.schemas import check_schema
 from outrider.settings import CANCEL_GRACE, Limits
@@ -59,6 +59,9 @@ class TaskOptions:
 
 DEFAULT_OPTIONS = TaskOptions()
 
+MOST_PRIORITY = 1000
+MOST_FAILURES = 1_000_000
+
 
 def new_task(
     kind: str,
@@ -70,18 +73,18 @@ def new_task(
     parent_task_id: str | None = None,
 ) -> NewTask:
     """Make a task to be of a checked spec. Raises a Refused for options that make no sense."""
-    _check_size("the spec of the task", checked.spec, limits.spec)
+    if options is not DEFAULT_OPTIONS:
+        _check(options, limits)
+    check_size("the spec of the task", checked.spec, limits.spec)
     described = (options.name, options.labels, options.origin, options.result_schema, options.message_schema)
     if any(described):
-        _check_size("the description of the task (name, labels, origin, schemas)", described, limits.spec)
+        check_size("the description of the task (name, labels, origin, schemas)", described, limits.spec)
     for schema in (options.result_schema, options.message_schema):
         if schema is not None:
             check_schema(schema)
     task_id = options.id or new_id("task")
     if task_id in options.depends_on:
         raise InvalidArguments("a task cannot depend on itself")
-    if abs(options.priority) > 1000:
-        raise InvalidArguments("priority is a whole number from -1000 to 1000")
     given = Input(
         session_id=session.id,
         root_session_id=session.root_session_id,
@@ -104,7 +107,7 @@ def new_task(
         on_open_children=options.on_open_children,
         retry=_retry(options, checked.retry or _RETRY),
         timeouts=_timeouts(options, checked.timeouts or NO_TIMEOUTS),
-        cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else span(options.cancel_grace),
+        cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else _positive("cancel_grace", options.cancel_grace),
         result_schema=options.result_schema,
         message_schema=options.message_schema,
         retry_of=options.retry_of,
@@ -112,19 +115,36 @@ def new_task(
     return NewTask(task_id, given, _not_before(options, now))
 
 
-def _check_size(what: str, value: object, limit: int) -> None:
-    try:
-        size = len(encode(value))
-    except TypeError as error:
-        raise InvalidArguments(f"{what} is not JSON: {error}") from None
-    if size > limit:
-        raise TooLarge.of(what, size, limit)
+def _check(options: TaskOptions, limits: Limits) -> None:
+    """Refuse what the record could not say."""
+    if options.id is not None:
+        check_id("task", options.id)
+    if not _is_whole(options.priority) or abs(options.priority) > MOST_PRIORITY:
+        raise InvalidArguments(f"priority is a whole number from -{MOST_PRIORITY} to {MOST_PRIORITY}")
+    for name, value, choices in (
+        ("wake", options.wake, get_args(WakePolicy)),
+        ("on_open_children", options.on_open_children, get_args(ChildPolicy)),
+    ):
+        if value not in choices:
+            raise InvalidArguments(f"{name} is one of {', '.join(choices)}, not {value!r:.100}")
+    for name, text, longest in (
+        ("idempotency_key", options.idempotency_key, limits.name),
+        ("name", options.name, limits.detail),
+    ):
+        if text is not None and not isinstance(text, str):
+            raise InvalidArguments(f"{name} is text")
+        if text is not None and len(text) > longest:
+            raise TooLarge.of(f"{name}, in characters,", len(text), longest)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_same(asked: Input, existing: Task) -> None:
-    """Creating twice is fine; raises IdempotencyConflict for creating something else under the same name."""
+    """Creating twice is fine, whoever does it; raises IdempotencyConflict for something else under the same name."""
     there = existing.input
-    comparable = evolve(asked, created_at=there.created_at)
+    comparable = evolve(asked, created_at=there.created_at, origin=there.origin)
     if jsonable(comparable) == jsonable(there):
         return
     name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
@@ -141,8 +161,8 @@ def retry_policy(base: Retry, max_failures: int | None, backoff: Length | None, 
     """Return a retry policy, each part left at None taken from `base`."""
     if max_failures is None and backoff is None and backoff_max is None:
         return base
-    if max_failures is not None and max_failures < 1:
-        raise InvalidArguments("max_failures is 1 or more; 1 means no retry")
+    if max_failures is not None and not (_is_whole(max_failures) and 1 <= max_failures <= MOST_FAILURES):
+        raise InvalidArguments(f"max_failures is a whole number from 1, which means no retry, to {MOST_FAILURES}")
     return Retry(
         max_failures=base.max_failures if max_failures is None else max_failures,
         initial=base.initial if backoff is None else _positive("backoff", backoff),
@@ -191,7 +211,10 @@ def _not_before(options: TaskOptions, now: Instant) -> Instant | None:
         return now + _positive("delay", options.delay)
     if options.start_at is not None:
         try:
-            return instant(options.start_at)
-        except ValueError as error:
+            moment = instant(options.start_at)
+        except (ValueError, AttributeError, TypeError) as error:
             raise InvalidArguments(f"start_at: {error}") from None
+        if moment - now > span(LONGEST):
+            raise InvalidArguments("start_at is within a hundred years")
+        return moment
     return None

@@ -10,7 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.task import Effects, Retry, Timeouts
@@ -88,7 +88,11 @@ class Tool:
 
     @classmethod
     def of(cls, fn: Callable[..., Any], name: str | None = None, **options: Any) -> Tool:
-        """Read a function's signature. Raises InvalidArguments for parameters that have no name."""
+        """Read a function's signature. Raises InvalidArguments for parameters that have no name, and odd options."""
+        check_effects(options.get("effects", "idempotent"))
+        isolation = options.get("isolation", "none")
+        if isolation not in get_args(Isolation):
+            raise InvalidArguments(f"isolation is one of {', '.join(get_args(Isolation))}, not {isolation!r:.100}")
         takes_context = _takes_context(fn)
         return cls(
             name=name or fn.__name__,
@@ -99,6 +103,12 @@ class Tool:
             arguments=Arguments(fn, skip=1 if takes_context else 0),
             **options,
         )
+
+
+def check_effects(effects: object) -> None:
+    """Raise InvalidArguments for what is none: what was meant as `once` would run twice."""
+    if effects not in get_args(Effects):
+        raise InvalidArguments(f"effects is one of {', '.join(get_args(Effects))}, not {effects!r:.100}")
 
 
 class Arguments:

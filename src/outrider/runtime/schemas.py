@@ -41,6 +41,8 @@ def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
         error = best_match(validator.iter_errors(value))
     except Unresolvable as missing:
         return f"its schema refers to {missing.ref!r}, which it does not contain"
+    except RecursionError:
+        return "its schema refers to itself without end"
     return None if error is None else f"{error.message} (at {_place(error.absolute_path)})"
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from outrider.core.errors import NotFound
 from outrider.core.session import NewSession, Session
 from outrider.core.task import DEFAULT_ORGANIZATION
-from outrider.runtime.ids import new_id
+from outrider.runtime.codec import check_size
+from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.records import EventRecord, SessionRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
@@ -32,8 +33,13 @@ class Sessions:
         id: str | None = None,
         organization_id: str = DEFAULT_ORGANIZATION,
     ) -> SessionHandle:
-        """Create a session, or get the one of that id."""
+        """Create a session, or get the one of that id. Raises InvalidArguments or TooLarge."""
         from outrider.runtime.handles import SessionHandle
+
+        if id is not None:
+            check_id("session", id)
+        limits = self._services.settings.limits
+        check_size("the description of the session (agent, title, labels)", (agent, title, labels), limits.spec)
 
         new = NewSession(
             id=id or new_id("session"),

@@ -22,7 +22,7 @@ from outrider.core.session import Session
 from outrider.core.task import State, Task
 from outrider.core.values import JSON
 from outrider.runtime.clock import span
-from outrider.runtime.codec import decode, encode
+from outrider.runtime.codec import check_size
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
@@ -81,7 +81,7 @@ class Tasks:
         executor = services.registry.executor(kind)
         if isinstance(session, str):
             session = await self._session(session)
-        await self._check_dependencies(options.depends_on)
+        await self._check_exist([*options.depends_on, *([options.retry_of] if options.retry_of else [])])
         now, limits = services.clock.now(), services.settings.limits
         new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
         made = await services.lifecycle.create(new)
@@ -96,7 +96,7 @@ class Tasks:
             raise NotFound.of("session", session_id)
         return session
 
-    async def _check_dependencies(self, ids: Sequence[str]) -> None:
+    async def _check_exist(self, ids: Sequence[str]) -> None:
         if not ids:
             return
         known = {task.id for task in await self._services.views.tasks(list(ids))}
@@ -205,9 +205,9 @@ class Tasks:
             await self._explain_missing(task_id, request_id)
         assert request is not None
         try:
-            answer = decode(encode(answer))
-        except TypeError as error:
-            raise InvalidAnswer(f"the answer is not JSON: {error}") from None
+            answer = check_size("the answer", answer, self._services.settings.limits.question)
+        except InvalidArguments as error:
+            raise InvalidAnswer(error.message) from None
         problem = mismatch(answer, request.expected)
         if problem is not None:
             raise InvalidAnswer(

@@ -48,6 +48,7 @@ from outrider.agents.engine import (
 from outrider.agents.models import choose
 from outrider.agents.pydantic_ai.durability import Durability, GivenTools
 from outrider.agents.pydantic_ai.serving import resolve, text_of
+from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
 
@@ -334,6 +335,16 @@ class Attempt:
             claimed = f"{key}#{nth}"
         self.keys.add(claimed)
         return claimed
+
+    def gated(self, tools: set[str]) -> set[str]:
+        """Which of the tools need an approval. Raises UnknownName, through the engine, for a name that none has."""
+        wanted = self.brief.require_approval
+        if isinstance(wanted, bool):
+            return tools if wanted else set()
+        for name in wanted:
+            if name not in tools:
+                raise RuntimeFault(UnknownName.of("tool", name, tools))
+        return set(wanted)
 
     async def _decide(self, call: ToolCallPart) -> ToolApproved | ToolDenied:
         try:

@@ -6,6 +6,7 @@ Tool calls are journaled by the id of the call, whatever toolset they go to, so 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import TypeAdapter
@@ -90,6 +91,14 @@ class Durability(BaseDurabilityCapability[Any]):
             ctx.messages[:] = self._attempt.shorten(ctx.messages)
             request_context.messages = list(ctx.messages)
         return await super().before_model_request(ctx, request_context)
+
+    async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
+        """Mark the tools that may not run without an approval, whoever gave them."""
+        return [
+            replace(tool, kind="unapproved") if tool.name in gated and tool.kind == "function" else tool
+            for gated in [self._attempt.gated({tool.name for tool in tool_defs})]
+            for tool in tool_defs
+        ]
 
     async def wrap_tool_execute(
         self,
