@@ -169,6 +169,35 @@ async def test_a_tool_whose_approval_is_misspelled_does_not_run_unasked(app, wan
         assert await session.tasks() == []
 
 
+async def test_what_a_tool_returns_beyond_the_limit_is_cut_with_a_mark_for_the_model(app):
+    heard: list[Any] = []
+
+    @app.tool
+    async def read() -> str:
+        return "x" * 200_000
+
+    def script(turn: scripted.Turn) -> Reply:
+        heard.extend(turn.results)
+        return Reply(calls=(Call("read", {}),)) if turn.number == 1 else Reply("read it")
+
+    scripted.register("reader", script)
+    async with at_work(app) as (_, session):
+        task = await session.spawn_agent("Read.", model="scripted:reader", tools=["read"])
+        assert await task.result(timeout=30) == "read it"
+    assert heard[0].content.endswith("[… cut here, of 200,000 characters]")
+    assert 65_000 < len(heard[0].content) <= 65_536
+
+
+async def test_an_answer_beyond_the_limit_is_kept_whole_as_an_artifact_and_cut_in_the_result(app):
+    model = told(Reply("ü" * 50_000), name="talker")
+    async with at_work(app) as (_, session):
+        task = await session.spawn_agent("Talk.", model=model)
+        answer = await task.result(timeout=30)
+        assert answer.endswith("[… cut here, of 50,000 characters]")
+        (artifact,) = (await task.record()).artifacts
+        assert (await session.read_file(artifact.path or "")).decode() == "ü" * 50_000
+
+
 async def test_a_task_cannot_lift_what_its_agent_requires(app):
     model = told(Reply(calls=(Call("add", {"a": 1, "b": 1}),)), Reply("done"), name="careful")
     app.agent("careful", model=model, tools=["add"], require_approval=["add"])

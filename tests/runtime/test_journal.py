@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, TaskHandle, TaskOptions
-from outrider.core.errors import TaskFailed, UnknownName
+from outrider.core.errors import StoreFull, TaskFailed, UnknownName
+from outrider.stores.memory import MemoryLedger
 from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -537,6 +538,82 @@ async def test_an_error_that_the_code_handled_is_met_again_on_resume(store: Stor
         calls.clear()
         await run_twice(handles, after=after, store=store)
         assert calls.count("fails") == 4, f"crashed after {after}"
+
+
+async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it_at_first(monkeypatch):
+    app, tries = Outrider(), 0
+    refusals = [StoreFull("once")]
+
+    async def flaky() -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ValueError("not yet")
+        return "at last"
+
+    @app.tool
+    async def stubborn(task: TaskContext) -> str:
+        try:
+            way = await task.step("flaky", flaky)
+        except ValueError:
+            way = "without"
+        try:
+            await task.step("next", lambda: 1)
+        except StoreFull:
+            await task.step("other", lambda: 2)
+        await task.ask("Go on?")
+        return way
+
+    async with open_test(app) as runtime:
+        journal = MemoryLedger.journal
+
+        async def refusing(self: MemoryLedger, steps: Any) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return await journal(self, steps)
+
+        monkeypatch.setattr(MemoryLedger, "journal", refusing)
+        session = await runtime.sessions.create()
+        task = await session.spawn("stubborn")
+        await runtime.run_until_idle()
+        await runtime.crash()
+        await task.answer("yes")
+        await runtime.run_until_idle()
+        assert await task.result() == "without"
+        assert refusals == []
+
+
+@pytest.mark.parametrize("name", ["charge!", "a › b"])
+async def test_a_name_that_looks_like_a_position_of_the_runtimes_own_is_refused(name: str):
+    app = Outrider()
+
+    @app.tool(max_failures=1)
+    async def pay(task: TaskContext) -> None:
+        await task.step(name, lambda: 1)
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("pay")
+        await runtime.run_until_idle()
+        with pytest.raises(TaskFailed, match="positions"):
+            await task.result()
+
+
+async def test_what_steps_returned_is_not_held_once_the_code_has_it():
+    app = Outrider()
+    held: list[int] = []
+
+    @app.tool
+    async def walk(task: TaskContext) -> None:
+        for number in range(20):
+            await task.step(f"step-{number}", lambda: "x" * 1000)
+        held.append(sum(len(row.value or b"") for row in task.journal.of("step")))
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        await session.spawn("walk")
+        await runtime.run_until_idle()
+        assert held == [0]
 
 
 async def test_an_error_that_the_code_did_not_handle_is_tried_again():

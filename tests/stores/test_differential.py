@@ -520,7 +520,7 @@ class Histories(RuleBasedStateMachine):
                 grace = draw(st.sampled_from([None, 0, SECOND]), "grace")
                 return CancelRequested("user", None, draw(st.booleans(), "detached too"), grace)
             case "DeadlinePassed":
-                return DeadlinePassed(draw(st.sampled_from([None, now, now - 2 * SECOND]), "active at"), chance)
+                return DeadlinePassed(draw(st.sampled_from([None, now, now - 2 * SECOND]), "active at"))
             case _:
                 known = [*core.dependencies, *self.ids, MISSING]
                 state = draw(st.sampled_from([State.SUCCEEDED, State.FAILED]), "state")

@@ -200,7 +200,6 @@ class DeadlinePassed:
     """A look at the clock. `active_at` is the last sign of life of the attempt, as far as it is recorded."""
 
     active_at: Instant | None = None
-    chance: float = 1.0
 
 
 # --- what a follow-up may carry ----------------------------------------------------------------------

@@ -122,7 +122,11 @@ class Subagent:
                 kind="max_iterations",
                 partial=outcome.text,
             )
-        return outcome.text if outcome.result is None else outcome.result
+        answer = outcome.text if outcome.result is None else outcome.result
+        limit = task.services.settings.limits.result
+        if isinstance(answer, str) and len(encode(answer)) > limit:
+            await task.artifact("answer.txt", answer, position="answer")
+        return _cut(answer, limit) if isinstance(answer, str) else answer
 
     async def _run_engine(self, task: TaskContext) -> AgentOutcome:
         agent = self._agent(task.spec)
@@ -238,7 +242,12 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         except InvalidArguments as error:
             raise ToolRetry(error.message) from None
         scope = Scope(f"{OPEN}{call_id}!", parks=tool.effects != "once")
-        return jsonable(await call_tool(task.within(scope), tool, checked))
+        value = jsonable(await call_tool(task.within(scope), tool, checked))
+        limit = task.services.settings.limits.result
+        encoded = encode(value)
+        if len(encoded) <= limit:
+            return value
+        return _cut(value if isinstance(value, str) else encoded.decode(), limit)
 
     return ToolSpec(
         name=tool.name,
@@ -248,6 +257,19 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         requires_approval=tool.requires_approval or needs_approval,
         effects=tool.effects,
     )
+
+
+def _cut(text: str, limit: int) -> str:
+    """As much of a text as has, written as JSON, no more bytes than the limit, with a mark where it was cut."""
+    if len(encode(text)) <= limit:
+        return text
+    mark = f"\n[… cut here, of {len(text):,} characters]"
+    fits, room = 0, limit - len(encode(mark))
+    while (size := len(encode(text[:fits]))) < room and fits < len(text):
+        fits += max(1, (room - size) // 6)  # no character takes more than six bytes
+    while len(encode(text[:fits])) > room:
+        fits -= 1
+    return text[:fits] + mark
 
 
 class _Run:

@@ -31,7 +31,7 @@ def encode(value: object) -> bytes:
         encoded = orjson.dumps(value, _default, _OPTIONS)
     except TypeError as error:
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: {error}") from None
-    if b"null" in encoded and _has_no_number(value):  # orjson writes NaN and infinities as null
+    if b"null" in encoded and _has_nan(value):  # orjson writes NaN and infinities as null
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: it has a NaN or an infinity in it")
     return encoded
 
@@ -77,20 +77,20 @@ def _default(value: object) -> object:
     raise TypeError(f"type {type(value).__name__} has no form in JSON")
 
 
-def _has_no_number(value: object) -> bool:
+def _has_nan(value: object) -> bool:
     """Whether a value that could be encoded has a NaN or an infinity anywhere in it."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, str | int | None):
         return False
     if isinstance(value, Mapping):
-        return any(map(_has_no_number, value.values())) or any(map(_has_no_number, value))
+        return any(map(_has_nan, value.values())) or any(map(_has_nan, value))
     if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_no_number, value))
+        return any(map(_has_nan, value))
     if is_dataclass(value) and not isinstance(value, type):
-        return any(_has_no_number(getattr(value, each.name)) for each in fields(value))
+        return any(_has_nan(getattr(value, each.name)) for each in fields(value))
     dump = getattr(value, "model_dump", None)
-    return dump is not None and not isinstance(value, type) and _has_no_number(dump())
+    return dump is not None and not isinstance(value, type) and _has_nan(dump())
 
 
 class Shape:

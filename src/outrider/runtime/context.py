@@ -249,6 +249,7 @@ class TaskContext:
         except ValueError as error:
             raise TypeError(f"step {position.name!r} returned what its annotation does not allow: {error}") from error
         await self._keep(position, encoded)
+        self._attempt.journal.read(position.name)
         return typed
 
     async def _keep(self, position: Position, encoded: bytes) -> None:
@@ -500,7 +501,7 @@ class TaskContext:
             kind, checked, session, options, self._services.clock.now(), self._services.settings.limits, self.id
         )
         step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": new.id}))
-        if self._attempt.journal.is_owing:
+        if self._attempt.journal.owed:
             await self._journal()
         (made,) = await self._services.lifecycle.create([new], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
@@ -732,14 +733,21 @@ class TaskContext:
     def _enter(self, verb: str, name: str | None) -> Position:
         attempt, branch = self._attempt, self._branch
         scope = SCOPE.get() or self._scope
-        if name is not None and len(name) > (limit := self._services.settings.limits.name):
-            raise TooLarge.of(f"the name {name:.40}…, in characters,", len(name), limit)
+        if name is not None:
+            self._check_name(name)
         position = attempt.journal.enter(
             verb, name, alone=attempt.is_alone, scope="" if scope is None else scope.name, branch=branch
         )
         if attempt.journal.has_failures:
             attempt.journal.go_on(lambda failed: attempt.has_handled(failed, branch))
         return position
+
+    def _check_name(self, name: str) -> None:
+        limit = self._services.settings.limits.name
+        if len(name) > limit:
+            raise TooLarge.of(f"the name {name:.40}…, in characters,", len(name), limit)
+        if DOUBT in name or INSIDE in name:
+            raise InvalidArguments(f"the name {name!r} has {DOUBT!r} or {INSIDE!r} in it, which mark positions of ours")
 
     @property
     def _branch(self) -> asyncio.Task[Any] | None:
@@ -766,11 +774,11 @@ class TaskContext:
 
     def _handled(self) -> list[Step]:
         """Rows for the errors that the code has handled: it went on after them, so it must meet them again."""
-        owed = self._attempt.journal.take_owed()
+        owed = self._attempt.journal.owed
         return [self._row(at.name, at.ordinal, at.verb + FAILED, tell(error)) for at, error in owed]
 
     async def _move(self, event: events.HolderEvent) -> None:
-        if self._attempt.journal.is_owing:
+        if self._attempt.journal.owed:
             await self._journal()
         self._attempt.take(await self._services.lifecycle.move(self._attempt.record, event))
 

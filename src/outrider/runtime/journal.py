@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from outrider.core.errors import Failure, InvalidArguments
@@ -119,14 +119,9 @@ class Journal:
         return bool(self._failures)
 
     @property
-    def is_owing(self) -> bool:
-        """Whether errors that the code has handled are to be journaled."""
-        return bool(self._owed)
-
-    def take_owed(self) -> list[tuple[Position, Exception]]:
-        """Hand out the errors that the code has handled, to be journaled."""
-        owed, self._owed = self._owed, []
-        return owed
+    def owed(self) -> Sequence[tuple[Position, Exception]]:
+        """The errors that the code has handled and that are not journaled yet."""
+        return tuple(self._owed)
 
     def own(self, position: str, verb: str) -> Position:
         """Come to a position that the runtime keeps for itself, outside of the code's order."""
@@ -140,7 +135,12 @@ class Journal:
     def note(self, step: Step) -> None:
         """Remember a row that was just written."""
         self._rows[step.position] = step
+        self._owed = [each for each in self._owed if each[0].name != step.position]
         self.has_grown = True
+
+    def read(self, position: str) -> None:
+        """The code has what a step returned, and does not come there again: do not hold it any longer."""
+        self._rows[position] = replace(self._rows[position], value=None)
 
     def forget(self, prefix: str) -> None:
         """Forget the rows whose position starts with a prefix, as the store just did."""

@@ -16,7 +16,7 @@ from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, Worker
 from outrider.core.session import Session
-from outrider.core.task import Artifact, InputRequest, State, Task, TaskError
+from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.fields import request_fields, task_fields
@@ -426,12 +426,6 @@ class CancelReceipt(Record):
     requested: tuple[str, ...]
     left: tuple[str, ...]
     states: Mapping[str, State]
-
-
-def artifact_record(artifact: Artifact) -> ArtifactRecord:
-    """The public form of an artifact."""
-    record: ArtifactRecord = _fields(ArtifactRecord, artifact)
-    return record
 
 
 def error_from(error: TaskError | None) -> ErrorRecord | None:

@@ -11,7 +11,6 @@ import asyncio
 import gc
 import inspect
 import os
-import random
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -496,7 +495,7 @@ class Worker:
             if attempt is not None and attempt.number == task.core.attempt:
                 active_at = max(active_at or 0, attempt.active_at) if attempt.touched else active_at
             try:
-                await self._services.lifecycle.move(task, DeadlinePassed(active_at, random.random()))
+                await self._services.lifecycle.move(task, DeadlinePassed(active_at))
             except OutriderError as error:
                 log.warning("deadline not applied", task=task.id, reason=str(error))
 
