@@ -91,14 +91,23 @@ async def test_a_result_schema_gives_a_structured_result(app):
         assert await task.result(timeout=30) == {"sum": 7}
 
 
-async def test_a_result_that_never_fits_its_schema_fails_the_task(app):
+async def test_a_result_that_never_fits_its_schema_fails_the_task_and_every_request_is_counted(app):
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
-    model = told(*[Reply(result={"sum": "seven"})] * 12, name="misfit")
+    asked: list[int] = []
+
+    def misfit(turn: scripted.Turn) -> Reply:
+        asked.append(turn.number)
+        return Reply(result={"sum": "seven"}, tokens=Tokens(100, 10))
+
+    scripted.register("misfit", misfit)
     async with at_work(app) as (_, session):
-        task = await session.spawn_agent("Add.", model=model, options=TaskOptions(result_schema=schema))
+        task = await session.spawn_agent("Add.", model="scripted:misfit", options=TaskOptions(result_schema=schema))
         with pytest.raises(TaskFailed) as failure:
             await task.result(timeout=30)
         assert failure.value.kind == "schema_mismatch"
+        record = await task.record()
+        assert (record.iterations, record.usage.requests) == (len(asked), len(asked))
+        assert (record.usage.input_tokens, record.usage.output_tokens) == (100 * len(asked), 10 * len(asked))
 
 
 async def test_an_agent_that_never_answers_fails_at_its_limit_and_keeps_what_it_said(app):

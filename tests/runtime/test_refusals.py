@@ -172,3 +172,28 @@ async def test_an_answer_to_a_schema_that_never_ends_is_refused():
         await runtime.run_until_idle()
         with pytest.raises(InvalidAnswer, match="without end"):
             await task.answer(1)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10**30, 1.5, True])
+async def test_a_page_that_nobody_could_read_is_refused(limit: Any):
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        for listing in (session.tasks, session.inbox, runtime.sessions.list):
+            with pytest.raises(InvalidArguments):
+                await listing(limit=limit)
+
+
+@pytest.mark.parametrize("content", ["\ud800", 5, None, ["x"]])
+async def test_a_file_of_what_is_neither_text_nor_bytes_is_refused(content: Any):
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        with pytest.raises(InvalidArguments):
+            await session.write_file("/notes.txt", content)
+        assert await session.files() == []
+
+
+async def test_an_agents_prompt_that_is_not_unicode_is_refused():
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        with pytest.raises(InvalidArguments):
+            await session.spawn_agent("\ud800", model="scripted:any")

@@ -198,10 +198,11 @@ class AgentFailed(OutriderError):
     """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said.
 
     `retryable` says whether another attempt could fare better; `retry_after` is what the provider asked for, in
-    seconds.
+    seconds. `last` is the iteration that it failed in, where no other attempt will close it: its totals count too.
     """
 
     code = "agent_failed"
+    last: Iteration | None = None
 
     def __init__(
         self,

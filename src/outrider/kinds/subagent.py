@@ -101,7 +101,11 @@ class Subagent:
         if agent is None and not spec.get("model"):
             raise InvalidArguments("a subagent's spec needs a model or a registered agent")
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
-        return CheckedSpec(jsonable(dict(spec)), route, shorten(prompt.strip().splitlines()[0], 60))
+        try:
+            plain = jsonable(dict(spec))
+        except TypeError as error:
+            raise InvalidArguments(f"a subagent's spec is JSON: {error}") from None
+        return CheckedSpec(plain, route, shorten(prompt.strip().splitlines()[0], 60))
 
     async def prepare(self) -> None:
         """Import the engines of registered agents, before a worker claims anything."""
@@ -135,7 +139,12 @@ class Subagent:
         run = _Run(task, session_id)
         rows = await task.services.views.transcript(session_id)
         brief = self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows))
-        return await engine.run(brief, run)
+        try:
+            return await engine.run(brief, run)
+        except AgentFailed as error:
+            if (last := error.last) is not None:
+                task.report(iterations=last.number, usage=last.usage, provider=last.provider, model=last.model)
+            raise
 
     def _brief(
         self, task: TaskContext, agent: RegisteredAgent | None, session_id: str, transcript: tuple[JSON, ...]

@@ -41,7 +41,7 @@ from outrider.runtime.attempt import Attempt, Scope, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_of
 from outrider.runtime.failures import revive, tell
-from outrider.runtime.files import clean_path
+from outrider.runtime.files import clean_path, file_content
 from outrider.runtime.ids import new_id
 from outrider.runtime.journal import DOUBT, FAILED, INSIDE, Journal, Position
 from outrider.runtime.log import log
@@ -825,20 +825,10 @@ class TaskFiles:
 
 
 def file_write(attempt: Attempt, path: str, content: bytes | str, media_type: str | None) -> FileWrite:
-    """Make a file of content, within the limit. Raises TooLarge."""
-    raw = content.encode() if isinstance(content, str) else bytes(content)
-    limit = attempt.services.settings.limits.file
-    if len(raw) > limit:
-        raise TooLarge.of(f"the file {path!r}", len(raw), limit)
-    kind = media_type or guess_media_type(path, isinstance(content, str))
-    return FileWrite(attempt.record.session_id, path, raw, kind, attempt.services.clock.now(), attempt.task_id)
-
-
-def guess_media_type(path: str, is_text: bool) -> str:
-    """Return the media type by a file's name, else plain text or bytes."""
-    import mimetypes
-
-    return mimetypes.guess_type(path)[0] or ("text/plain" if is_text else "application/octet-stream")
+    """Make a file of the task's. Raises InvalidArguments, TooLarge."""
+    services = attempt.services
+    raw, kind = file_content(path, content, media_type, services.settings.limits.file)
+    return FileWrite(attempt.record.session_id, path, raw, kind, services.clock.now(), attempt.task_id)
 
 
 def message_parts(content: Parts, limit: int) -> tuple[JSONObject, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.core.errors import InvalidPath
+from outrider.core.errors import InvalidArguments, InvalidPath, TooLarge
 
 TASKS = "/.tasks/"
 MAX_PATH = 512
@@ -27,3 +27,22 @@ def clean_path(path: str, *, task_id: str | None = None) -> str:
     if clean.startswith(TASKS) and (task_id is None or not clean.startswith(f"{TASKS}{task_id}/")):
         raise InvalidPath(f"{clean!r} belongs to a task; write elsewhere")
     return clean
+
+
+def file_content(path: str, content: bytes | str, media_type: str | None, limit: int) -> tuple[bytes, str]:
+    """Return the bytes of a file and its media type: the one given, that of the path's ending, or plain text or bytes.
+
+    Raises InvalidArguments for what is neither text nor bytes, TooLarge for more than `limit` bytes.
+    """
+    import mimetypes
+
+    if not isinstance(content, str | bytes | bytearray | memoryview):
+        raise InvalidArguments(f"the content of {path!r} is text or bytes, not {type(content).__name__}")
+    try:
+        raw = content.encode() if isinstance(content, str) else bytes(content)
+    except UnicodeEncodeError as error:
+        raise InvalidArguments(f"the content of {path!r} is not Unicode text: {error}") from None
+    if len(raw) > limit:
+        raise TooLarge.of(f"the file {path!r}", len(raw), limit)
+    plain = "text/plain" if isinstance(content, str) else "application/octet-stream"
+    return raw, media_type or mimetypes.guess_type(path)[0] or plain

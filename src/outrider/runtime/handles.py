@@ -11,9 +11,9 @@ from outrider.core.session import Session
 from outrider.core.task import Task
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
-from outrider.runtime.context import Parts, guess_media_type, tool_spec
-from outrider.runtime.files import clean_path
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions
+from outrider.runtime.context import Parts, tool_spec
+from outrider.runtime.files import clean_path, file_content
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -213,7 +213,7 @@ class SessionHandle:
 
     async def inbox(self, *, limit: int = 100) -> list[InboxRecord]:
         """Return what the session has yet to be told."""
-        return [InboxRecord.of(row) for row in await self._services.views.inbox(self.id, limit=limit)]
+        return [InboxRecord.of(row) for row in await self._services.views.inbox(self.id, limit=check_page(limit))]
 
     async def acknowledge(self, upto: int) -> int:
         """Mark inbox entries up to that seq as delivered; return how many."""
@@ -233,15 +233,9 @@ class SessionHandle:
         return content
 
     async def write_file(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
-        """Write a file whole; return its path in normal form. Raises InvalidPath, TooLarge."""
-        from outrider.core.errors import TooLarge
-
+        """Write a file whole; return its path in normal form. Raises InvalidPath, InvalidArguments, TooLarge."""
         clean = clean_path(path)
-        raw = content.encode() if isinstance(content, str) else bytes(content)
-        limit = self._services.settings.limits.file
-        if len(raw) > limit:
-            raise TooLarge.of(f"the file {clean!r}", len(raw), limit)
-        kind = media_type or guess_media_type(clean, isinstance(content, str))
+        raw, kind = file_content(clean, content, media_type, self._services.settings.limits.file)
         await self._services.ledger.write_file(FileWrite(self.id, clean, raw, kind, self._services.clock.now()))
         return clean
 

@@ -61,6 +61,7 @@ DEFAULT_OPTIONS = TaskOptions()
 
 MOST_PRIORITY = 1000
 MOST_FAILURES = 1_000_000
+LONGEST_PAGE = 10_000
 
 
 def new_task(
@@ -135,6 +136,13 @@ def _check(options: TaskOptions, limits: Limits) -> None:
             raise InvalidArguments(f"{name} is text")
         if text is not None and len(text) > longest:
             raise TooLarge.of(f"{name}, in characters,", len(text), longest)
+
+
+def check_page(limit: int) -> int:
+    """Return how many a page is to have. Raises InvalidArguments for what no page has."""
+    if not _is_whole(limit) or not 1 <= limit <= LONGEST_PAGE:
+        raise InvalidArguments(f"limit is a whole number from 1 to {LONGEST_PAGE:,}")
+    return limit
 
 
 def _is_whole(value: object) -> bool:

@@ -10,6 +10,7 @@ from outrider.core.session import NewSession, Session
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
+from outrider.runtime.options import check_page
 from outrider.runtime.records import EventRecord, SessionRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
@@ -59,7 +60,9 @@ class Sessions:
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[SessionRecord]:
         """Return sessions, newest first, after the one of that id."""
-        return [SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=limit)]
+        return [
+            SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=check_page(limit))
+        ]
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a session's events, each once, after that number, for ever."""

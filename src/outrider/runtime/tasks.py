@@ -25,7 +25,7 @@ from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -398,4 +398,5 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     for name in given:
         if name not in known:
             raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
+    check_page(given.get("limit", 1))
     return TaskFilter(**given)

@@ -85,6 +85,8 @@ class Attempt:
         self.keys: set[str] = set()
         self.instructions: str | None = None
         self.last: ModelResponse | None = None
+        self.usage: RunUsage | None = None
+        """The totals of the open run, which the engine keeps up to date."""
         self.text = ""
         self.line_open = False
         self.mismatch: str | None = None
@@ -98,6 +100,7 @@ class Attempt:
         # Without a prompt the engine sends the last message of the history again, and the transcript has it already.
         self.resends = prompt is None
         async with self._open(prompt, history) as agent_run:
+            self.usage = agent_run.usage
             node = agent_run.next_node
             while not isinstance(node, End):
                 if Agent.is_model_request_node(node) and self._is_spent():
@@ -190,6 +193,12 @@ class Attempt:
 
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that the runtime is told: ours for what the model did, any other as it is."""
+        told = self._explain(error)
+        if isinstance(told, AgentFailed) and not told.retryable and self.answered and self.usage is not None:
+            told.last = self._iteration((), self.usage)
+        return told
+
+    def _explain(self, error: BaseException) -> BaseException:
         match error:
             case RuntimeFault():
                 return error.error
@@ -277,8 +286,20 @@ class Attempt:
     async def _append(
         self, messages: Sequence[ModelMessage], usage: RunUsage, outcome: AgentOutcome | None = None
     ) -> None:
+        try:
+            await self.run.append(self._iteration(messages, usage, outcome))
+        except Exception as error:
+            raise RuntimeFault(error) from error
+        self.number += 1
+        self.fresh = []
+        self.answered = False
+        self.keys.clear()
+
+    def _iteration(
+        self, messages: Sequence[ModelMessage], usage: RunUsage, outcome: AgentOutcome | None = None
+    ) -> Iteration:
         answered = self.last
-        iteration = Iteration(
+        return Iteration(
             number=self.number,
             messages=tuple(self._dump(messages)),
             usage=Usage(
@@ -292,14 +313,6 @@ class Attempt:
             model=answered.model_name if answered else None,
             outcome=outcome,
         )
-        try:
-            await self.run.append(iteration)
-        except Exception as error:
-            raise RuntimeFault(error) from error
-        self.number += 1
-        self.fresh = []
-        self.answered = False
-        self.keys.clear()
 
     def _dump(self, messages: Sequence[ModelMessage]) -> list[JSON]:
         """Dump messages, the instructions only where they change: the engine repeats them in every request."""
