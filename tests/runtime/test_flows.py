@@ -191,6 +191,25 @@ async def test_waiting_for_some_of_several_tasks(store: Store):
         assert await handles["all"].result() == ["succeeded", "succeeded"]
 
 
+async def test_a_task_that_is_named_twice_is_waited_for_once(store: Store):
+    app = Outrider()
+    basics(app, [])
+
+    @app.tool
+    async def parent(task: TaskContext) -> list[str]:
+        child, other = await task.spawn("sleeps", seconds=30), await task.spawn("sleeps", seconds=60)
+        return [record.id for record in await task.wait_for([child, other, child])]
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("parent")
+        await runtime.advance(45)
+        assert not (await handle.record()).is_terminal
+        await runtime.advance(45)
+        first, second, again = await handle.result(timeout=0)
+        assert first == again != second
+
+
 async def test_a_child_carries_its_origin_and_its_parent():
     app = Outrider()
     basics(app, [])

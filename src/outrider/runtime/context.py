@@ -522,7 +522,7 @@ class TaskContext:
         """Wait until all of these tasks have ended (or one, with `any`), parked meanwhile; return their records.
 
         With a timeout, returns when it is over, whatever has ended by then. The records are in the order given; a
-        resumed task gets those it got the first time.
+        resumed task gets those it got the first time. A task that is named twice is waited for once.
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
         with self._at("wait_for", name) as position:
@@ -541,11 +541,11 @@ class TaskContext:
                         raise NotFound.of("task", task_id)
                 ended = sum(task.is_terminal for task in found.values())
                 late = until is not None and self._services.clock.now() >= until
-                if late or ended == len(ids) or (any and ended):
+                if late or ended == len(found) or (any and ended):
                     return [found[task_id] for task_id in ids]
                 return None
 
-            found = await self._wait_until(WaitForTasks(ids, not any), until, look, ids)
+            found = await self._wait_until(WaitForTasks(tuple(dict.fromkeys(ids)), not any), until, look, ids)
             records = [TaskRecord.of(task) for task in found]
             live = {record.id: record for record in records if not record.is_terminal}
             ended = [record.id for record in records if record.is_terminal]
