@@ -2,13 +2,15 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, WorkerSettings
-from outrider.core.errors import StoreUnavailable
+from outrider.core.errors import InvalidArguments, StoreUnavailable
+from outrider.core.ledger import OutputChunk, Report
 from outrider.settings import Limits
 from outrider.testing import Store, open_test
 
@@ -281,3 +283,70 @@ async def test_what_was_said_while_the_store_did_not_answer_is_written_when_it_d
         progress = (await handle.record()).progress
         assert progress is not None
         assert progress.current == 1
+
+
+@pytest.mark.parametrize("stream", ["\udc80", "", "a\nb", "x" * 65, 1], ids=ascii)
+async def test_a_stream_that_is_no_short_plain_name_is_refused_at_the_call(stream: Any, store: Store):
+    app = Outrider()
+
+    @app.tool
+    async def speaks(task: TaskContext) -> str:
+        task.output("before\n")
+        try:
+            task.output("lost\n", stream=stream)
+        except InvalidArguments as error:
+            task.output("after\n", stream="my-own.stream:2")
+            return error.code
+        return "taken"
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("speaks")
+        await runtime.run_until_idle()
+        assert await handle.result() == "invalid_arguments"
+        assert "".join([piece.text async for piece in handle.output()]) == "before\nafter\n"
+
+
+async def test_a_word_that_cannot_be_written_is_lost_alone(store: Store):
+    app = Outrider()
+    go_on = asyncio.Event()
+
+    @app.tool
+    async def speaks(task: TaskContext, words: list[str]) -> None:
+        for word in words:
+            task.output(word, stream=word)
+        task.progress(len(words), label=words[0])
+        await go_on.wait()
+
+    async with open_test(app, store=store) as runtime:
+        (crew,) = runtime._crews
+        real_print, real_report = crew.probe.print, crew.probe.report
+
+        async def print_(chunks: Sequence[OutputChunk]) -> Any:
+            if any(chunk.text == "bad" for chunk in chunks):
+                raise ValueError("this cannot be written")
+            return await real_print(chunks)
+
+        async def report(reports: Sequence[Report]) -> Any:
+            if any(each.live and each.live.progress and each.live.progress.label == "bad" for each in reports):
+                raise ValueError("this cannot be written")
+            return await real_report(reports)
+
+        crew.probe.__dict__.update(print=print_, report=report)
+        session = await runtime.sessions.create()
+        handles = [
+            await session.spawn("speaks", words=words) for words in (["a", "b"], ["bad", "c"], ["d", "bad", "e"])
+        ]
+
+        async def labels() -> list[str | None]:
+            records = await session.tasks(newest_first=False)
+            return [record.progress.label if record.progress else None for record in records]
+
+        async def is_said() -> bool:
+            return await labels() == ["a", None, "d"]
+
+        await runtime.until(is_said)
+        go_on.set()
+        await runtime.run_until_idle()
+        assert ["".join([piece.text async for piece in handle.output()]) for handle in handles] == ["ab", "c", "de"]
+        assert [record.state for record in await session.tasks()] == ["succeeded"] * 3

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from outrider.core import events
-from outrider.core.errors import Failure, OutriderError, Parked, Refused, Superseded, UnknownName
+from outrider.core.errors import Failure, InvalidArguments, OutriderError, Parked, Refused, Superseded, UnknownName
 from outrider.core.events import HolderEvent, Step
 from outrider.core.ledger import OutputChunk
 from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=None)
 CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
+LONGEST_STREAM = 64
+"""Characters of a stream's name."""
 
 
 class Scope:
@@ -487,6 +489,14 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> T:
 def well_formed(text: str) -> str:
     """Return a text that UTF-8 can hold: lone surrogates become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def check_stream(name: object) -> None:
+    """Raise InvalidArguments for what cannot name a stream of output: it has 1 to 64 characters that can be printed."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_STREAM or not name.isprintable():
+        raise InvalidArguments(
+            f"{name!r} cannot name a stream of output; a short plain name can", details={"longest": LONGEST_STREAM}
+        )
 
 
 def shorten(text: str, limit: int) -> str:

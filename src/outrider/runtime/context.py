@@ -37,7 +37,7 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import JSON, SECOND, JSONObject, evolve
-from outrider.runtime.attempt import Attempt, Scope, shorten, well_formed
+from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_of
 from outrider.runtime.failures import revive, tell
@@ -149,7 +149,11 @@ class TaskContext:
         self._attempt.update({"state_detail": detail}, state_detail=detail)
 
     def output(self, text: str, stream: str = "stdout") -> None:
-        """Print text. Kept up to the output tail, seen by followers within 50 ms."""
+        """Print text. Kept up to the output tail, seen by followers within 50 ms.
+
+        Raises InvalidArguments unless the name of the stream is short and plain.
+        """
+        check_stream(stream)
         if self._attempt.journal.is_replaying:
             return
         self._check_stop()

@@ -96,6 +96,9 @@ class _Context:
 
     def output(self, text: str, stream: str = "stdout") -> None:
         """Print text."""
+        from outrider.runtime.attempt import check_stream
+
+        check_stream(stream)
         self._say("output", text=_clean(text), stream=stream)
 
     def heartbeat(self) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from outrider.core.errors import StoreError
-from outrider.core.ledger import Report
+from outrider.core.ledger import OutputChunk, Report
 from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Bell
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
+
+Word = TypeVar("Word", OutputChunk, Report)
 
 
 class Voice:
@@ -87,30 +91,58 @@ class Voice:
         if not chunks:
             return
         by_id = {attempt.task_id: attempt for attempt in attempts}
-        try:
-            kept = await self._services.ledger.print(chunks)
-        except StoreError:
-            for chunk in reversed(chunks):
-                by_id[chunk.task_id].put_back([chunk])
+        failed: StoreError | None = None
+        for chunk, verdict in reversed(await _verdicts(self._services.ledger.print, chunks)):
+            attempt = by_id[chunk.task_id]
+            if isinstance(verdict, StoreError):
+                attempt.put_back([chunk])
+                failed = verdict
+            elif not _is_held(attempt, verdict):
+                attempt.supersede()
+        if failed is not None:
             for attempt in attempts:  # their progress was not written either
                 self.hear(attempt)
-            raise
-        for chunk, held in zip(chunks, kept, strict=True):
-            if not held:
-                by_id[chunk.task_id].supersede()
+            raise failed
 
     async def _report(self, attempts: list[Attempt]) -> None:
         open_ones = [attempt for attempt in attempts if not attempt.is_over]
-        reports = [(attempt, report) for attempt in open_ones if (report := self._report_of(attempt)) is not None]
+        reports = [report for attempt in open_ones if (report := self._report_of(attempt)) is not None]
         if not reports:
             return
-        try:
-            kept = await self._services.ledger.report([report for _, report in reports])
-        except StoreError:
-            for attempt, report in reports:
+        failed: StoreError | None = None
+        by_id = {attempt.task_id: attempt for attempt in open_ones}
+        for report, verdict in await _verdicts(self._services.ledger.report, reports):
+            attempt = by_id[report.task_id]
+            if isinstance(verdict, StoreError):
+                failed = verdict
                 if report.live is not None:
                     attempt.put_back(delta=report.delta or {})
-            raise
-        for (attempt, _), held in zip(reports, kept, strict=True):
-            if not held:
+            elif not _is_held(attempt, verdict):
                 attempt.supersede()
+        if failed is not None:
+            raise failed
+
+
+async def _verdicts(
+    write: Callable[[Sequence[Word]], Awaitable[Sequence[bool]]], words: Sequence[Word]
+) -> list[tuple[Word, bool | Exception]]:
+    """Write what was said, and tell of each whether its attempt holds its task, or what kept it from being written.
+
+    All is written together; where that cannot be done for the sake of one, one by one.
+    """
+    try:
+        return list(zip(words, await write(words), strict=True))
+    except StoreError as error:
+        return [(word, error) for word in words]
+    except Exception as error:  # noqa: BLE001 - what one task said must not silence the others
+        if len(words) == 1:
+            return [(words[0], error)]
+    alone = await asyncio.gather(*(_verdicts(write, [word]) for word in words))
+    return [verdict for (verdict,) in alone]
+
+
+def _is_held(attempt: Attempt, verdict: bool | Exception) -> bool:
+    if isinstance(verdict, Exception):
+        log.error("what a task said cannot be written, and is lost", task=attempt.task_id, exc_info=verdict)
+        return True
+    return verdict
