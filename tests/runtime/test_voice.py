@@ -4,13 +4,15 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, WorkerSettings
 from outrider.core.errors import InvalidArguments, StoreUnavailable
 from outrider.core.ledger import OutputChunk, Report
+from outrider.runtime.attempt import Attempt
+from outrider.runtime.voice import Voice
 from outrider.settings import Limits
 from outrider.testing import Store, open_test
 
@@ -350,3 +352,23 @@ async def test_a_word_that_cannot_be_written_is_lost_alone(store: Store):
         await runtime.run_until_idle()
         assert ["".join([piece.text async for piece in handle.output()]) for handle in handles] == ["ab", "c", "de"]
         assert [record.state for record in await session.tasks()] == ["succeeded"] * 3
+
+
+async def test_a_thread_may_speak_while_what_was_heard_is_gathered():
+    class Speaker:
+        has_spoken = False
+
+        @property
+        def is_over(self) -> bool:
+            if not self.has_spoken:
+                self.has_spoken = True
+                thread = threading.Thread(target=voice.hear, args=[cast(Attempt, Speaker())])
+                thread.start()
+                thread.join()
+            return True
+
+    async with open_test(Outrider()) as runtime:
+        voice = Voice(runtime.services)
+        voice.hear(cast(Attempt, Speaker()))
+        await voice._write_all()
+        assert len(voice._dirty) == 1, "what was said meanwhile is heard"

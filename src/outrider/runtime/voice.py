@@ -7,6 +7,7 @@ the progress interval, and the newest wins.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -28,6 +29,7 @@ class Voice:
         self._services = services
         self._bell = Bell(services.clock)
         self._dirty: dict[Attempt, None] = {}
+        self._hearing = threading.Lock()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -37,13 +39,16 @@ class Voice:
 
     def hear(self, attempt: Attempt) -> None:
         """An attempt has something to say."""
-        if attempt not in self._dirty:
+        with self._hearing:
+            if attempt in self._dirty:
+                return
             self._dirty[attempt] = None
-            self._loop.call_soon_threadsafe(self._bell.ring)
+        self._loop.call_soon_threadsafe(self._bell.ring)
 
     def forget(self, attempt: Attempt) -> None:
         """An attempt is over; what it had to say was written with its end."""
-        self._dirty.pop(attempt, None)
+        with self._hearing:
+            self._dirty.pop(attempt, None)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -67,7 +72,9 @@ class Voice:
         What is taken from an attempt is handed to the store before this gives way to anybody: an attempt that
         ends meanwhile finds nothing left to say, and the fence would refuse what came after its end.
         """
-        attempts, self._dirty = [attempt for attempt in self._dirty if not attempt.is_over], {}
+        with self._hearing:
+            heard, self._dirty = self._dirty, {}
+        attempts = [attempt for attempt in heard if not attempt.is_over]
         await self._print(attempts)
         await self._report(attempts)
 
@@ -79,7 +86,8 @@ class Voice:
             return None
         now = time.monotonic()
         if now - attempt.reported_at < self._services.settings.progress_interval:
-            self._dirty[attempt] = None
+            with self._hearing:
+                self._dirty[attempt] = None
             return None
         attempt.reported_at = now
         attempt.touched = False
