@@ -1,6 +1,7 @@
 """What running work says: progress, detail and output; heard once, not heard again while replaying."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from decimal import Decimal
@@ -372,3 +373,34 @@ async def test_a_thread_may_speak_while_what_was_heard_is_gathered():
         voice.hear(cast(Attempt, Speaker()))
         await voice._write_all()
         assert len(voice._dirty) == 1, "what was said meanwhile is heard"
+
+
+async def test_the_log_is_told_just_what_the_record_gets_whatever_threads_say_meanwhile():
+    app = Outrider()
+
+    @app.tool
+    async def quiet() -> None: ...
+
+    async with open_test(app, progress_interval=0.0) as runtime:
+        handle = await (await runtime.sessions.create()).spawn("quiet")
+        attempt = Attempt(runtime.services, await runtime.services.lifecycle._read(handle.id), lambda _: None)
+        voice, told = Voice(runtime.services), dict[str, Any]()
+
+        def speak(field: str) -> None:
+            for n in range(5000):
+                attempt.update({field: str(n)}, **{field: str(n)})
+
+        threads = [threading.Thread(target=speak, args=[field]) for field in ("state_detail", "model")]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads) or attempt.live_is_dirty:
+                report = voice._report_of(attempt)
+                if report is not None and report.live is not None:
+                    told.update(report.delta or {})
+                    assert told == {field: getattr(report.live, field) for field in told}
+        finally:
+            sys.setswitchinterval(interval)
+        assert told == {"state_detail": "4999", "model": "4999"}

@@ -107,7 +107,7 @@ class Attempt:
         self._output: deque[tuple[str, str, Instant]] = deque()
         self._output_bytes = 0
         self._cut = 0
-        self._printing = threading.Lock()
+        self._speaking = threading.Lock()
         self._given_up = 0
         self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
 
@@ -304,10 +304,11 @@ class Attempt:
 
     def update(self, delta: dict[str, Any] | None = None, **live: Any) -> None:
         """Take new live values; `delta` is what the log is told of them."""
-        self.live = evolve(self.live, **live)
-        self.live_is_dirty = True
-        if delta:
-            self.delta.update(delta)
+        with self._speaking:
+            self.live = evolve(self.live, **live)
+            self.live_is_dirty = True
+            if delta:
+                self.delta.update(delta)
         self.touch()
 
     def touch(self) -> None:
@@ -321,7 +322,7 @@ class Attempt:
         if not text:
             return
         text, limit = well_formed(text), self.services.settings.limits.output_tail
-        with self._printing:
+        with self._speaking:
             size = len(text)
             if size > limit:
                 self._cut += size - limit
@@ -347,7 +348,7 @@ class Attempt:
     def take_output(self) -> list[OutputChunk]:
         """Hand out the output that waits, neighbours of one stream joined."""
         keep = self.services.settings.limits.output_tail
-        with self._printing:
+        with self._speaking:
             pieces, cut = list(self._output), self._cut
             self._output.clear()
             self._output_bytes = self._cut = 0
@@ -375,17 +376,23 @@ class Attempt:
             self._output.appendleft((chunk.stream, chunk.text, chunk.at))
             self._output_bytes += len(chunk.text)
         if delta is not None:
-            self.delta = {**delta, **self.delta}
-            self.live_is_dirty = True
+            with self._speaking:
+                self.delta = {**delta, **self.delta}
+                self.live_is_dirty = True
         self._on_news(self)
 
     def take_live(self) -> Live | None:
         """Hand out live values that were not written yet, None if there are none."""
-        if not self.live_is_dirty:
-            return None
-        self.live_is_dirty = False
-        self.delta.clear()
-        return self.live
+        return self.take_news()[0]
+
+    def take_news(self) -> tuple[Live | None, dict[str, Any] | None]:
+        """Hand out live values that were not written yet, and what the log is to be told of just these."""
+        with self._speaking:
+            if not self.live_is_dirty:
+                return None, None
+            self.live_is_dirty = False
+            delta, self.delta = self.delta, {}
+            return self.live, delta or None
 
     # --- how it ends ---------------------------------------------------------------------------------
 

@@ -91,8 +91,7 @@ class Voice:
             return None
         attempt.reported_at = now
         attempt.touched = False
-        delta = dict(attempt.delta) or None
-        return Report(attempt.task_id, attempt.number, attempt.active_at, attempt.take_live(), delta)
+        return Report(attempt.task_id, attempt.number, attempt.active_at, *attempt.take_news())
 
     async def _print(self, attempts: list[Attempt]) -> None:
         chunks = [chunk for attempt in attempts for chunk in attempt.take_output()]
