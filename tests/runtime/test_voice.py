@@ -288,6 +288,29 @@ async def test_what_was_said_while_the_store_did_not_answer_is_written_when_it_d
         assert progress.current == 1
 
 
+async def test_the_last_words_of_a_task_outlive_a_store_that_does_not_answer(store: Store):
+    app = Outrider()
+
+    @app.tool
+    async def speaks(task: TaskContext) -> None:
+        task.output("last\n")
+        task.output("words\n", stream="stderr")
+
+    async with open_test(app, store=store) as runtime:
+        (crew,) = runtime._crews
+        real = crew.probe.print
+
+        async def unavailable(*arguments: Any) -> Any:
+            crew.probe.__dict__["print"] = real
+            raise StoreUnavailable("for a moment")
+
+        crew.probe.__dict__["print"] = unavailable
+        session = await runtime.sessions.create()
+        handle = await session.spawn("speaks")
+        await runtime.run_until_idle()
+        assert [piece.text async for piece in handle.output()] == ["last\n", "words\n"]
+
+
 @pytest.mark.parametrize("stream", ["\udc80", "", "a\nb", "x" * 65, 1], ids=ascii)
 async def test_a_stream_that_is_no_short_plain_name_is_refused_at_the_call(stream: Any, store: Store):
     app = Outrider()

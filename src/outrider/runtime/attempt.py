@@ -372,11 +372,11 @@ class Attempt:
 
     def put_back(self, chunks: Iterable[OutputChunk] = (), delta: Mapping[str, Any] | None = None) -> None:
         """Take back what could not be written, to be said again before anything newer."""
-        for chunk in chunks:
-            self._output.appendleft((chunk.stream, chunk.text, chunk.at))
-            self._output_bytes += len(chunk.text)
-        if delta is not None:
-            with self._speaking:
+        with self._speaking:
+            for chunk in chunks:
+                self._output.appendleft((chunk.stream, chunk.text, chunk.at))
+                self._output_bytes += len(chunk.text)
+            if delta is not None:
                 self.delta = {**delta, **self.delta}
                 self.live_is_dirty = True
         self._on_news(self)

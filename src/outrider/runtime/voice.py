@@ -75,25 +75,11 @@ class Voice:
         with self._hearing:
             heard, self._dirty = self._dirty, {}
         attempts = [attempt for attempt in heard if not attempt.is_over]
-        await self._print(attempts)
+        await self.print(attempts)
         await self._report(attempts)
 
-    def _report_of(self, attempt: Attempt) -> Report | None:
-        if not attempt.live_is_dirty:
-            if attempt.touched and attempt.record.input.timeouts.idle is not None:
-                attempt.touched = False
-                return Report(attempt.task_id, attempt.number, attempt.active_at)
-            return None
-        now = time.monotonic()
-        if now - attempt.reported_at < self._services.settings.progress_interval:
-            with self._hearing:
-                self._dirty[attempt] = None
-            return None
-        attempt.reported_at = now
-        attempt.touched = False
-        return Report(attempt.task_id, attempt.number, attempt.active_at, *attempt.take_news())
-
-    async def _print(self, attempts: list[Attempt]) -> None:
+    async def print(self, attempts: Sequence[Attempt]) -> None:
+        """Write the output that waits. Where a StoreError is raised, it goes on waiting; see `hear`."""
         chunks = [chunk for attempt in attempts for chunk in attempt.take_output()]
         if not chunks:
             return
@@ -110,6 +96,21 @@ class Voice:
             for attempt in attempts:  # their progress was not written either
                 self.hear(attempt)
             raise failed
+
+    def _report_of(self, attempt: Attempt) -> Report | None:
+        if not attempt.live_is_dirty:
+            if attempt.touched and attempt.record.input.timeouts.idle is not None:
+                attempt.touched = False
+                return Report(attempt.task_id, attempt.number, attempt.active_at)
+            return None
+        now = time.monotonic()
+        if now - attempt.reported_at < self._services.settings.progress_interval:
+            with self._hearing:
+                self._dirty[attempt] = None
+            return None
+        attempt.reported_at = now
+        attempt.touched = False
+        return Report(attempt.task_id, attempt.number, attempt.active_at, *attempt.take_news())
 
     async def _report(self, attempts: list[Attempt]) -> None:
         open_ones = [attempt for attempt in attempts if not attempt.is_over]

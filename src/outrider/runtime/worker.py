@@ -317,7 +317,7 @@ class Worker:
         while True:
             try:
                 if attempt.has_output:
-                    await self._services.ledger.print(attempt.take_output())
+                    await self._voice.print([attempt])
                 await self._services.lifecycle.move(attempt.record, event)
                 return
             except Superseded:
