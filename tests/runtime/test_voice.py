@@ -184,6 +184,25 @@ async def test_output_is_kept_up_to_its_tail_and_says_what_was_cut(store: Store)
         assert pieces[0].lost > 0 or "were cut here" in kept
 
 
+@pytest.mark.parametrize("pieces", [1, 100])
+async def test_the_tail_of_output_counts_bytes_and_cuts_no_character_in_two(pieces: int, store: Store):
+    app = Outrider(WorkerSettings(limits=Limits(output_tail=1001)))
+
+    @app.tool
+    async def floods(task: TaskContext) -> None:
+        for _ in range(pieces):
+            task.output("🦊" * (1000 // pieces))
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("floods")
+        await runtime.run_until_idle()
+        kept = "".join([piece.text async for piece in handle.output()])
+        mark, foxes = kept.split("\n")[1:]
+        assert foxes == "🦊" * 250
+        assert mark.startswith("[… 3,000 bytes were cut here")
+
+
 async def test_a_cursor_goes_on_exactly_where_it_stopped_even_within_a_piece(store: Store):
     app = Outrider()
     go_on = asyncio.Event()

@@ -323,21 +323,22 @@ class Attempt:
             return
         text, limit = well_formed(text), self.services.settings.limits.output_tail
         with self._speaking:
-            size = len(text)
+            size = size_of(text)
             if size > limit:
-                self._cut += size - limit
-                text, size = text[-limit:], limit
+                text = text.encode()[-limit:].decode(errors="ignore")  # without what is left of a character in two
+                self._cut += size - size_of(text)
+                size = size_of(text)
             self._output.append((stream, text, self.services.clock.now()))
             self._output_bytes += size
             while self._output_bytes > limit and len(self._output) > 1:
                 _, dropped, _ = self._output.popleft()
-                self._output_bytes -= len(dropped)
-                self._cut += len(dropped)
+                self._output_bytes -= size_of(dropped)
+                self._cut += size_of(dropped)
         self.touch()
 
     @property
     def output_waiting(self) -> int:
-        """How many characters of output wait to be written."""
+        """How many bytes of output wait to be written."""
         return self._output_bytes
 
     @property
@@ -375,7 +376,7 @@ class Attempt:
         with self._speaking:
             for chunk in chunks:
                 self._output.appendleft((chunk.stream, chunk.text, chunk.at))
-                self._output_bytes += len(chunk.text)
+                self._output_bytes += size_of(chunk.text)
             if delta is not None:
                 self.delta = {**delta, **self.delta}
                 self.live_is_dirty = True
@@ -504,6 +505,11 @@ def check_stream(name: object) -> None:
         raise InvalidArguments(
             f"{name!r} cannot name a stream of output; a short plain name can", details={"longest": LONGEST_STREAM}
         )
+
+
+def size_of(text: str) -> int:
+    """Return how many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def shorten(text: str, limit: int) -> str:
