@@ -1,6 +1,7 @@
 """A wait gives the worker back, when all that is open is a wait, and leaves nothing running behind."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -230,6 +231,34 @@ async def test_code_that_swallows_being_parked_is_parked_all_the_same(how: str, 
         await handle.answer("yes")
         await runtime.run_until_idle()
         assert await handle.result() == "yes"
+
+
+@pytest.mark.parametrize("verb", ["sleep", "ask", "step", "write"])
+async def test_code_that_swallows_being_parked_in_a_loop_leaves_the_others_room(verb: str):
+    app, seen = Outrider(), list[int]()
+
+    @app.tool
+    async def swallows(task: TaskContext) -> None:
+        loop = asyncio.get_running_loop()
+        for n in range(10):
+            with suppress(BaseException):
+                match verb if n else "sleep":
+                    case "sleep":
+                        await task.sleep(60)
+                    case "ask":
+                        await task.ask("Go?")
+                    case "step":
+                        await task.step("work", asyncio.sleep, 60)
+                    case _:
+                        await task.files.write("/a", "b")
+            assert len(seen) == n, "the loop has turned since the last time"
+            loop.call_soon(seen.append, n)
+
+    async with open_test(app) as runtime:
+        handle = await spawn(runtime, "swallows")
+        await runtime.run_until_idle()
+        assert await is_parked(handle)
+        assert seen == list(range(10))
 
 
 async def test_a_failure_beside_a_wait_is_a_failure():

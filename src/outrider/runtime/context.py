@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
@@ -59,6 +59,25 @@ T = TypeVar("T")
 PART_TYPES = ("text", "data", "file")
 Parts: TypeAlias = str | JSONObject | Sequence[JSONObject]
 _UNSET: Any = object()
+Verb = TypeVar("Verb", bound=Callable[..., Coroutine[Any, Any, Any]])
+PAUSE = 0.01
+"""Seconds between the verbs of code that was told to leave, and goes on."""
+
+
+def _verb(method: Verb) -> Verb:
+    """Have a verb give way first, where its code was told to leave the attempt before.
+
+    It raises that at once, without ever waiting: code that swallows it in a loop would block the worker's loop, and
+    whatever else runs there.
+    """
+
+    @wraps(method)
+    async def called(self: TaskContext | TaskFiles, *args: Any, **kwargs: Any) -> Any:
+        if self._attempt.has_parted or self._attempt.is_over:
+            await asyncio.sleep(PAUSE)
+        return await method(self, *args, **kwargs)
+
+    return cast(Verb, called)
 
 
 class TaskContext:
@@ -181,6 +200,7 @@ class TaskContext:
         self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any
     ) -> T: ...
 
+    @_verb
     async def step(
         self,
         name: str,
@@ -296,6 +316,7 @@ class TaskContext:
 
     # --- questions -----------------------------------------------------------------------------------
 
+    @_verb
     async def ask(
         self,
         prompt: str,
@@ -334,6 +355,7 @@ class TaskContext:
             )
             return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
 
+    @_verb
     async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> JSON:
         """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
 
@@ -445,6 +467,7 @@ class TaskContext:
 
     # --- time ----------------------------------------------------------------------------------------
 
+    @_verb
     async def sleep(self, length: Length, *, name: str | None = None) -> None:
         """Sleep for a timedelta or a number of seconds. Longer sleeps park the task; the wake time is journaled."""
         with self._at("sleep", name) as position:
@@ -461,6 +484,7 @@ class TaskContext:
 
     # --- other tasks ---------------------------------------------------------------------------------
 
+    @_verb
     async def spawn(
         self,
         tool: str | Callable[..., Any],
@@ -515,6 +539,7 @@ class TaskContext:
         self._attempt.journal.note(step)
         return made.task
 
+    @_verb
     async def wait_for(
         self,
         tasks: Iterable[TaskHandle | str],
@@ -570,6 +595,7 @@ class TaskContext:
 
     # --- messages ------------------------------------------------------------------------------------
 
+    @_verb
     async def post(self, content: Parts, *, in_reply_to: str | None = None, name: str | None = None) -> MessageRecord:
         """Send the session a message: text, a data object, or a list of parts. Sent once, however often resumed."""
         with self._at("post", name) as position:
@@ -591,6 +617,7 @@ class TaskContext:
             self._attempt.journal.note(step)
             return record
 
+    @_verb
     async def messages(
         self, *, wait: bool = True, timeout: Length | None = None, name: str | None = None
     ) -> list[MessageRecord]:
@@ -631,6 +658,7 @@ class TaskContext:
 
     # --- what it leaves ------------------------------------------------------------------------------
 
+    @_verb
     async def artifact(
         self,
         name: str,
@@ -811,6 +839,7 @@ class TaskFiles:
         """Return a file's content as UTF-8 text."""
         return (await self.read(path)).decode()
 
+    @_verb
     async def write(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
         """Write a file whole, replacing one that is there; return its path in normal form."""
         attempt = self._attempt
