@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskHandle
-from outrider.core.errors import InvalidPath, NotFound
+from outrider.core.errors import InvalidPath, NotFound, TaskFailed
 from outrider.runtime.records import EventRecord
 from outrider.testing import Store, TestRuntime, open_test
 
@@ -210,6 +210,32 @@ async def test_the_name_of_an_artifact_cannot_escape_either():
             record = await handle.record()
             assert record.error is not None
             assert record.error.kind == "rejected"
+        assert await session.files() == []
+
+
+@pytest.mark.parametrize("how", ["name", "path", "file"])
+async def test_nothing_can_be_written_where_the_result_will_stand(how: str):
+    app = Outrider()
+
+    @app.tool(max_failures=1)
+    async def writes(task: TaskContext) -> str:
+        path = f".tasks/{task.id}/result.json"
+        match how:
+            case "name":
+                await task.artifact("result.json", "x")
+            case "path":
+                await task.artifact("mine", "x", path=path)
+            case _:
+                await task.files.write(path, "x")
+        return "written"
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("writes")
+        await runtime.run_until_idle()
+        with pytest.raises(TaskFailed) as failed:
+            await handle.result()
+        assert (failed.value.details or {})["code"] == "invalid_path"
         assert await session.files() == []
 
 

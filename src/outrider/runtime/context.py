@@ -19,9 +19,10 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
-from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, NotFound, Superseded, TooLarge
+from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, InvalidPath, NotFound, Superseded, TooLarge
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
+from outrider.core.machine import result_path
 from outrider.core.task import (
     Artifact,
     Effects,
@@ -672,7 +673,8 @@ class TaskContext:
     ) -> Artifact:
         """Leave something behind: content, kept as a file of the session, or a path or URL where it is.
 
-        Content goes to `path`, by default a folder of the task. Raises TooLarge for content over the file limit.
+        Content goes to `path`, by default a folder of the task. Raises TooLarge for content over the file limit,
+        InvalidPath for a path that cannot be written: `result.json` is where the task's own result will stand.
         """
         with self._at("artifact", position) as place:
             if place.entry is not None:
@@ -680,7 +682,7 @@ class TaskContext:
             file = None
             size = None
             if content is not None:
-                path = clean_path(f"/.tasks/{self.id}/{name}" if path is None else path, task_id=self.id)
+                path = _free_path(f"/.tasks/{self.id}/{name}" if path is None else path, self.id)
                 file = file_write(self._attempt, path, content, media_type)
                 size, media_type = len(file.content), file.media_type
             elif path is not None:
@@ -841,9 +843,12 @@ class TaskFiles:
 
     @_verb
     async def write(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
-        """Write a file whole, replacing one that is there; return its path in normal form."""
+        """Write a file whole, replacing one that is there; return its path in normal form.
+
+        Raises TooLarge, and InvalidPath for a path that cannot be written; see `TaskContext.artifact`.
+        """
         attempt = self._attempt
-        clean = clean_path(path, task_id=attempt.task_id)
+        clean = _free_path(path, attempt.task_id)
         with attempt.busy():
             file = file_write(attempt, clean, content, media_type)
             if not await attempt.services.ledger.write_file(file, (attempt.task_id, attempt.number)):
@@ -862,6 +867,14 @@ def file_write(attempt: Attempt, path: str, content: bytes | str, media_type: st
     services = attempt.services
     raw, kind = file_content(path, content, media_type, services.settings.limits.file)
     return FileWrite(attempt.record.session_id, path, raw, kind, services.clock.now(), attempt.task_id)
+
+
+def _free_path(path: str, task_id: str) -> str:
+    """Return the normal form of a path that a task may write to. Raises InvalidPath."""
+    clean = clean_path(path, task_id=task_id)
+    if clean == result_path(task_id):
+        raise InvalidPath(f"{clean!r} is where the task's result will stand; choose another name")
+    return clean
 
 
 def message_parts(content: Parts, limit: int) -> tuple[JSONObject, ...]:
