@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,7 +14,9 @@ from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskF
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Tokens, replies
 from outrider.core.errors import InvalidArguments, OutriderError, UnknownName
+from outrider.core.session import NewSession
 from outrider.runtime import context as context_module
+from outrider.testing import open_test
 
 pytestmark = pytest.mark.anyio
 QUICK = WorkerSettings(park_grace=0.02)
@@ -73,6 +76,30 @@ async def test_the_record_tells_iterations_model_usage_and_the_child_session(app
         described = await child.record()
         assert (described.parent_session_id, described.parent_task_id) == (session.id, task.id)
         assert described.root_session_id == session.id
+
+
+async def test_the_record_tells_the_child_session_even_of_a_worker_that_was_killed_as_it_made_it(app):
+    model = told(Reply("done"), name="killed")
+    made = asyncio.Event()
+
+    async with open_test(app) as runtime:
+        (crew,) = runtime._crews
+
+        async def create_session(new: NewSession) -> None:
+            await runtime.services.ledger.create_session(new)
+            made.set()
+            await asyncio.Event().wait()
+
+        crew.probe.__dict__["create_session"] = create_session
+        task = await (await runtime.sessions.create()).spawn_agent("Go.", model=model)
+        await made.wait()
+        await runtime.crash()
+        await runtime.run_until_idle()
+        assert await task.result() == "done"
+        record = await task.record()
+        assert record.links.child_session_id is not None
+        child = await runtime.sessions.get(record.links.child_session_id)
+        assert (await child.record()).parent_task_id == task.id
 
 
 async def test_what_the_model_says_is_output_as_it_says_it(app):

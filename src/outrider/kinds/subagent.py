@@ -136,6 +136,8 @@ class Subagent:
         agent = self._agent(task.spec)
         engine = await self._engine(DEFAULT_ENGINE if agent is None else agent.engine)
         session_id = await _child_session(task)
+        if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
+            task.report(links=evolve(task.live.links, child_session_id=session_id))
         run = _Run(task, session_id)
         rows = await task.services.views.transcript(session_id)
         brief = self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows))
@@ -223,7 +225,6 @@ async def _child_session(task: TaskContext) -> str:
         title=shorten(task.spec["prompt"], 60),
     )
     await task.services.ledger.create_session(new)
-    task.report(links=evolve(task.live.links, child_session_id=new.id))
     return new.id
 
 
