@@ -1,12 +1,14 @@
 """Reading: events exactly once from any place, whole records on the way, files that stay in their session."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskHandle
 from outrider.core.errors import InvalidPath, NotFound, TaskFailed
+from outrider.core.events import Step
 from outrider.runtime.records import EventRecord
 from outrider.testing import Store, TestRuntime, open_test
 
@@ -142,6 +144,33 @@ async def test_a_record_tells_where_it_would_resume_and_who_held_it(store: Store
         assert [(each.attempt, each.ending) for each in attempts] == [(1, "parked"), (2, "succeeded")]
         assert all(each.worker_id == runtime._crews[0].worker.id for each in attempts)
         assert [step.position for step in await handle.steps()] == ["first", "sleep:1", "second"]
+
+
+async def test_a_record_is_made_without_reading_what_the_steps_returned(store: Store, monkeypatch: pytest.MonkeyPatch):
+    app = Outrider()
+
+    @app.tool
+    async def works(task: TaskContext) -> None:
+        await task.step("heavy", lambda: "x" * 100_000)
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("works")
+        await runtime.run_until_idle()
+        views, read = handle._services.views, list[Step]()
+        real = views.steps
+
+        async def steps(task_id: str, **how: Any) -> Sequence[Step]:
+            found = await real(task_id, **how)
+            read.extend(found)
+            return found
+
+        monkeypatch.setattr(views, "steps", steps)
+        for record in (await handle.record(), await handle.wait()):
+            assert record.checkpoint is not None
+            assert record.checkpoint.step == "heavy"
+        assert [step.position for step in await handle.steps()] == ["heavy"]
+        assert [(step.position, step.value) for step in read] == [("heavy", None)] * 3
 
 
 # --- files -------------------------------------------------------------------------------------------

@@ -670,6 +670,8 @@ class RunningWork(Contract):
         ]
         assert list(await scene.ledger.journal(steps)) == [True, True, True]
         assert list(await scene.views.steps("task_1")) == steps
+        without = [replace(step, value=None) for step in steps]
+        assert list(await scene.views.steps("task_1", values=False)) == without
 
     async def test_a_journal_row_replaces_the_one_of_its_position_in_its_place(self, scene: Scene):
         await scene.running("task_1")

@@ -362,8 +362,8 @@ class Views(Protocol):
         """Sessions newest first, after the one of that id."""
         ...
 
-    async def steps(self, task_id: str) -> Sequence[Step]:
-        """The task's journal, in the order it was written."""
+    async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
+        """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
         ...
 
     async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:

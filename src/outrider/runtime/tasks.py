@@ -134,7 +134,7 @@ class Tasks:
         """Return a task's whole public record, with what is derived on read. Raises NotFound."""
         task = await self.get(task_id)
         views = self._services.views
-        steps = await views.steps(task_id)
+        steps = await views.steps(task_id, values=False)
         beat = await views.active_at(task_id)
         workers = () if task.is_terminal else await views.workers()
         if task.core.worker_id is not None:
@@ -170,7 +170,7 @@ class Tasks:
 
     async def steps(self, task_id: str) -> Sequence[StepRecord]:
         """Return a task's journal."""
-        return [StepRecord.of(step) for step in await self._services.views.steps(task_id)]
+        return [StepRecord.of(step) for step in await self._services.views.steps(task_id, values=False)]
 
     async def requests(self, task_id: str) -> Sequence[InputRequestRecord]:
         """Return all that a task ever asked, oldest first."""

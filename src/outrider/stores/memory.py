@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -634,10 +634,11 @@ class MemoryViews:
         ids = sorted((id for id in self._open().sessions if after is None or id < after), reverse=True)
         return [self._tables.sessions[id].session for id in ids[:limit]]
 
-    async def steps(self, task_id: str) -> Sequence[Step]:
-        """The task's journal, in the order it was written."""
+    async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
+        """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
         row = self._task(task_id)
-        return [] if row is None else list(row.steps.values())
+        steps = [] if row is None else list(row.steps.values())
+        return steps if values else [replace(step, value=None) for step in steps]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
         """The task's closed attempts, in order."""

@@ -125,15 +125,17 @@ class SqliteViews:
 
         return await self._read(limit, read_all)
 
-    async def steps(self, task_id: str) -> Sequence[Step]:
-        """The task's journal, in the order it was written."""
+    async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
+        """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
 
         def read_all(read: Statements) -> list[Step]:
             return [
                 Step(
                     task_id, position, ordinal, verb, attempt, at, None if value is None else value.encode(), bool(done)
                 )
-                for position, ordinal, verb, attempt, at, value, done in read.array("steps", task_id)
+                for position, ordinal, verb, attempt, at, value, done in read.array(
+                    "steps" if values else "steps_without_values", task_id
+                )
             ]
 
         return await self._later(read_all)

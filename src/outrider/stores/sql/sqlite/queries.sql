@@ -329,6 +329,13 @@ from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?)
 select json_group_array(json_array(position, ordinal, verb, attempt, created_at, value, done))
 from (select * from steps where task = (select number from tasks where id = ?) order by number);
 
+-- steps_without_values --
+select json_group_array(json_array(position, ordinal, verb, attempt, created_at, null, done))
+from (
+    select position, ordinal, verb, attempt, created_at, done
+    from steps where task = (select number from tasks where id = ?) order by number
+);
+
 -- attempts --
 select json_group_array(json_array(attempt, worker_id, started_at, ended_at, ending, error))
 from (select * from attempts where task = (select number from tasks where id = ?) order by attempt);
