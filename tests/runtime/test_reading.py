@@ -9,6 +9,7 @@ import pytest
 from outrider import Outrider, State, TaskContext, TaskHandle
 from outrider.core.errors import InvalidPath, NotFound, TaskFailed
 from outrider.core.events import Step
+from outrider.runtime.clock import as_datetime
 from outrider.runtime.records import EventRecord
 from outrider.testing import Store, TestRuntime, open_test
 
@@ -171,6 +172,29 @@ async def test_a_record_is_made_without_reading_what_the_steps_returned(store: S
             assert record.checkpoint.step == "heavy"
         assert [step.position for step in await handle.steps()] == ["heavy"]
         assert [(step.position, step.value) for step in read] == [("heavy", None)] * 3
+
+
+async def test_a_list_tells_who_is_alive_and_leaves_the_checkpoint_out(store: Store):
+    app = Outrider()
+
+    @app.tool
+    async def works(task: TaskContext) -> None:
+        await task.step("first", asyncio.sleep, 0)
+        await task.step("second", asyncio.Event().wait)
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("works")
+        await runtime.until(lambda: runtime.writes == 1)
+        (worker,) = await runtime.services.views.workers()
+        (listed,) = await session.tasks()
+        record = await handle.record()
+        assert listed.heartbeat_at == as_datetime(worker.beat_at) == record.heartbeat_at
+        assert (listed.checkpoint, record.checkpoint and record.checkpoint.step) == (None, "first")
+        await handle.cancel()
+        await runtime.run_until_idle()
+        (listed,) = await session.tasks(states=(State.CANCELED,))
+        assert listed.heartbeat_at is None
 
 
 # --- files -------------------------------------------------------------------------------------------

@@ -204,7 +204,10 @@ class SessionHandle:
         return TaskHandle(self._services, await self._tasks.create(self._session, kind, spec, options))
 
     async def tasks(self, **filter: Any) -> list[TaskRecord]:
-        """Return the session's tasks, newest first; fields of `TaskFilter` narrow it."""
+        """Return the session's tasks, newest first; fields of `TaskFilter` narrow it.
+
+        `checkpoint` is left out, and `heartbeat_at` is the beat of the worker; see `Tasks.list`.
+        """
         return await self._tasks.list(session_id=self.id, **filter)
 
     def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:

@@ -129,7 +129,7 @@ class CheckpointRecord(Record):
 
 
 class TaskRecord(Record):
-    """A task, whole. See docs/concepts.md for each field."""
+    """A task, whole. See docs/concepts.md for each field. In a list, `checkpoint` is None; `Tasks.list` says why."""
 
     id: str
     organization_id: str

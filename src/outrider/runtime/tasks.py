@@ -20,7 +20,7 @@ from outrider.core.events import Answered, CancelRequested, Message, MessageRece
 from outrider.core.ledger import Existing, TaskFilter, Worker
 from outrider.core.session import Session
 from outrider.core.task import State, Task
-from outrider.core.values import JSON
+from outrider.core.values import JSON, Instant
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size
 from outrider.runtime.context import Parts, message_parts
@@ -137,17 +137,23 @@ class Tasks:
         steps = await views.steps(task_id, values=False)
         beat = await views.active_at(task_id)
         workers = () if task.is_terminal else await views.workers()
-        if task.core.worker_id is not None:
-            beats = [worker.beat_at for worker in workers if worker.card.id == task.core.worker_id]
-            beat = max([*beats, *([beat] if beat else [])], default=None)
+        if (beaten := _beat_of(task, workers)) is not None:
+            beat = max(beaten, beat or 0)
         checkpoint = checkpoint_of(task, steps)
         return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint, is_served=is_served(task, workers))
 
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
-        """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others."""
+        """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
+
+        What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
+        the last beat of the worker that holds the task, None where none does.
+        """
         found = await self._services.views.list_tasks(filter or _filter_of(given))
         workers = await self._services.views.workers()
-        return [TaskRecord.of(task, is_served=is_served(task, workers)) for task in found]
+        return [
+            TaskRecord.of(task, heartbeat_at=_beat_of(task, workers), is_served=is_served(task, workers))
+            for task in found
+        ]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
         """Return a task's attempts, the open one last."""
@@ -391,6 +397,11 @@ class Tasks:
 def is_served(task: Task, workers: Sequence[Worker]) -> bool:
     """Whether one of these workers serves the route of a task."""
     return any(task.input.route in worker.card.routes for worker in workers)
+
+
+def _beat_of(task: Task, workers: Sequence[Worker]) -> Instant | None:
+    """When the worker that holds a task last showed that it lives."""
+    return next((worker.beat_at for worker in workers if worker.card.id == task.core.worker_id), None)
 
 
 def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
