@@ -11,7 +11,7 @@ import pytest
 
 from outrider import Outrider, Runtime, State, TaskOptions
 from outrider.bootstrap import locks_of
-from outrider.core.ledger import Claim, Claims, Decide
+from outrider.core.ledger import Claim, Claims, Decide, Listener
 from outrider.runtime.worker import Worker
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,32 @@ async def test_a_worker_that_ends_while_it_claims_gives_back_what_it_got(url: st
         async with app.open(url) as outrider:
             await settled(outrider, session.id, 1)
         assert ran == [1]
+
+
+async def test_a_worker_that_cannot_begin_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "file").touch()
+    async with app.open("memory://", worker=False) as outrider:
+        listened, loop = 0, asyncio.get_running_loop()
+        factory = loop.get_task_factory()
+        listen = outrider.ledger.listen
+
+        def counted(listener: Listener) -> Callable[[], None]:
+            nonlocal listened
+            listened += 1
+            stop = listen(listener)
+
+            def end() -> None:
+                nonlocal listened
+                listened -= 1
+                stop()
+
+            return end
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(outrider.ledger, "listen", counted)
+            with pytest.raises(FileExistsError):
+                await Worker(outrider.services, locks=tmp_path / "file").run()
+        assert (listened, loop.get_task_factory()) == (0, factory)
 
 
 async def held(outrider: Runtime, worker_id: str) -> Sequence[object]:

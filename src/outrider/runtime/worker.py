@@ -131,9 +131,10 @@ class Worker:
         self._context = copy_context()
         self._threads = Threads(self._services.settings.threads, "outrider-tool")
         self._voice = Voice(self._services)
+        # The only one that can fail comes first: nothing of it would be undone.
+        lock = None if self._locks is None else Lock(lock_path(self._locks, self.id))
         restore = _follow_tasks(loop)
         stop_listening = self._services.ledger.listen(self._on_signal)
-        lock = None if self._locks is None else Lock(lock_path(self._locks, self.id))
         lease: LeaseThread | None = None
         helpers: list[asyncio.Task[None]] = []
         try:
