@@ -287,7 +287,9 @@ async def test_a_thread_may_look_and_return_what_it_has():
         assert await handle.result() == "half of it", "it finished first"
 
 
-async def test_a_thread_that_ignores_the_order_is_abandoned_and_its_writes_refused(store: Store):
+async def test_a_thread_that_ignores_the_order_is_abandoned_and_its_writes_refused(
+    store: Store, caplog: pytest.LogCaptureFixture
+):
     app = Outrider()
     started, release = threading.Event(), threading.Event()
     late: list[str] = []
@@ -318,6 +320,7 @@ async def test_a_thread_that_ignores_the_order_is_abandoned_and_its_writes_refus
         assert late == ["Superseded"]
         assert await handle.messages() == []
         assert [piece.text async for piece in handle.output()] == []
+    assert sum("was abandoned" in line.getMessage() for line in caplog.records) == 1
 
 
 async def test_abandoned_threads_leave_room_for_others():

@@ -135,11 +135,12 @@ class Attempt:
         if not thread.cancelled():
             thread.exception()  # retrieved, so that the loop does not complain of it
 
-    def give_up_threads(self) -> None:
-        """Nobody waits for its threads any more; others get room instead."""
+    def give_up_threads(self) -> int:
+        """Nobody waits for its threads any more; others get room instead. Returns how many were not given up before."""
         count, self._given_up = self.threads - self._given_up, self.threads
         if self.pool is not None:
             self.pool.give_up(count)
+        return count
 
     # --- operations and waits ------------------------------------------------------------------------
 

@@ -360,9 +360,8 @@ class Worker:
 
     def _lose(self, attempt: Attempt) -> None:
         self._strays.add(attempt)
-        if attempt.threads:
+        if attempt.give_up_threads() > 0:
             log.error("a thread ignores the order to stop and was abandoned", task=attempt.task_id)
-            attempt.give_up_threads()
 
     def _leave_room(self, attempt: Attempt) -> None:
         """Its code has ended, or nobody waits for it any more: another may run."""
