@@ -30,6 +30,7 @@ from outrider.core.errors import (
 )
 from outrider.core.events import MessageReceived
 from outrider.stores.sqlite import SqliteLedger
+from outrider.stores.sqlite.file import DatabaseFile
 from tests.stores.scene import Scene
 
 pytestmark = pytest.mark.anyio
@@ -339,6 +340,41 @@ async def test_an_abandoned_wait_for_the_lock_lets_go_of_it(path: Path):
             with anyio.fail_after(10):
                 await other.create("task_other")
                 await scene.create("task_new")
+
+
+async def test_a_wait_that_ran_out_never_lets_go_of_what_a_later_one_holds(path: Path):
+    file = DatabaseFile(path, lock_timeout=0.02)
+    connection = file.open()
+    with open(f"{path}-lock", "r+b") as lock:
+        for _ in range(10):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for _ in range(2):
+                with pytest.raises(StoreLocked), file.alone():
+                    pass
+            file._lock_timeout = 60
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            with file.alone():
+                waiting = [thread for thread in threading.enumerate() if thread.name == "outrider-lock"]
+                for thread in waiting:
+                    thread.join()
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file._lock_timeout = 0.02
+    connection.close()
+    file.close()
+
+
+async def test_a_file_that_is_closed_while_it_waits_for_the_lock_leaves_it_to_others(path: Path):
+    await filled(path)
+    file = DatabaseFile(path, lock_timeout=0.02)
+    with open(f"{path}-lock", "r+b") as lock, open(f"{path}-lock", "r+b") as other:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StoreLocked):
+            file.open()
+        (waiting,) = (thread for thread in threading.enumerate() if thread.name == "outrider-lock")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        waiting.join()
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 async def test_a_database_that_was_deleted_while_it_was_open_takes_nothing_more(path: Path):

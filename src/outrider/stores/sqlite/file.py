@@ -12,7 +12,6 @@ import fcntl
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +49,7 @@ class DatabaseFile:
         self._lock_timeout = lock_timeout
         self._lock = -1
         self._identity: tuple[int, int] | None = None
-        self._gate: threading.Thread | None = None
+        self._place: _Place | None = None
         _FILES.add(self)
 
     def open(self) -> sqlite3.Connection:
@@ -75,6 +74,8 @@ class DatabaseFile:
 
     def close(self) -> None:
         """Let go of the lock file."""
+        if self._place is not None:
+            self._place.leave()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -207,41 +208,14 @@ class DatabaseFile:
     # --- the lock ----------------------------------------------------------------------------------------
 
     def _acquire(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._queue()
-
-    def _queue(self) -> None:
-        """Wait in the kernel's queue, but not for ever: another thread blocks, this one looks at the clock.
-
-        `flock` knows no timeout, and a stopped process may hold the lock for as long as it likes.
-        """
-        deadline = time.monotonic() + self._lock_timeout
-        if self._gate is not None:  # an earlier wait ran out; its thread still queues, and lets go at once
-            self._gate.join(self._lock_timeout)
-            if self._gate.is_alive():
-                raise self._locked()
-        settled = threading.Lock()
-        waiting = [True]
-        got = threading.Event()
-
-        def block() -> None:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            with settled:
-                if waiting[0]:
-                    got.set()
-                else:
-                    fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-        self._gate = threading.Thread(target=block, name="outrider-lock", daemon=True)
-        self._gate.start()
-        got.wait(max(0.0, deadline - time.monotonic()))
-        with settled:
-            waiting[0] = False
-        if not got.is_set():
+        if self._place is None or not self._place.join():
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                self._place = _Place(self._lock)
+        if not self._place.wait(self._lock_timeout):
             raise self._locked()
-        self._gate = None
 
     def _locked(self) -> StoreLocked:
         return StoreLocked(
@@ -250,12 +224,59 @@ class DatabaseFile:
         )
 
 
+class _Place:
+    """A place in the kernel's queue for the lock: a thread blocks there, and whoever wants it looks at the clock.
+
+    `flock` knows no timeout, and a stopped process may hold the lock for as long as it likes. A place outlives a wait
+    that ran out, and the next to want the lock takes it: the process has the lock once, so two who want it at a time
+    would get it together, and the first to let go would do so for both.
+    """
+
+    def __init__(self, lock: int) -> None:
+        self._lock = lock
+        self._settled = threading.Condition()
+        self._is_wanted = True
+        self._is_over = False
+        self._thread = threading.Thread(target=self._block, name="outrider-lock", daemon=True)
+        self._thread.start()
+
+    def join(self) -> bool:
+        """Want the lock from this place on; False if nobody queues here any more."""
+        with self._settled:
+            self._is_wanted = not self._is_over and self._thread.is_alive()
+            return self._is_wanted
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the lock came in time. One that comes later is let go of at once."""
+        with self._settled:
+            self._is_wanted = self._settled.wait_for(lambda: self._is_over, seconds)
+            return self._is_wanted
+
+    def leave(self) -> None:
+        """The descriptor is about to be closed, which lets go of the lock whenever it comes."""
+        with self._settled:
+            self._is_wanted, self._is_over = False, True
+
+    def _block(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError:  # the wait runs out, and whoever tries next is told what is wrong
+            return
+        with self._settled:
+            if self._is_wanted:
+                self._settled.notify()
+            elif not self._is_over:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._is_over = True
+
+
 _FILES: WeakSet[DatabaseFile] = WeakSet()
 
 
 def _let_go_of_all() -> None:
     """In a forked copy of this process: a lock that it shares would last as long as it, whatever becomes of us."""
     for file in list(_FILES):
+        file._place = None  # its thread is not in the copy, and may have held its condition
         file.close()
 
 
