@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
@@ -158,8 +158,8 @@ class Outrider:
         """Open a store, with a worker inside unless `worker=False`.
 
         `url` is `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, or `memory://`. On the way out the
-        worker drains: steps in flight finish, the rest is handed over. Raises a StoreError if the store cannot be
-        opened.
+        worker drains: steps in flight finish, the rest is handed over. Raises InvalidArguments for any other form of
+        URL, options after the path too, and a StoreError if the store cannot be opened.
         """
         from outrider.runtime import isolated
 
@@ -192,17 +192,13 @@ class Outrider:
 async def open_ledger(url: str) -> Ledger:
     """Open the store that a URL names. Raises InvalidArguments for a URL that names none, or a StoreError."""
     scheme, path = _split(url)
-    match scheme:
-        case "memory":
-            from outrider.stores.memory import MemoryLedger
+    if scheme == "memory":
+        from outrider.stores.memory import MemoryLedger
 
-            return MemoryLedger()
-        case "sqlite":
-            from outrider.stores.sqlite import SqliteLedger
+        return MemoryLedger()
+    from outrider.stores.sqlite import SqliteLedger
 
-            return await SqliteLedger.open(path)
-        case _:
-            raise InvalidArguments(f"{url!r} names no store; known: sqlite:///path, memory://")
+    return await SqliteLedger.open(path)
 
 
 def locks_of(ledger: Ledger) -> Path | None:
@@ -212,15 +208,28 @@ def locks_of(ledger: Ledger) -> Path | None:
 
 
 def _split(url: str) -> tuple[str, str]:
-    parts = urlsplit(url) if "://" in url else None
-    if parts is None or parts.scheme == "sqlite":
-        path = url if parts is None else unquote(parts.path[1:])
-        if not path or (parts is not None and parts.netloc):
-            raise InvalidArguments(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute.db")
-        return "sqlite", path
-    return parts.scheme, url
+    """The store and its file. What looks like a URL is one to the letter, lest a slip of the pen make a database."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        if not url or "\0" in url or url.lower().startswith(_NO_PATHS):
+            raise InvalidArguments(f"{url!r} names no file: write {_FORMS}, or a plain path")
+        return "sqlite", url
+    if scheme not in ("sqlite", "memory"):
+        raise InvalidArguments(f"{url!r} names no store; known: {_FORMS}")
+    path = unquote(rest[1:])
+    if scheme == "memory" and rest:
+        raise InvalidArguments(f"{url!r} says more than memory://, which takes nothing")
+    if scheme == "sqlite" and (not rest.startswith("/") or path in ("", ":memory:") or "\0" in path):
+        raise InvalidArguments(f"{url!r} names no file: write {_FORMS}")
+    if "?" in rest or "#" in rest:
+        raise InvalidArguments(
+            f"{url!r} has more after the path, and there are no such options; in a name, ? is written %3F and # %23"
+        )
+    return scheme, path
 
 
+_FORMS = "sqlite:///relative.db, sqlite:////absolute.db or memory://"
+_NO_PATHS = ("sqlite:", "memory:", "file:", ":memory:")
 _NO_RETRY = Retry()
 _NO_TIMEOUTS = Timeouts()
 G = TypeVar("G")
