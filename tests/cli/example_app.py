@@ -22,6 +22,11 @@ def echo(text: str) -> str:
 
 
 @app.tool
+def boxed(text: str) -> dict[str, str]:
+    return {"text": text}
+
+
+@app.tool
 async def count(task: TaskContext, upto: int, pause: float = 0.0) -> dict[str, int]:
     for n in range(1, upto + 1):
         task.progress(n, total=upto, unit="lines", label=f"line {n}")

@@ -160,6 +160,13 @@ def test_json_on_a_line_never_steers_a_terminal(cli: Cli):
     assert json.loads(line)["display_name"] == "\x9b2J\x7f\u202eevil\x1b"
 
 
+def test_a_result_that_is_escaped_for_a_terminal_means_the_same_to_a_parser(cli: Cli):
+    evil = "\x9b2J\x7f\u202eevil\x1b"
+    printed = cli.ok("call", "boxed", f"text={evil}").out
+    assert not any(bad in printed for bad in evil if not bad.isalnum())
+    assert json.loads(printed) == {"text": evil}
+
+
 @pytest.fixture
 def stranger(cli: Cli) -> dict[str, Path]:
     import sqlite3

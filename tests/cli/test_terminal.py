@@ -1,8 +1,11 @@
 """What a person at a terminal sees, and is asked. Each test has a real terminal of its own."""
 
+import json
 import os
 import re
 import signal
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -102,6 +105,29 @@ def test_nothing_that_a_task_made_steers_the_terminal(cli: Cli, command: list[st
     assert terminal.end() == 0
     for bad in ("\x1b]0;owned", "\x1b[2J", "\x1b[31mred", "\x07"):
         assert bad not in terminal.shown
+
+
+@pytest.mark.parametrize("command", ["tasks", "show", "messages", "wait", "cancel", "watch", "output"])
+@pytest.mark.parametrize("piped", [False, True], ids=["seen", "piped"])
+def test_ids_of_an_older_version_steer_no_terminal_and_begin_no_line(cli: Cli, command: str, piped: bool):
+    cli.ok("call", "add", "a=1", "--session=one")
+    bad = "task_\x1b[2J\rforged\n\u202ex"
+    message = {"id": bad, "task_id": bad, "session_id": "one", "direction": "inbound", "parts": [], "created_at": 0}
+    with closing(sqlite3.connect(cli.folder / ".outrider" / "outrider.db")) as database, database:
+        database.execute("update tasks set id = ?", (bad,))
+        database.execute("update attempts set worker_id = ?", (bad,))
+        database.execute("insert into messages values (1, ?, 1, 'inbound', ?)", (bad, json.dumps(message)))
+    given = [command] if command == "tasks" else [command, bad]
+    if piped:
+        shown = cli.ok(*given).out
+    else:
+        terminal = cli.terminal(*given)
+        assert terminal.end() == 0
+        shown = without_styles(terminal.shown.replace("\r\n", "\n"))
+        assert "\x1b[2J" not in terminal.shown
+    assert command == "output" or "forged" in shown or "task_" in shown
+    assert "\u202e" not in shown
+    assert not any(line.startswith(("forged", "x")) for line in shown.splitlines())
 
 
 @pytest.mark.parametrize("command", [["tasks"], ["call", "add", "a=1"], ["show", "nothing"]], ids=str)

@@ -18,7 +18,7 @@ from outrider.cli.asking import Prompt
 from outrider.cli.display import Display, display_for
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import result_of
-from outrider.cli.terminal import Screen, harmless
+from outrider.cli.terminal import Screen, json_text
 from outrider.core.errors import OutriderError
 from outrider.core.task import State, Task
 from outrider.runtime.facade import Runtime
@@ -167,7 +167,4 @@ def print_result(screen: Screen, result: Any, seen: str = "") -> None:
             return
         screen.text(result if result.endswith("\n") else f"{result}\n")
     else:
-        import orjson
-
-        option = orjson.OPT_INDENT_2 if screen.is_terminal else 0
-        screen.line(harmless(orjson.dumps(result, option=option).decode()))
+        screen.text(json_text(result, indent=screen.is_terminal) + "\n")

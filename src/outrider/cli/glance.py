@@ -30,7 +30,6 @@ class Glance:
     """A task at a glance."""
 
     id: str
-    session_id: str
     name: str
     kind: str
     state: State
@@ -46,8 +45,7 @@ class Glance:
         """A task as it stands; `served` are the routes that have a worker, where they are known."""
         until = task.core.finished_at or time.time_ns() // 1000
         return cls(
-            id=task.id,
-            session_id=task.session_id,
+            id=on_one_line(task.id),
             name=on_one_line(task.input.display_name),
             kind=on_one_line(task.input.kind),
             state=task.state,

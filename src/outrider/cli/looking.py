@@ -10,7 +10,7 @@ from outrider.cli.arguments import STATES
 from outrider.cli.database import open_runtime, open_store, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, short
-from outrider.cli.terminal import Screen, harmless, on_one_line
+from outrider.cli.terminal import Screen, harmless, json_text, on_one_line
 from outrider.cli.values import pairs
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State
@@ -170,6 +170,4 @@ def _part(part: Any) -> str:
 
 
 def _compact(value: Any) -> str:
-    import orjson
-
-    return on_one_line(value if isinstance(value, str) else orjson.dumps(value, str).decode())
+    return on_one_line(value) if isinstance(value, str) else json_text(value)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # C0 and C1 controls; marks that turn the direction of writing; line and paragraph separators; lone surrogates.
 _CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff"
 _IN_LINE = re.compile(f"[{_CONTROL}]")
+_IN_CELLS = re.compile(f"(?!\t)[{_CONTROL}]")
 _IN_TEXT = re.compile(f"(?![\n\t])[{_CONTROL}]")
 _IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -37,6 +38,12 @@ def on_one_line(text: object) -> str:
 def harmless(text: str) -> str:
     """Text of several lines in which no character can steer a terminal."""
     return _IN_TEXT.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def json_text(value: Any, *, indent: bool = False) -> str:
+    """A value as JSON in which no character can steer a terminal, and which means the same to a parser."""
+    option = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", orjson.dumps(value, str, option).decode())
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -70,12 +77,12 @@ class Screen:
 
     def data(self, value: Any) -> None:
         """A value as one line of JSON. Escapes in it keep a terminal safe and change nothing for a parser."""
-        self.out.write(_json(value) + "\n")
+        self.out.write(json_text(value) + "\n")
         self.out.flush()
 
     def line(self, text: str) -> None:
-        """One line on stdout, already harmless."""
-        self.out.write(text + "\n")
+        """One line on stdout, which whatever is in the text leaves harmless and one line."""
+        self.out.write(_IN_CELLS.sub(_escape, text) + "\n")
         self.out.flush()
 
     def text(self, text: str) -> None:
@@ -103,7 +110,7 @@ class Screen:
         """What went wrong, on stderr: for people, or as one JSON object."""
         if self.as_json:
             problem = {"code": error.code, "message": error.message, "details": error.details}
-            self.aside(_json({"error": problem}) + "\n")
+            self.aside(json_text({"error": problem}) + "\n")
         else:
             name = "outrider:"
             if self.is_talking and not os.environ.get("NO_COLOR"):
@@ -123,8 +130,3 @@ class Screen:
         from rich.console import Console
 
         return Console(file=self.err if of_errors else self.out, markup=False, emoji=False, highlight=False)
-
-
-def _json(value: Any) -> str:
-    encoded = orjson.dumps(value, str, orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z).decode()
-    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)
