@@ -32,6 +32,28 @@ def test_where_there_is_no_database_yet_there_are_no_tasks_and_none_is_made(cli:
     assert list(cli.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["show", "\udcff"],
+        ["wait", "a", "\udcff"],
+        ["watch", "\udcff"],
+        ["call", "add", "a=\udcff"],
+        ["tasks", "--kind=\udcff"],
+    ],
+    ids=ascii,
+)
+def test_what_is_typed_and_is_no_utf_8_is_a_wrong_command_line(cli: Cli, command: list[str]):
+    done = cli.run(*command, "--json")
+    assert (done.code, done.out, done.error["code"]) == (2, "", "usage")
+    assert cli.run(*command).err.startswith("outrider: '")
+
+
+def test_a_database_may_have_a_name_that_is_no_utf_8(cli: Cli):
+    cli.ok("call", "add", "a=1", "--db=\udcff.db")
+    assert len(cli.ok("tasks", "--db=\udcff.db", "--json").records) == 1
+
+
 def test_a_named_database_is_made_with_its_folders(cli: Cli):
     assert cli.ok("tasks", "--db", "sqlite:///deep/down/work.db").out == ""
     assert (cli.folder / "deep/down/work.db").exists()

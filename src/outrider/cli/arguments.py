@@ -23,6 +23,7 @@ LEVELS = ("debug", "info", "warning", "error")
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
+_PATHS = ("db", "path")
 _TAKES_VALUE = ("--db", "--log-level")
 
 
@@ -74,7 +75,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     parser = command.parser()
     if name == "run":
         rest = _with_approvals(rest)
-    return command, parser.parse_intermixed_args([*before, *rest])
+    arguments = parser.parse_intermixed_args([*before, *rest])
+    _check_text(arguments)
+    return command, arguments
 
 
 def overview() -> str:
@@ -85,6 +88,17 @@ def overview() -> str:
         "usage: outrider COMMAND [ARGUMENTS]\n\nDurable background tasks for AI agents.\n\n"
         f"{listed}\n\noutrider COMMAND --help tells what a command takes; outrider --version which version this is."
     )
+
+
+def _check_text(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what is no text. Paths need not be: a file may be called anything."""
+    for name, value in vars(arguments).items():
+        for each in value if isinstance(value, list) else [value]:
+            if name not in _PATHS and isinstance(each, str) and not each.isascii():
+                try:
+                    each.encode()
+                except UnicodeEncodeError as error:
+                    raise UsageError(f"{each!r} is not UTF-8") from error
 
 
 def _tell(text: str) -> NoReturn:
