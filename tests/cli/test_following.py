@@ -90,6 +90,22 @@ def test_wait_hears_of_the_end(cli: Cli):
     worker.terminate()
 
 
+def test_wait_prints_each_task_with_its_result_as_it_ends(cli: Cli):
+    worker = cli.worker()
+    asking = cli.ok("call", "name_it", "--background").out.strip()
+    boxed = cli.ok("call", "boxed", "text=a", "--background", "--name=the box").out.strip()
+    waiter = cli.start("wait", asking, boxed, asking)
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == f"{boxed}  succeeded  the box\n"
+    assert waiter.stdout.readline() == '{"text":"a"}\n'
+    eventually(lambda: cli.task(asking)["input_request"])
+    cli.ok("answer", asking, "x")
+    out, _ = waiter.communicate(timeout=60)
+    assert out == f"{asking}  succeeded  name_it\ncalled x\n"
+    assert waiter.returncode == 0
+    worker.terminate()
+
+
 def test_watching_an_empty_place_waits_for_what_comes(cli: Cli):
     watcher = cli.start("watch", "--json")
     eventually(lambda: (cli.folder / ".outrider" / "outrider.db").exists())

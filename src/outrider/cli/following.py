@@ -17,8 +17,8 @@ from outrider.cli import exits
 from outrider.cli.asking import Prompt
 from outrider.cli.display import Display, display_for
 from outrider.cli.glance import Glance, short
-from outrider.cli.looking import result_of
-from outrider.cli.terminal import Screen, json_text
+from outrider.cli.looking import print_result, result_of
+from outrider.cli.terminal import Screen
 from outrider.core.errors import OutriderError
 from outrider.core.task import State, Task
 from outrider.runtime.facade import Runtime
@@ -156,15 +156,3 @@ class Follower:
                 told = f"{error.kind}: {error.message}" if error else str(record.state)
                 self._screen.note(f"{record.id} failed: {told}")
         return exits.code_of_state(record.state)
-
-
-def print_result(screen: Screen, result: Any, seen: str = "") -> None:
-    """A result on stdout: text as it is, else JSON. Not twice on a terminal that has `seen` it stream by."""
-    if result is None:
-        return
-    if isinstance(result, str):
-        if screen.is_terminal and screen.is_talking and result.strip() and seen.rstrip().endswith(result.strip()):
-            return
-        screen.text(result if result.endswith("\n") else f"{result}\n")
-    else:
-        screen.text(json_text(result, indent=screen.is_terminal) + "\n")

@@ -90,6 +90,18 @@ async def result_of(task: TaskHandle, record: TaskRecord) -> Any:
     return await task.result()
 
 
+def print_result(screen: Screen, result: Any, seen: str = "") -> None:
+    """A result on stdout: text as it is, else JSON. Not twice on a terminal that has `seen` it stream by."""
+    if result is None:
+        return
+    if isinstance(result, str):
+        if screen.is_terminal and screen.is_talking and result.strip() and seen.rstrip().endswith(result.strip()):
+            return
+        screen.text(result if result.endswith("\n") else f"{result}\n")
+    else:
+        screen.text(json_text(result, indent=screen.is_terminal) + "\n")
+
+
 def _states(given: Sequence[str]) -> tuple[State, ...] | None:
     names = [name.strip() for each in given for name in each.split(",") if name.strip()]
     for name in names:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, TIMEOUT, code_of_state
 from outrider.cli.glance import Glance, short
-from outrider.cli.looking import result_of
+from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen
 from outrider.cli.values import value_of
 from outrider.core.errors import WaitTimeout
-from outrider.core.task import Task
+from outrider.core.task import State, Task
 
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
@@ -84,33 +85,41 @@ async def cancel(arguments: Namespace, screen: Screen) -> int:
 
 
 async def wait(arguments: Namespace, screen: Screen) -> int:
-    """Wait until tasks have ended; print each as it stands then, and end as the worst of them did."""
+    """Wait until tasks have ended; print each and its result as it ends, and end as the worst of them did."""
+    until = None if arguments.timeout is None else time.monotonic() + arguments.timeout
+    codes: list[int] = []
     async with open_runtime(arguments) as runtime:
-        ids = [(await runtime.tasks.find(name)).id for name in dict.fromkeys(arguments.tasks)]
-        try:
-            found = await runtime.tasks.wait(ids, any=arguments.any, timeout=arguments.timeout)
-        except WaitTimeout as error:
-            screen.error(error)
-            found = [await runtime.tasks.get(each) for each in ids]
+        names = dict.fromkeys(arguments.tasks)
+        waiting = list(dict.fromkeys([(await runtime.tasks.find(name)).id for name in names]))
+        while waiting and not (arguments.any and codes):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            try:
+                found = await runtime.tasks.wait(waiting, any=True, timeout=left)
+            except WaitTimeout as error:
+                screen.error(error)
+                if screen.as_json:
+                    for task_id in waiting:
+                        await _tell_end(runtime, await runtime.tasks.get(task_id), screen)
+                return TIMEOUT
             for task in found:
-                if task.is_terminal or screen.as_json:
+                if task.is_terminal:
+                    waiting.remove(task.id)
+                    codes.append(code_of_state(task.state))
                     await _tell_end(runtime, task, screen)
-            return TIMEOUT
-        ended = [task for task in found if task.is_terminal]
-        for task in ended:
-            await _tell_end(runtime, task, screen)
-    codes = [code_of_state(task.state) for task in ended]
     return min((code for code in codes if code), default=OK)
 
 
 async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
+    handle = await runtime.task(task.id)
+    record = await handle.record()
+    result = await result_of(handle, record)
     if screen.as_json:
-        handle = await runtime.task(task.id)
-        record = await handle.record()
-        screen.record(record, result=await result_of(handle, record))
+        screen.record(record, result=result)
         return
     glance = Glance.of(task)
-    screen.line("  ".join(filter(None, [glance.id, glance.standing, glance.name, glance.news])))
+    news = "" if task.state is State.SUCCEEDED else glance.news  # the summary of what comes below
+    screen.line("  ".join(filter(None, [glance.id, glance.standing, glance.name, news])))
+    print_result(screen, result)
 
 
 async def _hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
