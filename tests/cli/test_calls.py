@@ -110,6 +110,8 @@ def test_a_failed_task_ends_the_command_with_its_code(cli: Cli):
         (["call", "add", "a=1", "--db", "nosuch://x"], 3, "invalid_arguments"),
         (["call", "add", "a=1", "--db", "memory://", "--background"], 3, "invalid_arguments"),
         (["run", "hello"], 2, "usage"),
+        (["demo", "nowhere"], 2, "usage"),
+        (["demo", "--db=work.db"], 2, "usage"),
         (["run", "hello", "--model=scripted", "--tools=nope"], 3, "unknown_tool"),
     ],
     ids=str,

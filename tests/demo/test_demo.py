@@ -26,8 +26,8 @@ KEYS = {
 }
 
 
-def demonstrate(folder: Path, cwd: Path) -> tuple[int, dict[str, Any]]:
-    program = f"import sys; from outrider.demo.show import run; sys.exit(run({str(folder)!r}, as_json=True))"
+def demonstrate(folder: Path, cwd: Path, before: str = "pass") -> tuple[int, dict[str, Any]]:
+    program = f"import sys; {before}; from outrider.demo.show import run; sys.exit(run({str(folder)!r}, as_json=True))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=110
     )
@@ -68,6 +68,19 @@ def test_an_empty_folder_is_surveyed_and_reported_too(tmp_path):
     assert (code, verdict["ok"], verdict["kills"]) == (0, True, 2)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
-    assert show.run(str(tmp_path / "nowhere")) == 2
-    assert "is not a folder" in capsys.readouterr().out
+@pytest.mark.slow
+def test_a_journal_that_is_not_what_was_noted_does_not_hold(folder, tmp_path):
+    forget = "from outrider.demo import show; notes = show._read_notes; show._read_notes = lambda path: notes(path)[1:]"
+    code, verdict = demonstrate(folder, tmp_path, forget)
+    assert (code, verdict["ok"]) == (1, False)
+
+
+def test_no_line_of_the_story_is_told_as_it_came(tmp_path, monkeypatch, capsys):
+    async def told(self: show._Show) -> show.Verdict:
+        self._say("evil")
+        return show.Verdict()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(show._Show, "run", told)
+    show.run(clean=str.upper)
+    assert "EVIL" in capsys.readouterr().out

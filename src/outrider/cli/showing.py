@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
-from outrider.cli.terminal import Screen
+from outrider.cli.exits import UsageError
+from outrider.cli.terminal import Screen, on_one_line
 
 
 def demo(arguments: Namespace, screen: Screen) -> int:
     """Show what Outrider does on real files."""
+    if arguments.db is not None:
+        raise UsageError("demo uses a database of its own; leave out --db")
+    if not Path(arguments.path).is_dir():
+        raise UsageError(f"{arguments.path!r} is not a folder")
     from outrider.demo.show import run
 
-    return run(arguments.path, arguments.model, as_json=screen.as_json)
+    return run(arguments.path, arguments.model, as_json=screen.as_json, clean=on_one_line)

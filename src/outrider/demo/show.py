@@ -56,19 +56,18 @@ class Verdict:
     seconds: float = 0.0
 
 
-def run(path: str = ".", model: str | None = None, *, as_json: bool = False) -> int:
-    """Run the demonstration on a folder; return the exit code, 0 only if everything holds."""
+def run(path: str = ".", model: str | None = None, *, as_json: bool = False, clean: Callable[[str], str] = str) -> int:
+    """Run the demonstration on a folder; return the exit code, 0 only if everything holds.
+
+    Each line of the story goes through `clean`: it has names and messages in it that come from elsewhere.
+    """
 
     def say(line: str) -> None:
         stream = sys.stderr if as_json else sys.stdout
-        stream.write(line + "\n")
+        stream.write(clean(line) + "\n")
         stream.flush()
 
-    root = Path(path)
-    if not root.is_dir():
-        say(f"{path!r} is not a folder")
-        return 2
-    verdict = asyncio.run(_Show(root, model or SCRIPTED, say, interactive=not as_json).run())
+    verdict = asyncio.run(_Show(Path(path), model or SCRIPTED, say, interactive=not as_json).run())
     if as_json:
         sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
         sys.stdout.flush()
@@ -87,7 +86,6 @@ class _Show:
         self._began = time.monotonic()
         self._worker: asyncio.subprocess.Process | None = None
         self._kills: list[str] = []
-        self._timeline: list[str] = []
         self._last_said = ""
 
     async def run(self) -> Verdict:
@@ -187,9 +185,7 @@ class _Show:
                 self._say(f"answered {'yes' if kept else 'no'} ({by})")
 
     def _say(self, line: str) -> None:
-        stamped = f"{time.monotonic() - self._began:6.2f} s  {line}"
-        self._timeline.append(stamped)
-        self._say_line(stamped)
+        self._say_line(f"{time.monotonic() - self._began:6.2f} s  {line}")
 
     # --- the check -----------------------------------------------------------------------------------
 
@@ -207,18 +203,22 @@ class _Show:
         verdict.model_calls = len(calls)
         verdict.model_calls_repeated = sum(count - 1 for count in calls.values())
         verdict.events_gap_free = await _is_gap_free(outrider, session.id)
+        survey = tasks[0]
+        journal = {step.position for step in await survey.steps() if step.done}
+        is_as_noted = journal == {note["position"] for note in noted if note["task"] == survey.id}
         verdict.report = await self._export_report(session)
         verdict.seconds = round(time.monotonic() - self._began, 2)
         verdict.ok = (
             verdict.kills == len(MOMENTS)
             and all(record.state is State.SUCCEEDED for record in records)
             and records[-1].usage.requests == verdict.model_calls
+            and is_as_noted
             and verdict.steps_repeated == 0
             and verdict.model_calls_repeated == 0
             and verdict.events_gap_free
             and verdict.report is not None
         )
-        self._sum_up(verdict, records)
+        self._sum_up(verdict, records, is_as_noted=is_as_noted)
         return verdict
 
     async def _export_report(self, session: SessionHandle) -> str | None:
@@ -230,13 +230,14 @@ class _Show:
         target.write_bytes(content)
         return str(target)
 
-    def _sum_up(self, verdict: Verdict, records: Sequence[TaskRecord]) -> None:
+    def _sum_up(self, verdict: Verdict, records: Sequence[TaskRecord], *, is_as_noted: bool) -> None:
         say = self._say_line
         say("")
         for record in records:
             say(f"{record.display_name}: {record.state}, attempt {record.attempt}, {record.failures} failures counted")
         say(f"steps: {verdict.steps} journaled, {verdict.steps_repeated} repeated, {verdict.steps_cut} cut by a kill")
         say(f"model calls: {verdict.model_calls} journaled, {verdict.model_calls_repeated} repeated")
+        say(f"the tool's journal is what its workers noted: {'yes' if is_as_noted else 'NO'}")
         say(f"event log gap-free: {'yes' if verdict.events_gap_free else 'NO'}")
         say(f"report: {verdict.report or 'none'}")
         conclusion = "everything holds" if verdict.ok else "SOMETHING DOES NOT HOLD"

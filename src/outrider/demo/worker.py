@@ -1,7 +1,7 @@
 """The worker of the demonstration: an ordinary worker, whose store holds still at one moment so that it can be killed.
 
-`python -m outrider.demo.worker` is started by `show`. It notes every journal row it wrote in a file of its own,
-which the check afterwards holds against the database.
+`python -m outrider.demo.worker` is started by `show`. It notes every journal row it wrote in a file of its own:
+the check afterwards looks in there for repeats, and compares the tool's rows with the journal.
 """
 
 from __future__ import annotations
