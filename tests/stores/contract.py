@@ -1211,6 +1211,20 @@ class Logs(Contract):
         positions = [row.position for row in (one[0], two[0], two[1], one[1], two[2], one[2])]
         assert positions == sorted(set(positions))
 
+    async def test_news_of_all_sessions_come_once_each_after_the_last_position_seen(self, scene: Scene):
+        begin = await scene.views.position()
+        assert list(await scene.views.news(after=begin)) == []
+        await scene.session("session_b")
+        for n in range(4):
+            await scene.create(f"task_{n}", SESSION if n % 2 else "session_b")
+        rows = [*(await scene.log())[1:], *(await scene.log("session_b"))]
+        log = sorted((row.position, row.session_id, row.seq, row.task_id) for row in rows)
+        assert await scene.views.position() == log[-1][0]
+        read: list[tuple[int, str, int, str | None]] = []
+        while page := await scene.views.news(after=read[-1][0] if read else begin, limit=2):
+            read += [(each.position, each.session_id, each.seq, each.task_id) for each in page]
+        assert read == log
+
     async def test_the_log_stays_gap_free_while_many_write_to_it(self, scene: Scene):
         await scene.session("session_b")
         await scene.running("task_run")
@@ -1230,6 +1244,10 @@ class Logs(Contract):
             assert [row.position for row in log] == sorted(row.position for row in log)
         assert len(await scene.log()) == 1 + 2 + 40 + 40
         assert len(await scene.log("session_b")) == 1 + 40
+
+    async def test_without_a_log_the_position_is_zero(self, ledger: Ledger):
+        assert await ledger.views.position() == 0
+        assert list(await ledger.views.news(after=0)) == []
 
     async def test_an_untrimmed_log_starts_at_one(self, scene: Scene):
         assert await scene.views.first_seq(SESSION) == 1

@@ -199,6 +199,16 @@ class LogRow:
 
 
 @dataclass(frozen=True, slots=True)
+class News:
+    """That the log of a session has grown: where an entry stands, without what it says."""
+
+    position: int
+    session_id: str
+    seq: int
+    task_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class OutputRow:
     """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
 
@@ -388,6 +398,14 @@ class Views(Protocol):
         self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
     ) -> Sequence[LogRow]:
         """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
+        ...
+
+    async def position(self) -> int:
+        """The position of the newest log entry of all sessions, 0 if there is none."""
+        ...
+
+    async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
+        """The log entries of all sessions with a position greater than `after`, in order."""
         ...
 
     async def first_seq(self, session_id: str) -> int:

@@ -30,6 +30,7 @@ from outrider.core.ledger import (
     InboxRow,
     Listener,
     LogRow,
+    News,
     NoSession,
     Output,
     OutputChunk,
@@ -672,6 +673,16 @@ class MemoryViews:
         row = self._session(session_id)
         later = [] if row is None else row.log[max(after, 0) :]
         return [entry for entry in later if task_id is None or entry.task_id == task_id][:limit]
+
+    async def position(self) -> int:
+        """The position of the newest log entry of all sessions, 0 if there is none."""
+        return self._open().positions
+
+    async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
+        """The log entries of all sessions with a position greater than `after`, in order."""
+        later = (entry for row in self._open().sessions.values() for entry in row.log if entry.position > after)
+        found = [News(entry.position, entry.session_id, entry.seq, entry.task_id) for entry in later]
+        return sorted(found, key=lambda each: each.position)[:limit]
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept: 1, for nothing is trimmed here."""

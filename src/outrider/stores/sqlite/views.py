@@ -21,6 +21,7 @@ from outrider.core.ledger import (
     FileInfo,
     InboxRow,
     LogRow,
+    News,
     Output,
     OutputRow,
     PendingFollowUp,
@@ -204,6 +205,15 @@ class SqliteViews:
             return [_log_row(session_id, row) for row in rows]
 
         return await self._read(limit, read_all)
+
+    async def position(self) -> int:
+        """The position of the newest log entry of all sessions, 0 if there is none."""
+        return await self._short(lambda read: cast(int, read.row("position")[0]))
+
+    async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
+        """The log entries of all sessions with a position greater than `after`, in order."""
+        found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])
+        return sorted(found, key=lambda each: each.position)
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""

@@ -384,6 +384,15 @@ from (
 left join tasks t on t.number = e.task
 left join inputs i on i.task = e.task and e.type = 'task.created';
 
+-- position --
+select ifnull(max(position), 0) from events;
+
+-- news --
+select json_group_array(json_array(e.position, s.id, e.seq, t.id))
+from (select position, session, seq, task from events where position > ? order by position limit ?) e
+join sessions s on s.number = e.session
+left join tasks t on t.number = e.task;
+
 -- first_seq --
 select first_seq from sessions where id = ?;
 
