@@ -3,12 +3,21 @@
 How soon is what the benchmark `output` measures; here it only has to be before the next thing happens.
 """
 
+import asyncio
 import json
 import select
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
+
+from outrider import Outrider, Runtime
+from outrider.cli import watching
+from outrider.cli.watching import _Everything, _Feed
+from outrider.core.session import NewSession
 from outrider.runtime.records import EventRecord, OutputRecord
-from tests.cli.harness import Cli, eventually
+from tests.cli.harness import PATIENCE, Cli, eventually
 
 
 def test_output_is_followed_line_by_line_and_ends_with_the_task(cli: Cli):
@@ -113,3 +122,97 @@ def test_watching_an_empty_place_waits_for_what_comes(cli: Cli):
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["type"] == "session.created"
     watcher.kill()
+
+
+@pytest.fixture
+async def runtimes(tmp_path: Path) -> AsyncIterator[tuple[Runtime, Runtime]]:
+    """Two on one database, as two processes have: one writes, the other watches."""
+    app = Outrider()
+
+    @app.tool
+    def idle() -> None:
+        """Never run: no worker is here."""
+
+    path = str(tmp_path / "work.db")
+    async with app.open(path, worker=False) as writer, app.open(path, worker=False) as watcher:
+        yield writer, watcher
+
+
+@pytest.mark.anyio
+async def test_watch_tells_of_a_session_however_many_are_newer(runtimes: tuple[Runtime, Runtime]):
+    writer, watcher = runtimes
+    old = await writer.sessions.create(id="a")
+    await asyncio.gather(*(writer.sessions.create(id=f"session_{number}") for number in range(600)))
+    feed = _Feed(watcher, None, None).events()
+    first = asyncio.ensure_future(anext(feed))
+    await asyncio.sleep(0)
+    task = await old.spawn("idle")
+    event = await asyncio.wait_for(first, PATIENCE)
+    assert (event.session_id, event.seq, event.task_id) == ("a", 2, task.id)
+    await feed.aclose()
+
+
+@pytest.mark.anyio
+async def test_watching_a_session_tells_of_all_below_it_and_of_no_other(runtimes: tuple[Runtime, Runtime]):
+    writer, watcher = runtimes
+
+    async def begin(id: str, parent: str | None) -> None:
+        root = None if parent is None else "z_root"
+        await writer.ledger.create_session(
+            NewSession(id, time.time_ns() // 1000, root_session_id=root, parent_session_id=parent)
+        )
+
+    for id, parent in (("z_root", None), ("beside", "z_root"), ("m", "z_root"), ("a_below", "m"), ("other", None)):
+        await begin(id, parent)
+    feed = _Feed(watcher, "m", None).events()
+    assert {(await anext(feed)).session_id for _ in range(2)} == {"m", "a_below"}
+    for id, parent in (("beside_too", "beside"), ("new", "a_below"), ("newer", "new")):
+        await begin(id, parent)
+    await (await writer.sessions.get("z_root")).spawn("idle")
+    await (await writer.sessions.get("a_below")).spawn("idle")
+    assert [(await anext(feed)).session_id for _ in range(3)] == ["new", "newer", "a_below"]
+    await feed.aclose()
+
+
+@pytest.mark.anyio
+async def test_watching_looks_at_news_and_goes_through_nothing_again(
+    runtimes: tuple[Runtime, Runtime], monkeypatch: pytest.MonkeyPatch
+):
+    writer, watcher = runtimes
+    session = await writer.sessions.create(id="a")
+    views = watcher.services.views
+    ended = await session.spawn("idle")
+    await ended.cancel()
+    living = await session.spawn("idle")
+    everything = _Everything(views, time.time_ns() // 1000)
+    assert [task.id for task in await everything.look()] == [living.id]
+    feed = _Feed(watcher, "a", 3).events()
+    assert (await anext(feed)).task_id == living.id
+
+    async def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("all of it was gone through again")
+
+    for name in ("list_tasks", "sessions"):
+        monkeypatch.setattr(views, name, refuse)
+    later = await session.spawn("idle")
+    assert [task.id for task in await everything.look()] == [living.id, later.id]
+    await later.cancel()
+    assert [task.is_terminal for task in await everything.look()] == [False, True]
+    assert [(await anext(feed)).seq for _ in range(2)] == [5, 6]
+    await feed.aclose()
+
+
+@pytest.mark.anyio
+async def test_tasks_that_there_was_no_room_for_are_shown_when_there_is(
+    runtimes: tuple[Runtime, Runtime], monkeypatch: pytest.MonkeyPatch
+):
+    writer, watcher = runtimes
+    monkeypatch.setattr(watching, "SHOWN", 2)
+    session = await writer.sessions.create()
+    one, two = [await session.spawn("idle") for _ in range(2)]
+    everything = _Everything(watcher.services.views, time.time_ns() // 1000)
+    assert [task.id for task in await everything.look()] == [one.id, two.id]
+    three = await session.spawn("idle")
+    assert [task.id for task in await everything.look()] == [two.id, three.id]
+    await three.cancel()
+    assert [task.id for task in await everything.look()] == [one.id, two.id]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
@@ -18,19 +18,21 @@ from outrider.cli.exits import OK
 from outrider.cli.glance import STYLES, Glance, age_text, progress_text, short
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.errors import NotFound
-from outrider.core.ledger import TaskFilter
+from outrider.core.ledger import News, TaskFilter, Views
 from outrider.core.task import LIVE_STATES, Progress, Task
+from outrider.core.values import Instant
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
 
+    from outrider.core.session import Session
     from outrider.runtime.facade import Runtime
     from outrider.runtime.records import EventRecord, OutputRecord
     from outrider.runtime.stream import EventReader
 
-SESSIONS = 500
-"""How many sessions, the newest, are looked at for news."""
+PAGE = 500
+"""How many sessions are read at a time, when all are gone through."""
 SHOWN = 200
 """How many tasks the tree shows."""
 FRAME = 0.04
@@ -91,45 +93,90 @@ class _Feed:
     """The events of one session and those below it, from the start; or of all sessions, from now on."""
 
     def __init__(self, runtime: Runtime, session_id: str | None, after: int | None) -> None:
-        self._runtime = runtime
+        self._services = runtime.services
         self._session_id = session_id
         self._after = after or 0
         self._readers: dict[str, EventReader] = {}
-        self._from_now = session_id is None
+        self._others: set[str] = set()
 
-    async def events(self) -> AsyncIterator[EventRecord]:
+    async def events(self) -> AsyncGenerator[EventRecord]:
         """Yield events for ever, as they come."""
-        with self._runtime.services.signals.listen([self._session_id or ""]) as bell:
+        views = self._services.views
+        with self._services.signals.listen([self._session_id or ""]) as bell:
+            position = await views.position()
+            behind = await self._present()
             while True:
-                found = await self._read()
-                for event in found:
+                for event in await self._read(behind):
                     yield event
-                if not found:
+                if behind:
+                    continue
+                news = await views.news(after=position)
+                if news:
+                    position = news[-1].position
+                    behind = await self._concerned(news)
+                else:
                     await bell.wait()
 
-    async def _read(self) -> list[EventRecord]:
-        from outrider.runtime.stream import EventReader
-
+    async def _read(self, behind: dict[str, int]) -> list[EventRecord]:
+        """A page of each session that is behind the number given; who has come up to it is taken out."""
         found: list[EventRecord] = []
-        for session in await self._sessions():
-            reader = self._readers.get(session[0])
-            if reader is None:
-                begin = self._after if session[0] == self._session_id else session[1] if self._from_now else 0
-                reader = EventReader(self._runtime.services, session[0], after=begin)
-                self._readers[session[0]] = reader
-            if session[1] > reader.after:
-                found += await reader.read()
-        self._from_now = False
+        for session_id, seq in list(behind.items()):
+            reader = self._readers[session_id]
+            events = await reader.read()
+            found += events
+            if not events or reader.after >= seq:
+                del behind[session_id]
         return sorted(found, key=lambda event: event.at)
 
-    async def _sessions(self) -> list[tuple[str, int]]:
-        """Ids and last numbers of the sessions that are watched."""
-        newest = await self._runtime.sessions.list(limit=SESSIONS)
+    async def _present(self) -> dict[str, int]:
+        """The sessions to read from their start, and their last numbers. The one time that all sessions are gone
+        through; a session comes after the one above it.
+        """
         if self._session_id is None:
-            return [(each.id, each.last_seq) for each in newest]
-        own = await (await self._runtime.sessions.get(self._session_id)).record()
-        below = [each for each in newest if each.root_session_id == own.id and each.id != own.id]
-        return [(each.id, each.last_seq) for each in (own, *below)]
+            return {}
+        views = self._services.views
+        own = await views.session(self._session_id)
+        if own is None:
+            raise NotFound.of("session", self._session_id)
+        tree: list[Session] = []
+        page = await views.sessions(limit=PAGE)
+        while page:
+            tree += [each for each in page if each.root_session_id == own.root_session_id and each.id != own.id]
+            page = await views.sessions(after=page[-1].id, limit=PAGE)
+        self._begin(own.id, self._after)
+        watched = [own]
+        for each in sorted(tree, key=lambda each: (each.created_at, each.id)):
+            if each.parent_session_id in self._readers:
+                self._begin(each.id, 0)
+                watched.append(each)
+        return {each.id: each.last_seq for each in watched}
+
+    async def _concerned(self, news: Sequence[News]) -> dict[str, int]:
+        """The sessions of these entries that are watched, and the last number of each."""
+        behind: dict[str, int] = {}
+        for each in news:
+            if each.session_id not in self._readers and each.session_id not in self._others:
+                await self._meet(each)
+            reader = self._readers.get(each.session_id)
+            if reader is not None and each.seq > reader.after:
+                behind[each.session_id] = each.seq
+        return behind
+
+    async def _meet(self, news: News) -> None:
+        """Watch a session that is new here, or know from now on that it is not watched."""
+        if self._session_id is None:
+            self._begin(news.session_id, news.seq - 1)
+            return
+        session = await self._services.views.session(news.session_id)
+        if session is not None and session.parent_session_id in self._readers:
+            self._begin(session.id, 0)
+        else:
+            self._others.add(news.session_id)
+
+    def _begin(self, session_id: str, after: int) -> None:
+        from outrider.runtime.stream import EventReader
+
+        self._readers[session_id] = EventReader(self._services, session_id, after=after)
 
 
 def _print_event(event: EventRecord, screen: Screen) -> None:
@@ -181,12 +228,13 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
 
     began = time.time_ns() // 1000
     views, clock = runtime.services.views, runtime.services.clock
+    everything = _Everything(views, began)
     with (
         runtime.services.signals.listen([""]) as bell,
         Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
-            tasks = await _shown(runtime, target, began)
+            tasks = await (everything.look() if target is None else _shown(views, target))
             served = {route for worker in await views.workers() for route in worker.card.routes}
             live.update(_tree(tasks, served), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
@@ -196,9 +244,45 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
             await bell.wait(clock.now() + 1_000_000)
 
 
-async def _shown(runtime: Runtime, target: Task | str | None, began: int) -> list[Task]:
-    """The tasks to show, oldest first. Of everything: those alive, and those that ended since `began`."""
-    views = runtime.services.views
+class _Everything:
+    """The tasks that are alive, and those that ended since `began`. They are listed once; then news tells of more."""
+
+    def __init__(self, views: Views, began: Instant) -> None:
+        self._views = views
+        self._began = began
+        self._position: int | None = None
+        self._known: set[str] = set()
+        self._is_cut = True
+        """Whether tasks may be alive that are not known, because no more would be shown."""
+
+    async def look(self) -> list[Task]:
+        """The tasks to show, oldest first."""
+        ids = self._known | await self._concerned()
+        tasks = {task.id: task for task in await self._views.tasks(list(ids))}
+        if self._is_cut and sum(not task.is_terminal for task in tasks.values()) < SHOWN:
+            alive = await self._views.list_tasks(TaskFilter(states=tuple(LIVE_STATES), limit=SHOWN))
+            tasks |= {task.id: task for task in alive}
+            self._is_cut = len(alive) == SHOWN
+        wanted = [task for task in tasks.values() if (task.core.finished_at or self._began) >= self._began]
+        wanted.sort(key=lambda task: (not task.is_terminal, task.id), reverse=True)
+        self._is_cut = self._is_cut or any(not task.is_terminal for task in wanted[SHOWN:])
+        shown = wanted[:SHOWN]
+        self._known = {task.id for task in shown}
+        return sorted(shown, key=lambda task: task.id)
+
+    async def _concerned(self) -> set[str]:
+        """The tasks that something was logged of since the last look."""
+        found: set[str] = set()
+        if self._position is None:
+            self._position = await self._views.position()
+        while news := await self._views.news(after=self._position):
+            self._position = news[-1].position
+            found.update(each.task_id for each in news if each.task_id is not None)
+        return found
+
+
+async def _shown(views: Views, target: Task | str) -> list[Task]:
+    """The tasks of a session, or a task and those below it, oldest first."""
     if isinstance(target, Task):
         tasks: list[Task] = []
         level = [target.id]
@@ -213,15 +297,10 @@ async def _shown(runtime: Runtime, target: Task | str | None, began: int) -> lis
                 for task in await views.list_tasks(TaskFilter(session_id=each.live.links.child_session_id, limit=SHOWN))
                 if task.id not in level
             ]
-    elif target is not None:
+    else:
         tasks = list(await views.list_tasks(TaskFilter(root_session_id=target, limit=SHOWN)))
         if not tasks:
             tasks = list(await views.list_tasks(TaskFilter(session_id=target, limit=SHOWN)))
-    else:
-        alive = await views.list_tasks(TaskFilter(states=tuple(LIVE_STATES), limit=SHOWN))
-        newest = await views.list_tasks(TaskFilter(limit=SHOWN))
-        ended = [task for task in newest if (task.core.finished_at or 0) >= began]
-        tasks = [*alive, *(task for task in ended if task.is_terminal)][:SHOWN]
     return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
