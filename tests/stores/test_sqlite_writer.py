@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 from outrider.core.errors import StoreUnavailable
-from outrider.core.events import MessageReceived, Released, Succeeded
+from outrider.core.events import CancelRequested, MessageReceived, Released, Succeeded
 from outrider.core.ledger import Claim, Committed, Report, Stale, TaskFilter, Verdict, WorkerCard
 from outrider.core.machine import apply
 from outrider.core.task import Live, State, WaitForMessage
@@ -306,6 +306,28 @@ async def test_at_rest_the_log_of_the_database_is_copied_into_its_file(scene: Sc
         while ledger.path.stat().st_size < 500_000:  # noqa: ASYNC110  # a file's size tells nobody
             await anyio.sleep(0.01)
     await scene.create("task_2")
+
+
+async def test_the_few_tasks_that_live_are_listed_without_going_through_those_that_ended(scene: Scene):
+    for n in range(300):
+        await scene.create(f"task_{n:03}")
+        await scene.apply(f"task_{n:03}", CancelRequested())
+    await scene.create("task_live")
+    views = sqlite_of(scene).views
+    views._statements()
+    counts: list[int] = []
+
+    async def look(*states: State) -> list[str]:
+        steps: list[None] = []
+        views._connections[0].set_progress_handler(lambda: steps.append(None), 1)
+        found = await views.list_tasks(TaskFilter(states=states, limit=50))
+        counts.append(len(steps))
+        return [task.id for task in found]
+
+    assert await look(State.QUEUED, State.RUNNING) == ["task_live"]
+    assert await look(State.RUNNING, State.FAILED) == []
+    assert len(await look(State.QUEUED, State.CANCELED)) == 50
+    assert max(counts[:2]) < 500
 
 
 # --- plans -------------------------------------------------------------------------------------------------

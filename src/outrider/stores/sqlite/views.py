@@ -352,8 +352,9 @@ def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: 
         add("parent_task_id = ?", filter.parent_task_id)
     if filter.organization_id is not None:
         add("organization_id = ?", filter.organization_id)
+    states = listed([state.value for state in (State if filter.states is None else filter.states)])
     if filter.states is not None:
-        add("state in (select value from json_each(?))", listed([state.value for state in filter.states]))
+        add("state in (select value from json_each(?))", states)
     if filter.kind is not None:
         add("kind = ?", filter.kind)
     for name, value in filter.labels.items():
@@ -361,4 +362,5 @@ def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: 
     if filter.after is not None:
         add("id < ?" if filter.newest_first else "id > ?", filter.after)
     direction = "desc" if filter.newest_first else "asc"
-    return tasks_of(read.filtered("tasks_where", " and ".join(conditions) or "true", direction, *values, filter.limit))
+    where = " and ".join(conditions) or "true"
+    return tasks_of(read.filtered("tasks_where", where, direction, *values, filter.limit, states))

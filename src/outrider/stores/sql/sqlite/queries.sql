@@ -272,9 +272,16 @@ select json_group_array(id) from (
 );
 
 -- tasks_where --
--- A page of tasks; the conditions and the order are filled in by `views.list_tasks`, from its own texts only.
+-- A page of tasks; the conditions and the order are filled in by `views.list_tasks`, from its own texts only. There are
+-- no more than `counts` says of these states: who asks for the few that live need not go through all that ended.
 select {task}
-from (select * from tasks where {conditions} order by id {direction} limit ?) t
+from (
+    select *
+    from tasks
+    where {conditions}
+    order by id {direction}
+    limit min(?, ifnull((select sum(tasks) from counts where state in (select value from json_each(?))), 0))
+) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
 -- children --
