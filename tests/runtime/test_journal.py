@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, TaskHandle, TaskOptions
-from outrider.core.errors import StoreFull, TaskFailed, UnknownName
+from outrider.core.errors import StoreError, StoreFull, StoreUnavailable, TaskFailed, UnknownName
 from outrider.stores.memory import MemoryLedger
 from outrider.testing import Store, TestRuntime, open_test
 
@@ -581,6 +581,31 @@ async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it
         await runtime.run_until_idle()
         assert await task.result() == "without"
         assert refusals == []
+
+
+@pytest.mark.parametrize("refusal", [StoreFull("no space"), StoreUnavailable("disk I/O error")], ids=repr)
+async def test_a_store_that_cannot_write_is_no_failure_of_the_task(refusal: StoreError, monkeypatch):
+    app, refusals = Outrider(), [refusal] * 3
+
+    @app.tool(max_failures=1)
+    async def walk(task: TaskContext) -> list[int]:
+        return [await task.step(f"step {number}", lambda number=number: number) for number in range(3)]
+
+    async with open_test(app) as runtime:
+        journal = MemoryLedger.journal
+
+        async def refusing(self: MemoryLedger, steps: Any) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return await journal(self, steps)
+
+        monkeypatch.setattr(MemoryLedger, "journal", refusing)
+        session = await runtime.sessions.create()
+        task = await session.spawn("walk")
+        await runtime.run_until_idle()
+        assert await task.result() == [0, 1, 2]
+        record = await task.record()
+        assert (record.failures, record.attempt) == (0, 4)
 
 
 @pytest.mark.parametrize("name", ["charge!", "a › b"])

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskOptions
-from outrider.core.errors import IdempotencyConflict, InvalidAnswer, InvalidArguments, NotFound, Refused, TooLarge
+from outrider.core.errors import (
+    Failure,
+    IdempotencyConflict,
+    InvalidAnswer,
+    InvalidArguments,
+    NotFound,
+    Refused,
+    TooLarge,
+)
 from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -110,7 +118,7 @@ async def failed_by(runtime: TestRuntime, own: Outrider, fn: Any) -> Any:
     record = await task.record()
     assert record.state is State.FAILED
     assert record.error is not None
-    assert record.error.kind == "rejected"
+    assert record.error.kind in ("rejected", "too_large")
     return record.error.details["code"]
 
 
@@ -122,6 +130,7 @@ CALLS: dict[str, Any] = {
     "a question that reminds without pause": lambda task: task.ask("?", remind_every=0),
     "a question that reminds backwards": lambda task: task.ask("?", remind_every=-1),
     "a question without a true deadline": lambda task: task.ask("?", deadline=1e18),
+    "a wait for itself": lambda task: task.wait_for([task.id]),
     "a sleep for ages": lambda task: task.sleep(TOO_LONG),
     "a question with too much to read": lambda task: task.ask("?", details=BIG),
     "a step with too long a name": lambda task: task.step("s" * 513, lambda: 1),
@@ -197,3 +206,21 @@ async def test_an_agents_prompt_that_is_not_unicode_is_refused():
         session = await runtime.sessions.create()
         with pytest.raises(InvalidArguments):
             await session.spawn_agent("\ud800", model="scripted:any")
+
+
+async def test_what_a_failure_tells_beyond_the_limit_is_cut_with_a_mark():
+    own = Outrider()
+
+    @own.tool(max_failures=1)
+    async def odd() -> None:
+        raise Failure("it is so", details={"why": BIG})
+
+    async with open_test(own) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("odd")
+        await runtime.run_until_idle()
+        error = (await task.record()).error
+        assert error is not None
+        assert error.message == "it is so"
+        assert "[… cut here, of " in error.details
+        assert len(error.details) <= 64 * 1024

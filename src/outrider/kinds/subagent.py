@@ -32,7 +32,7 @@ from outrider.core.session import NewSession
 from outrider.core.task import Effects
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
-from outrider.runtime.attempt import Scope, shorten
+from outrider.runtime.attempt import Scope, cut, shorten
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
@@ -130,7 +130,7 @@ class Subagent:
         limit = task.services.settings.limits.result
         if isinstance(answer, str) and len(encode(answer)) > limit:
             await task.artifact("answer.txt", answer, position="answer")
-        return _cut(answer, limit) if isinstance(answer, str) else answer
+        return cut(answer, limit) if isinstance(answer, str) else answer
 
     async def _run_engine(self, task: TaskContext) -> AgentOutcome:
         agent = self._agent(task.spec)
@@ -257,7 +257,7 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         encoded = encode(value)
         if len(encoded) <= limit:
             return value
-        return _cut(value if isinstance(value, str) else encoded.decode(), limit)
+        return cut(value if isinstance(value, str) else encoded.decode(), limit)
 
     return ToolSpec(
         name=tool.name,
@@ -267,19 +267,6 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         requires_approval=tool.requires_approval or needs_approval,
         effects=tool.effects,
     )
-
-
-def _cut(text: str, limit: int) -> str:
-    """As much of a text as has, written as JSON, no more bytes than the limit, with a mark where it was cut."""
-    if len(encode(text)) <= limit:
-        return text
-    mark = f"\n[… cut here, of {len(text):,} characters]"
-    fits, room = 0, limit - len(encode(mark))
-    while (size := len(encode(text[:fits]))) < room and fits < len(text):
-        fits += max(1, (room - size) // 6)  # no character takes more than six bytes
-    while len(encode(text[:fits])) > room:
-        fits -= 1
-    return text[:fits] + mark
 
 
 class _Run:

@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from outrider.core import events
-from outrider.core.errors import Failure, InvalidArguments, OutriderError, Parked, Refused, Superseded, UnknownName
+from outrider.core.errors import (
+    Failure,
+    InvalidArguments,
+    OutriderError,
+    Parked,
+    Refused,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+    StoreUnavailable,
+    Superseded,
+    TooLarge,
+    UnknownName,
+)
 from outrider.core.events import HolderEvent, Step
 from outrider.core.ledger import OutputChunk
 from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
@@ -37,6 +50,8 @@ T = TypeVar("T")
 
 CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=None)
 CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
+STORE_IS_DOWN = (StoreUnavailable, StoreFull, StoreLocked, StoreReadOnly)
+"""What a verb raises when the store cannot be written now: that is no failure of the task."""
 LONGEST_STREAM = 64
 """Characters of a stream's name."""
 
@@ -442,17 +457,22 @@ class Attempt:
         if quiet:
             problem = TaskError("exception", "the task's code was cancelled from inside")
             return self._failure(problem, retryable=True)
-        return self._failed(next(leaf for leaf in leaves if not _is_control(leaf)))
+        reason = next(leaf for leaf in leaves if not _is_control(leaf))
+        if isinstance(reason, STORE_IS_DOWN):  # the task has done nothing wrong, and can go on when the store can
+            return events.Released(self.number, self.journal.has_grown, self.take_live())
+        return self._failed(reason)
 
     def _failed(self, error: BaseException) -> HolderEvent:
         if isinstance(error, Exited):
             error = error.__cause__ or error
         details = {"type": type(error).__name__, "traceback": _trace(error)}
         if isinstance(error, Failure):
-            problem = TaskError(error.kind, str(error), _told(error.details))
+            limit = self.services.settings.limits.message
+            problem = TaskError(error.kind, str(error), _told(error.details, limit))
             return self._failure(problem, retryable=error.retryable)
         if isinstance(error, UnknownName | Refused):
-            problem = TaskError("rejected", str(error), {"code": error.code, **details})
+            kind = "too_large" if isinstance(error, TooLarge) else "rejected"
+            problem = TaskError(kind, str(error), {"code": error.code, **details})
             return self._failure(problem, retryable=False)
         if isinstance(error, OutriderError):
             kind = getattr(error, "kind", "exception")
@@ -464,6 +484,8 @@ class Attempt:
         return self._failure(TaskError("exception", shorten(message, 2048), details), retryable=True)
 
     def _failure(self, error: TaskError, *, retryable: bool, partial: str | None = None) -> HolderEvent:
+        if partial:
+            partial = cut(partial, self.services.settings.limits.result)
         return events.Failed(
             self.number,
             evolve(error, kind=well_formed(error.kind), message=shorten(well_formed(error.message), 8192)),
@@ -513,6 +535,19 @@ def size_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def cut(text: str, limit: int) -> str:
+    """As much of a text as has, written as JSON, no more bytes than the limit, with a mark where it was cut."""
+    if len(encode(text)) <= limit:
+        return text
+    mark = f"\n[… cut here, of {len(text):,} characters]"
+    fits, room = 0, limit - len(encode(mark))
+    while (size := len(encode(text[:fits]))) < room and fits < len(text):
+        fits += max(1, (room - size) // 6)  # no character takes more than six bytes
+    while len(encode(text[:fits])) > room:
+        fits -= 1
+    return text[:fits] + mark
+
+
 def shorten(text: str, limit: int) -> str:
     """Return a text of at most `limit` characters, marked where it was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -542,12 +577,13 @@ def _follows_control(error: BaseException) -> bool:
     return False
 
 
-def _told(details: object) -> Any:
-    """Details as JSON, or in words where they have no form in it."""
+def _told(details: object, limit: int) -> Any:
+    """Details as JSON, or in words where they have no form in it; cut with a mark beyond the limit in bytes."""
     try:
-        return decode(encode(details))
+        encoded = encode(details)
     except TypeError:
         return well_formed(repr(details)[:2048])
+    return decode(encoded) if len(encoded) <= limit else cut(encoded.decode(), limit)
 
 
 def _trace(error: BaseException) -> str:

@@ -556,6 +556,8 @@ class TaskContext:
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
         with self._at("wait_for", name) as position:
+            if self.id in ids:
+                raise InvalidArguments("a task cannot wait for itself")
             held = decode(position.entry.value or b"{}") if position.entry is not None else {}
             if "ended" in held:
                 return await self._waited_for(ids, held)

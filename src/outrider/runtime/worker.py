@@ -24,7 +24,7 @@ from outrider.core.errors import Conflict, NotFound, OutriderError, Parked, Stor
 from outrider.core.events import Claimed, DeadlinePassed, Failed, HolderEvent, Released
 from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
 from outrider.core.task import NewTask, Task, TaskError
-from outrider.runtime.attempt import CURRENT, Attempt, contained
+from outrider.runtime.attempt import CURRENT, STORE_IS_DOWN, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
@@ -37,6 +37,8 @@ from outrider.runtime.voice import Voice
 
 BATCH = 100
 FOLLOW_UPS = 200
+STORE_PAUSE = 0.5
+"""How long a store that does not answer is left alone, in seconds."""
 
 YOUNG = 10_000
 """How many new objects the interpreter's collector waits for before it looks at them. See `_collect_less_often`."""
@@ -216,7 +218,7 @@ class Worker:
                     self._has_follow_ups = await self._services.lifecycle.apply_follow_ups(FOLLOW_UPS) > 0
             except StoreError as error:
                 log.error("the store does not answer; trying again", reason=str(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(STORE_PAUSE)
                 continue
             if self._has_follow_ups or (claims.more and self._room > 0):
                 continue
@@ -294,6 +296,9 @@ class Worker:
                 raise Parked
             return attempt.succeeded(value, await self._open_children(attempt))
         except BaseException as error:  # noqa: BLE001 - whatever the code of a task raises is the task's outcome
+            if isinstance(error, STORE_IS_DOWN):
+                log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=str(error))
+                await asyncio.sleep(STORE_PAUSE)
             return attempt.conclude(error)
 
     async def _unwind(self, attempt: Attempt) -> None:
@@ -325,7 +330,7 @@ class Worker:
                 return
             except StoreError as error:
                 log.error("the end of a task is not written yet; trying again", task=attempt.task_id, reason=str(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(STORE_PAUSE)
             except Exception as error:
                 if is_last_word:
                     raise
@@ -420,7 +425,7 @@ class Worker:
                 return await self._services.views.tasks(task_ids)
             except StoreError as error:
                 log.error("new tasks cannot be read yet; trying again", reason=str(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(STORE_PAUSE)
 
     def _stop_starting(self) -> None:
         if self._services.lifecycle.starter is self:
@@ -574,7 +579,7 @@ async def keep_working(
             await worker.run()
         except Exception as error:  # noqa: BLE001 - whatever broke it, somebody has to go on with the work
             log.error("the worker broke; going on with another", worker=worker.id, exc_info=error)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(STORE_PAUSE)
 
 
 def _follow_tasks(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
