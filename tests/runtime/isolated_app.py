@@ -108,7 +108,7 @@ def every_verb_plainly(task: SyncTaskContext, path: str) -> dict[str, Any]:
     first = task.step("first", note, path, "first")
     task.post("posted")
     task.files.write("/notes/c.txt", "text")
-    child = task.spawn(double, number=4)
+    child = task.spawn(double, {"number": 4})
     (ended,) = task.wait_for([child])
     number = task.ask("How many?", int, name="many")
     heard = task.messages()

@@ -210,6 +210,28 @@ async def test_a_task_that_is_named_twice_is_waited_for_once(store: Store):
         assert first == again != second
 
 
+async def test_arguments_that_are_called_like_those_of_spawn_reach_the_tool():
+    app = Outrider()
+
+    @app.tool
+    async def move(position: str, kind: str, options: list[str], given: str = "", tool: str = "") -> list[Any]:
+        return [position, kind, options, given, tool]
+
+    wanted = {"position": "north", "kind": "knight", "options": ["x"]}
+
+    @app.tool
+    async def parent(task: TaskContext) -> list[Any]:
+        child = await task.spawn("move", wanted, given="a", tool="b", position="first")
+        return await task.step("moved", child.result)
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        handle, direct = await session.spawn("parent"), await session.spawn("move", wanted, given="a", tool="b")
+        await runtime.run_until_idle()
+        assert await handle.result() == await direct.result() == ["north", "knight", ["x"], "a", "b"]
+        assert [step.position for step in await handle.steps()] == ["first", "moved"]
+
+
 async def test_a_child_carries_its_origin_and_its_parent():
     app = Outrider()
     basics(app, [])

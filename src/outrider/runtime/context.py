@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
@@ -60,6 +61,7 @@ T = TypeVar("T")
 PART_TYPES = ("text", "data", "file")
 Parts: TypeAlias = str | JSONObject | Sequence[JSONObject]
 _UNSET: Any = object()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Verb = TypeVar("Verb", bound=Callable[..., Coroutine[Any, Any, Any]])
 PAUSE = 0.01
 """Seconds between the verbs of code that was told to leave, and goes on."""
@@ -489,6 +491,7 @@ class TaskContext:
     async def spawn(
         self,
         tool: str | Callable[..., Any],
+        given: Mapping[str, Any] = NOTHING,
         /,
         *,
         options: TaskOptions = DEFAULT_OPTIONS,
@@ -499,7 +502,8 @@ class TaskContext:
         """Start a child task of this one, in the same session. A resumed task gets the same child.
 
         `options.name` names the child; `position` names the journal position. For kinds other than
-        `background_tool` the arguments are the spec.
+        `background_tool` the arguments are the spec. Arguments may be `given` as a mapping too, and those that are
+        called `options`, `kind` or `position` have to be.
         """
         with self._at("spawn", position) as place:
             if place.entry is not None:
@@ -508,7 +512,7 @@ class TaskContext:
                 if child is None:
                     raise NotFound.of("task", child_id)
                 return self._handle(child)
-            return self._handle(await self._create_child(place, tool, kind, options, arguments))
+            return self._handle(await self._create_child(place, tool, kind, options, {**given, **arguments}))
 
     async def _create_child(
         self,
@@ -1071,11 +1075,11 @@ class SyncTaskContext:
         step.callback(self._task._attempt.leave, scope)
         return position, begun, scope
 
-    def _say(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _say(self, verb: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._check()
         return verb(*args, **kwargs)
 
-    def _run(self, verb: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    def _run(self, verb: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
         self._check()
 
         async def call() -> Any:

@@ -11,7 +11,7 @@ from outrider.core.session import Session
 from outrider.core.task import Task
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
-from outrider.runtime.context import Parts, tool_spec
+from outrider.runtime.context import NOTHING, Parts, tool_spec
 from outrider.runtime.files import clean_path, file_content
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page
 from outrider.runtime.records import (
@@ -147,13 +147,21 @@ class SessionHandle:
         return SessionRecord.of(session)
 
     async def spawn(
-        self, tool: str | Callable[..., Any], /, *, options: TaskOptions = DEFAULT_OPTIONS, **arguments: Any
+        self,
+        tool: str | Callable[..., Any],
+        given: Mapping[str, Any] = NOTHING,
+        /,
+        *,
+        options: TaskOptions = DEFAULT_OPTIONS,
+        **arguments: Any,
     ) -> TaskHandle:
         """Start a registered tool in the background. The arguments are checked against its signature first.
 
+        They may be `given` as a mapping too, and one that is called `options` has to be.
+
         Raises UnknownName, InvalidArguments or another Refused; nothing is written then.
         """
-        return await self.create("background_tool", tool_spec(tool, arguments), options=options)
+        return await self.create("background_tool", tool_spec(tool, {**given, **arguments}), options=options)
 
     async def spawn_many(
         self,

@@ -146,6 +146,7 @@ class IsolatedContext(_Context):
     async def spawn(
         self,
         tool: str | Callable[..., Any],
+        given: Mapping[str, Any] | None = None,
         /,
         *,
         options: TaskOptions | None = None,
@@ -154,7 +155,7 @@ class IsolatedContext(_Context):
         **arguments: Any,
     ) -> IsolatedHandle:
         """Start a child task; see `TaskContext.spawn`."""
-        form = _child(tool, options, kind, position, arguments)
+        form = _child(tool, options, kind, position, {**(given or {}), **arguments})
         return IsolatedHandle(self._call, await self._call("spawn", **form))
 
     async def wait_for(
@@ -227,9 +228,9 @@ class IsolatedSyncContext(_Context):
         self._wait("finish", step=begun["step"], value=plain)
         return typed
 
-    def spawn(self, tool: str | Callable[..., Any], /, **given: Any) -> Any:
+    def spawn(self, tool: str | Callable[..., Any], given: Mapping[str, Any] | None = None, /, **arguments: Any) -> Any:
         """Start a child task; see `TaskContext.spawn`."""
-        handle = _run_to_end(IsolatedContext.spawn, _Blocking(self), tool, **given)
+        handle = _run_to_end(IsolatedContext.spawn, _Blocking(self), tool, given, **arguments)
         return _BlockingHandle(handle)
 
     def _say(self, verb: str, /, **given: Any) -> None:
@@ -351,7 +352,7 @@ class _BlockingHandle:
         return partial(_run_to_end, value) if inspect.iscoroutinefunction(value) else value
 
 
-def _run_to_end(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run_to_end(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run a coroutine that never really waits."""
     coroutine = fn(*args, **kwargs)
     try:

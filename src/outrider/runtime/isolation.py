@@ -553,7 +553,7 @@ class _Service:
         await task.sleep(**given)
 
     async def _do_spawn(self, task: _Served, _: int, tool: str, options: Any, arguments: Frame, **given: Any) -> Frame:
-        child = await task.spawn(tool, options=_options_from(options), **given, **arguments)
+        child = await task.spawn(tool, arguments, options=_options_from(options), **given)
         return {"id": child.id, "session_id": child.session_id}
 
     async def _do_wait_for(self, task: _Served, _: int, **given: Any) -> Any:
