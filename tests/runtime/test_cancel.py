@@ -223,11 +223,15 @@ async def test_a_grace_of_its_own_may_be_shorter():
 # --- threads -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["between verbs", "in a sleep", "in a question", "in a step"])
+@pytest.mark.parametrize("where", ["between verbs", "in a sleep", "in a question", "in a step", "on a handle"])
 async def test_a_plain_function_is_told_to_stop_wherever_it_is(where: str, store: Store):
     app = Outrider()
     started, told = threading.Event(), threading.Event()
     seen: list[str] = []
+
+    @app.tool
+    async def sleeps(task: TaskContext) -> None:
+        await task.sleep(1000)
 
     @app.tool
     def works(task: SyncTaskContext) -> None:
@@ -242,6 +246,8 @@ async def test_a_plain_function_is_told_to_stop_wherever_it_is(where: str, store
                     task.sleep(1000)
                 case "in a question":
                     task.ask("Anybody?", str)
+                case "on a handle":
+                    task.spawn("sleeps", options=TaskOptions(detached=True)).result()
                 case _:
                     task.step("finished", told.wait)
                     seen.append("after the step")

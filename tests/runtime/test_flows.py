@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, State, TaskContext, TaskHandle, TaskOptions
+from outrider import Outrider, State, SyncTaskContext, TaskContext, TaskHandle, TaskOptions
 from outrider.core.errors import (
     IdempotencyConflict,
     InvalidAnswer,
@@ -230,6 +230,26 @@ async def test_arguments_that_are_called_like_those_of_spawn_reach_the_tool():
         await runtime.run_until_idle()
         assert await handle.result() == await direct.result() == ["north", "knight", ["x"], "a", "b"]
         assert [step.position for step in await handle.steps()] == ["first", "moved"]
+
+
+async def test_a_plain_function_gets_a_handle_that_blocks_like_its_verbs(store: Store):
+    app = Outrider()
+    basics(app, [])
+
+    @app.tool(max_failures=1)
+    def parent(task: SyncTaskContext) -> list[Any]:
+        child, failing = task.spawn("work", name="child"), task.spawn("fails")
+        with pytest.raises(TaskFailed):
+            failing.result()
+        record = task.step("look", child.wait)
+        (ended,) = task.wait_for([child])
+        return [child.result(), record.id == ended.id == child.id, record.state]
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        handle = await session.spawn("parent")
+        await runtime.run_until_idle()
+        assert await handle.result() == ["child", True, "succeeded"]
 
 
 async def test_a_child_carries_its_origin_and_its_parent():

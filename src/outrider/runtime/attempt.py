@@ -124,6 +124,8 @@ class Attempt:
         self._cut = 0
         self._speaking = threading.Lock()
         self._given_up = 0
+        self._calls: set[asyncio.Task[Any]] = set()
+        """What threads wait for that does not hear by itself when the attempt is told to stop."""
         self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
 
     def open_journal(self, steps: Sequence[Step]) -> None:
@@ -149,6 +151,16 @@ class Attempt:
                 self.pool.taken_back()
         if not thread.cancelled():
             thread.exception()  # retrieved, so that the loop does not complain of it
+
+    async def serve(self, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Call for a thread what is no verb, until the attempt is told to stop."""
+        call = asyncio.current_task()
+        assert call is not None
+        self._calls.add(call)
+        try:
+            return await fn(*args, **kwargs)
+        finally:
+            self._calls.discard(call)
 
     def give_up_threads(self) -> int:
         """Nobody waits for its threads any more; others get room instead. Returns how many were not given up before."""
@@ -305,6 +317,8 @@ class Attempt:
     def _interrupt(self) -> None:
         if self.runner is not None and not self.is_closed:
             self.runner.cancel()
+            for call in tuple(self._calls):
+                call.cancel()
 
     def drain(self) -> None:
         """Stop where the code next comes to a verb, or waits in one, to be handed over."""

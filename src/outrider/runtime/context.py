@@ -1066,6 +1066,10 @@ class SyncTaskContext:
             with suppress(RuntimeError):  # the loop is closed, and everything with it
                 self._loop.call_soon_threadsafe(step.close)
 
+    def spawn(self, tool: str | Callable[..., Any], given: Mapping[str, Any] = NOTHING, /, **arguments: Any) -> Any:
+        """Start a child task; see `TaskContext.spawn`. The verbs of its handle block, too."""
+        return _SyncHandle(self, self._run(self._task.spawn, tool, given, **arguments))
+
     async def _begin(
         self, step: ExitStack, name: str, effects: Effects, shape: Shape
     ) -> tuple[Position, bytes | None, Scope]:
@@ -1100,6 +1104,26 @@ class SyncTaskContext:
         if attempt.is_told_to_stop and not self._is_told:
             self._is_told = True
             raise asyncio.CancelledError
+
+
+class _SyncHandle:
+    def __init__(self, context: SyncTaskContext, handle: TaskHandle) -> None:
+        self._context = context
+        self._handle = handle
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._handle, name)
+        if not inspect.iscoroutinefunction(value):
+            return value
+
+        @wraps(value)  # a step that calls it reads its result by the same annotation
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._context._run(self._context._task._attempt.serve, value, *args, **kwargs)
+
+        return call
 
 
 class _SyncFiles:
