@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from outrider.cli.exits import UsageError
-from outrider.cli.values import seconds
+from outrider.cli.values import seconds, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
@@ -163,7 +163,7 @@ def _run(parser: Parser) -> None:
     parser.add_argument("--model", metavar="NAME", help="PROVIDER:NAME, or a JSON object (OUTRIDER_MODEL)")
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
-    parser.add_argument("--max-iterations", metavar="N", type=int, help="model calls at most; default 50")
+    parser.add_argument("--max-iterations", metavar="N", type=_whole, help="model calls at most; default 50")
     parser.add_argument(
         "--require-approval", metavar="TOOLS|all", help="ask before these tools are called; alone, before any"
     )
@@ -176,7 +176,7 @@ def _tasks(parser: Parser) -> None:
     parser.add_argument("--kind", metavar="KIND")
     parser.add_argument("--session", metavar="ID")
     _labels(parser)
-    parser.add_argument("--limit", metavar="N", type=int, default=50, help="newest first; default 50")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="newest first; default 50")
 
 
 def _show(parser: Parser) -> None:
@@ -185,13 +185,13 @@ def _show(parser: Parser) -> None:
 
 def _watch(parser: Parser) -> None:
     parser.add_argument("target", metavar="SESSION|TASK", nargs="?", help="left out, everything")
-    parser.add_argument("--after", metavar="SEQ", type=int, help="events after this number; default from the start")
+    parser.add_argument("--after", metavar="SEQ", type=_whole, help="events after this number; default from the start")
 
 
 def _output(parser: Parser) -> None:
     _task(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
-    parser.add_argument("--from", metavar="OFFSET", dest="start", type=int, default=0, help="from this byte on")
+    parser.add_argument("--from", metavar="OFFSET", dest="start", type=_whole, default=0, help="from this byte on")
 
 
 def _messages(parser: Parser) -> None:
@@ -231,9 +231,9 @@ def _worker(parser: Parser) -> None:
         default=[],
         help="whose tools it runs; may be repeated (OUTRIDER_APP, with commas)",
     )
-    parser.add_argument("--concurrency", metavar="N", type=int, help="tasks at once; default the app's, 150")
+    parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
     parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")
-    parser.add_argument("--starting", metavar="FD", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--starting", metavar="FD", type=_whole, help=argparse.SUPPRESS)
 
 
 def _demo(parser: Parser) -> None:
@@ -259,13 +259,13 @@ def _starting(parser: Parser) -> None:
     parser.add_argument("--name", metavar="TEXT", help="what it is called in lists")
     _labels(parser)
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key in a session gives the same task")
-    parser.add_argument("--priority", metavar="N", type=int, default=0, help="-1000 to 1000, higher goes first")
+    parser.add_argument("--priority", metavar="N", type=_whole, default=0, help="-1000 to 1000, higher goes first")
     parser.add_argument("--delay", metavar="TIME", type=_time, help="not before this has passed")
     parser.add_argument("--queue-timeout", metavar="TIME", type=_time, help="from due to the first start")
     parser.add_argument("--run-timeout", metavar="TIME", type=_time, help="over one attempt")
     parser.add_argument("--idle-timeout", metavar="TIME", type=_time, help="since the last sign of life")
     parser.add_argument("--total-timeout", metavar="TIME", type=_time, help="from creation to the end")
-    parser.add_argument("--max-failures", metavar="N", type=int, help="attempts that may fail; default 3")
+    parser.add_argument("--max-failures", metavar="N", type=_whole, help="attempts that may fail; default 3")
     parser.add_argument("--wake", choices=WAKES, default="silent", help="when the session is told")
     parser.add_argument(
         "--idle-exit",
@@ -274,6 +274,13 @@ def _starting(parser: Parser) -> None:
         default=None,
         help=f"how long a worker started for --background stays without work; default {IDLE_EXIT:g}",
     )
+
+
+def _whole(text: str) -> int:
+    try:
+        return whole(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def _time(text: str) -> float:

@@ -11,6 +11,8 @@ import orjson
 from outrider.cli.exits import UsageError
 from outrider.core.values import JSON
 
+LONGEST = 36_525 * 86_400.0
+"""Seconds. What is longer is a slip, and beyond what a clock can add to now."""
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _NOTHING = object()
@@ -21,7 +23,17 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)?", text.strip())
     if match is None:
         raise UsageError(f"{text!r} is no length of time; write 90, 1.5s, 10m, 8h or 2d")
-    return float(match[1]) * _UNITS[match[2] or ""]
+    found = float(match[1]) * _UNITS[match[2] or ""]
+    if found > LONGEST:
+        raise UsageError(f"{text!r} is longer than 100 years")
+    return found
+
+
+def whole(text: str) -> int:
+    """A whole number, of a size that everything can count to."""
+    if re.fullmatch(r"[+-]?[0-9]{1,15}", text.strip()) is None:
+        raise UsageError(f"{text!r} is no whole number of at most 15 digits")
+    return int(text)
 
 
 def pair(text: str, what: str) -> tuple[str, str]:

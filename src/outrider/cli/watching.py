@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
-from outrider.cli.exits import OK
+from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, progress_text, short
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.errors import NotFound
@@ -51,6 +51,8 @@ async def output(arguments: Namespace, screen: Screen) -> int:
 
 async def watch(arguments: Namespace, screen: Screen) -> int:
     """Watch everything, a session, or a task until it has ended."""
+    if arguments.after is not None and arguments.target is None:
+        raise UsageError("--after is a number of one log; name a session or a task")
     async with open_runtime(arguments, create=True) as runtime:
         target = await _target(runtime, arguments.target)
         if screen.is_terminal and not screen.as_json:
