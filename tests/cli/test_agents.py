@@ -51,6 +51,16 @@ def test_a_tool_is_approved_by_a_person_first(cli: Cli, option: list[str], appro
     assert json.loads(out)["result"] == "It is five."
 
 
+def test_whoever_approves_sees_what_would_be_called(cli: Cli):
+    process = cli.start("run", "--tools=add", "--require-approval=add", "add two and three", f"--model={ADDS}")
+    (task,) = eventually(lambda: cli.ok("tasks", "--state=awaiting_input", "--json").records)
+    assert '"tool": "add"' in cli.ok("show", task["id"]).out
+    assert '"b": 3' in cli.ok("show", task["id"]).out
+    cli.ok("answer", task["id"], "yes")
+    _, err = process.communicate(timeout=60)
+    assert '"arguments": {\n    "a": 2,\n    "b": 3\n' in err.replace("      ", "    ")
+
+
 def test_too_many_iterations_are_no_success(cli: Cli):
     done = cli.run("run", "x", f"--model={ADDS}", "--tools=add", "--max-iterations=1", "--json")
     assert (done.code, done.record["error"]["kind"]) == (7, "max_iterations")

@@ -1,6 +1,7 @@
 """The demonstration holds, on real folders, with real kills; and it says so only if it does."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def folder(tmp_path: Path) -> Path:
     for number in range(30):
         (folder / "src" / f"module_{number}.py").write_text(f"value = {number}\n" * number)
     (folder / "image.bin").write_bytes(b"\0\1\2" * 100)
+    with open(os.fsencode(folder) + b"/no\xfftext.txt", "w") as file:
+        file.write("Its name is not UTF-8.")
     return folder
 
 

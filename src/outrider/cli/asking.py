@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli.glance import age_text
-from outrider.cli.terminal import Screen, harmless
+from outrider.cli.terminal import Screen, harmless, told
 from outrider.cli.values import value_of
 from outrider.core.errors import Conflict, NotFound, OutriderError
 from outrider.core.task import InputRequest
@@ -45,7 +45,7 @@ class Prompt:
     async def _ask(self, closed: asyncio.Future[None]) -> None:
         from outrider.cli.starting import user_name
 
-        self._say(f"{self._request.prompt}{_expectation(self._request)}\n")
+        self._say(f"{self._request.prompt}{_expectation(self._request)}{told(self._request.details)}\n")
         while True:
             self._say("> ")
             typed = asyncio.ensure_future(_line())

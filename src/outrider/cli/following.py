@@ -18,7 +18,7 @@ from outrider.cli.asking import Prompt
 from outrider.cli.display import Display, display_for
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
-from outrider.cli.terminal import Screen
+from outrider.cli.terminal import Screen, told
 from outrider.core.errors import OutriderError
 from outrider.core.task import State, Task
 from outrider.runtime.facade import Runtime
@@ -96,7 +96,8 @@ class Follower:
             self._start(prompt.run())
         else:
             self._display.note(
-                f"{Glance.of(task).name} asks: {request.prompt}\nanswer with: outrider answer {short(task.id)} VALUE"
+                f"{Glance.of(task).name} asks: {request.prompt}{told(request.details)}\n"
+                f"answer with: outrider answer {short(task.id)} VALUE"
             )
 
     def _start(self, coroutine: Any) -> None:

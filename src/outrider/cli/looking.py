@@ -10,7 +10,7 @@ from outrider.cli.arguments import STATES
 from outrider.cli.database import open_runtime, open_store, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, short
-from outrider.cli.terminal import Screen, harmless, json_text, on_one_line
+from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
 from outrider.cli.values import pairs
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State
@@ -33,12 +33,15 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     )
     async with open_store(arguments) as ledger:
         found = list(await ledger.views.list_tasks(wanted))
-        served = {route for worker in await ledger.views.workers() for route in worker.card.routes}
+        workers = await ledger.views.workers()
+    served = {route for worker in workers for route in worker.card.routes}
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 
         for task in found[: arguments.limit]:
-            screen.data({**task_fields(task, is_served=task.input.route in served), "checkpoint": None})
+            beat = next((each.beat_at for each in workers if each.card.id == task.core.worker_id), None)
+            fields = task_fields(task, heartbeat_at=beat, is_served=task.input.route in served)
+            screen.data({**fields, "checkpoint": None})
         return OK
     if found:
         _table([Glance.of(task, served) for task in found[: arguments.limit]], screen)
@@ -153,8 +156,9 @@ def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"  {'result':<20} {_compact(result)}")
     for each in beside["requests"]:
-        told = f": {_compact(each['answer'])} by {on_one_line(each['answered_by'])}" if each["answered_by"] else ""
-        lines.append(f"{each['kind']} {each['id']} ({each['status']}{told})  {on_one_line(each['prompt'])}")
+        answer = f": {_compact(each['answer'])} by {on_one_line(each['answered_by'])}" if each["answered_by"] else ""
+        lines.append(f"{each['kind']} {each['id']} ({each['status']}{answer})  {on_one_line(each['prompt'])}")
+        lines += told(each["details"]).splitlines()[1:]
     for each in beside["attempts"]:
         error = f": {on_one_line(each['error']['message'])}" if each["error"] else ""
         lines.append(

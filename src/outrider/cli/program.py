@@ -66,7 +66,7 @@ def _perform(command: Command, arguments: Namespace, screen: Screen) -> int:
 
 def _leave(code: int) -> int:
     """Flush, and do not wait for threads that a tool left behind and that no order reaches."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError as error:

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from outrider.core.values import JSON
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
@@ -52,13 +54,24 @@ def _escape(match: re.Match[str]) -> str:
     return _SHORT.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
 
 
+def told(details: JSON, longest: int = 2000) -> str:
+    """What comes with a question, to stand on lines of its own below it; empty if nothing does."""
+    if details is None:
+        return ""
+    text = json_text(details, indent=True)
+    if len(text) > longest:
+        text = f"{text[:longest]}\n… cut here, of {len(text):,} characters; outrider show --json has all"
+    return "".join(f"\n  {line}" for line in text.split("\n"))
+
+
 class Screen:
     """The two streams of one command."""
 
     def __init__(self, *, as_json: bool = False, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
         self.as_json = as_json
-        self.out = out or sys.stdout
-        self.err = err or sys.stderr
+        # A stream that was closed before the program began is None; what goes there goes nowhere.
+        self.out = out or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open as long as the program
+        self.err = err or sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - the same
         for stream in (self.out, self.err):
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="backslashreplace")

@@ -121,9 +121,18 @@ def _files_below(root: Path) -> Iterator[str]:
             if count == MOST_FILES:
                 return
             path = Path(folder, name)
-            if path.is_file() and not path.is_symlink():
+            if path.is_file() and not path.is_symlink() and _has_text_for(path):
                 count += 1
                 yield path.relative_to(root).as_posix()
+
+
+def _has_text_for(path: Path) -> bool:
+    """Whether the name is UTF-8; a file whose name is not cannot be named in a journal, or to a model."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _groups(paths: list[str]) -> Iterator[list[str]]:

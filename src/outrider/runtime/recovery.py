@@ -105,7 +105,7 @@ class Recovery:
 
 async def has_journaled(views: Views, beat: Beat) -> bool:
     """Whether an attempt has come further than the one before: it then does not count as a repeated failure."""
-    return any(step.attempt == beat.attempt and step.done for step in await views.steps(beat.task_id))
+    return any(step.attempt == beat.attempt and step.done for step in await views.steps(beat.task_id, values=False))
 
 
 def lock_path(locks: Path, worker_id: str) -> Path:
