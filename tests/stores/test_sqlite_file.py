@@ -202,6 +202,16 @@ async def test_a_database_with_a_damaged_schema_is_refused(path: Path):
     await refused(path, StoreCorrupt)
 
 
+async def test_a_table_that_somebody_dropped_is_found_out_when_it_is_needed(path: Path):
+    await filled(path)
+    connection = sqlite3.connect(path)
+    connection.execute("drop table steps")
+    connection.close()
+    async with opened(path) as scene:
+        with pytest.raises(StoreCorrupt, match="no such table: steps"):
+            await scene.views.steps("task_1")
+
+
 async def test_damaged_rows_are_found_out_when_they_are_touched(path: Path):
     await filled(path, tasks=50)
     connection = sqlite3.connect(path)

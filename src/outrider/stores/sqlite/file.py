@@ -149,6 +149,8 @@ class DatabaseFile:
                 )
             case sqlite3.SQLITE_FULL:
                 return StoreFull(f"no space is left for the database {path} ({error}); free some and go on")
+            case sqlite3.SQLITE_ERROR if str(error).startswith(("no such table", "no such column")):
+                return StoreCorrupt(f"the database {path} is damaged: somebody has changed its schema ({error})")
             case sqlite3.SQLITE_CORRUPT:
                 return StoreCorrupt(
                     f"the database {path} is damaged ({error}); stop all its users and restore a backup, or save what "
