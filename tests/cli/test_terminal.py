@@ -1,5 +1,6 @@
 """What a person at a terminal sees, and is asked. Each test has a real terminal of its own."""
 
+import io
 import json
 import os
 import re
@@ -8,7 +9,11 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from rich.console import Console
 
+from outrider import State
+from outrider.cli.glance import Glance
+from outrider.cli.watching import _branch
 from tests.cli.harness import Cli, eventually
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -178,3 +183,21 @@ def test_a_pipe_in_the_middle_is_no_terminal(cli: Cli):
     assert terminal.end() == 0
     assert b"\x1b" not in os.read(read, 65536)
     os.close(read)
+
+
+def test_where_there_is_little_room_only_the_news_gives_way():
+    console = Console(file=io.StringIO(), width=60)
+    asking = Glance(
+        "task_01a202555bc57000a3309bc2ad832089",
+        "reporter",
+        "subagent",
+        State.AWAITING_INPUT,
+        "",
+        "asks: " + "may I? " * 20,
+        None,
+        5_000_000,
+    )
+    console.print(_branch(asking))
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the StringIO from above
+    assert line.startswith("ad832089 reporter awaiting_input asks: may I?")
+    assert line.rstrip().endswith("… 5.0s")

@@ -199,10 +199,11 @@ def status_line(glance: Glance | None, seconds: float) -> RenderableType:
     if progress is not None and progress.total:
         cells.append(ProgressBar(total=progress.total, completed=min(progress.current, progress.total), width=24))
         cells.append(Text(on_one_line(progress_text(progress))))
-    elif glance.news:
-        cells.append(Text(glance.news))
+    news = Text(glance.news, no_wrap=True, overflow="ellipsis")
+    if glance.news and not (progress is not None and progress.total):
+        cells.append(news)
     cells.append(Text(age_text(round(seconds * 1e6)), "dim"))
-    for _ in cells:
-        row.add_column(no_wrap=True, overflow="ellipsis")
+    for cell in cells:
+        row.add_column(no_wrap=cell is not news, overflow="ellipsis")  # so that only the news gives way
     row.add_row(*cells)
     return row

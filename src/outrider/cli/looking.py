@@ -129,7 +129,7 @@ def _table(glances: Sequence[Glance], screen: Screen) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=False)
     for name in ("id", "state", "kind", "age", "name"):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
-    table.add_column("news", overflow="ellipsis", no_wrap=True)
+    table.add_column("news", overflow="ellipsis")  # only the news gives way where there is little room
     for each in glances:
         table.add_row(
             Text(each.short_id, "bold"),
@@ -137,7 +137,7 @@ def _table(glances: Sequence[Glance], screen: Screen) -> None:
             Text(each.kind, "dim"),
             Text(age_text(each.took)),
             Text(each.name),
-            Text(each.news),
+            Text(each.news, no_wrap=True, overflow="ellipsis"),
         )
     screen.console().print(table)
 

@@ -340,11 +340,12 @@ def _branch(glance: Glance) -> RenderableType:
     progress = None if glance.state.is_terminal else glance.progress
     if progress is not None and progress.total:
         cells.append(ProgressBar(total=progress.total, completed=min(progress.current, progress.total), width=20))
+    news = Text(glance.news, no_wrap=True, overflow="ellipsis")
     if glance.news:
-        cells.append(Text(glance.news))
+        cells.append(news)
     cells.append(Text(age_text(glance.took), "dim"))
     row = Table.grid(padding=(0, 1))
-    for _ in cells:
-        row.add_column(no_wrap=True, overflow="ellipsis")
+    for cell in cells:
+        row.add_column(no_wrap=cell is not news, overflow="ellipsis")  # so that only the news gives way
     row.add_row(*cells)
     return row
