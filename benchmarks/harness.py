@@ -127,6 +127,7 @@ def measure(settings: Settings) -> Report:
     try:
         for number in range(settings.rounds):
             limits.append(raw.limits(settings.store, root / f"raw-{number}", tasks))
+            os.sync()  # else the disk is still busy with what that wrote while the round is timed
             rounds.append(_round_in_a_process(settings, number, tasks, root))
     except Lost as lost:
         return Report(described, benchmark.KEYS, rounds, limits, str(lost), _machine())
