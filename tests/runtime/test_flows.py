@@ -9,6 +9,7 @@ import pytest
 from outrider import Outrider, State, SyncTaskContext, TaskContext, TaskHandle, TaskOptions
 from outrider.core.errors import (
     IdempotencyConflict,
+    IllegalMove,
     InvalidAnswer,
     InvalidArguments,
     InvalidSchema,
@@ -529,6 +530,33 @@ async def test_a_failed_or_canceled_task_says_so_to_who_waits():
 
 
 # --- what a session is told --------------------------------------------------------------------------
+
+
+async def test_a_retry_by_a_person_is_a_new_task_that_names_the_old_one(store: Store):
+    app, tries = Outrider(), 0
+
+    @app.tool(max_failures=1)
+    async def shaky(value: int) -> int:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RuntimeError("not today")
+        return value
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        options = TaskOptions(idempotency_key="k", labels={"run": "nightly"}, priority=3)
+        task = await session.spawn("shaky", value=7, options=options)
+        with pytest.raises(IllegalMove):
+            await task.retry()
+        await runtime.run_until_idle()
+        again = await task.retry()
+        await runtime.run_until_idle()
+        assert await again.result() == 7
+        record = await again.record()
+        assert (record.retry_of, record.labels, record.priority) == (task.id, {"run": "nightly"}, 3)
+        assert (await task.record()).state is State.FAILED
+        assert (await session.spawn("shaky", value=7, options=options)).id == task.id
 
 
 async def test_a_session_is_told_what_it_wants_to_know(store: Store):

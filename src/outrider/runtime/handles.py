@@ -76,6 +76,10 @@ class TaskHandle:
         """Send the task a message. Raises TaskFinished if it has ended."""
         return await self._tasks.message(self.id, content, in_reply_to=in_reply_to, sender=sender)
 
+    async def retry(self) -> TaskHandle:
+        """Do it again, as a new task; see `Tasks.retry`. Raises IllegalMove while this one lives."""
+        return TaskHandle(self._services, await self._tasks.retry(self.id))
+
     async def cancel(
         self,
         *,

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from outrider.core.errors import (
+    IllegalMove,
     InvalidAnswer,
     InvalidArguments,
     NotFound,
@@ -19,8 +20,8 @@ from outrider.core.errors import (
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter, Worker
 from outrider.core.session import Session
-from outrider.core.task import State, Task
-from outrider.core.values import JSON, Instant
+from outrider.core.task import NewTask, State, Task
+from outrider.core.values import JSON, Instant, evolve
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size
 from outrider.runtime.context import Parts, message_parts
@@ -256,6 +257,26 @@ class Tasks:
         )
         await self._services.lifecycle.move(task, MessageReceived(message))
         return MessageRecord.of(message)
+
+    async def retry(self, task_id: str) -> Task:
+        """Do again what an ended task was to do: a new task of its session, with all its options, that names it.
+
+        It is nobody's child and waits for nothing: what the old one depended on has ended. Raises NotFound, and
+        IllegalMove while the old one lives.
+        """
+        old = await self.get(task_id)
+        if not old.is_terminal:
+            raise IllegalMove(f"{task_id} is {old.state}; what has not ended cannot be retried")
+        again = evolve(
+            old.input,
+            created_at=self._services.clock.now(),
+            retry_of=old.id,
+            idempotency_key=None,
+            depends_on=(),
+            parent_task_id=None,
+        )
+        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
+        return made.task
 
     async def cancel(
         self,
