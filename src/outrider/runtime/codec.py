@@ -36,15 +36,15 @@ def encode(value: object) -> bytes:
     return encoded
 
 
-def check_size(what: str, value: object, limit: int) -> JSON:
-    """Return a value as plain JSON. Raises InvalidArguments if it has no such form, TooLarge if it is too long."""
+def check_size(what: str, value: object, limit: int) -> bytes:
+    """Return a value as JSON. Raises InvalidArguments if it has no such form, TooLarge if it is too long."""
     try:
         encoded = encode(value)
     except TypeError as error:
         raise InvalidArguments(f"{what} is not JSON: {error}") from None
     if len(encoded) > limit:
         raise TooLarge.of(what, len(encoded), limit)
-    return decode(encoded)
+    return encoded
 
 
 def decode(encoded: bytes) -> JSON:

@@ -439,7 +439,7 @@ class TaskContext:
         if expected is not None:
             check_schema(expected)
         limit = self._services.settings.limits.question
-        default, details, _ = check_size("the question with its details", (default, details, expected), limit)
+        default, details, _ = decode(check_size("the question with its details", (default, details, expected), limit))
         if on_expiry == "default" and (problem := mismatch(default, expected)):
             raise InvalidAnswer(f"the default does not fit what is expected: {problem}")
         if on_expiry == "deny" and (problem := mismatch(False, expected)):

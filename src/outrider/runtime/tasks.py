@@ -23,7 +23,7 @@ from outrider.core.session import Session
 from outrider.core.task import NewTask, State, Task
 from outrider.core.values import JSON, Instant, evolve
 from outrider.runtime.clock import span
-from outrider.runtime.codec import check_size
+from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
@@ -212,7 +212,7 @@ class Tasks:
             await self._explain_missing(task_id, request_id)
         assert request is not None
         try:
-            answer = check_size("the answer", answer, self._services.settings.limits.question)
+            answer = decode(check_size("the answer", answer, self._services.settings.limits.question))
         except InvalidArguments as error:
             raise InvalidAnswer(error.message) from None
         problem = mismatch(answer, request.expected)
