@@ -36,22 +36,23 @@ class Statements:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
         self._texts = texts()
+        self._places = places()
         self.count = 0
 
     def run(self, name: str, *parameters: Any) -> sqlite3.Cursor:
         """Run a statement."""
         self.count += 1
-        return self._execute(self._texts[name], parameters)
+        return self._run(name, parameters)
 
     def row(self, name: str, *parameters: Any) -> Any:
         """The first row of a query, None when there is none."""
         self.count += 1
-        return self._execute(self._texts[name], parameters).fetchone()
+        return self._run(name, parameters).fetchone()
 
     def array(self, name: str, *parameters: Any) -> list[Any]:
         """The JSON array that a query builds in its one row and column; NULL is an empty one."""
         self.count += 1
-        text = self._execute(self._texts[name], parameters).fetchone()[0]
+        text = self._run(name, parameters).fetchone()[0]
         return [] if text is None else decode(text)
 
     def filtered(self, name: str, conditions: str, direction: str, *parameters: Any) -> list[Any]:
@@ -71,10 +72,30 @@ class Statements:
             self.count += 1
             self._execute(wide(name, width), values)
 
+    def _run(self, name: str, parameters: Sequence[Any]) -> sqlite3.Cursor:
+        if (order := self._places.get(name)) is not None:
+            parameters = [parameters[place] for place in order]
+        return self._execute(self._texts[name], parameters)
+
 
 @cache
 def texts() -> Mapping[str, str]:
-    """All statements by name."""
+    """All statements by name, with plain placeholders: Python deprecates numbered ones for sequences."""
+    return {name: _NUMBERED.sub("?", text) for name, text in _numbered().items()}
+
+
+@cache
+def places() -> Mapping[str, tuple[int, ...]]:
+    """Which parameter each placeholder stands for, of the statements that number them."""
+    numbers = {name: _NUMBERED.findall(text) for name, text in _numbered().items()}
+    return {name: tuple(int(number) - 1 for number in found) for name, found in numbers.items() if found}
+
+
+_NUMBERED = re.compile(r"\?(\d+)")
+
+
+@cache
+def _numbered() -> Mapping[str, str]:
     source = files("outrider.stores").joinpath("sql/sqlite/queries.sql").read_text()
     parts = re.split(r"^-- (\w+) --$", source, flags=re.MULTILINE)
     statements = {}
