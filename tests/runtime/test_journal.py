@@ -542,7 +542,7 @@ async def test_an_error_that_the_code_handled_is_met_again_on_resume(store: Stor
 
 async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it_at_first(monkeypatch):
     app, tries = Outrider(), 0
-    refusals = [StoreFull("once")]
+    refusals: list[StoreError] = [StoreFull("once")]
 
     async def flaky() -> str:
         nonlocal tries
@@ -564,15 +564,8 @@ async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it
         await task.ask("Go on?")
         return way
 
+    refuse(monkeypatch, refusals)
     async with open_test(app) as runtime:
-        journal = MemoryLedger.journal
-
-        async def refusing(self: MemoryLedger, steps: Any) -> Any:
-            if refusals:
-                raise refusals.pop()
-            return await journal(self, steps)
-
-        monkeypatch.setattr(MemoryLedger, "journal", refusing)
         session = await runtime.sessions.create()
         task = await session.spawn("stubborn")
         await runtime.run_until_idle()
@@ -583,29 +576,67 @@ async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it
         assert refusals == []
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, refusals: list[StoreError]) -> None:
+    """Have the store refuse to write journals, once with each of these."""
+    journal = MemoryLedger.journal
+
+    async def refusing(self: MemoryLedger, steps: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await journal(self, steps)
+
+    monkeypatch.setattr(MemoryLedger, "journal", refusing)
+
+
 @pytest.mark.parametrize("refusal", [StoreFull("no space"), StoreUnavailable("disk I/O error")], ids=repr)
 async def test_a_store_that_cannot_write_is_no_failure_of_the_task(refusal: StoreError, monkeypatch):
-    app, refusals = Outrider(), [refusal] * 3
+    app = Outrider()
 
     @app.tool(max_failures=1)
     async def walk(task: TaskContext) -> list[int]:
         return [await task.step(f"step {number}", lambda number=number: number) for number in range(3)]
 
+    refuse(monkeypatch, [refusal] * 3)
     async with open_test(app) as runtime:
-        journal = MemoryLedger.journal
-
-        async def refusing(self: MemoryLedger, steps: Any) -> Any:
-            if refusals:
-                raise refusals.pop()
-            return await journal(self, steps)
-
-        monkeypatch.setattr(MemoryLedger, "journal", refusing)
         session = await runtime.sessions.create()
         task = await session.spawn("walk")
         await runtime.run_until_idle()
         assert await task.result() == [0, 1, 2]
         record = await task.record()
         assert (record.failures, record.attempt) == (0, 4)
+
+
+async def test_a_store_of_the_tools_own_that_cannot_be_written_is_a_failure_like_any_other():
+    app = Outrider()
+
+    @app.tool(max_failures=2, backoff=0)
+    async def elsewhere(task: TaskContext) -> None:
+        raise StoreUnavailable("another database")
+
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("elsewhere")
+        await runtime.run_until_idle()
+        with pytest.raises(TaskFailed, match="another database"):
+            await task.result()
+        assert (await task.record()).failures == 2
+
+
+async def test_a_task_told_to_stop_while_the_store_cannot_write_comes_to_its_end(monkeypatch):
+    app = Outrider()
+
+    @app.tool
+    async def walk(task: TaskContext) -> None:
+        await task.step("step", lambda: 1)
+        await task.sleep(3600)
+
+    refuse(monkeypatch, [StoreFull("no space")] * 3)
+    async with app.open("memory://") as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("walk")
+        await asyncio.sleep(0.2)  # it is in the pause that it makes for the store
+        await task.cancel()
+        assert (await task.wait(timeout=10)).state is State.CANCELED
 
 
 @pytest.mark.parametrize("name", ["charge!", "a › b"])

@@ -311,7 +311,7 @@ class _Run:
             forget=OPEN,
             steps=tuple(steps),
         )
-        with task.busy():
+        with task.busy(), task.storing():
             if not await task.services.ledger.append(page):
                 raise Superseded(task.id, task.attempt)
         task.take_page(live, OPEN, steps)

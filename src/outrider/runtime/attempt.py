@@ -51,7 +51,7 @@ T = TypeVar("T")
 CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=None)
 CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
 STORE_IS_DOWN = (StoreUnavailable, StoreFull, StoreLocked, StoreReadOnly)
-"""What a verb raises when the store cannot be written now: that is no failure of the task."""
+"""What a store raises that cannot be written now."""
 LONGEST_STREAM = 64
 """Characters of a stream's name."""
 
@@ -124,6 +124,8 @@ class Attempt:
         self._cut = 0
         self._speaking = threading.Lock()
         self._given_up = 0
+        self.store_error: BaseException | None = None
+        """Why the store of this task could not be written, when it last could not."""
         self._calls: set[asyncio.Task[Any]] = set()
         """What threads wait for that does not hear by itself when the attempt is told to stop."""
         self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
@@ -213,6 +215,18 @@ class Attempt:
                 scope.open -= 1
                 self._busy += scope.open == 0 and not scope.is_over
             self._consider_parking()
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """What is raised in here for want of a store is no failure of the task, if its code lets it pass.
+
+        Its code may raise the like for a store of its own, which is one.
+        """
+        try:
+            yield
+        except STORE_IS_DOWN as error:
+            self.store_error = error
+            raise
 
     def leave(self, scope: Scope) -> None:
         """The operation that a scope is the inside of ends, whatever is still open in there."""
@@ -472,7 +486,7 @@ class Attempt:
             problem = TaskError("exception", "the task's code was cancelled from inside")
             return self._failure(problem, retryable=True)
         reason = next(leaf for leaf in leaves if not _is_control(leaf))
-        if isinstance(reason, STORE_IS_DOWN):  # the task has done nothing wrong, and can go on when the store can
+        if reason is self.store_error:  # the task has done nothing wrong, and can go on when the store can
             return events.Released(self.number, self.journal.has_grown, self.take_live())
         return self._failed(reason)
 

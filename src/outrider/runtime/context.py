@@ -536,7 +536,8 @@ class TaskContext:
         step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": new.id}))
         if self._attempt.journal.owed:
             await self._journal()
-        (made,) = await self._services.lifecycle.create([new], steps=(step,))
+        with self._attempt.storing():
+            (made,) = await self._services.lifecycle.create([new], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
             check_same(new.input, made.task)
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
@@ -731,6 +732,10 @@ class TaskContext:
         """Say that an operation is open that is no wait, so that the task does not park meanwhile."""
         return self._attempt.busy()
 
+    def storing(self) -> AbstractContextManager[None]:
+        """Say that what is raised for want of a store is no failure of the task."""
+        return self._attempt.storing()
+
     def report(self, **live: Any) -> None:
         """Set live values, such as `links`."""
         self._attempt.update(None, **live)
@@ -806,7 +811,9 @@ class TaskContext:
 
     async def _journal(self, *steps: Step) -> None:
         rows = [*self._handled(), *steps]
-        if not all(await self._services.ledger.journal(rows)):
+        with self._attempt.storing():
+            held = all(await self._services.ledger.journal(rows))
+        if not held:
             self._attempt.supersede()
             raise Superseded(self.id, self.attempt)
         for row in rows:
@@ -820,7 +827,9 @@ class TaskContext:
     async def _move(self, event: events.HolderEvent) -> None:
         if self._attempt.journal.owed:
             await self._journal()
-        self._attempt.take(await self._services.lifecycle.move(self._attempt.record, event))
+        with self._attempt.storing():
+            moved = await self._services.lifecycle.move(self._attempt.record, event)
+        self._attempt.take(moved)
 
     def _handle(self, task: Task) -> TaskHandle:
         from outrider.runtime.handles import TaskHandle
@@ -855,7 +864,7 @@ class TaskFiles:
         """
         attempt = self._attempt
         clean = _free_path(path, attempt.task_id)
-        with attempt.busy():
+        with attempt.busy(), attempt.storing():
             file = file_write(attempt, clean, content, media_type)
             if not await attempt.services.ledger.write_file(file, (attempt.task_id, attempt.number)):
                 attempt.supersede()

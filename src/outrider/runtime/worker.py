@@ -24,7 +24,7 @@ from outrider.core.errors import Conflict, NotFound, OutriderError, Parked, Stor
 from outrider.core.events import Claimed, DeadlinePassed, Failed, HolderEvent, Released
 from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
 from outrider.core.task import NewTask, Task, TaskError
-from outrider.runtime.attempt import CURRENT, STORE_IS_DOWN, Attempt, contained
+from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
@@ -278,6 +278,10 @@ class Worker:
             event = await self._perform(attempt)
             attempt.is_closed = True
             await _take_back_cancellation()
+            if attempt.store_error is not None and isinstance(event, Released):
+                reason = str(attempt.store_error)
+                log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=reason)
+                await asyncio.sleep(STORE_PAUSE)  # nobody cancels this any more: the attempt is closed
             await self._unwind(attempt)
             self._leave_room(attempt)
             if not attempt.is_left:
@@ -296,9 +300,6 @@ class Worker:
                 raise Parked
             return attempt.succeeded(value, await self._open_children(attempt))
         except BaseException as error:  # noqa: BLE001 - whatever the code of a task raises is the task's outcome
-            if isinstance(error, STORE_IS_DOWN):
-                log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=str(error))
-                await asyncio.sleep(STORE_PAUSE)
             return attempt.conclude(error)
 
     async def _unwind(self, attempt: Attempt) -> None:
