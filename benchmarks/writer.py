@@ -81,6 +81,7 @@ class _Spans:
 @contextmanager
 def _measured(spans: _Spans) -> Iterator[None]:
     places: list[tuple[Any, str, str | Callable[..., str]]] = [
+        (writer.Writer, "__init__", "rest"),
         (writer.Writer, "_commit", "rest"),
         (writer.Writer, "_reply", "reply"),
         (writer.Writer, "_has_foreign_news", "begin"),
@@ -91,22 +92,18 @@ def _measured(spans: _Spans) -> Iterator[None]:
         (statements.Statements, "write", _name_of),
     ]
     before = [getattr(owner, name) for owner, name, _ in places]
-    opened, writer.Writer.__init__ = writer.Writer.__init__, _opening(spans)  # type: ignore[method-assign]
     for (owner, name, part), function in zip(places, before, strict=True):
-        setattr(owner, name, spans.around(part, function))
+        setattr(owner, name, _opening(spans, function) if name == "__init__" else spans.around(part, function))
     try:
         yield
     finally:
-        writer.Writer.__init__ = opened  # type: ignore[method-assign]
         for (owner, name, _), function in zip(places, before, strict=True):
             setattr(owner, name, function)
 
 
-def _opening(spans: _Spans) -> Callable[..., None]:
-    original = writer.Writer.__init__
-
+def _opening(spans: _Spans, original: Callable[..., None]) -> Callable[..., None]:
     def open_timed(self: writer.Writer, file: Any, connection: sqlite3.Connection, *rest: Any) -> None:
-        original(self, file, _Timed(connection, spans), *rest)  # type: ignore[arg-type]
+        original(self, file, _Timed(connection, spans), *rest)
 
     return open_timed
 

@@ -186,7 +186,7 @@ def test_a_pipe_in_the_middle_is_no_terminal(cli: Cli):
 
 
 def test_where_there_is_little_room_only_the_news_gives_way():
-    console = Console(file=io.StringIO(), width=60)
+    shown = io.StringIO()
     asking = Glance(
         "task_01a202555bc57000a3309bc2ad832089",
         "reporter",
@@ -197,7 +197,7 @@ def test_where_there_is_little_room_only_the_news_gives_way():
         None,
         5_000_000,
     )
-    console.print(_branch(asking))
-    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the StringIO from above
+    Console(file=shown, width=60).print(_branch(asking))
+    (line,) = shown.getvalue().splitlines()
     assert line.startswith("ad832089 reporter awaiting_input asks: may I?")
     assert line.rstrip().endswith("… 5.0s")

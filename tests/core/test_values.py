@@ -49,10 +49,10 @@ def test_quick_values_are_made_as_others_are():
     assert Quick("a").labels is not Quick("a").labels
     assert type(Quick("a")) is Quick
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Quick("a").size = 5  # type: ignore[misc]  # which is the point
+        Quick("a").size = 5  # type: ignore[misc]  # that it cannot be assigned is the point
     for wrong in ({}, {"name": "a", "sise": 3}):
         with pytest.raises(TypeError, match=r"__init__\(\)"):
-            Quick(**wrong)  # type: ignore[arg-type]
+            Quick(**wrong)  # type: ignore[arg-type]  # arguments that do not fit are the point
 
 
 def test_evolve_leaves_the_original_as_it_was():

@@ -64,14 +64,18 @@ def told(details: JSON, longest: int = 2000) -> str:
     return "".join(f"\n  {line}" for line in text.split("\n"))
 
 
+def _nowhere() -> IO[str]:
+    """In place of a stream that was closed before the program began."""
+    return open(os.devnull, "w")
+
+
 class Screen:
     """The two streams of one command."""
 
     def __init__(self, *, as_json: bool = False, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
         self.as_json = as_json
-        # A stream that was closed before the program began is None; what goes there goes nowhere.
-        self.out = out or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open as long as the program
-        self.err = err or sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - the same
+        self.out = out or sys.stdout or _nowhere()
+        self.err = err or sys.stderr or _nowhere()
         for stream in (self.out, self.err):
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="backslashreplace")

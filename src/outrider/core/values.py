@@ -49,7 +49,7 @@ def quick(kind: type[V]) -> type[V]:
         body.append(f"self.{each.name} = {value}")
     body.append("self.__class__ = _kind")
     exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(body), names)  # as dataclasses does
-    kind.__init__ = names["__init__"]  # type: ignore[method-assign]
+    kind.__init__ = names["__init__"]  # type: ignore[method-assign]  # to replace it is what this is for
     return kind
 
 

@@ -44,7 +44,7 @@ class Glance:
     async def _read(self, asked: _Askers) -> None:
         try:
             found: Mapping[str, Task] = {task.id: task for task in await self._views.tasks(list(asked))}
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who asked
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for; here nobody awaits it
             for answers in asked.values():
                 for answer in answers:
                     if not answer.done():
