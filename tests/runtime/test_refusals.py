@@ -224,3 +224,26 @@ async def test_what_a_failure_tells_beyond_the_limit_is_cut_with_a_mark():
         assert error.message == "it is so"
         assert "[… cut here, of " in error.details
         assert len(error.details) <= 64 * 1024
+
+
+async def test_who_cancels_answers_or_writes_is_told_in_few_words():
+    own = Outrider()
+
+    @own.tool
+    async def asks(task: TaskContext) -> int:
+        return await task.ask("Well?", int)
+
+    async with open_test(own) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("asks")
+        await runtime.run_until_idle()
+        for call in (
+            task.cancel(reason=BIG),
+            task.cancel(by=BIG),
+            task.answer(1, by=BIG),
+            task.message("x", sender=BIG),
+        ):
+            with pytest.raises(TooLarge):
+                await call
+        record = await task.record()
+        assert (record.state, record.cancel_requested_at) == (State.AWAITING_INPUT, None)

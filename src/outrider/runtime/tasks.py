@@ -206,6 +206,7 @@ class Tasks:
         Raises InvalidAnswer if it does not fit what is expected, RequestClosed if the request is no longer
         pending, NotFound if there is no such request.
         """
+        check_size("who answers, and how,", (by, via), self._services.settings.limits.name)
         task = await self.get(task_id)
         request = task.core.request(request_id) if request_id else next(iter(task.core.requests), None)
         if request is None:
@@ -238,8 +239,10 @@ class Tasks:
         self, task_id: str, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
     ) -> MessageRecord:
         """Send a task a message from its session. Raises TaskFinished if it has ended."""
+        limits = self._services.settings.limits
         task = await self.get(task_id)
-        parts = message_parts(content, self._services.settings.limits.message)
+        parts = message_parts(content, limits.message)
+        check_size("the sender of the message, with what it replies to,", (sender, in_reply_to), limits.name)
         if task.input.message_schema is not None:
             for part in parts:
                 problem = mismatch(part.get("data", part.get("text")), task.input.message_schema)
@@ -292,6 +295,8 @@ class Tasks:
 
         With `wait`, give those whose holder has to stop first that long, and say where each ended.
         """
+        limits = self._services.settings.limits
+        check_size("the reason of a cancel, with who cancels,", (reason, by), limits.message)
         before = await self.get(task_id)
         was_terminal = {before.id} if before.is_terminal else set()
         event = CancelRequested(by, reason, include_detached, None if grace is None else span(grace))
