@@ -16,6 +16,7 @@ from outrider.core.errors import (
     Refused,
     TooLarge,
 )
+from outrider.core.ledger import TaskFilter
 from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -190,6 +191,8 @@ async def test_a_page_that_nobody_could_read_is_refused(limit: Any):
         for listing in (session.tasks, session.inbox, runtime.sessions.list):
             with pytest.raises(InvalidArguments):
                 await listing(limit=limit)
+        with pytest.raises(InvalidArguments):
+            await runtime.tasks.list(TaskFilter(limit=limit))
 
 
 @pytest.mark.parametrize("content", ["\ud800", 5, None, ["x"]])

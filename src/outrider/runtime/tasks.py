@@ -149,7 +149,9 @@ class Tasks:
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
-        found = await self._services.views.list_tasks(filter or _filter_of(given))
+        wanted = filter or _filter_of(given)
+        check_page(wanted.limit)
+        found = await self._services.views.list_tasks(wanted)
         workers = await self._services.views.workers()
         return [
             TaskRecord.of(task, heartbeat_at=_beat_of(task, workers), is_served=is_served(task, workers))
@@ -435,5 +437,4 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     for name in given:
         if name not in known:
             raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
-    check_page(given.get("limit", 1))
     return TaskFilter(**given)
