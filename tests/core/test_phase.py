@@ -40,9 +40,19 @@ def test_the_phase_says_what_a_task_is_doing(stage: Stage, phase: Phase | None):
 
 
 def test_a_full_limit_blocks_a_task_whether_it_ran_before_or_not():
-    for stage, name in ((new(), "blocked"), (held().lose(), "waiting")):
+    for stage, name in ((new(concurrency_key="gpu"), "blocked"), (held(concurrency_key="gpu").lose(), "waiting")):
         core = evolve(stage.task.core, readiness="blocked", blocked_by="limit")
-        assert phase_of(evolve(stage.task, core=core)) == Phase(name, "limit")  # type: ignore[arg-type]  # a name
+        phase = Phase(name, "limit of gpu")  # type: ignore[arg-type]  # a name
+        assert phase_of(evolve(stage.task, core=core)) == phase
+
+
+def test_what_is_paused_is_said_of_a_task_that_would_start_and_of_no_other():
+    assert phase_of(new().task, paused="kind") == Phase("blocked", "kind paused")
+    assert phase_of(held().lose().task, paused="session") == Phase("waiting", "session paused")
+    core = evolve(new().task.core, readiness="blocked", blocked_by="paused")
+    assert phase_of(evolve(new().task, core=core)) == Phase("blocked", "session paused")
+    for stage in (held(), new(not_before=START + SECOND), new(depends_on=(OTHER,)), held().ask()):
+        assert phase_of(stage.task, paused="everything") == stage.phase
 
 
 def test_every_phase_is_reached():

@@ -20,6 +20,7 @@ from outrider.core.events import (
     CancelRequested,
     Claimed,
     DeadlinePassed,
+    Debounced,
     Enriched,
     Event,
     Failed,
@@ -29,6 +30,7 @@ from outrider.core.events import (
     Posted,
     Produced,
     Released,
+    Reprioritized,
     Stopped,
     Succeeded,
     WatchedEnded,
@@ -78,6 +80,8 @@ inputs = st.builds(
     retry=st.builds(Retry, max_failures=st.integers(1, 4)),
     timeouts=st.just(Timeouts()) | st.builds(Timeouts, maybe, maybe, maybe, maybe),
     cancel_grace=spans,
+    debounce_key=st.sampled_from([None, "build"]),
+    debounce_until=st.none() | moments,
     result_schema=st.none() | st.just({"type": "object"}),
 )
 
@@ -114,6 +118,8 @@ SAMPLES: dict[type, st.SearchStrategy[Any]] = {
     HolderLost: st.builds(HolderLost, attempts, st.booleans()),
     Answered: st.builds(Answered, ids, st.booleans()),
     MessageReceived: st.just(MessageReceived(stage.message())),
+    Reprioritized: st.builds(Reprioritized, st.integers(-2, 2)),
+    Debounced: st.builds(Debounced, st.just({"path": "new"}), moments),
     CancelRequested: st.builds(
         CancelRequested, st.none() | st.just("ada"), grace=maybe, include_detached=st.booleans()
     ),
@@ -225,10 +231,10 @@ def check_refusal(task: Task, event: Event, refusal: BaseException) -> None:
         assert core.request(event.request_id) is None
     elif task.is_terminal:
         assert type(refusal) is TaskFinished
-        assert isinstance(event, Claimed | MessageReceived)
+        assert isinstance(event, Claimed | MessageReceived | Reprioritized | Debounced)
     else:
         assert type(refusal) is IllegalMove
-        assert isinstance(event, Claimed | Enriched)
+        assert isinstance(event, Claimed | Enriched | Debounced)
 
 
 def check_move(before: Task, event: Event, change: Change, now: Instant) -> None:

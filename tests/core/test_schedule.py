@@ -4,11 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.queue import AGEING, SPACING, rank_of_new, rank_of_resumed
+from outrider.core.queue import (
+    AGEING,
+    SPACING,
+    Gates,
+    Limit,
+    Pause,
+    Spent,
+    next_return,
+    rank_of_moved,
+    rank_of_new,
+    rank_of_resumed,
+    spend,
+    starts_left,
+)
 from outrider.core.retry import delay, exhausted
 from outrider.core.task import Retry
 from outrider.core.values import SECOND
-from tests.core.stage import START
+from tests.core.stage import START, the
 
 moments = st.integers(0, 2 * START)
 
@@ -77,3 +90,79 @@ def test_the_tail_never_moves_back(due_at, priority, tail, now):
 @given(moments, st.integers(-100, 100))
 def test_a_task_that_resumes_has_stood_in_the_queue_once(due_at, priority):
     assert rank_of_resumed(due_at, priority) == due_at - priority * AGEING
+
+
+# --- limits and pauses -------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 500),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 3)), min_size=1, max_size=60),
+)
+def test_in_no_span_wherever_it_begins_are_there_more_starts_than_the_rate(rate, span, tries):
+    limit, now, starts = Limit("k", rate=rate, span=span), START, list[int]()
+    spent: Spent = ()
+    for pause, wanted in tries:
+        now += pause
+        left = the(starts_left(limit, spent, now))
+        admitted = min(wanted, left)
+        spent = spend(limit, spent, now, admitted)
+        starts += [now] * admitted
+    for begin in starts:
+        assert sum(begin <= at < begin + span for at in starts) <= rate
+
+
+@given(st.integers(1, 5), st.integers(1, 10**9), st.integers(0, 10**9))
+def test_a_start_returns_to_the_rate_and_not_much_later_than_it_might(rate, span, at):
+    limit = Limit("k", rate=rate, span=span)
+    spent = spend(limit, (), START + at, rate)
+    assert starts_left(limit, spent, START + at) == 0
+    moment = the(next_return(limit, spent, START + at))
+    assert START + at + span <= moment <= START + at + span + span // 100 + 1
+    assert starts_left(limit, spent, moment) == rate
+    assert spend(limit, spent, moment, 0) == ()
+
+
+def test_a_clock_that_was_put_back_holds_nobody_up_for_longer_than_a_span():
+    limit = Limit("k", rate=1, span=SECOND)
+    spent = spend(limit, (), START + 10**6 * SECOND, 1)
+    assert starts_left(limit, spent, START) == 0
+    assert the(next_return(limit, spent, START)) <= START + 2 * SECOND
+
+
+def test_a_rate_costs_no_more_than_its_slices_however_often_it_is_spent():
+    limit = Limit("k", rate=10**6, span=100 * SECOND)
+    spent: Spent = ()
+    for n in range(2000):
+        spent = spend(limit, spent, START + n * SECOND // 5, 3)
+    assert len(spent) <= 102
+
+
+def test_a_key_has_its_own_limit_or_that_of_its_longest_beginning_or_admits_one_at_a_time():
+    gates = Gates.of([Limit("gpu", 2), Limit("tenant:*", 3), Limit("tenant:big:*", 9), Limit("tenant:a", 4)], [])
+    assert [gates.limit(key).capacity for key in ("gpu", "tenant:a", "tenant:b", "tenant:big:1", "gpus", "x")] == [
+        2,
+        4,
+        3,
+        9,
+        1,
+        1,
+    ]
+    assert Gates.of([Limit("*", 5)], []).limit("anything").capacity == 5
+
+
+def test_what_is_paused_is_not_served_and_the_widest_pause_is_named():
+    routes = ("background_tool:a", "background_tool:b", "subagent", "background_tool:a")
+    kind, session, everything = Pause("kind", "background_tool"), Pause("session", "s"), Pause("everything")
+    assert Gates.of([], [kind]).routes(routes) == ("subagent",)
+    assert Gates.of([], [session]).routes(routes) == routes[:3]
+    assert Gates.of([], [everything]).routes(routes) == ()
+    assert Gates.of([], [kind, session]).pause_of("background_tool", "s") is kind
+    assert Gates.of([], [kind, session]).pause_of("subagent", "s") is session
+    assert Gates.of([], [kind, session]).pause_of("subagent", "t") is None
+    assert Gates.of([], [kind, everything]).pause_of("subagent", "t") is everything
+
+
+def test_a_task_of_another_priority_keeps_the_time_that_it_has_waited():
+    assert rank_of_moved(rank_of_resumed(START, 1), 1, 4) == rank_of_resumed(START, 4)

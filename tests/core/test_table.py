@@ -18,6 +18,7 @@ from outrider.core.events import (
     CancelRequested,
     Claimed,
     DeadlinePassed,
+    Debounced,
     Enriched,
     Event,
     Failed,
@@ -27,6 +28,7 @@ from outrider.core.events import (
     Posted,
     Produced,
     Released,
+    Reprioritized,
     Stopped,
     Succeeded,
     WatchedEnded,
@@ -73,6 +75,8 @@ SAMPLES: dict[str, Event] = {
     "HolderLost": HolderLost(1),
     "Answered": Answered("r1", "yes"),
     "MessageReceived": MessageReceived(message()),
+    "Reprioritized": Reprioritized(5),
+    "Debounced": Debounced({"path": "new"}, LONG),
     "CancelRequested": CancelRequested(),
     "DeadlinePassed": DeadlinePassed(),
     "WatchedEnded": WatchedEnded(OTHER, State.SUCCEEDED),
@@ -106,6 +110,8 @@ Enriched        | x     x       x        | i    i    x      x      x        | i 
 HolderLost      | Q     Q       Q        | R    C    R      R      R        | A      A       | S         F      C
 Answered        | r     r       Q        | r    r    r      r      r        | R      R       | r         r      r
 MessageReceived | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
+Reprioritized   | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
+Debounced       | i     i       i        | i    i    i      i      i        | i      i       | t         t      t
 CancelRequested | C     C       C        | R    R    C      C      C        | A      C       | S         F      C
 DeadlinePassed  | Q     Q       Q        | R    R    R      R      R        | A      A       | S         F      C
 WatchedEnded    | Q     Q       Q        | R    R    R      R      S        | A      A       | S         F      C
@@ -154,6 +160,7 @@ def asking(stage: Stage) -> Stage:
 
 ALSO: list[tuple[Callable[[], Stage], Event, object]] = [
     (lambda: held().ask().fail(chance=0), Claimed("worker_b"), A),
+    (lambda: new(debounce_key="build"), Debounced({"path": "new"}, LONG), Q),
     (lambda: new(timeouts=ENDS_SOON).later(9 * SECOND), DeadlinePassed(), F),
     (lambda: new(depends_on=(OTHER,)), WatchedEnded(OTHER, State.FAILED), F),
     # running: a standing order to stop decides what a report means

@@ -23,6 +23,8 @@ from outrider.core.events import (
     CancelRequested,
     Claimed,
     DeadlinePassed,
+    Debounced,
+    Event,
     Failed,
     HolderLost,
     MessageReceived,
@@ -30,20 +32,25 @@ from outrider.core.events import (
     Posted,
     Produced,
     Released,
+    Reprioritized,
     Succeeded,
     WatchedEnded,
 )
 from outrider.core.ledger import (
+    Barred,
     Beat,
     Claim,
     Committed,
     Existing,
     Fenced,
     Ledger,
+    LimitRemoved,
     NoSession,
     OutputChunk,
     Page,
+    Paused,
     Report,
+    Resumed,
     Settled,
     Signal,
     Stale,
@@ -51,7 +58,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.machine import apply, create
-from outrider.core.queue import AGEING
+from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
 from outrider.core.session import NewSession
 from outrider.core.task import (
@@ -60,6 +67,7 @@ from outrider.core.task import (
     Links,
     Live,
     NewTask,
+    Phase,
     Progress,
     Retry,
     State,
@@ -70,6 +78,7 @@ from outrider.core.task import (
     WaitForMessage,
     WaitForTasks,
     WaitUntil,
+    phase_of,
 )
 from outrider.core.values import SECOND, difference
 from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of
@@ -81,6 +90,8 @@ JSON_VALUE: dict[str, Any] = {
     "list": [1, -2, 2.5, 1e300, 2**53, True, False, None, [], "x"],
     "": "no name",
 }
+PAUSES = (Pause("everything"), Pause("kind", "background_tool"), Pause("session", SESSION))
+BROKEN = TaskError("exception", "no")
 LIVE = Live(
     state_detail=TEXT,
     progress=Progress(3, 10, "files", TEXT, ("read", "write")),
@@ -193,6 +204,8 @@ class Creation(Contract):
             idempotency_key="key/1",
             priority=-3,
             concurrency_key="model:some",
+            debounce_key="build",
+            debounce_until=scene.now + 9 * SECOND,
             depends_on=("task_8", "task_9"),
             run_if_dependency_fails=True,
             detached=True,
@@ -1177,6 +1190,289 @@ class ClaimOrder(Contract):
         assert await scene.claimed_ids() == ["task_1", "task_2"]
 
 
+class Limits(Contract):
+    """Concurrency keys: what a limit admits, what becomes of the rest, and that nobody is forgotten."""
+
+    async def test_no_more_tasks_of_a_key_are_held_than_its_limit_admits(self, scene: Scene):
+        await scene.limit("gpu", capacity=2)
+        await scene.many(5, concurrency_key="gpu")
+        assert await scene.claimed_ids() == ["task_0", "task_1"]
+        assert await scene.claimed_ids() == []
+        await scene.succeed("task_0")
+        assert await scene.claimed_ids() == ["task_2"]
+        assert await scene.uses() == [("gpu", 2, 2)]
+
+    async def test_a_key_without_a_limit_admits_one_at_a_time(self, scene: Scene):
+        await scene.many(2, concurrency_key="door")
+        assert await scene.claimed_ids() == ["task_0"]
+        await scene.succeed("task_0")
+        assert await scene.claimed_ids() == ["task_1"]
+
+    async def test_what_may_not_start_is_blocked_and_holds_up_nobody_behind_it(self, scene: Scene):
+        await scene.many(3, concurrency_key="door")
+        await scene.create("task_z")
+        version = (await scene.task("task_2")).core.version
+        assert await scene.claimed_ids(limit=2) == ["task_0", "task_z"]
+        task = await scene.task("task_2")
+        assert (task.core.readiness, task.core.blocked_by, task.core.version) == ("blocked", "limit", version)
+        assert phase_of(task) == Phase("blocked", "limit of door")
+
+    async def test_every_key_that_begins_alike_is_counted_for_itself(self, scene: Scene):
+        await scene.limit("tenant:*", capacity=1)
+        for n, key in enumerate(["tenant:a", "tenant:a", "tenant:b", "tenant:b", "tenant:c"]):
+            await scene.create(f"task_{n}", concurrency_key=key)
+        assert await scene.claimed_ids() == ["task_0", "task_2", "task_4"]
+
+    @pytest.mark.parametrize("event", [Failed(1, BROKEN), Released(1), Parked(1, ()), HolderLost(1)])
+    async def test_a_place_is_free_again_however_a_hold_ends(self, scene: Scene, event: Event):
+        await scene.many(2, concurrency_key="door", retry=Retry(1))
+        await scene.claim()
+        scene.later()
+        await scene.apply("task_0", event)
+        assert len(await scene.claimed_ids()) == 1
+
+    async def test_who_gives_a_place_up_without_having_taken_it_leaves_it_to_the_next(self, scene: Scene):
+        await scene.many(3, concurrency_key="door")
+        await scene.claim()
+        await scene.succeed("task_0")
+        await scene.apply("task_1", CancelRequested())
+        assert await scene.claimed_ids() == ["task_2"]
+
+    async def test_a_place_that_nobody_serves_goes_to_who_is_served(self, scene: Scene):
+        await scene.create("task_0", concurrency_key="door")
+        await scene.create("task_1", concurrency_key="door", route="background_tool:other")
+        await scene.create("task_2", concurrency_key="door")
+        await scene.claim(routes=[ROUTE, "background_tool:other"])
+        await scene.succeed("task_0")
+        assert await scene.claimed_ids() == ["task_2"]
+
+    async def test_the_blocked_start_in_the_order_of_the_queue(self, scene: Scene):
+        await scene.create("task_a", concurrency_key="door")
+        await scene.create("task_b", concurrency_key="door")
+        await scene.create("task_c", concurrency_key="door", priority=5)
+        assert await scene.claimed_ids() == ["task_c"]
+        await scene.create("task_d", concurrency_key="door", priority=9)
+        await scene.succeed("task_c")
+        assert await scene.claimed_ids() == ["task_d"]
+        await scene.apply("task_b", Reprioritized(3))
+        await scene.succeed("task_d")
+        assert await scene.claimed_ids() == ["task_b"]
+
+    async def test_a_raised_limit_lets_more_in_and_a_lowered_one_waits_until_fewer_run(self, scene: Scene):
+        await scene.many(6, concurrency_key="gpu")
+        assert len(await scene.claimed_ids()) == 1
+        assert await scene.limit("gpu", capacity=4) is True
+        assert len(await scene.claimed_ids()) == 3
+        assert await scene.limit("gpu", capacity=3) is True
+        await scene.succeed("task_0")
+        assert await scene.claimed_ids() == []
+        await scene.succeed("task_1")
+        assert len(await scene.claimed_ids()) == 1
+
+    async def test_an_unlimited_key_lets_everyone_in(self, scene: Scene):
+        await scene.many(4, concurrency_key="gpu")
+        await scene.claim()
+        await scene.limit("gpu", capacity=None)
+        assert len(await scene.claimed_ids()) == 3
+
+    async def test_a_limit_is_told_and_removed(self, scene: Scene):
+        await scene.limit("gpu", capacity=4, rate=3, span=7 * SECOND)
+        assert (await scene.views.gates()).limits == {"gpu": Limit("gpu", 4, 3, 7 * SECOND)}
+        assert await scene.limit("gpu", capacity=4, rate=3, span=7 * SECOND) is False
+        assert await scene.ledger.control(LimitRemoved("gpu")) is True
+        assert await scene.ledger.control(LimitRemoved("gpu")) is False
+        assert (await scene.views.gates()).limits == {}
+
+    async def test_a_message_to_who_is_blocked_costs_it_nothing(self, scene: Scene):
+        await scene.many(2, concurrency_key="door")
+        await scene.claim()
+        stale = await scene.task("task_1")
+        await scene.succeed("task_0")
+        message = MessageReceived(scene.message("tmsg_1", "task_1"))
+        committed(await scene.one(apply(stale, message, scene.now)))
+        assert await scene.claimed_ids() == ["task_1"]
+
+    async def test_what_starts_with_its_creation_is_held_to_the_limit(self, scene: Scene):
+        first, second = (scene.new(id, claim=Claimed(WORKER), concurrency_key="door") for id in ("task_1", "task_2"))
+        assert isinstance(await scene.one(first), Committed)
+        assert isinstance(await scene.one(second), Barred)
+        assert await scene.views.task("task_2") is None
+
+    async def test_many_who_may_not_start_do_not_hide_who_may(self, scene: Scene):
+        changes = [scene.new(f"task_{n:05}", concurrency_key="door") for n in range(2500)]
+        await scene.ledger.commit([*changes, scene.new("task_z")])
+        taken: list[str] = []
+        for _ in range(10):
+            claims = await scene.claim(limit=3)
+            taken += [task.id for task in claims.tasks]
+            if not claims.more:
+                break
+        assert taken == ["task_00000", "task_z"]
+        assert await scene.uses() == [("door", 1, 2499)]
+
+
+class Rates(Contract):
+    """How many may start in any span."""
+
+    async def test_in_a_span_no_more_start_than_the_rate_and_the_next_is_announced(self, scene: Scene):
+        await scene.limit("mail", capacity=None, rate=2, span=10 * SECOND)
+        await scene.many(5, concurrency_key="mail")
+        claims = await scene.claim()
+        assert [task.id for task in claims.tasks] == ["task_0", "task_1"]
+        for task in claims.tasks:
+            await scene.succeed(task.id)
+        moment = (await scene.claim()).next_due_at
+        assert moment is not None
+        assert 10 * SECOND <= moment - scene.now <= 10.2 * SECOND
+        scene.now = moment - 1
+        assert await scene.claimed_ids() == []
+        scene.now = moment
+        assert await scene.claimed_ids() == ["task_2", "task_3"]
+        scene.now = (await scene.claim()).next_due_at or 0
+        assert await scene.claimed_ids() == ["task_4"]
+        assert (await scene.claim()).next_due_at is None
+
+    async def test_a_start_counts_although_the_task_has_ended(self, scene: Scene):
+        await scene.limit("mail", capacity=1, rate=1, span=10 * SECOND)
+        await scene.create("task_1", concurrency_key="mail")
+        await scene.claim()
+        await scene.succeed("task_1")
+        await scene.create("task_2", concurrency_key="mail")
+        assert await scene.claimed_ids() == []
+        (use,) = await scene.views.uses(["mail"])
+        assert (use.held, use.waiting, sum(count for _, count in use.spent)) == (0, 1, 1)
+
+    async def test_a_start_that_returned_goes_to_the_next_if_nobody_takes_it(self, scene: Scene):
+        await scene.limit("mail", capacity=None, rate=1, span=SECOND)
+        await scene.many(4, concurrency_key="mail")
+        await scene.claim()
+        scene.later(2 * SECOND)
+        assert await scene.claimed_ids(limit=0) == []
+        await scene.apply("task_1", CancelRequested())
+        assert await scene.claimed_ids() == ["task_2"]
+
+    async def test_a_rate_that_is_lifted_holds_nobody_back(self, scene: Scene):
+        await scene.limit("mail", capacity=None, rate=1, span=1000 * SECOND)
+        await scene.many(3, concurrency_key="mail")
+        await scene.claim()
+        await scene.limit("mail", capacity=None)
+        claims = await scene.claim()
+        assert (len(claims.tasks), claims.next_due_at) == (2, None)
+
+
+class Pauses(Contract):
+    """What is paused is not started."""
+
+    @pytest.mark.parametrize(
+        "pause", [Pause("everything"), Pause("kind", "background_tool"), Pause("session", SESSION)]
+    )
+    async def test_what_is_paused_starts_when_it_is_resumed(self, scene: Scene, pause: Pause):
+        await scene.many(3)
+        await scene.running("task_8")
+        assert await scene.ledger.control(Paused(pause)) is True
+        assert await scene.ledger.control(Paused(pause)) is False
+        assert await scene.claimed_ids() == []
+        await scene.create("task_9")
+        assert await scene.claimed_ids() == []
+        assert (await scene.views.gates()).pauses() == {(pause.scope, pause.name): pause}
+        await scene.succeed("task_8")
+        assert await scene.ledger.control(Resumed(pause.scope, pause.name)) is True
+        assert await scene.ledger.control(Resumed(pause.scope, pause.name)) is False
+        assert sorted(await scene.claimed_ids()) == ["task_0", "task_1", "task_2", "task_9"]
+
+    async def test_others_go_on(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.create("task_1")
+        await scene.create("task_2", "session_b")
+        await scene.create("task_3", kind="subagent", route="subagent:x")
+        await scene.ledger.control(Paused(Pause("session", SESSION)))
+        await scene.ledger.control(Paused(Pause("kind", "subagent")))
+        assert await scene.claimed_ids(routes=[ROUTE, "subagent:x"]) == ["task_2"]
+        assert phase_of(await scene.task("task_1")) == Phase("blocked", "session paused")
+
+    async def test_a_session_may_be_paused_before_it_exists(self, scene: Scene):
+        await scene.ledger.control(Paused(Pause("session", "session_b")))
+        await scene.session("session_b")
+        await scene.create("task_1", "session_b")
+        assert await scene.claimed_ids() == []
+
+    async def test_nothing_starts_with_its_creation_either(self, scene: Scene):
+        for pause in PAUSES:
+            await scene.ledger.control(Paused(pause))
+            assert isinstance(await scene.one(scene.new("task_1", claim=Claimed(WORKER))), Barred)
+            await scene.ledger.control(Resumed(pause.scope, pause.name))
+        assert isinstance(await scene.one(scene.new("task_1", claim=Claimed(WORKER))), Committed)
+
+    async def test_what_is_paused_can_be_canceled_and_its_place_goes_to_others(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.create("task_1", concurrency_key="door")
+        await scene.create("task_2", "session_b", concurrency_key="door")
+        await scene.create("task_3", concurrency_key="door")
+        await scene.claim()
+        await scene.ledger.control(Paused(Pause("session", "session_b")))
+        await scene.succeed("task_1")
+        taken = [*await scene.claimed_ids(), *await scene.claimed_ids()]
+        assert taken == ["task_3"]
+        await scene.apply("task_2", CancelRequested())
+        assert (await scene.task("task_2")).state is State.CANCELED
+
+    async def test_thousands_that_were_set_aside_all_come_back(self, scene: Scene):
+        await scene.ledger.commit([scene.new(f"task_{n:05}") for n in range(2500)])
+        await scene.ledger.control(Paused(Pause("session", SESSION)))
+        while (await scene.claim(limit=10)).more:
+            pass
+        await scene.ledger.control(Resumed("session", SESSION))
+        taken: list[str] = []
+        for _ in range(10):
+            claims = await scene.claim(limit=1000)
+            taken += [task.id for task in claims.tasks]
+        assert sorted(taken) == [f"task_{n:05}" for n in range(2500)]
+
+
+class Places(Contract):
+    """Another place in the queue for what waits."""
+
+    async def test_another_priority_is_another_place_and_keeps_what_was_waited(self, scene: Scene):
+        await scene.create("task_1")
+        scene.later(AGEING)
+        await scene.create("task_2", priority=2)
+        assert (await scene.apply("task_1", Reprioritized(2))).priority == 2
+        assert (await scene.task("task_1")).input.priority == 0
+        await scene.create("task_3", priority=9)
+        await scene.apply("task_3", Reprioritized(-1))
+        assert await scene.claimed_ids() == ["task_1", "task_2", "task_3"]
+
+    async def test_a_priority_given_later_counts_when_the_task_is_due_again(self, scene: Scene):
+        await scene.running("task_1", concurrency_key=None)
+        await scene.apply("task_1", Reprioritized(5))
+        await scene.apply("task_1", Released(1))
+        route = "background_tool:task_1"
+        await scene.create("task_2", route=route, priority=4)
+        assert await scene.claimed_ids(routes=[route]) == ["task_1", "task_2"]
+
+    async def test_a_debounced_task_stands_for_those_that_follow_until_it_starts(self, scene: Scene):
+        await scene.create("task_1", debounce_key="build", not_before=scene.now + 5 * SECOND)
+        verdict = await scene.one(scene.new("task_2", debounce_key="build"))
+        assert isinstance(verdict, Existing)
+        assert verdict.task.id == "task_1"
+        moved = await scene.apply("task_1", Debounced({"path": "new"}, scene.now + 9 * SECOND))
+        assert (moved.spec, moved.core.due_at) == ({"path": "new"}, scene.now + 9 * SECOND)
+        assert (await scene.task("task_1")).spec == {"path": "new"}
+        scene.later(9 * SECOND)
+        assert await scene.claimed_ids() == ["task_1"]
+        assert isinstance(await scene.one(scene.new("task_3", debounce_key="build")), Committed)
+        assert isinstance(await scene.one(scene.new("task_4", debounce_key="other")), Committed)
+
+    async def test_a_canceled_debounced_task_stands_for_nobody(self, scene: Scene):
+        await scene.create("task_1", debounce_key="build")
+        await scene.apply("task_1", CancelRequested())
+        assert isinstance(await scene.one(scene.new("task_2", debounce_key="build")), Committed)
+
+    async def test_of_two_debounced_at_once_one_is_made(self, scene: Scene):
+        verdicts = await scene.ledger.commit([scene.new(f"task_{n}", debounce_key="build") for n in range(2)])
+        assert [type(verdict) for verdict in verdicts] == [Committed, Existing]
+
+
 class Logs(Contract):
     async def test_a_reader_that_resumes_gets_every_later_entry_exactly_once(self, scene: Scene):
         await scene.running("task_1")
@@ -1678,6 +1974,10 @@ class StoreContract(
     PrintedOutput,
     FollowUps,
     ClaimOrder,
+    Limits,
+    Rates,
+    Pauses,
+    Places,
     Logs,
     Inboxes,
     Files,

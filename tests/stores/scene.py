@@ -19,8 +19,9 @@ from outrider.core.events import (
     Step,
     Succeeded,
 )
-from outrider.core.ledger import Claim, Claims, Committed, Ledger, LogRow, Signal, Verdict, Views
+from outrider.core.ledger import Claim, Claims, Committed, Ledger, LimitSet, LogRow, Signal, Verdict, Views
 from outrider.core.machine import apply, create
+from outrider.core.queue import Limit
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Input, InputRequest, NewTask, Task, Wait
 from outrider.core.values import SECOND, Instant
@@ -50,7 +51,15 @@ class Scene:
     async def session(self, id: str = SESSION, **fields: Any) -> Session:
         return await self.ledger.create_session(NewSession(id, self.now, **fields))
 
-    def new(self, id: str, session_id: str = SESSION, *, not_before: Instant | None = None, **fields: Any) -> Change:
+    def new(
+        self,
+        id: str,
+        session_id: str = SESSION,
+        *,
+        not_before: Instant | None = None,
+        claim: Claimed | None = None,
+        **fields: Any,
+    ) -> Change:
         """The creation of a task, not yet committed."""
         given = {
             "root_session_id": session_id,
@@ -60,10 +69,22 @@ class Scene:
             "created_at": self.now,
             **fields,
         }
-        return create(NewTask(id, Input(session_id=session_id, **given), not_before), self.now)
+        return create(NewTask(id, Input(session_id=session_id, **given), not_before), self.now, claim)
 
     async def create(self, id: str, session_id: str = SESSION, **fields: Any) -> Task:
         return committed(await self.one(self.new(id, session_id, **fields)))
+
+    async def many(self, count: int, **fields: Any) -> None:
+        """`task_0` and so on, in this order."""
+        for n in range(count):
+            await self.create(f"task_{n}", **fields)
+
+    async def limit(self, key: str, **limit: Any) -> bool:
+        return await self.ledger.control(LimitSet(Limit(key, **limit)))
+
+    async def uses(self) -> list[tuple[str, int, int]]:
+        """What becomes of each key in use: held, set aside."""
+        return [(use.key, use.held, use.waiting) for use in await self.views.uses()]
 
     async def one(self, change: Change) -> Verdict:
         (verdict,) = await self.ledger.commit([change])

@@ -196,6 +196,21 @@ class MessageReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Reprioritized:
+    """Somebody gave the task another place in the queue."""
+
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Debounced:
+    """It was asked for once more before it had started: the newest spec counts, and a new moment."""
+
+    spec: JSONObject
+    due_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """A look at the clock. `active_at` is the last sign of life of the attempt, as far as it is recorded."""
 
@@ -226,7 +241,17 @@ class WatchedEnded:
 
 FollowUpEvent: TypeAlias = CancelRequested | WatchedEnded
 
-Event: TypeAlias = HolderEvent | Claimed | HolderLost | Answered | MessageReceived | DeadlinePassed | FollowUpEvent
+Event: TypeAlias = (
+    HolderEvent
+    | Claimed
+    | HolderLost
+    | Answered
+    | MessageReceived
+    | Reprioritized
+    | Debounced
+    | DeadlinePassed
+    | FollowUpEvent
+)
 
 HOLDER_EVENTS = (Asked, Posted, Produced, Parked, Released, Succeeded, Failed, Stopped, Enriched)
 EVENTS = (
@@ -235,6 +260,8 @@ EVENTS = (
     HolderLost,
     Answered,
     MessageReceived,
+    Reprioritized,
+    Debounced,
     CancelRequested,
     DeadlinePassed,
     WatchedEnded,

@@ -11,8 +11,9 @@ What every store promises:
 - `seq` is gap-free within a session, from 1, in commit order. Entries of a Change are dated by the
   `updated_at` of its record, those of other verbs by the moment they were given.
 - Time alone changes one thing: a `timed` task becomes `ready` at the first claim for its route once its
-  `due_at` has come. Its version does not move and nothing is logged, so a record and the replay of its log
-  may differ in `readiness`, and only between these two.
+  `due_at` has come. And claims set aside what limits and pauses hold back: a `ready` task becomes `blocked` by
+  `limit` or by `paused`, and `ready` again when its turn may have come. Neither moves its version or is logged, so
+  a record and the replay of its log may differ in `readiness` and `blocked_by`, and only so.
 - The newest `live` stands in the database, not in the record that a client read: unless `live_changed`, a
   Change leaves it as it is, whatever `task.live` says. A holder folds what it reported into the record that
   it decides on, so that the log's differences add up.
@@ -30,6 +31,7 @@ from typing import Protocol, TypeAlias
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
+from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Direction, InputRequest, Live, State, Task
 from outrider.core.values import Instant, JSONObject
@@ -78,7 +80,12 @@ class Fenced:
     attempt: int
 
 
-Verdict: TypeAlias = Committed | Stale | Existing | Settled | NoSession | Fenced
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A task was to be held from its first moment, and a pause or a limit forbids it; nothing was written."""
+
+
+Verdict: TypeAlias = Committed | Stale | Existing | Settled | NoSession | Fenced | Barred
 
 # --- what else is written ----------------------------------------------------------------------------
 
@@ -98,7 +105,7 @@ class Claims:
     """What a worker got, and when it should look again.
 
     `next_due_at` is the earliest moment at which a task on the routes becomes due, `next_deadline_at` the
-    earliest deadline of any task, both None when there is none; `more` tells that ready work was left.
+    earliest deadline of any task, both None when there is none; `more` tells that ready work may be left.
     """
 
     tasks: tuple[Task, ...]
@@ -107,6 +114,48 @@ class Claims:
     more: bool
     follow_ups: bool
     """Whether follow-ups wait to be applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSet:
+    """An order to `Ledger.control`: this limit holds from now on, in the place of one of that key."""
+
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRemoved:
+    """An order to `Ledger.control`: there is no limit of that key any more."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """An order to `Ledger.control`: start nothing of this any more, until it is resumed."""
+
+    pause: Pause
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An order to `Ledger.control`: the pause of that scope and name is over."""
+
+    scope: Scope
+    name: str = ""
+
+
+Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What becomes of a `concurrency_key`: how many tasks are held, how many are set aside, what counts as started."""
+
+    key: str
+    held: int
+    waiting: int
+    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +489,14 @@ class Views(Protocol):
         """How many tasks there are in each state."""
         ...
 
+    async def gates(self) -> Gates:
+        """All limits and pauses."""
+        ...
+
+    async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
+        """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
+        ...
+
 
 class Ledger(Protocol):
     """The writing verbs. All are safe to call from many tasks of the loop at once; that is what makes them fast."""
@@ -466,7 +523,7 @@ class Ledger(Protocol):
         """Commit each Change whole or not at all, in the order given; one verdict for each.
 
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
-        `steps` comes from an attempt that does not hold its task), NoSession and Existing for a creation,
+        `steps` comes from an attempt that does not hold its task), NoSession, Existing and Barred for a creation,
         Stale for anything else. A no-op is compared with the stored version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
@@ -476,8 +533,11 @@ class Ledger(Protocol):
         once if it has ended; a task that does not exist counts as failed.
 
         Rank: a creation that is ready or timed gets `rank_of_new` with its session's tail; one that is blocked
-        or held, and later every record whose `due_at` moved to another moment, `rank_of_resumed`. Else a task
-        keeps its place in the queue.
+        or held, and later every record whose `due_at` moved to another moment, `rank_of_resumed`; one whose priority
+        alone moved gets `rank_of_moved`. Else a task keeps its place in the queue.
+
+        Debounce: a creation whose `debounce_key` a task of its session has that was never claimed and has not ended
+        finds it as Existing.
         """
         ...
 
@@ -485,8 +545,14 @@ class Ledger(Protocol):
         """Take ready tasks that nobody holds, committing what `decide` makes of each.
 
         First the timed tasks of the routes whose `due_at` has come become ready. Of two tasks of one rank the
-        one created first goes first.
+        one created first goes first. No route is served whose kind is paused; what a paused session owns, and what
+        the limit of its `concurrency_key` does not admit, is set aside in passing. At no moment are more tasks of a
+        key held than its limit's capacity, unless that was lowered; in no span do more start than its rate.
         """
+        ...
+
+    async def control(self, order: Order) -> bool:
+        """Set or remove a limit, pause or resume; False if all was so already. What runs, runs on."""
         ...
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:

@@ -30,6 +30,7 @@ from outrider.core.events import (
     CancelRequested,
     Claimed,
     DeadlinePassed,
+    Debounced,
     Enriched,
     Event,
     Failed,
@@ -41,11 +42,13 @@ from outrider.core.events import (
     Posted,
     Produced,
     Released,
+    Reprioritized,
     Stopped,
     Succeeded,
     WatchedEnded,
 )
 from outrider.core.task import (
+    SET_ASIDE,
     TERMINAL,
     Core,
     InputRequest,
@@ -74,6 +77,8 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             Claimed: frozenset({R, A}),
             Answered: frozenset({Q}),
             MessageReceived: frozenset({Q}),
+            Reprioritized: frozenset({Q}),
+            Debounced: frozenset({Q}),
             CancelRequested: frozenset({C}),
             DeadlinePassed: frozenset({Q, F}),
             WatchedEnded: frozenset({Q, F}),
@@ -91,6 +96,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             Stopped: frozenset({R, Q, F, C}),
             HolderLost: frozenset({R, Q, F, C}),
             MessageReceived: frozenset({R}),
+            Reprioritized: frozenset({R}),
             CancelRequested: frozenset({R, C}),
             DeadlinePassed: frozenset({R, F, C}),
             WatchedEnded: frozenset({R, S}),
@@ -108,6 +114,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             HolderLost: frozenset({A, Q, F, C}),
             Answered: frozenset({A, R}),
             MessageReceived: frozenset({A}),
+            Reprioritized: frozenset({A}),
             CancelRequested: frozenset({A, C}),
             DeadlinePassed: frozenset({A, R, F, C}),
             WatchedEnded: frozenset({A}),
@@ -236,6 +243,9 @@ class _Draft:
     def _write(self, core: dict[str, Any], live: dict[str, Any], outcome: dict[str, Any]) -> Change:
         before, old = self.before, self.before.core
         core["version"] = old.version + 1
+        if old.blocked_by in SET_ASIDE and "readiness" not in core:
+            # Its place may be free by now, which moves no version: let the next claim set it aside again.
+            core.update(readiness="ready", blocked_by=None)
         if self.now != old.updated_at:
             core["updated_at"] = self.now
         new = evolve(old, **core)
@@ -518,6 +528,26 @@ def _message_received(draft: _Draft, event: MessageReceived) -> _Draft:
     return draft
 
 
+def _reprioritized(draft: _Draft, event: Reprioritized) -> _Draft:
+    if event.priority != draft.before.priority:
+        draft.core["priority"] = event.priority
+    return draft
+
+
+def _debounced(draft: _Draft, event: Debounced) -> _Draft:
+    core = draft.before.core
+    if core.started_at is not None or draft.before.input.debounce_key is None:
+        raise IllegalMove(f"{draft.before.id} has started; what comes now is a task of its own")
+    draft.core["spec"] = event.spec
+    until = draft.before.input.debounce_until
+    due_at = max(draft.now, event.due_at if until is None else min(event.due_at, until))
+    if core.dependencies:
+        draft.core["due_at"] = due_at
+    else:
+        draft.due(due_at)
+    return draft
+
+
 def _cancel_requested(draft: _Draft, event: CancelRequested) -> _Draft:
     task, core = draft.before, draft.before.core
     if task.is_terminal or core.cancel_requested_at is not None:
@@ -766,6 +796,8 @@ _HANDLERS: Mapping[type[Any], _Handler] = {
     HolderLost: _holder_lost,
     Answered: _answered,
     MessageReceived: _message_received,
+    Reprioritized: _reprioritized,
+    Debounced: _debounced,
     CancelRequested: _cancel_requested,
     DeadlinePassed: _deadline_passed,
     WatchedEnded: _watched_ended,

@@ -1,12 +1,21 @@
-"""The order of claims: one number, lower first, fixed when a task becomes due.
+"""Who may start, and in which order: ranks, the limits behind a `concurrency_key`, and pauses.
+
+The order is one number, lower first, fixed when a task becomes due:
 
     rank = max(due_at, tail of its session + spacing) - priority x ageing
 
 The tail moves with each new task of a session, so a session that submits a thousand tasks at once queues
 behind itself and not before others; a task of higher priority counts as having waited longer.
+
+What would be taken next and may not be is *set aside*: `blocked`, out of the way of the claims that follow, until
+its key has a free place or its session is resumed. A key that nobody has set a limit for admits one task at a time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from outrider.core.values import SECOND, Instant, Span
 
@@ -31,3 +40,146 @@ def rank_of_new(due_at: Instant, priority: int, tail: Instant, now: Instant) -> 
 def rank_of_resumed(due_at: Instant, priority: int) -> int:
     """Return the rank of a task that becomes due again; it has stood in the queue once."""
     return due_at - priority * AGEING
+
+
+def rank_of_moved(rank: int, before: int, after: int) -> int:
+    """Return the rank of a task that was given another priority: it keeps the time that it has waited."""
+    return rank - (after - before) * AGEING
+
+
+# --- limits ------------------------------------------------------------------------------------------
+
+EVERY = "*"
+"""Ends the key of a limit that holds for each key which begins like it, each counted for itself."""
+
+SLICES = 100
+"""Into how many slices a rate's span is cut. Starts are counted by slice, and return when all of it is past."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a `concurrency_key` admits: `capacity` tasks held at once, `rate` starts in any `span`; None for no bound.
+
+    `key` ends in `*` where it means every key that begins like it.
+    """
+
+    key: str
+    capacity: int | None = None
+    rate: int | None = None
+    span: Span = SECOND
+
+
+Spent: TypeAlias = tuple[tuple[Instant, int], ...]
+"""The starts of a key that count against its rate: how many in the slice that begins then, oldest first."""
+
+
+def starts_left(limit: Limit, spent: Spent, now: Instant) -> int | None:
+    """How many more may start now by the rate of a limit; None for any number.
+
+    In no span, wherever it begins, are there more starts than `rate`: a start counts until the whole slice that it
+    fell into is a span past. A slice that lies ahead, since the clock was put back, counts from now.
+    """
+    if limit.rate is None:
+        return None
+    return max(0, limit.rate - sum(count for at, count in spent if _returns_at(limit, min(at, now)) > now))
+
+
+def spend(limit: Limit, spent: Spent, now: Instant, starts: int) -> Spent:
+    """Count so many starts now, and forget what has returned."""
+    width = _width(limit)
+    here = now - now % width
+    counted: dict[Instant, int] = {}
+    for at, count in (*spent, (here, starts)):
+        at = min(at, here)
+        if count and _returns_at(limit, at) > now:
+            counted[at] = counted.get(at, 0) + count
+    return tuple(sorted(counted.items()))
+
+
+def next_return(limit: Limit, spent: Spent, now: Instant) -> Instant | None:
+    """When the next start returns to the rate of a limit; None when none is out, or nothing is counted."""
+    if limit.rate is None:
+        return None
+    moments = (_returns_at(limit, min(at, now)) for at, _ in spent)
+    return min((at for at in moments if at > now), default=None)
+
+
+def _width(limit: Limit) -> Span:
+    return max(1, limit.span // SLICES)
+
+
+def _returns_at(limit: Limit, at: Instant) -> Instant:
+    return at + _width(limit) + limit.span
+
+
+# --- pauses ------------------------------------------------------------------------------------------
+
+Scope: TypeAlias = Literal["everything", "kind", "session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Tasks of a kind, of a session, or all of them, are not started; those that run go on. `name` is empty for all."""
+
+    scope: Scope
+    name: str = ""
+    at: Instant = 0
+    by: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """All limits and pauses of a database at one moment."""
+
+    limits: Mapping[str, Limit]
+    everything: Pause | None
+    kinds: Mapping[str, Pause]
+    sessions: Mapping[str, Pause]
+
+    def pauses(self) -> Mapping[tuple[Scope, str], Pause]:
+        """All that is paused, by scope and name."""
+        all_of_it = () if self.everything is None else (self.everything,)
+        return {(each.scope, each.name): each for each in (*all_of_it, *self.kinds.values(), *self.sessions.values())}
+
+    @classmethod
+    def of(cls, limits: Iterable[Limit], pauses: Sequence[Pause]) -> Gates:
+        """Sort out what is in force."""
+        return cls(
+            {limit.key: limit for limit in limits},
+            next((pause for pause in pauses if pause.scope == "everything"), None),
+            {pause.name: pause for pause in pauses if pause.scope == "kind"},
+            {pause.name: pause for pause in pauses if pause.scope == "session"},
+        )
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether anything is."""
+        return self.everything is not None or bool(self.kinds) or bool(self.sessions)
+
+    def limit(self, key: str) -> Limit:
+        """The limit of a key: its own, else that of the longest beginning, else one at a time."""
+        found = self.limits.get(key)
+        if found is not None:
+            return found
+        wide = [limit for name, limit in self.limits.items() if name.endswith(EVERY) and key.startswith(name[:-1])]
+        return max(wide, key=lambda limit: len(limit.key), default=_ALONE)
+
+    def routes(self, routes: Iterable[str]) -> tuple[str, ...]:
+        """Those of the routes, each once, whose tasks may start."""
+        if self.everything is not None:
+            return ()
+        return tuple(route for route in dict.fromkeys(routes) if kind_of(route) not in self.kinds)
+
+    def pause_of(self, kind: str, session_id: str) -> Pause | None:
+        """What holds back the tasks of a kind in a session, the widest first."""
+        return self.everything or self.kinds.get(kind) or self.sessions.get(session_id)
+
+
+NO_GATES = Gates({}, None, {}, {})
+_ALONE = Limit("", capacity=1)
+
+
+def kind_of(route: str) -> str:
+    """The kind that a route belongs to."""
+    return route.partition(":")[0]

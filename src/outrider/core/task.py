@@ -41,6 +41,9 @@ LIVE_STATES = frozenset(State) - TERMINAL
 WakePolicy: TypeAlias = Literal["silent", "on_terminal", "on_activity"]
 Effects: TypeAlias = Literal["idempotent", "once"]
 Readiness: TypeAlias = Literal["timed", "ready", "blocked"]
+SET_ASIDE = frozenset({"limit", "paused"})
+"""What a task is `blocked_by` that a claim set aside; anything else is the reducer's word."""
+
 RequestKind: TypeAlias = Literal["question", "approval", "auth"]
 ExpiryPolicy: TypeAlias = Literal["default", "deny", "fail", "remind"]
 RequestStatus: TypeAlias = Literal["pending", "answered", "expired", "withdrawn"]
@@ -96,6 +99,11 @@ class Input:
     idempotency_key: str | None = None
     priority: int = 0
     concurrency_key: str | None = None
+    """Names the limit under which it runs; see `queue.Limit`."""
+    debounce_key: str | None = None
+    """Until the task has started, one more of its session with this key changes it and is no task of its own."""
+    debounce_until: Instant | None = None
+    """How far such a change may put it off."""
     depends_on: tuple[str, ...] = ()
     run_if_dependency_fails: bool = False
     detached: bool = False
@@ -226,6 +234,10 @@ class Core:
     finished_at: Instant | None = None
     finished_by: int | None = None
     """The attempt whose report ended the task; None where a client, a deadline or a lost worker did."""
+    priority: int | None = None
+    """What it was given after its creation; None for the one that it was created with."""
+    spec: JSONObject | None = None
+    """The newest spec of a debounced task; None for the one that it was created with."""
     updated_at: Instant = 0
 
     @property
@@ -330,6 +342,16 @@ class Task:
         """Whether the task has ended."""
         return self.core.state in TERMINAL
 
+    @property
+    def priority(self) -> int:
+        """What counts now: the higher goes first."""
+        return self.input.priority if self.core.priority is None else self.core.priority
+
+    @property
+    def spec(self) -> JSONObject:
+        """What counts now of what the task is to do."""
+        return self.input.spec if self.core.spec is None else self.core.spec
+
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
@@ -348,30 +370,35 @@ class Phase:
     reason: str | None = None
 
 
-def phase_of(task: Task, *, is_served: bool = True) -> Phase | None:
+def phase_of(task: Task, *, is_served: bool = True, paused: str | None = None) -> Phase | None:
     """Derive the phase of a task; None for one that awaits input or has ended.
 
-    `is_served` says whether any worker serves its route, which the record does not know.
+    `is_served` says whether any worker serves its route, `paused` what of it is paused (everything, kind, session):
+    neither stands in the record.
     """
     core = task.core
+    if core.readiness == "ready" and paused is not None:
+        return Phase("blocked" if core.state is State.QUEUED else "waiting", f"{paused} paused")
     if core.readiness == "ready" and not is_served:
         return Phase("blocked" if core.state is State.QUEUED else "resuming", f"no worker serves {task.input.route}")
     if core.state is State.QUEUED:
-        return _queued_phase(core)
+        return _queued_phase(task)
     if core.state is State.RUNNING:
-        return _running_phase(core)
+        return _running_phase(task)
     return None
 
 
-def _queued_phase(core: Core) -> Phase:
+def _queued_phase(task: Task) -> Phase:
+    core = task.core
     if core.readiness == "blocked":
-        return Phase("blocked", core.blocked_by)
+        return Phase("blocked", _block_of(task))
     if core.readiness == "timed":
         return Phase("backing_off", f"failure {core.failures}") if core.failures else Phase("delayed")
     return Phase("ready")
 
 
-def _running_phase(core: Core) -> Phase:
+def _running_phase(task: Task) -> Phase:
+    core = task.core
     if core.stopping is not None and core.is_held:
         return Phase("executing", f"stopping: {core.stopping.cause}")
     if core.is_held:
@@ -381,8 +408,18 @@ def _running_phase(core: Core) -> Phase:
     if core.readiness == "ready":
         return Phase("resuming")
     if core.readiness == "blocked":
-        return Phase("waiting", core.blocked_by)
+        return Phase("waiting", _block_of(task))
     others = [wait.on for wait in core.waits if not isinstance(wait, WaitUntil)]
     if others:
         return Phase("waiting", ", ".join(dict.fromkeys(others)))
     return Phase("sleeping")
+
+
+def _block_of(task: Task) -> str | None:
+    match task.core.blocked_by:
+        case "limit":
+            return f"limit of {task.input.concurrency_key}"
+        case "paused":
+            return "session paused"
+        case other:
+            return other

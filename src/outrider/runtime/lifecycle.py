@@ -12,9 +12,10 @@ from typing import Protocol, assert_never
 
 from outrider.core import machine
 from outrider.core.change import Change
-from outrider.core.errors import NotFound, OutriderError, Superseded
-from outrider.core.events import Claimed, Event, Step
+from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
+from outrider.core.events import Claimed, Debounced, Event, Step
 from outrider.core.ledger import (
+    Barred,
     Committed,
     Existing,
     Fenced,
@@ -61,7 +62,7 @@ class Lifecycle:
         """Who may take new tasks at once, if there is a worker here."""
 
     async def create(self, new: Sequence[NewTask], steps: tuple[Step, ...] = ()) -> Sequence[Committed | Existing]:
-        """Create tasks, each whole or not at all; one that exists already is returned as it stands.
+        """Create tasks, each whole or not at all; one that exists already is returned as it stands or was changed to.
 
         `steps` are journal rows of the task that spawns, for a single new task. Raises NotFound for an unknown
         session, Superseded when the spawning attempt is over.
@@ -79,23 +80,51 @@ class Lifecycle:
             raise
         if starter is not None:
             _start(starter, changes, verdicts)
-        created: list[Committed | Existing] = []
-        for verdict in verdicts:
+        return [await self._created(each, verdict, steps) for each, verdict in zip(new, verdicts, strict=True)]
+
+    async def _created(self, new: NewTask, verdict: Verdict, steps: tuple[Step, ...]) -> Committed | Existing:
+        """What became of a task to be; one that may not start at once is made to wait in the queue."""
+        while True:
             match verdict:
                 case Committed():
                     _log_move(verdict.task, "created")
-                    created.append(verdict)
+                    return verdict
                 case Existing():
-                    created.append(verdict)
+                    debounced = await self._debounce(new, verdict.task)
+                    if debounced is not None:
+                        return debounced
                 case NoSession():
                     raise NotFound.of("session", verdict.session_id)
                 case Fenced():
                     raise Superseded(verdict.task_id, verdict.attempt)
+                case Barred():
+                    pass
                 case Stale() | Settled():
                     raise AssertionError(f"a creation cannot be {verdict}")
                 case _:
                     assert_never(verdict)
-        return created
+            change = machine.create(new, self._clock.now())
+            (verdict,) = await self._ledger.commit([evolve(change, steps=steps) if steps else change])
+
+    async def _debounce(self, new: NewTask, there: Task) -> Committed | Existing | None:
+        """Change the task that stands for this one until it starts; None when it just has.
+
+        A task of that id or idempotency key is no such task: it is there, as it stands. Raises IdempotencyConflict
+        for one of another kind or tool.
+        """
+        asked, given = new.input, there.input
+        is_same = new.id == there.id or (asked.idempotency_key and asked.idempotency_key == given.idempotency_key)
+        if is_same or asked.debounce_key is None:
+            return Existing(there)
+        if (asked.kind, asked.route) != (given.kind, given.route):
+            raise IdempotencyConflict(
+                f"debounce key {asked.debounce_key!r} stands for another task: {there.id}",
+                details={"task_id": there.id},
+            )
+        try:
+            return Committed(await self.move(there, Debounced(asked.spec, new.not_before or self._clock.now())))
+        except (NotFound, TaskFinished, IllegalMove):
+            return None
 
     async def move(
         self, task: Task | str, event: Event, *, settles: int | None = None, steps: tuple[Step, ...] = ()
@@ -123,7 +152,7 @@ class Lifecycle:
                     return current
                 case Fenced():
                     raise Superseded(verdict.task_id, verdict.attempt)
-                case Existing() | NoSession():
+                case Existing() | NoSession() | Barred():
                     raise AssertionError(f"a transition cannot be {verdict}")
                 case _:
                     assert_never(verdict)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 import orjson
 
@@ -19,6 +20,7 @@ from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogTy
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Step, WatchedEnded
 from outrider.core.ledger import (
+    Barred,
     Beat,
     Claim,
     Claims,
@@ -28,16 +30,22 @@ from outrider.core.ledger import (
     Fenced,
     FileInfo,
     InboxRow,
+    KeyUse,
+    LimitRemoved,
+    LimitSet,
     Listener,
     LogRow,
     News,
     NoSession,
+    Order,
     Output,
     OutputChunk,
     OutputRow,
     Page,
+    Paused,
     PendingFollowUp,
     Report,
+    Resumed,
     Settled,
     Signal,
     Stale,
@@ -47,7 +55,19 @@ from outrider.core.ledger import (
     Worker,
     WorkerCard,
 )
-from outrider.core.queue import rank_of_new, rank_of_resumed
+from outrider.core.queue import (
+    Gates,
+    Limit,
+    Pause,
+    Scope,
+    Spent,
+    next_return,
+    rank_of_moved,
+    rank_of_new,
+    rank_of_resumed,
+    spend,
+    starts_left,
+)
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Direction, InputRequest, Live, State, Task
 from outrider.core.values import Instant, difference, evolve
@@ -109,6 +129,9 @@ class _Tables:
     due: dict[str, None] = field(default_factory=dict)
     deadlines: dict[str, Instant] = field(default_factory=dict)
     held: dict[str, None] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
+    pauses: dict[tuple[Scope, str], Pause] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
     is_closed: bool = False
 
     def check_open(self) -> None:
@@ -119,6 +142,20 @@ class _Tables:
         """The fence: whether that attempt holds the task now."""
         row = self.tasks.get(task_id)
         return row is not None and row.task.core.is_held and row.task.core.attempt == attempt
+
+    @property
+    def gates(self) -> Gates:
+        return Gates.of(self.limits.values(), tuple(self.pauses.values()))
+
+    def held_of(self, key: str) -> int:
+        return sum(self.tasks[task_id].task.input.concurrency_key == key for task_id in self.held)
+
+    def places(self, key: str, now: Instant) -> float:
+        """How many more tasks of a key may start now."""
+        limit = self.gates.limit(key)
+        left = starts_left(limit, self.spent.get(key, ()), now)
+        free = float("inf") if limit.capacity is None else limit.capacity - self.held_of(key)
+        return max(0, min(free, float("inf") if left is None else left))
 
     def log(self, session_id: str, task_id: str | None, type: LogType, at: Instant, data: bytes) -> None:
         row = self.sessions[session_id]
@@ -220,18 +257,20 @@ class MemoryLedger:
     async def claim(self, claim: Claim, decide: Decide) -> Claims:
         """Take ready tasks that nobody holds, committing what `decide` makes of each."""
         self._tables.check_open()
-        tables, served = self._tables, frozenset(claim.routes)
+        tables, gates = self._tables, self._tables.gates
+        served = frozenset(gates.routes(claim.routes))
         due = [row for row in map(tables.tasks.__getitem__, tables.due) if row.task.input.route in served]
-        come = [row for row in due if row.task.core.readiness == "timed" and _has_come(row.task, claim.now)]
         # A claim that waited finds tasks that were made after its moment. They are for the next.
-        ready = [row for row in due if row.task.core.readiness == "ready" and _has_come(row.task, claim.now)] + come
+        ready = [row for row in due if _has_come(row.task, claim.now)]
         ready.sort(key=lambda row: (row.rank, row.number))
-        taken = ready[: claim.limit]
+        taken, aside, more = self._walk(ready, claim, gates)
         changes = [decide(_made_ready(row.task)) for row in taken]
         logs = [_encode_log(change) for change in changes]
 
-        for row in come:
+        for row in ready:
             row.task = _made_ready(row.task)
+        for row, reason in aside:
+            row.task = evolve(row.task, core=evolve(row.task.core, readiness="blocked", blocked_by=reason))
         news = _News()
         tasks = []
         for change, log in zip(changes, logs, strict=True):
@@ -243,17 +282,69 @@ class MemoryLedger:
         moments = [
             task.core.due_at
             for task in waiting
-            if task.core.due_at is not None
-            and (task.core.readiness == "timed" or not _has_come(task, claim.now))
-            and task.input.route in served
+            if task.core.due_at is not None and not _has_come(task, claim.now) and task.input.route in served
         ]
         return Claims(
             tasks=tuple(tasks),
-            next_due_at=min(moments, default=None),
+            next_due_at=min([*moments, *self._returns(claim.now)], default=None),
             next_deadline_at=min(tables.deadlines.values(), default=None),
-            more=len(ready) > len(taken),
+            more=more,
             follow_ups=bool(tables.follow_ups),
         )
+
+    def _walk(
+        self, ready: Sequence[_TaskRow], claim: Claim, gates: Gates
+    ) -> tuple[list[_TaskRow], list[tuple[_TaskRow, str]], bool]:
+        """Those that may start, in their order; those before that may not, with the reason; whether more may."""
+        taken: list[_TaskRow] = []
+        aside: list[tuple[_TaskRow, str]] = []
+        places: dict[str, float] = {}
+        for row in ready:
+            given = row.task.input
+            key = given.concurrency_key
+            reason = "paused" if given.session_id in gates.sessions else None
+            if reason is None and key is not None:
+                left = places.setdefault(key, self._tables.places(key, claim.now))
+                reason = "limit" if left < 1 else None
+            if reason is not None:
+                aside.append((row, reason))
+            elif len(taken) == claim.limit:
+                return taken, aside, True
+            else:
+                taken.append(row)
+                if key is not None:
+                    places[key] -= 1
+        return taken, aside, False
+
+    def _returns(self, now: Instant) -> Iterable[Instant]:
+        """When starts return to the rates that hold tasks back."""
+        tables = self._tables
+        due = map(tables.tasks.__getitem__, tables.due)
+        for key in {row.task.input.concurrency_key for row in due if row.task.core.blocked_by == "limit"}:
+            if key is not None:
+                moment = next_return(tables.gates.limit(key), tables.spent.get(key, ()), now)
+                if moment is not None:
+                    yield moment
+
+    async def control(self, order: Order) -> bool:
+        """Set or remove a limit, pause or resume; False if all was so already."""
+        tables = self._tables
+        tables.check_open()
+        match order:
+            case LimitSet(limit):
+                changed = tables.limits.get(limit.key) != limit
+                tables.limits[limit.key] = limit
+            case LimitRemoved(key):
+                changed = tables.limits.pop(key, None) is not None
+            case Paused(pause):
+                changed = (pause.scope, pause.name) not in tables.pauses
+                tables.pauses.setdefault((pause.scope, pause.name), pause)
+            case Resumed(scope, name):
+                changed = tables.pauses.pop((scope, name), None) is not None
+            case _:
+                assert_never(order)
+        await self._committed(_News(ready=True))
+        return changed
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""
@@ -418,7 +509,17 @@ class MemoryLedger:
         if found is None and task.input.idempotency_key is not None:
             twin = tables.keys.get((task.session_id, task.input.idempotency_key))
             found = None if twin is None else tables.tasks[twin]
-        return None if found is None else Existing(found.task)
+        if found is None and task.input.debounce_key is not None:
+            found = next((row for row in tables.tasks.values() if _is_debounced_by(row.task, task)), None)
+        if found is not None:
+            return Existing(found.task)
+        return Barred() if task.core.is_held and self._bars(task) else None
+
+    def _bars(self, task: Task) -> bool:
+        tables, key = self._tables, task.input.concurrency_key
+        if tables.gates.pause_of(task.input.kind, task.session_id) is not None:
+            return True
+        return key is not None and tables.places(key, task.core.updated_at) < 1
 
     def _create(self, change: Change) -> _TaskRow:
         tables, task = self._tables, change.task
@@ -429,7 +530,14 @@ class MemoryLedger:
         if parent is not None:
             parent.children.append(task.id)
         self._index(task)
+        if task.core.is_held:
+            self._count_start(task)
         return row
+
+    def _count_start(self, task: Task) -> None:
+        tables, key = self._tables, task.input.concurrency_key
+        if key is not None and (limit := tables.gates.limit(key)).rate is not None:
+            tables.spent[key] = spend(limit, tables.spent.get(key, ()), task.core.updated_at, 1)
 
     def _rank_of_new(self, task: Task) -> int:
         session, core = self._tables.sessions[task.session_id], task.core
@@ -443,7 +551,11 @@ class MemoryLedger:
         row = self._tables.tasks[change.task.id]
         old, new = row.task.core, change.task.core
         if new.due_at is not None and new.due_at != old.due_at:
-            row.rank = rank_of_resumed(new.due_at, change.task.input.priority)
+            row.rank = rank_of_resumed(new.due_at, change.task.priority)
+        elif change.task.priority != row.task.priority:
+            row.rank = rank_of_moved(row.rank, row.task.priority, change.task.priority)
+        if new.is_held and not old.is_held:
+            self._count_start(change.task)
         if new.attempt != old.attempt or (new.is_held and not old.is_held):
             row.active_at = None
         live: Live = change.task.live if change.live_changed else row.task.live
@@ -453,7 +565,8 @@ class MemoryLedger:
 
     def _index(self, task: Task) -> None:
         tables, core = self._tables, task.core
-        _enter(tables.due, task.id, core.readiness in ("timed", "ready"))
+        is_aside = core.readiness == "blocked" and core.blocked_by != "dependency"
+        _enter(tables.due, task.id, core.readiness in ("timed", "ready") or is_aside)
         _enter(tables.held, task.id, core.is_held)
         tables.deadlines.pop(task.id, None)
         if core.next_deadline_at is not None:
@@ -735,6 +848,19 @@ class MemoryViews:
             counts[row.task.state] += 1
         return counts
 
+    async def gates(self) -> Gates:
+        """All limits and pauses."""
+        return self._open().gates
+
+    async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
+        """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
+        tasks = [row.task for row in self._open().tasks.values()]
+        held = [task.input.concurrency_key for task in tasks if task.core.is_held]
+        aside = [task.input.concurrency_key for task in tasks if task.core.blocked_by == "limit"]
+        found = {key for key in (*held, *aside) if key is not None} if keys is None else set(keys)
+        spent = self._tables.spent
+        return [KeyUse(key, held.count(key), aside.count(key), spent.get(key, ())) for key in sorted(found)]
+
     def _open(self) -> _Tables:
         self._tables.check_open()
         return self._tables
@@ -766,7 +892,15 @@ def _has_come(task: Task, now: Instant) -> bool:
 
 
 def _made_ready(task: Task) -> Task:
-    return task if task.core.readiness == "ready" else evolve(task, core=evolve(task.core, readiness="ready"))
+    if task.core.readiness == "ready":
+        return task
+    return evolve(task, core=evolve(task.core, readiness="ready", blocked_by=None))
+
+
+def _is_debounced_by(task: Task, other: Task) -> bool:
+    given, asked = task.input, other.input
+    is_new = task.core.started_at is None and not task.is_terminal
+    return is_new and (given.session_id, given.debounce_key) == (asked.session_id, asked.debounce_key)
 
 
 def _enter(index: dict[str, None], key: str, belongs: bool) -> None:

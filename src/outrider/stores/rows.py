@@ -61,6 +61,7 @@ MOVED = (
     "finished_at",
     "finished_by",
     "updated_at",
+    "blocked_by",
 )
 """The fields of the core that are columns, in the order in which `moved` gives them."""
 
@@ -219,6 +220,8 @@ def read_core(columns: Sequence[Any], data: dict[str, Any] | None) -> Core:
     """Put a core together from its columns, in the order of `MOVED`, and its document."""
     named = dict(zip(MOVED, columns, strict=True))
     named["state"] = STATES[named["state"]]
+    if data is not None and "blocked_by" in data:  # written by a program from before it had a column
+        del named["blocked_by"]
     return CORE.read(data, **named)
 
 
@@ -252,8 +255,12 @@ def write_snapshot(task: Task, data: Mapping[str, Any]) -> str:
     """
     if tuple(data) != GROUPS or data["input"] is not task.input:
         return encode(data)
-    packed: dict[str, Any] = {"moved": moved(data["core"])}
-    if (core := CORE.pack(data["core"])) is not None:
+    *columns, blocked_by = moved(data["core"])  # the last became a column later than the others
+    packed: dict[str, Any] = {"moved": columns}
+    core = CORE.pack(data["core"]) or {}
+    if blocked_by is not None:
+        core["blocked_by"] = blocked_by
+    if core:
         packed["core"] = core
     if (live := LIVE.pack(data["live"])) is not None:
         packed["live"] = live
@@ -270,7 +277,7 @@ def read_snapshot(text: str, input: str | None) -> bytes:
     return orjson.dumps(
         {
             "input": None if input is None else INPUT.whole(decode(input)),
-            "core": CORE.whole(data.get("core"), zip(MOVED, data["moved"], strict=True)),
+            "core": CORE.whole(data.get("core"), zip(MOVED[:-1], data["moved"], strict=True)),
             "live": LIVE.whole(data.get("live")),
             "outcome": OUTCOME.whole(data.get("outcome")),
         }

@@ -16,6 +16,7 @@ from outrider.core.change import FollowUp, InboxEntry
 from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
 from outrider.core.ledger import (
+    Barred,
     Committed,
     Existing,
     Fenced,
@@ -28,9 +29,22 @@ from outrider.core.ledger import (
     Stale,
     Verdict,
 )
-from outrider.core.queue import rank_of_new, rank_of_resumed
+from outrider.core.queue import (
+    EVERY,
+    NO_GATES,
+    Gates,
+    Limit,
+    Pause,
+    Spent,
+    next_return,
+    rank_of_moved,
+    rank_of_new,
+    rank_of_resumed,
+    spend,
+    starts_left,
+)
 from outrider.core.session import NewSession, Session
-from outrider.core.task import TERMINAL, State, Task
+from outrider.core.task import TERMINAL, Core, State, Task
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
 from outrider.stores.sqlite.parcel import Parcel
@@ -54,6 +68,7 @@ class TaskHead:
     worker_id: str | None
     due_at: Instant | None
     rank: int
+    priority: int
     live: str | None
     active_at: Instant | None
     active_attempt: int | None
@@ -68,6 +83,38 @@ class TaskHead:
     def is_ready(self) -> bool:
         """Whether a claim will ask for it next, as far as its record is known."""
         return self.task is not None and self.task.core.readiness == "ready"
+
+
+@dataclass(slots=True, eq=False)
+class KeyHead:
+    """What a transaction knows of a `concurrency_key`: how many tasks it holds, and what of its rate is spent."""
+
+    held: int
+    spent: Spent
+    may_wait: bool = True
+    """Whether tasks may have been set aside under it."""
+    starts: int = 0
+    """How many were started in this transaction, not yet counted in `spent`."""
+    now: Instant = 0
+    """When the last of them was."""
+
+    def places(self, limit: Limit, now: Instant) -> int | None:
+        """How many more may start now; None for any number."""
+        left = starts_left(limit, self.spent, now)
+        left = None if left is None else max(0, left - self.starts)
+        if limit.capacity is None:
+            return left
+        free = max(0, limit.capacity - self.held)
+        return free if left is None else min(free, left)
+
+
+@dataclass(slots=True, eq=False)
+class KnownGates:
+    """The limits and pauses, and what they mean for rows: which sessions, by number, are paused or being resumed."""
+
+    gates: Gates = NO_GATES
+    paused: frozenset[int] = frozenset()
+    resuming: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +144,8 @@ class Known:
     watchers: dict[str, dict[str, None]] = field(default_factory=dict)
     numbers: list[int] | None = None
     """The newest numbers that were given to a task and a session."""
+    keys: dict[str, KeyHead] = field(default_factory=dict)
+    gates: KnownGates | None = None
 
     def tidy(self, moved: Iterable[str]) -> None:
         """Forget what is hardly ever asked for again; past a bound, all but the numbers.
@@ -116,7 +165,12 @@ class Known:
             self.watchers.clear()
         if len(self.sessions) > MOST_KNOWN:
             self.sessions.clear()
+        if len(self.keys) > MOST_KNOWN:
+            self.keys.clear()
 
+
+AT_ONCE = 1000
+"""How many tasks one transaction lets in at most, of a key and a route or of a session; the rest come later."""
 
 MOST_KNOWN = 4000
 """How many tasks, and how many sessions, are kept in mind."""
@@ -138,6 +192,8 @@ class Wanted:
     watched: set[str] = field(default_factory=set)
     parents: set[str] = field(default_factory=set)
     keys: list[tuple[str, str]] = field(default_factory=list)
+    debounced: list[tuple[str, str]] = field(default_factory=list)
+    concurrency: set[str] = field(default_factory=set)
     logging: set[str] = field(default_factory=set)
 
     def change(self, parcel: Parcel) -> None:
@@ -150,6 +206,10 @@ class Wanted:
             self.settles.add(change.settles)
         if change.before is None and task.input.idempotency_key is not None:
             self.keys.append((task.input.session_id, task.input.idempotency_key))
+        if change.before is None and task.input.debounce_key is not None:
+            self.debounced.append((task.input.session_id, task.input.debounce_key))
+        if task.input.concurrency_key is not None:
+            self.concurrency.add(task.input.concurrency_key)
         for follow_up in change.follow_ups:
             (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
         self.tasks.update(change.watches)
@@ -190,6 +250,9 @@ class Batch:
         self._settles: set[int] = set()
         self._children: dict[str, dict[str, bool]] = {}
         self._keys: dict[tuple[str, str], str] = {}
+        self._debounced: dict[tuple[str, str], str] = {}
+        self._counted: dict[str, KeyHead] = {}
+        self._loosened: dict[str, KeyHead] = {}
         self._output: dict[int, list[int]] = {}
         self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
 
@@ -254,6 +317,11 @@ class Batch:
         if wanted.keys:
             for session_id, key, task_id in array("keys", encode(wanted.keys)):
                 self._keys[session_id, key] = task_id
+        if wanted.debounced:
+            for session_id, key, task_id in array("debounced", encode(wanted.debounced)):
+                self._debounced[session_id, key] = task_id
+        if wanted.concurrency:
+            self.load_keys(wanted.concurrency)
         if wanted.settles:
             self._settles.update(array("pending_follow_ups", listed(wanted.settles)))
         if watched := wanted.watched - self._watchers.keys():
@@ -264,6 +332,29 @@ class Batch:
             self._children.update((id, {}) for id in parents)
             for parent, child, detached in array("live_children", listed(parents)):
                 self._children[parent][child] = bool(detached)
+
+    def load_keys(self, keys: set[str]) -> None:
+        """Look up concurrency keys, and the limits and pauses with them."""
+        if missing := keys - self._known.keys.keys():
+            for key, held, spent in self._statements.array("held_of_keys", listed(missing)):
+                self._known.keys[key] = KeyHead(held, spent_of(spent))
+
+    @property
+    def gates(self) -> KnownGates:
+        """The limits and pauses."""
+        if self._known.gates is None:
+            limits, pauses = self._statements.array("gates")
+            self._known.gates = KnownGates(
+                gates_of(limits, pauses),
+                frozenset(session for *_, is_over, session in pauses if session is not None and not is_over),
+                tuple((session or 0, name) for scope, name, *_, is_over, session in pauses if is_over),
+            )
+        return self._known.gates
+
+    def gates_changed(self) -> None:
+        """Limits or pauses were written."""
+        self._known.gates = None
+        self._ready = True
 
     def records(self, numbers: Sequence[int]) -> list[Task]:
         """The tasks of these numbers, in their order. To be called when all was flushed."""
@@ -366,6 +457,8 @@ class Batch:
             existing = head.id if head is not None else self._keyed(task)
             if existing is not None:
                 return self._with_current(existing, Existing, verdicts, place)
+            if task.core.worker_id is not None and self._bars(task):
+                return Barred()
             head = self._create(parcel, session)
         elif head is None:
             return Stale(None)
@@ -391,8 +484,20 @@ class Batch:
             self._settled.append(settles)
 
     def _keyed(self, task: Task) -> str | None:
-        key = task.input.idempotency_key
-        return None if key is None else self._keys.get((task.input.session_id, key))
+        given = task.input
+        found = None
+        if given.idempotency_key is not None:
+            found = self._keys.get((given.session_id, given.idempotency_key))
+        if found is None and given.debounce_key is not None:
+            found = self._debounced.get((given.session_id, given.debounce_key))
+        return found
+
+    def _bars(self, task: Task) -> bool:
+        """Whether a task may not be held from its first moment."""
+        gates, key = self.gates.gates, task.input.concurrency_key
+        if gates.is_paused and gates.pause_of(task.input.kind, task.session_id) is not None:
+            return True
+        return key is not None and self._known.keys[key].places(gates.limit(key), task.core.updated_at) == 0
 
     def _with_current(
         self, task_id: str, verdict: type[Stale] | type[Existing], verdicts: list[Verdict], place: int
@@ -438,6 +543,7 @@ class Batch:
                 given.priority,
                 given.concurrency_key,
                 given.idempotency_key,
+                given.debounce_key,
                 given.detached,
                 given.created_at,
                 *parcel.columns,
@@ -451,6 +557,10 @@ class Batch:
         self._counts[parcel.columns[0]] += 1
         if given.idempotency_key is not None:
             self._keys[given.session_id, given.idempotency_key] = task.id
+        if given.debounce_key is not None and core.started_at is None:
+            self._debounced[given.session_id, given.debounce_key] = task.id
+        if given.concurrency_key is not None and core.worker_id is not None:
+            self._count_start(given.concurrency_key, core.updated_at)
         if given.parent_task_id in self._children:
             self._children[given.parent_task_id][task.id] = given.detached
         self._watchers[task.id] = {}
@@ -464,6 +574,7 @@ class Batch:
             core.worker_id,
             core.due_at,
             rank,
+            given.priority,
             parcel.live,
             None,
             None,
@@ -472,15 +583,39 @@ class Batch:
         return head
 
     def _move(self, parcel: Parcel, head: TaskHead) -> None:
-        core = parcel.change.task.core
+        task = parcel.change.task
+        core = task.core
         if core.due_at is not None and core.due_at != head.due_at:
-            head.rank = rank_of_resumed(core.due_at, parcel.change.task.input.priority)
+            head.rank = rank_of_resumed(core.due_at, task.priority)
+        elif core.priority is not None and core.priority != head.priority:
+            head.rank = rank_of_moved(head.rank, head.priority, core.priority)
+        head.priority = task.priority
+        if (key := task.input.concurrency_key) is not None:
+            self._count_move(key, head, core)
         if core.state is not head.state:
             self._counts[head.state.value] -= 1
             self._counts[core.state.value] += 1
         head.state, head.version, head.attempt = core.state, core.version, core.attempt
         head.worker_id, head.due_at = core.worker_id, core.due_at
         self._moved[head.number] = (head.number, *parcel.columns, head.rank, parcel.core, parcel.outcome)
+
+    def _count_move(self, key: str, head: TaskHead, core: Core) -> None:
+        """Keep count of what a key holds. What is neither held nor ready leaves a place that others may take."""
+        is_held, was_held = core.worker_id is not None, head.worker_id is not None
+        if is_held and not was_held:
+            self._count_start(key, core.updated_at)
+        elif was_held and not is_held:
+            self._known.keys[key].held -= 1
+        if not is_held:
+            self._loosened[key] = self._known.keys[key]
+
+    def _count_start(self, key: str, now: Instant) -> None:
+        known = self._known.keys[key]
+        known.held += 1
+        if self.gates.gates.limit(key).rate is not None:
+            known.starts += 1
+            known.now = now
+            self._counted[key] = known
 
     def _write_beside(self, parcel: Parcel, head: TaskHead) -> None:
         change, rows, number = parcel.change, self._rows, head.number
@@ -756,6 +891,8 @@ class Batch:
         if self._counts:
             write("update_counts", [count for count in self._counts.items() if count[1]])
             self._counts.clear()
+        if self._loosened or self._counted:
+            self._flush_keys()
 
     def _flush_steps(self) -> None:
         for task, prefix in self._forgotten:
@@ -777,6 +914,96 @@ class Batch:
             ]
             self._steps = []
 
+    def _flush_keys(self) -> None:
+        """Count what started, and let in who waits for the places that were left."""
+        gates, rates = self.gates.gates, []
+        for key, known in self._counted.items():
+            limit = gates.limit(key)
+            known.spent = spend(limit, known.spent, known.now, known.starts)
+            known.starts = 0
+            opens_at = next_return(limit, known.spent, known.now) if known.may_wait else None
+            rates.append((key, encode(known.spent), opens_at))
+        if rates:
+            self._statements.write("upsert_rates", rates)
+            self._counted = {}
+        for key, known in self._loosened.items():
+            if known.may_wait:
+                self.open_key(key, known.places(gates.limit(key), known.now))
+        self._loosened = {}
+
+    def open_key(self, key: str, places: int | None) -> None:
+        """Let the first who were set aside under a key be claimed again, as many of each route as there are places."""
+        if places == 0:
+            return
+        most = AT_ONCE if places is None else min(places, AT_ONCE)
+        opened = self._statements.run("open_key", key, most).fetchall()
+        self._reopened(number for (number,) in opened)
+        self._known.keys[key].may_wait = len(opened) >= most
+
+    def open_session(self, number: int) -> bool:
+        """Let tasks of a session be claimed again; whether some are left."""
+        opened = self._statements.run("open_session", number, AT_ONCE).fetchall()
+        self._reopened(number for (number,) in opened)
+        return len(opened) == AT_ONCE
+
+    def set_aside(self, reason: str, numbers: Sequence[int], keys: Iterable[str | None], now: Instant) -> None:
+        """Take ready tasks of these keys out of the way."""
+        self._statements.run("set_aside", reason, listed(numbers))
+        self._forget_records(numbers)
+        for key in keys:
+            if key is None:
+                continue
+            known = self._known.keys[key]
+            known.now = now
+            if reason == "limit":
+                known.may_wait = True
+                if self.gates.gates.limit(key).rate is not None:
+                    self._counted[key] = known
+            else:  # it may have been let in for a place that others can take
+                self._loosened[key] = known
+
+    def places(self, keys: set[str], now: Instant) -> dict[str, int | None]:
+        """How many more tasks may start now under each key; None for any number."""
+        self.load_keys(keys)
+        gates = self.gates.gates
+        return {key: self._known.keys[key].places(gates.limit(key), now) for key in keys}
+
+    def open_rates(self, now: Instant) -> None:
+        """Let in who waits for starts that have returned to the rate of their key."""
+        keys = self._statements.array("opening_keys", now, AT_ONCE)
+        self.load_keys(set(keys))
+        rates = []
+        for key in keys:
+            known, limit = self._known.keys[key], self.gates.gates.limit(key)
+            known.now = now
+            self.open_key(key, known.places(limit, now))
+            opens_at = next_return(limit, known.spent, now) if known.may_wait else None
+            rates.append((key, encode(known.spent), opens_at))
+        if rates:
+            self._statements.write("upsert_rates", rates)
+
+    def open_limit(self, name: str) -> None:
+        """A limit was changed: let in who may start by the new one."""
+        wide = name.endswith(EVERY)
+        first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\0")
+        keys = self._statements.array("waiting_keys", first, last)
+        self.load_keys(set(keys))
+        for key in keys:
+            known, limit = self._known.keys[key], self.gates.gates.limit(key)
+            self.open_key(key, limit.capacity)  # a claim looks whether there are places and starts
+            if known.spent:
+                self._counted[key] = known
+
+    def _reopened(self, numbers: Iterable[int]) -> None:
+        numbers = list(numbers)
+        self._forget_records(numbers)
+        self._ready = self._ready or bool(numbers)
+
+    def _forget_records(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if (head := self._known.numbered.get(number)) is not None:
+                head.task = None
+
     def _flush_output(self) -> None:
         for task, before in self._trims.items():
             ends = self._output[task]
@@ -795,6 +1022,16 @@ class Batch:
         for task_id, fill in self._unread:
             fill(found.get(task_id))
         self._unread = []
+
+
+def gates_of(limits: Iterable[Sequence[Any]], pauses: Iterable[Sequence[Any]]) -> Gates:
+    """The limits and pauses in force, of the rows of `gates`."""
+    return Gates.of([Limit(*row) for row in limits], [Pause(*row[:5]) for row in pauses if not row[5]])
+
+
+def spent_of(spent: Sequence[Sequence[int]] | None) -> Spent:
+    """What is spent of a rate, as it was written."""
+    return tuple((at, count) for at, count in spent or ())
 
 
 def tasks_of(rows: Iterable[Sequence[Any]]) -> list[Task]:
@@ -820,6 +1057,7 @@ def head_of(row: Sequence[Any]) -> tuple[TaskHead, Task]:
         now.worker_id,
         now.due_at,
         rank,
+        task.priority,
         live_text,
         active_at,
         active_attempt,

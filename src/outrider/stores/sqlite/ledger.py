@@ -10,7 +10,19 @@ from pathlib import Path
 
 from outrider.core.change import Change
 from outrider.core.events import FileWrite, Step
-from outrider.core.ledger import Claim, Claims, Decide, Listener, OutputChunk, Page, Report, Signal, Verdict, WorkerCard
+from outrider.core.ledger import (
+    Claim,
+    Claims,
+    Decide,
+    Listener,
+    Order,
+    OutputChunk,
+    Page,
+    Report,
+    Signal,
+    Verdict,
+    WorkerCard,
+)
 from outrider.core.session import NewSession, Session
 from outrider.stores.sqlite import operations
 from outrider.stores.sqlite.file import DatabaseFile
@@ -87,6 +99,10 @@ class SqliteLedger:
     async def claim(self, claim: Claim, decide: Decide) -> Claims:
         """Take ready tasks that nobody holds, committing what `decide` makes of each; it runs in the writing thread."""
         return await self._writer.submit(operations.claim(claim, decide))
+
+    async def control(self, order: Order) -> bool:
+        """Set or remove a limit, pause or resume; False if all was so already."""
+        return await self._writer.submit(operations.control(order))
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""

@@ -9,11 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, assert_never
 
 from outrider.core.change import Change
 from outrider.core.events import FileWrite, Step
-from outrider.core.ledger import Claim, Claims, Committed, Decide, OutputChunk, Page, Report, Verdict, WorkerCard
+from outrider.core.ledger import (
+    Claim,
+    Claims,
+    Committed,
+    Decide,
+    LimitRemoved,
+    LimitSet,
+    Order,
+    OutputChunk,
+    Page,
+    Paused,
+    Report,
+    Resumed,
+    Verdict,
+    WorkerCard,
+)
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
@@ -27,6 +42,12 @@ R = TypeVar("R")
 
 COME_AT_ONCE = 1000
 """How many timed tasks one claim makes ready at most; the rest come with the next."""
+
+SET_ASIDE_AT_ONCE = 1000
+"""How many tasks that may not start one claim looks past at most."""
+
+NUMBER, DUE_AT, KEY, SESSION = 1, 2, 3, 4
+"""Where these stand in a row of `look`; its rank comes first, so that rows sort by it."""
 
 
 def _nothing(wanted: Wanted) -> None:
@@ -71,12 +92,13 @@ def commit(changes: Sequence[Change]) -> Operation[list[Verdict]]:
 
 def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
     """Take ready tasks; after all the writes of its transaction, so it sees them."""
-    routes = listed(tuple(dict.fromkeys(claim.routes)))
 
     def run(batch: Batch) -> Claims:
         batch.flush()
+        _resume(batch)
+        routes = listed(batch.gates.gates.routes(claim.routes))
         found = _look(batch, claim, routes)
-        there = batch.records([number for _, number, _ in found.ready[: claim.limit]])
+        there = batch.records(found.numbers)
         tasks = _take(batch, there, decide)
         deadline_at = found.deadline_at
         if any(task.core.next_deadline_at is not None for task in (*there, *tasks)):
@@ -86,11 +108,19 @@ def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
     return Operation(run, is_late=True)
 
 
+def _resume(batch: Batch) -> None:
+    """Let in again what was set aside in sessions that are no longer paused: some of it with each claim."""
+    for number, name in batch.gates.resuming:
+        if not batch.open_session(number):
+            batch.statements.run("delete_pause", "session", name)
+            batch.gates_changed()
+
+
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What a claim sees. `ready` holds (rank, number, due_at) in the order of claims."""
+    """What a claim sees: the numbers of those it may take, in their order."""
 
-    ready: list[list[int]]
+    numbers: list[int]
     more: bool
     due_at: Instant | None
     deadline_at: Instant | None
@@ -98,20 +128,58 @@ class _Sight:
 
 
 def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
-    statements, limit, now = batch.statements, claim.limit, claim.now
-    by_route, timed, deadline, follow_ups = statements.array("look", routes, limit + 1)
-    if timed is not None and timed <= now:
+    statements, now, size = batch.statements, claim.now, claim.limit + 1
+    by_route, timed, deadline, follow_ups, opens_at = statements.array("look", routes, size)
+    if any(moment is not None and moment <= now for moment in (timed, opens_at)):
         statements.run("come", routes, now, COME_AT_ONCE)
         batch.forget_timed()
-        by_route, timed, deadline, follow_ups = statements.array("look", routes, limit + 1)
-    ready = sorted(chain.from_iterable(by_route))
-    later = None
-    if any(due_at > now for _, _, due_at in ready):
+        batch.open_rates(now)
+        by_route, timed, deadline, follow_ups, opens_at = statements.array("look", routes, size)
+    ready, later = sorted(chain.from_iterable(by_route))[:size], None
+    if any(row[DUE_AT] > now for row in ready):
         # A claim that waited in the queue finds tasks that were made after its moment. They are for the next.
-        ready = sorted(chain.from_iterable(statements.array("ready_by", routes, limit + 1, now)))
-        if len(ready) <= limit:  # then few are left to look through
+        ready = _ready_by(batch, routes, now, size)
+        if len(ready) < size:  # then few are left to look through
             later = statements.row("ready_later", routes, now)[0]
-    return _Sight(ready, len(ready) > limit, _earliest(timed, later), deadline, bool(follow_ups))
+    numbers, aside = _walk(batch, ready, claim)
+    if aside and len(numbers) < claim.limit and len(ready) == size:
+        # Those that may not start hid others that may: once more, further.
+        size += SET_ASIDE_AT_ONCE
+        ready = _ready_by(batch, routes, now, size)
+        numbers, aside = _walk(batch, ready, claim)
+    for reason in ("limit", "paused"):
+        if those := [row for row, why in aside if why == reason]:
+            batch.set_aside(reason, [row[NUMBER] for row in those], {row[KEY] for row in those}, now)
+    more = len(numbers) + len(aside) < len(ready) or len(ready) == size
+    return _Sight(numbers, more, _earliest(timed, later, opens_at), deadline, bool(follow_ups))
+
+
+def _ready_by(batch: Batch, routes: str, now: Instant, size: int) -> list[list[Any]]:
+    return sorted(chain.from_iterable(batch.statements.array("ready_by", routes, size, now)))[:size]
+
+
+def _walk(batch: Batch, ready: Sequence[list[Any]], claim: Claim) -> tuple[list[int], list[tuple[list[Any], str]]]:
+    """The numbers of those that may start, up to the limit of the claim, and the rows before that may not, with why."""
+    paused, keys = batch.gates.paused, {row[KEY] for row in ready if row[KEY] is not None}
+    if not paused and not keys:
+        return [row[NUMBER] for row in ready[: claim.limit]], []
+    places = batch.places(keys, claim.now)
+    numbers: list[int] = []
+    aside: list[tuple[list[Any], str]] = []
+    for row in ready:
+        if len(numbers) == claim.limit:
+            break
+        key = row[KEY]
+        if row[SESSION] in paused:
+            aside.append((row, "paused"))
+        elif key is None or (left := places[key]) is None:
+            numbers.append(row[NUMBER])
+        elif left > 0:
+            numbers.append(row[NUMBER])
+            places[key] = left - 1
+        else:
+            aside.append((row, "limit"))
+    return numbers, aside
 
 
 def _take(batch: Batch, there: Sequence[Task], decide: Decide) -> list[Task]:
@@ -196,6 +264,40 @@ def delete_file(session_id: str, path: str) -> Operation[bool]:
             wanted.tasks.add(owner[0])
 
     return Operation(lambda batch: batch.delete_file(session_id, path), want)
+
+
+def control(order: Order) -> Operation[bool]:
+    """Set or remove a limit, pause or resume, and let in who may start now."""
+
+    def run(batch: Batch) -> bool:
+        batch.flush()
+        match order:
+            case LimitSet(limit):
+                changed = batch.gates.gates.limits.get(limit.key) != limit
+                batch.statements.run("upsert_limit", limit.key, limit.capacity, limit.rate, limit.span)
+                batch.gates_changed()
+                batch.open_limit(limit.key)
+            case LimitRemoved(key):
+                changed = batch.statements.run("delete_limit", key).rowcount > 0
+                batch.gates_changed()
+                batch.open_limit(key)
+            case Paused(pause):
+                there = batch.gates.gates.pauses()
+                changed = (pause.scope, pause.name) not in there
+                if changed:
+                    batch.statements.run("upsert_pause", pause.scope, pause.name, pause.at, pause.by, pause.reason)
+                batch.gates_changed()
+            case Resumed(scope, name):
+                changed = (scope, name) in batch.gates.gates.pauses()
+                if changed:
+                    # What was set aside for a session is let in by claims, step by step; nothing is for the others.
+                    batch.statements.run("end_pause" if scope == "session" else "delete_pause", scope, name)
+                batch.gates_changed()
+            case _:
+                assert_never(order)
+        return changed
+
+    return Operation(run, is_late=True)
 
 
 def register(card: WorkerCard) -> Operation[Any]:

@@ -20,6 +20,7 @@ from outrider.core.ledger import (
     Beat,
     FileInfo,
     InboxRow,
+    KeyUse,
     LogRow,
     News,
     Output,
@@ -29,6 +30,7 @@ from outrider.core.ledger import (
     TranscriptRow,
     Worker,
 )
+from outrider.core.queue import Gates
 from outrider.core.session import Session
 from outrider.core.task import Direction, InputRequest, State, Task
 from outrider.core.values import Instant
@@ -42,7 +44,7 @@ from outrider.stores.rows import (
     read_request,
     read_snapshot,
 )
-from outrider.stores.sqlite.batch import AFTER_ANY, TASKS_FOLDER, owner_of, tasks_of
+from outrider.stores.sqlite.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
 from outrider.stores.sqlite.file import DatabaseFile
 from outrider.stores.sqlite.statements import Statements, listed
 
@@ -180,6 +182,22 @@ class SqliteViews:
     async def count_by_state(self) -> Mapping[State, int]:
         """How many tasks there are in each state."""
         return await self._short(lambda read: {STATES[state]: count for state, count in read.array("counts")})
+
+    async def gates(self) -> Gates:
+        """All limits and pauses."""
+        return await self._short(lambda read: gates_of(*read.array("gates")))
+
+    async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
+        """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
+
+        def read_all(read: Statements) -> list[KeyUse]:
+            found = read.array("keys_in_use") if keys is None else keys
+            return [
+                KeyUse(key, held, waiting, spent_of(spent))
+                for key, held, waiting, spent in read.array("uses", listed(found))
+            ]
+
+        return await self._later(read_all)
 
     # --- sessions ----------------------------------------------------------------------------------------
 

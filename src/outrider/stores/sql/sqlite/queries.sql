@@ -9,8 +9,8 @@
 -- task_heads --
 -- What verdicts and fences need to know of tasks, by id.
 select json_group_array(json_array(
-    t.number, t.id, s.id, t.state, t.version, t.attempt, t.worker_id, t.due_at, t.rank, t.live, t.active_at,
-    t.active_attempt
+    t.number, t.id, s.id, t.state, t.version, t.attempt, t.worker_id, t.due_at, t.rank,
+    ifnull(t.core ->> 'priority', t.priority), t.live, t.active_at, t.active_attempt
 ))
 from tasks t join sessions s on s.number = t.session
 where t.id in (select value from json_each(?));
@@ -27,6 +27,33 @@ select json_group_array(json_array(s.id, t.idempotency_key, t.id))
 from json_each(?) pair
 join sessions s on s.id = pair.value ->> 0
 join tasks t on t.session = s.number and t.idempotency_key = pair.value ->> 1;
+
+-- debounced --
+-- Which of these (session id, debounce key) pairs stand for a task that has not started, and for which.
+select json_group_array(json_array(s.id, t.debounce_key, t.id))
+from json_each(?) pair
+join sessions s on s.id = pair.value ->> 0
+join tasks t on t.session = s.number and t.debounce_key = pair.value ->> 1
+where t.state = 'queued' and t.started_at is null;
+
+-- held_of_keys --
+-- How many tasks of these concurrency keys are held, and what of their rates is spent.
+select json_group_array(json_array(
+    value,
+    (select count(*) from tasks where concurrency_key = value and worker_id is not null),
+    (select json(spent) from rates where key = value)
+))
+from json_each(?);
+
+-- gates --
+-- All limits, and all pauses with the number of their session; one that is over is being lifted.
+select json_array(
+    (select json_group_array(json_array(key, capacity, rate, span)) from limits),
+    (
+        select json_group_array(json_array(p.scope, p.name, p.at, p.by, p.reason, p.is_over, s.number))
+        from pauses p left join sessions s on p.scope = 'session' and s.id = p.name
+    )
+);
 
 -- pending_follow_ups --
 -- Which of these follow-ups still wait.
@@ -76,10 +103,11 @@ where sessions.number = v.column1;
 -- insert_tasks --
 insert into tasks (
     number, id, session, organization_id, root_session_id, parent_task_id, kind, route, priority, concurrency_key,
-    idempotency_key, detached, created_at, state, version, attempt, failures, worker_id, attempt_started_at, due_at,
-    readiness, next_deadline_at, started_at, finished_at, finished_by, updated_at, rank, core, outcome, live
+    idempotency_key, debounce_key, detached, created_at, state, version, attempt, failures, worker_id, attempt_started_at, due_at,
+    readiness, next_deadline_at, started_at, finished_at, finished_by, updated_at, blocked_by, rank, core, outcome,
+    live
 )
-values {rows:30};
+values {rows:32};
 
 -- insert_inputs --
 insert into inputs (task, data) values {rows:2};
@@ -90,8 +118,8 @@ set
     state = v.column2, version = v.column3, attempt = v.column4, failures = v.column5, worker_id = v.column6,
     attempt_started_at = v.column7, due_at = v.column8, readiness = v.column9, next_deadline_at = v.column10,
     started_at = v.column11, finished_at = v.column12, finished_by = v.column13, updated_at = v.column14,
-    rank = v.column15, core = v.column16, outcome = v.column17
-from (values {rows:17}) as v
+    blocked_by = v.column15, rank = v.column16, core = v.column17, outcome = v.column18
+from (values {rows:18}) as v
 where tasks.number = v.column1;
 
 -- update_live --
@@ -201,15 +229,16 @@ where number in (
 );
 
 -- look --
--- All that a claim has to know, at once, of these routes: the first ready tasks of each (rank, number, due_at);
--- when the first timed one is due; the earliest deadline of any task; whether follow-ups wait. The index ends with
--- the number, so each route's are in this order; one sort over all would walk through everything that is ready.
+-- All that a claim has to know, at once, of these routes: the first ready tasks of each (rank, number, due_at, key,
+-- session); when the first timed one is due; the earliest deadline of any task; whether follow-ups wait; when a start
+-- returns to a rate that holds tasks back. The index ends with the number, so each route's are in this order; one sort
+-- over all would walk through everything that is ready.
 select json_array(
     (
         select json_group_array(json((
-            select json_group_array(json_array(rank, number, due_at))
+            select json_group_array(json_array(rank, number, due_at, concurrency_key, session))
             from (
-                select rank, number, due_at
+                select rank, number, due_at, concurrency_key, session
                 from tasks
                 where route = served.value and readiness = 'ready'
                 order by rank, number
@@ -223,8 +252,96 @@ select json_array(
         from json_each(?1) served
     ),
     (select min(next_deadline_at) from tasks where next_deadline_at is not null),
-    exists (select 1 from follow_ups)
+    exists (select 1 from follow_ups),
+    (select min(opens_at) from rates where opens_at is not null)
 );
+
+-- set_aside --
+-- Out of the way of the claims that follow, for a reason.
+update tasks set readiness = 'blocked', blocked_by = ? where number in (select value from json_each(?));
+
+-- open_key --
+-- The first tasks of a key on each route that were set aside may be claimed again: at most so many of each.
+update tasks
+set readiness = 'ready', blocked_by = null
+where number in (
+    with recursive waiting (route) as (
+        select min(route) from tasks where concurrency_key = ?1 and blocked_by = 'limit'
+        union all
+        select (
+            select min(route) from tasks where concurrency_key = ?1 and blocked_by = 'limit' and route > waiting.route
+        )
+        from waiting
+        where waiting.route is not null
+    )
+    select first.value
+    from waiting, json_each((
+        select json_group_array(number)
+        from (
+            select number
+            from tasks
+            where concurrency_key = ?1 and blocked_by = 'limit' and route = waiting.route
+            order by rank, number
+            limit ?2
+        )
+    )) first
+    where waiting.route is not null
+)
+returning number;
+
+-- open_session --
+-- Tasks that were set aside while their session was paused may be claimed again: at most so many.
+update tasks
+set readiness = 'ready', blocked_by = null
+where number in (select number from tasks where session = ? and blocked_by = 'paused' limit ?)
+returning number;
+
+-- waiting_keys --
+-- The keys, from one on and up to another, under which tasks were set aside.
+with recursive waiting (key) as (
+    select min(concurrency_key) from tasks where blocked_by = 'limit' and concurrency_key >= ?1 and concurrency_key < ?2
+    union all
+    select (
+        select min(concurrency_key)
+        from tasks
+        where blocked_by = 'limit' and concurrency_key > waiting.key and concurrency_key < ?2
+    )
+    from waiting
+    where waiting.key is not null
+)
+select json_group_array(key) from waiting where key is not null;
+
+-- opening_keys --
+-- The keys to whose rate a start has returned by now.
+select json_group_array(key) from (select key from rates where opens_at <= ? order by opens_at limit ?);
+
+-- upsert_rates --
+insert into rates (key, spent, opens_at)
+values {rows:3}
+on conflict (key) do update set spent = excluded.spent, opens_at = excluded.opens_at;
+
+-- delete_rate --
+delete from rates where key = ?;
+
+-- upsert_limit --
+insert into limits (key, capacity, rate, span)
+values (?, ?, ?, ?)
+on conflict (key) do update set capacity = excluded.capacity, rate = excluded.rate, span = excluded.span;
+
+-- delete_limit --
+delete from limits where key = ?;
+
+-- upsert_pause --
+insert into pauses (scope, name, at, by, reason, is_over)
+values (?, ?, ?, ?, ?, 0)
+on conflict (scope, name) do update set
+    at = excluded.at, by = excluded.by, reason = excluded.reason, is_over = 0;
+
+-- end_pause --
+update pauses set is_over = 1 where scope = ? and name = ?;
+
+-- delete_pause --
+delete from pauses where scope = ? and name = ?;
 
 -- first_deadline --
 select min(next_deadline_at) from tasks where next_deadline_at is not null;
@@ -232,9 +349,9 @@ select min(next_deadline_at) from tasks where next_deadline_at is not null;
 -- ready_by --
 -- The same first ready tasks without those that are due after a moment.
 select json_group_array(json((
-    select json_group_array(json_array(rank, number, due_at))
+    select json_group_array(json_array(rank, number, due_at, concurrency_key, session))
     from (
-        select rank, number, due_at
+        select rank, number, due_at, concurrency_key, session
         from tasks
         where route = served.value and readiness = 'ready' and due_at <= ?3
         order by rank, number
@@ -472,3 +589,22 @@ select json_group_array(json_array(json(card), beat, beat_at)) from workers;
 
 -- counts --
 select json_group_array(json_array(state, tasks)) from counts;
+
+-- keys_in_use --
+-- The concurrency keys under which anything is held or set aside.
+select json_group_array(concurrency_key)
+from (
+    select concurrency_key from tasks where concurrency_key is not null and worker_id is not null
+    union
+    select concurrency_key from tasks where concurrency_key is not null and blocked_by = 'limit'
+);
+
+-- uses --
+-- Of these keys: what is held, what is set aside, what of the rate is spent.
+select json_group_array(json_array(
+    value,
+    (select count(*) from tasks where concurrency_key = value and worker_id is not null),
+    (select count(*) from tasks where concurrency_key = value and blocked_by = 'limit'),
+    (select json(spent) from rates where key = value)
+))
+from (select value from json_each(?) order by value);
