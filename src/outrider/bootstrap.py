@@ -60,6 +60,7 @@ class Outrider:
         run_timeout: Length | None = None,
         idle_timeout: Length | None = None,
         total_timeout: Length | None = None,
+        concurrency_key: str | None = None,
     ) -> Callable[[F], F]: ...
 
     def tool(
@@ -78,14 +79,16 @@ class Outrider:
         run_timeout: Length | None = None,
         idle_timeout: Length | None = None,
         total_timeout: Length | None = None,
+        concurrency_key: str | None = None,
     ) -> F | Callable[[F], F]:
         """Register a function as a tool. A decorator, with options or without.
 
         Its first parameter may be a `TaskContext`; the others are the tool's arguments, and their annotations
         its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
-        its own, `requires_approval` makes an agent ask before it calls it.
+        its own, `requires_approval` makes an agent ask before it calls it. `concurrency_key` names the limit under
+        which its tasks run; see `Queue.limit`.
         """
-        from outrider.runtime.options import retry_policy, timeouts_of
+        from outrider.runtime.options import check_name, retry_policy, timeouts_of
         from outrider.runtime.registry import Tool
 
         def register(fn: F) -> F:
@@ -93,6 +96,8 @@ class Outrider:
                 from outrider.runtime.isolation import importable
 
                 importable(fn)
+            if concurrency_key is not None:
+                check_name("concurrency_key", concurrency_key, self.settings.limits.name)
             tool = Tool.of(
                 fn,
                 name,
@@ -103,6 +108,7 @@ class Outrider:
                 timeouts=_given(
                     timeouts_of(_NO_TIMEOUTS, queue_timeout, run_timeout, idle_timeout, total_timeout), _NO_TIMEOUTS
                 ),
+                concurrency_key=concurrency_key,
             )
             if self.registry.tools.setdefault(tool.name, tool) is not tool:
                 raise InvalidArguments(f"there is a tool named {tool.name!r} already")

@@ -331,20 +331,22 @@ async def test_the_few_tasks_that_live_are_listed_without_going_through_those_th
 
 # --- plans -------------------------------------------------------------------------------------------------
 
-READ_THROUGH = {"workers", "counts", "sqlite_sequence", "follow_ups"}
-"""Small tables, and one that is read in the order of its keys up to a limit."""
+READ_THROUGH = {"workers", "counts", "sqlite_sequence", "follow_ups", "limits", "p"}
+"""Small tables (`p` are the pauses), and one that is read in the order of its keys up to a limit."""
 NO_TABLE = (
     "SCAN CONSTANT",
     "SCAN v",
     "SCAN json_each",
     "SCAN pair",
     "SCAN served",
+    "SCAN waiting",
+    "SCAN first",
     "SCAN label",
     "SCAN (subquery",
     "SCAN e",
     "SCAN t",
 )
-"""Parameters, and subqueries with a limit; `t` is one in `tasks_where` and `overdue`."""
+"""Parameters, and subqueries with a limit: `t` in `tasks_where` and `overdue`; `waiting` skips from key to key."""
 
 
 @pytest.fixture

@@ -211,10 +211,42 @@ def _answer(parser: Parser) -> None:
 
 
 def _cancel(parser: Parser) -> None:
-    _task(parser)
+    parser.add_argument("tasks", metavar="TASK", nargs="*", help="ids, or the beginning or end of one")
+    parser.add_argument("--all", action="store_true", help="every live task, as far as these narrow it:")
+    parser.add_argument("--session", metavar="ID", help="with --all, of this session")
+    parser.add_argument("--kind", metavar="KIND", help="with --all, of this kind")
+    _labels(parser)
     parser.add_argument("--reason", metavar="TEXT")
     parser.add_argument("--wait", action="store_true", help="until all of it has ended, or its grace is over")
     parser.add_argument("--include-detached", action="store_true", help="detached children too")
+
+
+def _limits(parser: Parser) -> None:
+    parser.add_argument("key", metavar="KEY", nargs="?", help="whose limit to set; K* means each that begins so")
+    parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; left out, any number")
+    parser.add_argument("--rate", metavar="N/TIME", help="starts in any such time: 100/1m")
+    parser.add_argument("--remove", action="store_true", help="remove the limit of KEY")
+
+
+def _pause(parser: Parser) -> None:
+    _scope(parser)
+    parser.add_argument("--reason", metavar="TEXT")
+
+
+def _resume(parser: Parser) -> None:
+    _scope(parser)
+
+
+def _scope(parser: Parser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--session", metavar="ID", help="the tasks of this session")
+    which.add_argument("--kind", metavar="KIND", help="the tasks of this kind")
+    which.add_argument("--all", action="store_true", help="every task")
+
+
+def _priority(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("priority", metavar="N", type=_whole, help="-1000 to 1000, higher goes first")
 
 
 def _wait(parser: Parser) -> None:
@@ -261,6 +293,10 @@ def _starting(parser: Parser) -> None:
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key in a session gives the same task")
     parser.add_argument("--priority", metavar="N", type=_whole, default=0, help="-1000 to 1000, higher goes first")
     parser.add_argument("--delay", metavar="TIME", type=_time, help="not before this has passed")
+    parser.add_argument("--after", metavar="TASK", action="append", default=[], help="not before this one succeeded")
+    parser.add_argument("--concurrency-key", metavar="KEY", help="the limit under which it runs; see limits")
+    parser.add_argument("--debounce-key", metavar="KEY", help="until it starts, the next with this key replaces it")
+    parser.add_argument("--debounce-max", metavar="TIME", type=_time, help="and puts it off no further than this")
     parser.add_argument("--queue-timeout", metavar="TIME", type=_time, help="from due to the first start")
     parser.add_argument("--run-timeout", metavar="TIME", type=_time, help="over one attempt")
     parser.add_argument("--idle-timeout", metavar="TIME", type=_time, help="since the last sign of life")
@@ -307,7 +343,11 @@ COMMANDS: dict[str, Command] = {
         Command("messages", "list the messages of a task", "looking:messages", _messages),
         Command("message", "send a task a message", "steering:message", _message),
         Command("answer", "answer a question of a task", "steering:answer", _answer),
-        Command("cancel", "cancel a task and the children below it", "steering:cancel", _cancel),
+        Command("cancel", "cancel tasks and the children below them", "steering:cancel", _cancel),
+        Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
+        Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
+        Command("resume", "let what was paused start again", "queueing:resume", _resume),
+        Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from outrider.cli.terminal import on_one_line
-from outrider.core.task import Progress, State, Task, phase_of
+from outrider.core.task import Phase, Progress, State, Task, phase_of
 from outrider.core.values import Span
+from outrider.runtime.around import Around
 
 _MADE_HERE = re.compile(r"task_[0-9a-f]{32}")
 STYLES = {
@@ -41,15 +41,15 @@ class Glance:
     """Since it was created, or from then to its end."""
 
     @classmethod
-    def of(cls, task: Task, served: Collection[str] | None = None) -> Glance:
-        """A task as it stands; `served` are the routes that have a worker, where they are known."""
+    def of(cls, task: Task, around: Around | None = None) -> Glance:
+        """A task as it stands, with what is around it where that is known."""
         until = task.core.finished_at or time.time_ns() // 1000
         return cls(
             id=on_one_line(task.id),
             name=on_one_line(task.input.display_name),
             kind=on_one_line(task.input.kind),
             state=task.state,
-            phase=_phase(task, served is None or task.input.route in served),
+            phase=_said(phase_of(task) if around is None else around.phase(task)),
             news=on_one_line(_news(task)),
             progress=task.live.progress,
             took=max(0, until - task.input.created_at),
@@ -89,8 +89,7 @@ def age_text(span: Span) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
 
 
-def _phase(task: Task, is_served: bool) -> str:
-    phase = phase_of(task, is_served=is_served)
+def _said(phase: Phase | None) -> str:
     if phase is None or phase.name in ("ready", "executing"):
         return "" if phase is None or phase.reason is None else on_one_line(phase.reason)
     return phase.name if phase.reason is None else on_one_line(f"{phase.name}: {phase.reason}")

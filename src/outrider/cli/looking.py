@@ -14,6 +14,7 @@ from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
 from outrider.cli.values import pairs
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State
+from outrider.runtime.around import Around
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -33,18 +34,16 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     )
     async with open_store(arguments) as ledger:
         found = list(await ledger.views.list_tasks(wanted))
-        workers = await ledger.views.workers()
-    served = {route for worker in workers for route in worker.card.routes}
+        around = await Around.look(ledger.views)
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 
         for task in found[: arguments.limit]:
-            beat = next((each.beat_at for each in workers if each.card.id == task.core.worker_id), None)
-            fields = task_fields(task, heartbeat_at=beat, is_served=task.input.route in served)
+            fields = task_fields(task, heartbeat_at=around.beat(task), around=around)
             screen.data({**fields, "checkpoint": None})
         return OK
     if found:
-        _table([Glance.of(task, served) for task in found[: arguments.limit]], screen)
+        _table([Glance.of(task, around) for task in found[: arguments.limit]], screen)
     else:
         screen.hint(f"no tasks in {url_of(arguments)}")
     if len(found) > arguments.limit:

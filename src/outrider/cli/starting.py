@@ -78,17 +78,17 @@ async def run(arguments: Namespace, screen: Screen) -> int:
 
 
 async def _start(arguments: Namespace, screen: Screen, app: Outrider, names: tuple[str, ...], start: Start) -> int:
-    options = _options(arguments)
     if not arguments.background:
         app.settings = replace(app.settings, drain_timeout=min(DRAIN, app.settings.drain_timeout))
     async with app.open(url_of(arguments), worker=not arguments.background) as runtime:
         if arguments.background:
             check_shareable(runtime.ledger)
         session = await runtime.sessions.create(id=arguments.session or DEFAULT_SESSION)
-        after = (await session.record()).last_seq
-        task = await start(session, options)
+        seq = (await session.record()).last_seq
+        awaited = tuple([(await runtime.tasks.find(each)).id for each in arguments.after])
+        task = await start(session, _options(arguments, awaited))
         if not arguments.background:
-            return await Follower(runtime, task, screen, after).run()
+            return await Follower(runtime, task, screen, seq).run()
         await _leave(task, screen)
         idle_exit = IDLE_EXIT if arguments.idle_exit is None else arguments.idle_exit
         route = (await runtime.tasks.get(task.id)).input.route
@@ -107,7 +107,7 @@ async def _leave(task: TaskHandle, screen: Screen) -> None:
         screen.line(task.id)
 
 
-def _options(arguments: Namespace) -> TaskOptions:
+def _options(arguments: Namespace, after: tuple[str, ...]) -> TaskOptions:
     return TaskOptions(
         idempotency_key=arguments.idempotency_key,
         name=arguments.name,
@@ -116,6 +116,10 @@ def _options(arguments: Namespace) -> TaskOptions:
         wake=arguments.wake,
         priority=arguments.priority,
         delay=arguments.delay,
+        depends_on=after,
+        concurrency_key=arguments.concurrency_key,
+        debounce_key=arguments.debounce_key,
+        debounce_max=arguments.debounce_max,
         max_failures=arguments.max_failures,
         queue_timeout=arguments.queue_timeout,
         run_timeout=arguments.run_timeout,

@@ -8,12 +8,13 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
-from outrider.cli.exits import OK, TIMEOUT, code_of_state
+from outrider.cli.exits import OK, TIMEOUT, UsageError, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen
-from outrider.cli.values import value_of
+from outrider.cli.values import pairs, value_of
 from outrider.core.errors import WaitTimeout
+from outrider.core.ledger import TaskFilter
 from outrider.core.task import State, Task
 
 if TYPE_CHECKING:
@@ -59,11 +60,50 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
 
 
 async def cancel(arguments: Namespace, screen: Screen) -> int:
-    """Cancel a task and the linked children below it; say what became of each."""
+    """Cancel tasks and the linked children below them; say what became of each."""
+    if arguments.all == bool(arguments.tasks):
+        raise UsageError("name the tasks to cancel, or --all of them")
+    narrowed = arguments.session or arguments.kind or arguments.label
+    if narrowed and not arguments.all:
+        raise UsageError("--session, --kind and --label narrow --all")
+    if len(arguments.tasks) != 1:
+        return await _cancel_many(arguments, screen)
+    return await _cancel_one(arguments, screen)
+
+
+async def _cancel_many(arguments: Namespace, screen: Screen) -> int:
+    from outrider.cli.starting import user_name
+
+    if arguments.wait:
+        raise UsageError("--wait waits for one task; for more there is outrider wait")
+    how = {"reason": arguments.reason, "by": user_name(), "include_detached": arguments.include_detached}
+    async with open_runtime(arguments) as runtime:
+        if arguments.all:
+            labels = pairs(arguments.label, "label")
+            wanted = TaskFilter(session_id=arguments.session, kind=arguments.kind, labels=labels)
+            receipt = await runtime.tasks.cancel_many(filter=wanted, **how)
+        else:
+            ids = [(await runtime.tasks.find(name)).id for name in arguments.tasks]
+            receipt = await runtime.tasks.cancel_many(ids, **how)
+    if screen.as_json:
+        screen.record(receipt)
+        return OK
+    for each in receipt.canceled:
+        screen.line(f"{each}  canceled")
+    for each in receipt.requested:
+        screen.line(f"{each}  told to stop")
+    for each in receipt.left:
+        screen.line(f"{each}  left as it is")
+    if not any((receipt.canceled, receipt.requested, receipt.left)):
+        screen.hint("there was nothing to cancel")
+    return OK
+
+
+async def _cancel_one(arguments: Namespace, screen: Screen) -> int:
     from outrider.cli.starting import user_name
 
     async with open_runtime(arguments) as runtime:
-        task = await runtime.tasks.find(arguments.task)
+        task = await runtime.tasks.find(arguments.tasks[0])
         receipt = await runtime.tasks.cancel(
             task.id,
             reason=arguments.reason,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
@@ -21,6 +21,7 @@ from outrider.core.errors import NotFound
 from outrider.core.ledger import News, TaskFilter, Views
 from outrider.core.task import LIVE_STATES, Progress, Task
 from outrider.core.values import Instant
+from outrider.runtime.around import Around
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -237,8 +238,7 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
     ):
         while True:
             tasks = await (everything.look() if target is None else _shown(views, target))
-            served = {route for worker in await views.workers() for route in worker.card.routes}
-            live.update(_tree(tasks, served), refresh=True)
+            live.update(_tree(tasks, await Around.look(views)), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
             await asyncio.sleep(FRAME)
@@ -306,7 +306,7 @@ async def _shown(views: Views, target: Task | str) -> list[Task]:
     return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
-def _tree(tasks: Sequence[Task], served: Collection[str]) -> Tree:
+def _tree(tasks: Sequence[Task], around: Around) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
@@ -315,7 +315,7 @@ def _tree(tasks: Sequence[Task], served: Collection[str]) -> Tree:
     of_session = {task.live.links.child_session_id: task.id for task in tasks if task.live.links.child_session_id}
     for task in tasks:
         parent = task.input.parent_task_id or of_session.get(task.session_id) or ""
-        branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task, served)))
+        branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task, around)))
     return tree
 
 

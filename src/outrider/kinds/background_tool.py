@@ -49,7 +49,13 @@ class BackgroundTool:
 
             check_importable(tool.fn)
         return CheckedSpec(
-            {"tool": name, "arguments": plain}, f"{KIND}:{name}", name, tool.retry, tool.timeouts, tool.result
+            {"tool": name, "arguments": plain},
+            f"{KIND}:{name}",
+            name,
+            tool.retry,
+            tool.timeouts,
+            tool.result,
+            tool.concurrency_key,
         )
 
     async def prepare(self) -> None:

@@ -112,7 +112,7 @@ class TaskContext:
     @property
     def spec(self) -> JSONObject:
         """What the task was asked to do."""
-        return self._attempt.record.input.spec
+        return self._attempt.record.spec
 
     @property
     def cancel_requested(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outrider.core.ledger import Ledger
 from outrider.runtime.handles import TaskHandle
+from outrider.runtime.queue import Queue
 from outrider.runtime.records import WorkerRecord
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
@@ -11,12 +12,13 @@ from outrider.runtime.tasks import Tasks
 
 
 class Runtime:
-    """An open Outrider: `sessions`, `tasks` and `workers` of one store."""
+    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
+        self.queue = Queue(services)
 
     @property
     def ledger(self) -> Ledger:

@@ -12,13 +12,17 @@ from typing import Any
 
 from outrider.core.task import InputRequest, Task, phase_of
 from outrider.core.values import Instant, Span
+from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
 
 
-def task_fields(task: Task, *, heartbeat_at: Instant | None = None, is_served: bool = True) -> dict[str, Any]:
-    """All fields of a task's record but `checkpoint`, which is read off its journal."""
+def task_fields(task: Task, *, heartbeat_at: Instant | None = None, around: Around | None = None) -> dict[str, Any]:
+    """All fields of a task's record but `checkpoint`, which is read off its journal.
+
+    The phase takes in what is `around` it, where that is known.
+    """
     given, core, live, outcome = task.input, task.core, task.live, task.outcome
-    phase = phase_of(task, is_served=is_served)
+    phase = phase_of(task) if around is None else around.phase(task)
     requests = tuple(request_fields(request) for request in core.requests)
     timeouts, retry = given.timeouts, given.retry
     return {
@@ -32,11 +36,12 @@ def task_fields(task: Task, *, heartbeat_at: Instant | None = None, is_served: b
         "display_name": given.display_name,
         "labels": given.labels,
         "origin": given.origin,
-        "spec": given.spec,
+        "spec": task.spec,
         "wake_policy": given.wake_policy,
         "idempotency_key": given.idempotency_key,
-        "priority": given.priority,
+        "priority": task.priority,
         "concurrency_key": given.concurrency_key,
+        "debounce_key": given.debounce_key,
         "depends_on": given.depends_on,
         "detached": given.detached,
         "retry": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
@@ -156,6 +157,31 @@ class Lifecycle:
                     raise AssertionError(f"a transition cannot be {verdict}")
                 case _:
                     assert_never(verdict)
+
+    async def move_many(self, tasks: Sequence[Task], event: Event) -> list[Task]:
+        """Apply one event to many tasks, in one commit where nobody is first; those that refuse it stay as they are.
+
+        Returns the records as they then stand, in the same order; a task that is gone is left out.
+        """
+        changes: dict[str, Change] = {}
+        found = {task.id: task for task in tasks}
+        for task in found.values():
+            with suppress(OutriderError):
+                change = self._decide(task, event, None, ())
+                if change is not None:
+                    changes[task.id] = change
+        for verdict, task_id in zip(await self._ledger.commit(list(changes.values())), changes, strict=True):
+            match verdict:
+                case Committed():
+                    _log_move(verdict.task, type(event).__name__)
+                    found[task_id] = verdict.task
+                case Stale(current=Task() as current):
+                    found[task_id] = current
+                    with suppress(OutriderError):
+                        found[task_id] = await self.move(current, event)
+                case _:
+                    del found[task_id]
+        return list(found.values())
 
     async def apply_follow_ups(self, limit: int = 200, task_ids: Sequence[str] | None = None) -> int:
         """Apply follow-ups that wait; return how many there were. Safe to run in many processes at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.session import Session
@@ -26,8 +26,10 @@ Length = timedelta | float
 class TaskOptions:
     """How a task is to be treated. Lengths of time are timedeltas or seconds.
 
-    `id` and `idempotency_key` make creation idempotent. `delay` or `start_at` hold the task back. `max_failures`
-    and the `*_timeout`s left at None take the tool's own, then the defaults.
+    `id` and `idempotency_key` make creation idempotent. `delay` or `start_at` hold the task back. `concurrency_key`
+    names the limit under which it runs (see `Queue.limit`); while a task with this `debounce_key` has not started,
+    another of its session changes it, and puts it off by its delay, `debounce_max` at most since its creation.
+    `max_failures`, `concurrency_key` and the `*_timeout`s left at None take the tool's own, then the defaults.
     """
 
     id: str | None = None
@@ -37,6 +39,9 @@ class TaskOptions:
     origin: Mapping[str, Any] = field(default_factory=dict)
     wake: WakePolicy = "silent"
     priority: int = 0
+    concurrency_key: str | None = None
+    debounce_key: str | None = None
+    debounce_max: Length | None = None
     delay: Length | None = None
     start_at: datetime | None = None
     depends_on: tuple[str, ...] = ()
@@ -101,6 +106,9 @@ def new_task(
         wake_policy=options.wake,
         idempotency_key=options.idempotency_key,
         priority=options.priority,
+        concurrency_key=options.concurrency_key or checked.concurrency_key,
+        debounce_key=options.debounce_key,
+        debounce_until=_debounce_until(options, now),
         depends_on=tuple(dict.fromkeys(options.depends_on)),
         run_if_dependency_fails=options.run_if_dependency_fails,
         detached=options.detached,
@@ -120,8 +128,7 @@ def _check(options: TaskOptions, limits: Limits) -> None:
     """Refuse what the record could not say."""
     if options.id is not None:
         check_id("task", options.id)
-    if not _is_whole(options.priority) or abs(options.priority) > MOST_PRIORITY:
-        raise InvalidArguments(f"priority is a whole number from -{MOST_PRIORITY} to {MOST_PRIORITY}")
+    check_priority(options.priority)
     for name, value, choices in (
         ("wake", options.wake, get_args(WakePolicy)),
         ("on_open_children", options.on_open_children, get_args(ChildPolicy)),
@@ -130,22 +137,41 @@ def _check(options: TaskOptions, limits: Limits) -> None:
             raise InvalidArguments(f"{name} is one of {', '.join(choices)}, not {value!r:.100}")
     for name, text, longest in (
         ("idempotency_key", options.idempotency_key, limits.name),
+        ("concurrency_key", options.concurrency_key, limits.name),
+        ("debounce_key", options.debounce_key, limits.name),
         ("name", options.name, limits.detail),
     ):
-        if text is not None and not isinstance(text, str):
-            raise InvalidArguments(f"{name} is text")
-        if text is not None and len(text) > longest:
-            raise TooLarge.of(f"{name}, in characters,", len(text), longest)
+        if text is not None:
+            check_name(name, text, longest)
+    if options.debounce_key is not None and options.delay is None and options.start_at is None:
+        raise InvalidArguments("a debounced task needs a delay: how long to wait for what follows")
+    if options.debounce_max is not None and options.debounce_key is None:
+        raise InvalidArguments("debounce_max bounds what a debounce_key puts off, and there is none")
+
+
+def check_name(what: str, text: object, longest: int) -> None:
+    """Raise InvalidArguments for what is no text or none at all, TooLarge for more characters than that."""
+    if not isinstance(text, str) or not text:
+        raise InvalidArguments(f"{what} is text, and not empty")
+    if len(text) > longest:
+        raise TooLarge.of(f"{what}, in characters,", len(text), longest)
+
+
+def check_priority(priority: object) -> None:
+    """Raise InvalidArguments for what is no priority."""
+    if not is_whole(priority) or abs(cast(int, priority)) > MOST_PRIORITY:
+        raise InvalidArguments(f"priority is a whole number from -{MOST_PRIORITY} to {MOST_PRIORITY}")
 
 
 def check_page(limit: int) -> int:
     """Return how many a page is to have. Raises InvalidArguments for what no page has."""
-    if not _is_whole(limit) or not 1 <= limit <= LONGEST_PAGE:
+    if not is_whole(limit) or not 1 <= limit <= LONGEST_PAGE:
         raise InvalidArguments(f"limit is a whole number from 1 to {LONGEST_PAGE:,}")
     return limit
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -169,7 +195,7 @@ def retry_policy(base: Retry, max_failures: int | None, backoff: Length | None, 
     """Return a retry policy, each part left at None taken from `base`."""
     if max_failures is None and backoff is None and backoff_max is None:
         return base
-    if max_failures is not None and not (_is_whole(max_failures) and 1 <= max_failures <= MOST_FAILURES):
+    if max_failures is not None and not (is_whole(max_failures) and 1 <= max_failures <= MOST_FAILURES):
         raise InvalidArguments(f"max_failures is a whole number from 1, which means no retry, to {MOST_FAILURES}")
     return Retry(
         max_failures=base.max_failures if max_failures is None else max_failures,
@@ -210,6 +236,10 @@ def _positive(name: str, length: Length) -> int:
     if value < 0:
         raise InvalidArguments(f"{name} cannot be negative")
     return value
+
+
+def _debounce_until(options: TaskOptions, now: Instant) -> Instant | None:
+    return None if options.debounce_max is None else now + _positive("debounce_max", options.debounce_max)
 
 
 def _not_before(options: TaskOptions, now: Instant) -> Instant | None:

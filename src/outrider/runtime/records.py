@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
-from outrider.core.ledger import FileInfo, InboxRow, Worker
+from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Worker
+from outrider.core.queue import Limit, Pause, Scope, next_return
 from outrider.core.session import Session
 from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
+from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.fields import request_fields, task_fields
 from outrider.runtime.journal import DOUBT
@@ -147,6 +149,7 @@ class TaskRecord(Record):
     idempotency_key: str | None
     priority: int
     concurrency_key: str | None
+    debounce_key: str | None
     depends_on: tuple[str, ...]
     detached: bool
     retry: RetryRecord
@@ -196,10 +199,10 @@ class TaskRecord(Record):
         *,
         heartbeat_at: Instant | None = None,
         checkpoint: CheckpointRecord | None = None,
-        is_served: bool = True,
+        around: Around | None = None,
     ) -> TaskRecord:
         """The public form of a task. What the keywords say is read beside it, where wanted."""
-        plain = task_fields(task, heartbeat_at=heartbeat_at, is_served=is_served)
+        plain = task_fields(task, heartbeat_at=heartbeat_at, around=around)
         return cls(**plain, checkpoint=checkpoint)
 
     @property
@@ -415,6 +418,63 @@ class WorkerRecord(Record):
         )
 
 
+class LimitRecord(Record):
+    """A limit: `concurrency` tasks of a key at once, `rate` starts in any `per` seconds; None for no bound."""
+
+    key: str
+    concurrency: int | None
+    rate: int | None
+    per: float | None
+
+    @classmethod
+    def of(cls, limit: Limit) -> LimitRecord:
+        """The public form of a limit."""
+        per = None if limit.rate is None else limit.span / 1e6
+        return cls(key=limit.key, concurrency=limit.capacity, rate=limit.rate, per=per)
+
+
+class KeyRecord(Record):
+    """A concurrency key in use, with the limit that counts for it.
+
+    `held` tasks run under it and `waiting` were set aside; `started` count against its rate, and `next_start_at` is
+    when that admits more, None unless it holds any back.
+    """
+
+    key: str
+    limit: LimitRecord
+    held: int
+    waiting: int
+    started: int
+    next_start_at: datetime | None
+
+    @classmethod
+    def of(cls, use: KeyUse, limit: Limit, now: Instant) -> KeyRecord:
+        """The public form of what becomes of a key."""
+        return cls(
+            key=use.key,
+            limit=LimitRecord.of(limit),
+            held=use.held,
+            waiting=use.waiting,
+            started=sum(count for _, count in use.spent),
+            next_start_at=_moment(next_return(limit, use.spent, now)) if use.waiting else None,
+        )
+
+
+class PauseRecord(Record):
+    """What is not started. `name` is a kind or the id of a session, and empty where everything is paused."""
+
+    scope: Scope
+    name: str
+    since: datetime
+    by: str | None
+    reason: str | None
+
+    @classmethod
+    def of(cls, pause: Pause) -> PauseRecord:
+        """The public form of a pause."""
+        return cls(scope=pause.scope, name=pause.name, since=as_datetime(pause.at), by=pause.by, reason=pause.reason)
+
+
 class CancelReceipt(Record):
     """What a cancel did: each task of the tree by name, the asked one first.
 
@@ -426,6 +486,14 @@ class CancelReceipt(Record):
     requested: tuple[str, ...]
     left: tuple[str, ...]
     states: Mapping[str, State]
+
+
+class BulkReceipt(Record):
+    """What a bulk cancel did to the tasks that it was asked for, as `CancelReceipt` says it."""
+
+    canceled: tuple[str, ...]
+    requested: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 def error_from(error: TaskError | None) -> ErrorRecord | None:

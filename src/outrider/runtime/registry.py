@@ -62,6 +62,7 @@ class CheckedSpec:
     timeouts: Timeouts | None = None
     shape: Shape | None = None
     """The declared type of the result."""
+    concurrency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Tool:
     requires_approval: bool = False
     retry: Retry | None = None
     timeouts: Timeouts | None = None
+    concurrency_key: str | None = None
     takes_context: bool = False
     is_async: bool = False
     """Whether the function is a coroutine function; others run in a thread."""

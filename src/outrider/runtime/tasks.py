@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from outrider.core.errors import (
@@ -18,10 +18,11 @@ from outrider.core.errors import (
     WaitTimeout,
 )
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
-from outrider.core.ledger import Existing, TaskFilter, Worker
+from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import NewTask, State, Task
-from outrider.core.values import JSON, Instant, evolve
+from outrider.core.task import LIVE_STATES, NewTask, State, Task
+from outrider.core.values import JSON, evolve
+from outrider.runtime.around import Around
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
@@ -29,6 +30,7 @@ from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
 from outrider.runtime.records import (
     AttemptRecord,
+    BulkReceipt,
     CancelReceipt,
     EventRecord,
     InputRequestRecord,
@@ -41,6 +43,12 @@ from outrider.runtime.records import (
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader, read_output
+
+AHEAD = 100
+"""How many of the tasks that somebody waits for are looked at each time."""
+
+BATCH = 500
+"""How many tasks are moved in one transaction."""
 
 
 class Tasks:
@@ -137,11 +145,10 @@ class Tasks:
         views = self._services.views
         steps = await views.steps(task_id, values=False)
         beat = await views.active_at(task_id)
-        workers = () if task.is_terminal else await views.workers()
-        if (beaten := _beat_of(task, workers)) is not None:
+        around = None if task.is_terminal else await Around.look(views)
+        if around is not None and (beaten := around.beat(task)) is not None:
             beat = max(beaten, beat or 0)
-        checkpoint = checkpoint_of(task, steps)
-        return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint, is_served=is_served(task, workers))
+        return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint_of(task, steps), around=around)
 
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
         """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
@@ -152,11 +159,8 @@ class Tasks:
         wanted = filter or _filter_of(given)
         check_page(wanted.limit)
         found = await self._services.views.list_tasks(wanted)
-        workers = await self._services.views.workers()
-        return [
-            TaskRecord.of(task, heartbeat_at=_beat_of(task, workers), is_served=is_served(task, workers))
-            for task in found
-        ]
+        around = await Around.look(self._services.views)
+        return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
         """Return a task's attempts, the open one last."""
@@ -275,8 +279,12 @@ class Tasks:
         again = evolve(
             old.input,
             created_at=self._services.clock.now(),
+            spec=old.spec,
+            priority=old.priority,
             retry_of=old.id,
             idempotency_key=None,
+            debounce_key=None,
+            debounce_until=None,
             depends_on=(),
             parent_task_id=None,
         )
@@ -328,6 +336,59 @@ class Tasks:
             states={each: records[each].core.state for each in ids},
         )
 
+    async def cancel_many(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: TaskFilter | None = None,
+        reason: str | None = None,
+        by: str | None = None,
+        include_detached: bool = False,
+    ) -> BulkReceipt:
+        """Cancel many tasks, those of these ids or all live ones that pass a filter, and the linked children below.
+
+        In batches, each one transaction; the children hear of it right after. Of the filter, states, `after` and
+        `limit` are ignored. An id that nothing has is left out. Raises InvalidArguments unless either ids or a filter
+        are given.
+        """
+        if (ids is None) == (filter is None):
+            raise InvalidArguments("name the tasks to cancel by ids or by a filter, not both")
+        limits = self._services.settings.limits
+        check_size("the reason of a cancel, with who cancels,", (reason, by), limits.message)
+        event = CancelRequested(by, reason, include_detached)
+        canceled, requested, left = builtins.list[str](), builtins.list[str](), builtins.list[str]()
+        async for batch in self._batches(ids, filter):
+            done = {task.id for task in batch if task.is_terminal}
+            live = [task for task in batch if not task.is_terminal]
+            for task in await self._services.lifecycle.move_many(live, event):
+                if task.state is State.CANCELED:
+                    canceled.append(task.id)
+                elif task.core.cancel_requested_at is not None and not task.is_terminal:
+                    requested.append(task.id)
+                else:
+                    left.append(task.id)
+            left.extend(sorted(done))
+        while await self._services.lifecycle.apply_follow_ups():
+            pass
+        return BulkReceipt(canceled=tuple(canceled), requested=tuple(requested), left=tuple(left))
+
+    async def _batches(self, ids: Sequence[str] | None, filter: TaskFilter | None) -> AsyncIterator[Sequence[Task]]:
+        views = self._services.views
+        if ids is not None:
+            for start in range(0, len(ids), BATCH):
+                yield await views.tasks(builtins.list(dict.fromkeys(ids[start : start + BATCH])))
+            return
+        assert filter is not None
+        after: str | None = None
+        while True:  # by id, oldest first, so that what is canceled on the way moves no page
+            page = replace(filter, states=tuple(sorted(LIVE_STATES)), after=after, limit=BATCH, newest_first=False)
+            batch = await views.list_tasks(page)
+            if batch:
+                yield batch
+            if len(batch) < BATCH:
+                return
+            after = batch[-1].id
+
     async def _cancel_below(self, task_id: str, include_detached: bool) -> tuple[builtins.list[str], set[str]]:
         """Apply the follow-ups of a cancel level by level; return the descendants, and those that had ended."""
         found: builtins.list[str] = []
@@ -358,19 +419,36 @@ class Tasks:
         """Wait until all of these tasks have ended, or one, with `any`; with `on_question`, a pending question
         counts as well. Raises NotFound, and WaitTimeout when the time is over.
         """
+
+        def is_ready(task: Task) -> bool:
+            return task.is_terminal or (on_question and bool(task.core.requests))
+
         until = None if timeout is None else self._services.clock.now() + span(timeout)
         with self._services.signals.listen(task_ids) as bell:
+            found = fresh = await self._look(task_ids)
             while True:
-                found = await self._look(task_ids)
-                ready = sum(task.is_terminal or (on_question and bool(task.core.requests)) for task in found.values())
-                if ready == len(found) or (any and ready):
+                open_ones = [task_id for task_id, task in found.items() if not is_ready(task)]
+                if not open_ones and on_question:  # what asked before may have been answered since
+                    found |= await self._look([task_id for task_id, task in found.items() if not task.is_terminal])
+                    open_ones = [task_id for task_id, task in found.items() if not is_ready(task)]
+                if not open_ones or (any and len(open_ones) < len(found)):
                     return [found[task_id] for task_id in task_ids]
                 if until is not None and self._services.clock.now() >= until:
-                    open_ones = [task.id for task in found.values() if not task.is_terminal]
-                    raise WaitTimeout(f"still going on: {', '.join(open_ones)}", details={"open": open_ones})
-                await bell.wait(until)
+                    raise await self._wait_timeout(open_ones)
+                if not builtins.any(map(is_ready, fresh.values())):  # else those behind them may have ended too
+                    await bell.wait(until)
+                # For all of them to have ended the first must have: the others are not looked at before.
+                fresh = await self._look(open_ones if any else open_ones[:AHEAD])
+                found |= fresh
+
+    async def _wait_timeout(self, task_ids: Sequence[str]) -> WaitTimeout:
+        found = await self._look(task_ids)
+        open_ones = [task_id for task_id, task in found.items() if not task.is_terminal]
+        return WaitTimeout(f"still going on: {', '.join(open_ones)}", details={"open": open_ones})
 
     async def _look(self, task_ids: Sequence[str]) -> dict[str, Task]:
+        if not task_ids:
+            return {}
         if len(task_ids) == 1:
             tasks: Sequence[Task | None] = [await self._services.glance.task(task_ids[0])]
         else:
@@ -420,16 +498,6 @@ class Tasks:
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
         return read_output(self._services, task_id, start, follow=follow)
-
-
-def is_served(task: Task, workers: Sequence[Worker]) -> bool:
-    """Whether one of these workers serves the route of a task."""
-    return any(task.input.route in worker.card.routes for worker in workers)
-
-
-def _beat_of(task: Task, workers: Sequence[Worker]) -> Instant | None:
-    """When the worker that holds a task last showed that it lives."""
-    return next((worker.beat_at for worker in workers if worker.card.id == task.core.worker_id), None)
 
 
 def _filter_of(given: Mapping[str, Any]) -> TaskFilter:

@@ -486,7 +486,9 @@ class MemoryLedger:
             self._watch(row, awaited, news)
         news.of(row.task)
         news.moved.add(row.task.id)
-        news.ready = news.ready or row.task.core.readiness in ("timed", "ready")
+        core, key = row.task.core, row.task.input.concurrency_key
+        leaves_place = key is not None and not core.is_held
+        news.ready = news.ready or core.readiness in ("timed", "ready") or leaves_place
         deadlines = [each for each in (news.deadline_at, row.task.core.next_deadline_at) if each is not None]
         news.deadline_at = min(deadlines, default=None)
         return Committed(row.task)
