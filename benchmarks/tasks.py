@@ -77,8 +77,8 @@ class Crowd:
         return None if self.counts is None else self.counts[name] / len(self.tasks)
 
 
-async def run_crowd(outrider: Runtime, count: int, *, alone: bool = True) -> Crowd:
-    """Submit `count` tasks from 64 callers and wait until the last has ended."""
+async def run_crowd(outrider: Runtime, count: int, *, alone: bool = True, left: int = 0) -> Crowd:
+    """Submit `count` tasks from 64 callers and wait until the last has ended, and only `left` others live."""
     sessions = [await outrider.sessions.create() for _ in range(1 + SESSIONS)]
     submitted: dict[int, TaskHandle] = {}
     numbers = iter(range(count))
@@ -91,7 +91,7 @@ async def run_crowd(outrider: Runtime, count: int, *, alone: bool = True) -> Cro
 
     async def all_ended() -> bool:
         # While it can be seen for nothing that work is left, the store is not asked.
-        return (not alone or len(work.ran) == count) and await _count_live(outrider) == 0
+        return (not alone or len(work.ran) == count) and await _count_live(outrider) == left
 
     last_commit = 0.0
 

@@ -56,6 +56,28 @@ async def inquire(task: TaskContext, questions: int) -> list[int]:
 
 
 @app.tool(effects="idempotent")
+async def inquire_when(task: TaskContext) -> tuple[int, int]:
+    """Ask a question; return the answer, and the moment at which the next line ran."""
+    answer = await task.ask("go on?", int)
+    return answer, time.monotonic_ns()
+
+
+inside_now = most_inside = 0
+
+
+@app.tool(effects="idempotent")
+async def inside(value: int) -> int:
+    """Return the argument, and count how many of these run at once in this process."""
+    global inside_now, most_inside
+    inside_now += 1
+    most_inside = max(most_inside, inside_now)
+    await asyncio.sleep(0)
+    ran[value] += 1
+    inside_now -= 1
+    return value
+
+
+@app.tool(effects="idempotent")
 async def hold(task: TaskContext, value: int, book: str) -> int:
     """Write down that it runs, and stay until the file `BOOK.free` is there."""
     write_down(book, f"{value} {task.attempt} {os.getpid()} {time.monotonic_ns()}")

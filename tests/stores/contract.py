@@ -1798,12 +1798,52 @@ class Queries(Contract):
         (other,) = await scene.views.held_by(WORKER)
         assert other == Beat("task_2", 1, 2)
         assert list(await scene.views.held_by("worker_b")) == [Beat("task_1", 2, 4)]
-        assert sorted(await scene.views.holders()) == sorted([WORKER, "worker_b"])
+        assert await scene.views.holders() == {WORKER: 1, "worker_b": 1}
         await scene.apply("task_2", MessageReceived(scene.message("tmsg_1", "task_2")))
         assert list(await scene.views.held_by(WORKER)) == [Beat("task_2", 1, 3)]
         await scene.succeed("task_2")
         assert list(await scene.views.held_by(WORKER)) == []
-        assert list(await scene.views.holders()) == ["worker_b"]
+        assert await scene.views.holders() == {"worker_b": 1}
+
+    async def test_who_stands_before_a_ready_task_on_its_route_is_counted(self, scene: Scene):
+        await scene.many(3)
+        await scene.create("task_9", priority=5)
+        await scene.create("task_8", route="another", priority=9)
+        assert [await scene.views.ahead(id) for id in ("task_9", "task_0", "task_2", "task_8")] == [0, 1, 3, 0]
+        await scene.claim(limit=1)
+        assert [await scene.views.ahead(id) for id in ("task_9", "task_0", "task_none")] == [None, 0, None]
+
+    async def test_what_waits_and_what_ended_is_told_in_numbers(self, scene: Scene):
+        await scene.create("task_0", kind="subagent", route="subagent", not_before=scene.now + SECOND)
+        for id in ("task_1", "task_2", "task_3"):
+            await scene.create(id, concurrency_key="door", retry=Retry(1))
+        scene.later(2 * SECOND)
+        await scene.claim(routes=[ROUTE])
+        scene.later(3 * SECOND)
+        await scene.succeed("task_1")
+        scene.later(SECOND)
+        await scene.claim(routes=[ROUTE])
+        await scene.apply("task_2", Failed(1, BROKEN))
+        told = await scene.views.statistics(scene.now - SECOND)
+        assert told.states == await scene.views.count_by_state()
+        assert [(each.kind, each.state, each.error_kind, each.count) for each in told.ended] == [
+            ("background_tool", State.FAILED, "exception", 1),
+            ("background_tool", State.SUCCEEDED, None, 1),
+        ]
+        failed, succeeded = told.ended
+        assert (failed.waited, failed.ran) == (6 * SECOND, 0)
+        assert (succeeded.waited, succeeded.waited_most, succeeded.ran_most) == (2 * SECOND, 2 * SECOND, 3 * SECOND)
+        assert sorted((each.route, each.count, each.oldest_due_at) for each in told.waiting) == [
+            (ROUTE, 1, START),
+            ("subagent", 1, START + SECOND),
+        ]
+        assert (await scene.views.statistics(scene.now)).ended == (failed,)
+
+    async def test_a_sound_store_has_no_problems(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.succeed("task_1")
+        assert list(await scene.views.problems()) == []
+        assert list(await scene.views.problems(deep=True)) == []
 
     async def test_overdue_tasks_come_earliest_first(self, scene: Scene):
         for n, seconds in enumerate((3, 1, 2, 9)):

@@ -33,8 +33,8 @@ from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
 from outrider.core.session import NewSession, Session
-from outrider.core.task import Direction, InputRequest, Live, State, Task
-from outrider.core.values import Instant, JSONObject
+from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task
+from outrider.core.values import Instant, JSONObject, Span
 
 # --- what a commit says ------------------------------------------------------------------------------
 
@@ -336,6 +336,53 @@ class TaskFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many tasks of a route want a worker: in which readiness, what holds them back, and since when the oldest."""
+
+    route: str
+    readiness: Readiness
+    blocked_by: str | None
+    count: int
+    oldest_due_at: Instant | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How many tasks of a kind ended in one way, and how long they took on average and at most.
+
+    `waited` counts from creation to the first start, `ran` from there to the end; None where none was ever started.
+    """
+
+    kind: str
+    state: State
+    error_kind: str | None
+    count: int
+    waited: Span | None
+    waited_most: Span | None
+    ran: Span | None
+    ran_most: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What the database takes on its disk, in bytes. `free` of `size` is kept for what comes; `log` is beside it."""
+
+    size: int
+    free: int
+    log: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What waits now, what ended since a moment, and what all of it takes."""
+
+    states: Mapping[State, int]
+    waiting: tuple[Waiting, ...]
+    ended: tuple[Ended, ...]
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """What a held task's worker needs to notice: the version tells whether there is news."""
 
@@ -397,8 +444,8 @@ class Views(Protocol):
         """What that worker holds now."""
         ...
 
-    async def holders(self) -> Sequence[str]:
-        """The ids of all workers that hold tasks now, registered or not."""
+    async def holders(self) -> Mapping[str, int]:
+        """How many tasks each worker holds now, by its id; those that hold any, registered or not."""
         ...
 
     async def active_at(self, task_id: str) -> Instant | None:
@@ -491,6 +538,21 @@ class Views(Protocol):
 
     async def gates(self) -> Gates:
         """All limits and pauses."""
+        ...
+
+    async def ahead(self, task_id: str) -> int | None:
+        """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
+        ...
+
+    async def statistics(self, since: Instant) -> Statistics:
+        """What waits now, and what ended since a moment. Looks at each of those: for people, not for programs."""
+        ...
+
+    async def problems(self, *, deep: bool = False) -> Sequence[str]:
+        """What is wrong with the database, in words; nothing if it is sound.
+
+        Takes as long as reading all of it; `deep` compares every index with its table and takes longer.
+        """
         ...
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -26,6 +27,7 @@ from outrider.core.ledger import (
     Claims,
     Committed,
     Decide,
+    Ended,
     Existing,
     Fenced,
     FileInfo,
@@ -49,9 +51,12 @@ from outrider.core.ledger import (
     Settled,
     Signal,
     Stale,
+    Statistics,
+    Storage,
     TaskFilter,
     TranscriptRow,
     Verdict,
+    Waiting,
     Worker,
     WorkerCard,
 )
@@ -69,7 +74,7 @@ from outrider.core.queue import (
     starts_left,
 )
 from outrider.core.session import NewSession, Session
-from outrider.core.task import Direction, InputRequest, Live, State, Task
+from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task
 from outrider.core.values import Instant, difference, evolve
 
 
@@ -720,10 +725,10 @@ class MemoryViews:
             Beat(task.id, task.core.attempt, task.core.version) for task in held if task.core.worker_id == worker_id
         ]
 
-    async def holders(self) -> Sequence[str]:
-        """The ids of all workers that hold tasks now, registered or not."""
+    async def holders(self) -> Mapping[str, int]:
+        """How many tasks each worker holds now, by its id; those that hold any, registered or not."""
         held = (self._open().tasks[task_id].task.core.worker_id for task_id in self._tables.held)
-        return sorted({worker_id for worker_id in held if worker_id is not None})
+        return Counter(worker_id for worker_id in held if worker_id is not None)
 
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life of the task's current attempt."""
@@ -854,6 +859,41 @@ class MemoryViews:
         """All limits and pauses."""
         return self._open().gates
 
+    async def ahead(self, task_id: str) -> int | None:
+        """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
+        own = self._task(task_id)
+        if own is None or own.task.core.readiness != "ready":
+            return None
+        rows = (row for row in self._tables.tasks.values() if row.task.core.readiness == "ready")
+        route, place = own.task.input.route, (own.rank, own.number)
+        return sum(row.task.input.route == route and (row.rank, row.number) < place for row in rows)
+
+    async def statistics(self, since: Instant) -> Statistics:
+        """What waits now, and what ended since a moment."""
+        tasks = [row.task for row in self._open().tasks.values()]
+        waiting: dict[tuple[str, Readiness, str | None], list[Task]] = {}
+        ended: dict[tuple[str, State, str | None], list[Task]] = {}
+        for task in tasks:
+            core, error = task.core, task.outcome.error
+            if core.readiness is not None:
+                waiting.setdefault((task.input.route, core.readiness, core.blocked_by), []).append(task)
+            if core.finished_at is not None and core.finished_at >= since:
+                ended.setdefault((task.input.kind, core.state, None if error is None else error.kind), []).append(task)
+        return Statistics(
+            await self.count_by_state(),
+            tuple(
+                Waiting(*key, len(those), min((task.core.due_at for task in those if task.core.due_at), default=None))
+                for key, those in sorted(waiting.items(), key=str)
+            ),
+            tuple(_ended(*key, those) for key, those in sorted(ended.items(), key=str)),
+            Storage(0, 0, 0),
+        )
+
+    async def problems(self, *, deep: bool = False) -> Sequence[str]:
+        """What is wrong with the tables: nothing, in memory."""
+        self._open()
+        return ()
+
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
         tasks = [row.task for row in self._open().tasks.values()]
@@ -887,6 +927,25 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _ended(kind: str, state: State, error_kind: str | None, tasks: Sequence[Task]) -> Ended:
+    spans = [
+        (task.core.started_at - task.input.created_at, (task.core.finished_at or 0) - task.core.started_at)
+        for task in tasks
+        if task.core.started_at is not None
+    ]
+    waited, ran = [wait for wait, _ in spans], [run for _, run in spans]
+    return Ended(
+        kind,
+        state,
+        error_kind,
+        len(tasks),
+        sum(waited) // len(spans) if spans else None,
+        max(waited, default=None),
+        sum(ran) // len(spans) if spans else None,
+        max(ran, default=None),
+    )
 
 
 def _has_come(task: Task, now: Instant) -> bool:

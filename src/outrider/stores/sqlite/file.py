@@ -95,6 +95,13 @@ class DatabaseFile:
             connection.execute("pragma query_only = on")
         return connection
 
+    def log_size(self) -> int:
+        """How many bytes of what was committed stand beside the database, in the WAL."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the lock beside the database: no other process of ours writes meanwhile."""

@@ -55,6 +55,11 @@ class Statements:
         text = self._run(name, parameters).fetchone()[0]
         return [] if text is None else decode(text)
 
+    def texts(self, name: str) -> list[str]:
+        """The first column of every row of a query, as it is."""
+        self.count += 1
+        return [row[0] for row in self._run(name, ()).fetchall()]
+
     def filtered(self, name: str, conditions: str, direction: str, *parameters: Any) -> list[Any]:
         """Like `array`, of a query with conditions to fill in. They are never made of a caller's words."""
         self.count += 1

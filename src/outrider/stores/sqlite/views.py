@@ -18,6 +18,7 @@ from outrider.core.errors import StoreLocked
 from outrider.core.events import Message, Step
 from outrider.core.ledger import (
     Beat,
+    Ended,
     FileInfo,
     InboxRow,
     KeyUse,
@@ -26,8 +27,11 @@ from outrider.core.ledger import (
     Output,
     OutputRow,
     PendingFollowUp,
+    Statistics,
+    Storage,
     TaskFilter,
     TranscriptRow,
+    Waiting,
     Worker,
 )
 from outrider.core.queue import Gates
@@ -102,9 +106,9 @@ class SqliteViews:
         """What that worker holds now."""
         return await self._short(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
 
-    async def holders(self) -> Sequence[str]:
-        """The ids of all workers that hold tasks now, registered or not."""
-        return await self._short(lambda read: cast("list[str]", read.array("holders")))
+    async def holders(self) -> Mapping[str, int]:
+        """How many tasks each worker holds now, by its id; those that hold any, registered or not."""
+        return await self._short(lambda read: dict(read.array("holders")))
 
     async def active_at(self, task_id: str) -> Instant | None:
         """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
@@ -186,6 +190,37 @@ class SqliteViews:
     async def gates(self) -> Gates:
         """All limits and pauses."""
         return await self._short(lambda read: gates_of(*read.array("gates")))
+
+    async def ahead(self, task_id: str) -> int | None:
+        """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
+        row = await self._later(lambda read: read.row("ahead", task_id))
+        return None if row is None else cast(int, row[0])
+
+    async def statistics(self, since: Instant) -> Statistics:
+        """What waits now, and what ended since a moment. Looks at each of those: for people, not for programs."""
+
+        def read_all(read: Statements) -> Statistics:
+            states = {STATES[state]: count for state, count in read.array("counts")}
+            waiting = tuple(Waiting(*row) for row in read.array("waiting"))
+            ended = tuple(
+                Ended(kind, STATES[state], *rest) for kind, state, *rest in read.array("ended_by_kind", since)
+            )
+            pages, free, page = read.row("storage")
+            return Statistics(states, waiting, ended, Storage(pages * page, free * page, self._file.log_size()))
+
+        return await self._later(read_all)
+
+    async def problems(self, *, deep: bool = False) -> Sequence[str]:
+        """What is wrong with the database, in words; nothing if it is sound."""
+
+        def read_all(read: Statements) -> list[str]:
+            found = read.texts("integrity" if deep else "quick_integrity")
+            wrong = [] if found == ["ok"] else found
+            for state, count, there in read.array("miscounted"):
+                wrong.append(f"the count of {state} tasks is {count}, and there are {there}")
+            return wrong
+
+        return await self._later(read_all)
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""

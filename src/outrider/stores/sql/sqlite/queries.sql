@@ -410,7 +410,8 @@ where t.parent_task_id = ?;
 select json_group_array(json_array(id, attempt, version)) from tasks where worker_id = ?;
 
 -- holders --
-select json_group_array(worker_id) from (select distinct worker_id from tasks where worker_id is not null);
+select json_group_array(json_array(worker_id, held))
+from (select worker_id, count(*) as held from tasks where worker_id is not null group by worker_id);
 
 -- active_at --
 select active_at from tasks where id = ? and active_attempt = attempt;
@@ -608,3 +609,59 @@ select json_group_array(json_array(
     (select json(spent) from rates where key = value)
 ))
 from (select value from json_each(?) order by value);
+
+
+-- === for people: these look at everything that they tell of ===
+
+-- ahead --
+-- How many ready tasks of its route stand before a ready one.
+select (
+    select count(*)
+    from tasks before
+    where
+        before.route = own.route
+        and before.readiness = 'ready'
+        and before.rank <= own.rank
+        and (before.rank < own.rank or before.number < own.number)
+)
+from tasks own
+where own.id = ? and own.readiness = 'ready';
+
+-- waiting --
+-- What wants a worker, by route and by what holds it back.
+select json_group_array(json_array(route, readiness, blocked_by, waiting, oldest))
+from (
+    select route, readiness, blocked_by, count(*) as waiting, min(due_at) as oldest
+    from tasks
+    where readiness is not null
+    group by route, readiness, blocked_by
+    order by route, readiness, blocked_by
+);
+
+-- ended_by_kind --
+-- What ended since a moment, by kind and by how it ended.
+select json_group_array(json_array(kind, state, error, ended, waited, waited_most, ran, ran_most))
+from (
+    select
+        kind, state, outcome ->> '$.error.kind' as error, count(*) as ended,
+        cast(avg(started_at - created_at) as integer) as waited, max(started_at - created_at) as waited_most,
+        cast(avg(finished_at - started_at) as integer) as ran, max(finished_at - started_at) as ran_most
+    from tasks
+    where finished_at >= ?
+    group by kind, state, error
+    order by kind, state, error
+);
+
+-- storage --
+select page_count, freelist_count, page_size from pragma_page_count, pragma_freelist_count, pragma_page_size;
+
+-- quick_integrity --
+pragma quick_check(20);
+
+-- integrity --
+pragma integrity_check(20);
+
+-- miscounted --
+select json_group_array(json_array(c.state, c.tasks, found))
+from (select state, tasks, (select count(*) from tasks t where t.state = counts.state) as found from counts) c
+where c.tasks <> c.found;
