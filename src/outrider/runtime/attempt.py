@@ -41,6 +41,7 @@ from outrider.runtime.clock import Alarm, Bell, span
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.journal import Branch, Journal, has_handled
 from outrider.runtime.schemas import mismatch
+from outrider.runtime.telemetry import NO_SPAN, AttemptSpan
 
 if TYPE_CHECKING:
     from outrider.runtime.services import Services
@@ -111,6 +112,7 @@ class Attempt:
         self.threads = 0
         """How many threads, or processes, run its code now."""
         self.runner: asyncio.Task[None] | None = None
+        self.span: AttemptSpan = NO_SPAN
         self.has_parted = False
         """Whether its code was told to give the worker back, by `Parked`."""
         self._on_news = on_news

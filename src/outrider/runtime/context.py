@@ -236,7 +236,8 @@ class TaskContext:
             scope = Scope(position.name + INSIDE, parks=effects != "once")
             token = SCOPE.set(scope)
             try:
-                value, was_cancelled = await self._call(fn, args, kwargs)
+                with self._services.telemetry.step(self._attempt.record, position.name):
+                    value, was_cancelled = await self._call(fn, args, kwargs)
             finally:
                 SCOPE.reset(token)
                 self._attempt.leave(scope)
@@ -1063,7 +1064,8 @@ class SyncTaskContext:
                 kwargs.setdefault("idempotency_key", f"{self._task.id}:{position.name}")
             token = SCOPE.set(scope)
             try:
-                value = fn(*args, **kwargs)
+                with self._task._services.telemetry.step(self._task._attempt.record, position.name):
+                    value = fn(*args, **kwargs)
             finally:
                 SCOPE.reset(token)
             return cast(T, self._wait_for(self._task.finish_typed(position, value, shape)))

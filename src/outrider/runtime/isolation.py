@@ -29,11 +29,12 @@ from outrider.core.values import SECOND
 from outrider.runtime.attempt import Scope
 from outrider.runtime.codec import Shape, decode, encode, jsonable
 from outrider.runtime.context import SCOPE, TaskContext
-from outrider.runtime.failures import Told
+from outrider.runtime.failures import Told, revive
 from outrider.runtime.frames import Frame, error_form, error_from, pack, read_frame
 from outrider.runtime.isolated import KILL, TERM
 from outrider.runtime.journal import FAILED, INSIDE, Branch, Position
 from outrider.runtime.log import LOGGER
+from outrider.runtime.telemetry import StepSpan
 
 if TYPE_CHECKING:
     from outrider.runtime.attempt import Attempt
@@ -305,6 +306,7 @@ class _OpenStep:
     scope: Scope
     branch: Branch
     open: ExitStack
+    span: StepSpan
 
 
 class _Expected(Shape):
@@ -428,6 +430,7 @@ class _Service:
         for call in self._calls.values():
             call.cancel()
         for step in self._steps.values():
+            step.span.end(asyncio.CancelledError())
             step.open.close()
         self._steps.clear()
 
@@ -531,17 +534,20 @@ class _Service:
                 return {"value": decode(begun), "is_done": True}
             scope = Scope(position.name + INSIDE, parks=effects != "once")
             step.callback(self._attempt.leave, scope)
-            self._steps[number] = _OpenStep(position, scope, task._branch, step.pop_all())
+            span = self._task.services.telemetry.open_step(self._attempt.record, position.name)
+            self._steps[number] = _OpenStep(position, scope, task._branch, step.pop_all(), span)
         return {"is_done": False, "step": number, "key": f"{self._task.id}:{position.name}"}
 
     async def _do_finish(self, task: _Served, _: int, step: int, value: Any) -> None:
         done = self._steps.pop(step)
+        done.span.end()
         with done.open:
             await task.finish_step(done.position, value)
 
     def _abort(self, step: int, told: Any) -> None:
         """A step raised, or was left: the tool may deal with that and go on."""
         left = self._steps.pop(step)
+        left.span.end(asyncio.CancelledError() if told is None else revive(encode(told)))
         if told is not None:
             self._attempt.journal.failed(left.position, left.branch, Told(encode(told)))
         left.open.close()

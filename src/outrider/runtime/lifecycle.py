@@ -6,7 +6,7 @@ its duties. A caller that already holds the newest record passes it and saves th
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, assert_never
@@ -30,7 +30,8 @@ from outrider.core.ledger import (
 from outrider.core.task import NewTask, Task
 from outrider.core.values import evolve
 from outrider.runtime.clock import Clock
-from outrider.runtime.log import LOGGER, log
+from outrider.runtime.log import log_move
+from outrider.runtime.telemetry import Telemetry
 
 
 class Starter(Protocol):
@@ -56,9 +57,10 @@ class Starter(Protocol):
 class Lifecycle:
     """Creates and moves tasks."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, telemetry: Telemetry) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._telemetry = telemetry
         self.starter: Starter | None = None
         """Who may take new tasks at once, if there is a worker here."""
 
@@ -69,12 +71,14 @@ class Lifecycle:
         session, Superseded when the spawning attempt is over.
         """
         now, starter = self._clock.now(), self.starter
+        if not self._telemetry.is_silent:
+            new = [self._telemetry.stamp(each) for each in new]
         claims = [None if starter is None else starter.reserve(each) for each in new]
         changes = [machine.create(each, now, claim) for each, claim in zip(new, claims, strict=True)]
         if steps:
             changes = [evolve(change, steps=steps) for change in changes]
         try:
-            verdicts = await self._ledger.commit(changes)
+            verdicts = await self._commit(changes)
         except BaseException:
             if starter is not None:
                 starter.look_for([change.task.id for change in changes if change.task.core.is_held])
@@ -88,7 +92,8 @@ class Lifecycle:
         while True:
             match verdict:
                 case Committed():
-                    _log_move(verdict.task, "created")
+                    log_move(None, verdict.task, None)
+                    self._telemetry.created(verdict.task)
                     return verdict
                 case Existing():
                     debounced = await self._debounce(new, verdict.task)
@@ -105,7 +110,7 @@ class Lifecycle:
                 case _:
                     assert_never(verdict)
             change = machine.create(new, self._clock.now())
-            (verdict,) = await self._ledger.commit([evolve(change, steps=steps) if steps else change])
+            (verdict,) = await self._commit([evolve(change, steps=steps) if steps else change])
 
     async def _debounce(self, new: NewTask, there: Task) -> Committed | Existing | None:
         """Change the task that stands for this one until it starts; None when it just has.
@@ -139,10 +144,10 @@ class Lifecycle:
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current
-            (verdict,) = await self._ledger.commit([change])
+            (verdict,) = await self._commit([change])
             match verdict:
                 case Committed():
-                    _log_move(verdict.task, type(event).__name__)
+                    self._tell(current, verdict.task, event)
                     return verdict.task
                 case Stale(current=None):
                     raise NotFound.of("task", current.id)
@@ -208,15 +213,29 @@ class Lifecycle:
             if change is not None:
                 changes.append(change)
                 events.append(each)
-        for each, verdict in zip(events, await self._ledger.commit(changes) if changes else (), strict=True):
+        for each, verdict in zip(events, await self._commit(changes) if changes else (), strict=True):
             match verdict:
                 case Committed():
-                    _log_move(verdict.task, type(each.event).__name__)
+                    self._tell(records[each.task_id], verdict.task, each.event)
                     records[each.task_id] = verdict.task
                 case Stale(current=Task() as current):
                     records[each.task_id] = await self.move(current, each.event, settles=each.id)
                 case _:
                     pass
+
+    async def _commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
+        if self._telemetry.is_silent:
+            return await self._ledger.commit(changes)
+        began = time.perf_counter()
+        verdicts = await self._ledger.commit(changes)
+        self._telemetry.committed(time.perf_counter() - began)
+        return verdicts
+
+    def _tell(self, before: Task, after: Task, event: Event) -> None:
+        """Tell of a transition, unless only a follow-up was settled that had no meaning any more."""
+        if after.core.version != before.core.version:
+            log_move(before, after, event)
+            self._telemetry.moved(before, after, event)
 
     def _decide(self, task: Task, event: Event, settles: int | None, steps: tuple[Step, ...]) -> Change | None:
         """The reducer's Change, None when there is nothing to write at all."""
@@ -247,11 +266,3 @@ def _start(starter: Starter, changes: Sequence[Change], verdicts: Sequence[Verdi
                 starter.start(verdict.task)
             else:
                 starter.release()
-
-
-def _log_move(task: Task, event: str) -> None:
-    if LOGGER.isEnabledFor(logging.INFO):
-        core = task.core
-        log.info(
-            "task moved", task=task.id, by=event, state=str(core.state), attempt=core.attempt, version=core.version
-        )

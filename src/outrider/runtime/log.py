@@ -1,18 +1,22 @@
 """The log: structlog over the standard library's logger `outrider`, silent unless the program asks for it.
 
 One line per committed transition, at level INFO. Programs configure `logging` as they always do; the command
-line does it with `--log-level`. structlog is imported by the first line: a command that logs nothing starts
-25 ms sooner.
+line does it with `--log-level`. Each record has its fields as a mapping too, in `record.outrider`, for handlers that
+write JSON. structlog is imported by the first line: a command that logs nothing starts 25 ms sooner.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
+
+    from outrider.core.events import Event
+    from outrider.core.task import Task
 
 LOGGER = logging.getLogger("outrider")
 LOGGER.addHandler(logging.NullHandler())
@@ -28,6 +32,35 @@ class _FirstUse:
 log = cast("BoundLogger", _FirstUse())
 
 
+def log_move(before: Task | None, after: Task, event: Event | None) -> None:
+    """Log a transition that was committed; neither `before` nor `event` where the task was made."""
+    if not LOGGER.isEnabledFor(logging.INFO):
+        return
+    from outrider.runtime.telemetry import trace_id
+
+    given, core = after.input, after.core
+    fields: dict[str, Any] = {
+        "task": after.id,
+        "session": given.session_id,
+        "kind": given.kind,
+        "name": given.display_name,
+        "by": "Created" if event is None else type(event).__name__,
+        "from": None if before is None else str(before.state),
+        "to": str(core.state),
+        "attempt": core.attempt,
+        "version": core.version,
+    }
+    worker = core.worker_id or (None if before is None else before.core.worker_id)
+    error = getattr(event, "error", None) or (after.outcome.error if after.is_terminal else None)
+    more = {
+        "worker": worker,
+        "error": None if error is None else error.kind,
+        "reason": getattr(event, "reason", None) if error is None else error.message,
+        "trace": trace_id(after),
+    }
+    log.info("task moved", **fields, **{name: value for name, value in more.items() if value is not None})
+
+
 @cache
 def _logger() -> BoundLogger:
     import structlog
@@ -39,7 +72,13 @@ def _logger() -> BoundLogger:
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
             structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["event", "task"]),
+            _rendered,
         ],
     )
     return logger
+
+
+def _rendered(_: object, __: str, fields: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
+    """The text of a line, with its fields beside it. In the text each value is quoted, so none can pass for another."""
+    text = " ".join(f"{name}={fields[name]!r}" for name in ("event", *(each for each in fields if each != "event")))
+    return (text,), {"extra": {"outrider": dict(fields)}}

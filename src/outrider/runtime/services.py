@@ -10,6 +10,7 @@ from outrider.runtime.glance import Glance
 from outrider.runtime.lifecycle import Lifecycle
 from outrider.runtime.registry import Registry
 from outrider.runtime.signals import Signals
+from outrider.runtime.telemetry import Telemetry, telemetry
 from outrider.settings import WorkerSettings
 
 
@@ -24,6 +25,7 @@ class Services:
     glance: Glance
     registry: Registry
     settings: WorkerSettings
+    telemetry: Telemetry
 
     @property
     def views(self) -> Views:
@@ -33,6 +35,14 @@ class Services:
     @classmethod
     def over(cls, ledger: Ledger, clock: Clock, registry: Registry, settings: WorkerSettings) -> Services:
         """Put the collaborators together over one store."""
+        told = telemetry()
         return cls(
-            ledger, clock, Lifecycle(ledger, clock), Signals(ledger, clock), Glance(ledger.views), registry, settings
+            ledger,
+            clock,
+            Lifecycle(ledger, clock, told),
+            Signals(ledger, clock),
+            Glance(ledger.views),
+            registry,
+            settings,
+            told,
         )

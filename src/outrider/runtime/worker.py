@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.core import machine
+from outrider.core.change import Change
 from outrider.core.errors import Conflict, NotFound, OutriderError, Parked, StoreError, Superseded
 from outrider.core.events import Claimed, DeadlinePassed, Failed, HolderEvent, Released
 from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
@@ -29,9 +30,10 @@ from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
-from outrider.runtime.log import log
+from outrider.runtime.log import log, log_move
 from outrider.runtime.recovery import Recovery, has_journaled, lock_path
 from outrider.runtime.services import Services
+from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
 from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
 
@@ -142,6 +144,8 @@ class Worker:
         try:
             lease = await self._present_itself(lock)
             helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
+            if not self._services.telemetry.is_silent:
+                helpers.append(loop.create_task(self._count()))
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
             self._services.lifecycle.starter = self
@@ -253,10 +257,18 @@ class Worker:
         self._has_news = False
         self.claims_in_flight += 1
         try:
-            taking = self._services.ledger.claim(claim, lambda task: machine.apply(task, event, now))
+            due: dict[str, Task] = {}
+
+            def decide(task: Task) -> Change:
+                due[task.id] = task
+                return machine.apply(task, event, now)
+
+            taking = self._services.ledger.claim(claim, decide)
             self._claiming = self._loop.create_task(taking)
             claims = await asyncio.shield(self._claiming)
             for task in claims.tasks:
+                log_move(due[task.id], task, event)
+                self._services.telemetry.claimed(task, now - (due[task.id].core.due_at or now))
                 self._start(task)
         finally:
             self.claims_in_flight -= 1
@@ -274,6 +286,7 @@ class Worker:
     async def _hold(self, attempt: Attempt) -> None:
         """Open the attempt, perform it, unwind what it left running, settle it."""
         CURRENT.set(attempt)
+        attempt.span = self._services.telemetry.attempt(attempt.record)
         try:
             event = await self._perform(attempt)
             attempt.is_closed = True
@@ -287,6 +300,7 @@ class Worker:
             if not attempt.is_left:
                 await self._settle(attempt, event)
         finally:
+            attempt.span.end()
             self._let_go(attempt)
 
     async def _perform(self, attempt: Attempt) -> HolderEvent:
@@ -325,7 +339,7 @@ class Worker:
             try:
                 if attempt.has_output:
                     await self._voice.print([attempt])
-                await self._services.lifecycle.move(attempt.record, event)
+                attempt.span.settled(event, await self._services.lifecycle.move(attempt.record, event))
                 return
             except Superseded:
                 return
@@ -399,6 +413,7 @@ class Worker:
         if self._has_gone:
             log.error("a task was claimed for a worker that has gone; others will find it", task=task.id)
             return
+        self._services.telemetry.claimed(task, 0)
         self._start(task)
 
     def release(self) -> None:
@@ -513,6 +528,18 @@ class Worker:
                 log.error("recovery failed; trying again", reason=str(error))
             await asyncio.sleep(self._services.settings.recovery_interval)
 
+    async def _count(self) -> None:
+        """Keep what the gauges show up to date."""
+        counted = Counted(lambda: len(self._held))
+        stop = self._services.telemetry.watch(counted)
+        try:
+            while True:
+                with suppress(StoreError):  # not known; the next look will tell
+                    counted.by_state = await self._services.views.count_by_state()
+                await asyncio.sleep(COUNT_INTERVAL)
+        finally:
+            stop()
+
     # --- the end -------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
@@ -548,6 +575,7 @@ class Worker:
 
     def _on_lost(self) -> None:
         log.error("this worker counts as lost; its work goes on elsewhere", worker=self.id)
+        self._services.telemetry.lease_lost()
         self._is_lost = True
         self._stop_starting()
         for attempt in list(self._held.values()):

@@ -6,6 +6,7 @@ an agent is one `Attempt`; the task's journal gets in through `Durability`, whic
 """
 
 import pydantic_ai
+from pydantic_ai.durable_exec import replay_scope
 
 from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun
 from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, ungrouped
@@ -25,7 +26,8 @@ class PydanticAI:
         """See `Engine.run`."""
         attempt = Attempt(brief, run)
         try:
-            return await attempt.drive()
+            with replay_scope():  # what the engine's spans and metrics tell of, they tell once
+                return await attempt.drive()
         except BaseException as error:
             plain = ungrouped(error)
             told = attempt.explain(plain)

@@ -15,8 +15,10 @@ from decimal import Decimal
 from typing import Any, Literal, cast
 
 from pydantic_ai import Agent, StructuredDict
-from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.agent import AbstractAgent, WrapperAgent
 from pydantic_ai.agent import AgentRun as EngineRun
+from pydantic_ai.capabilities import AbstractCapability, Instrumentation
+from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import (
     FallbackExceptionGroup,
     ModelAPIError,
@@ -30,6 +32,7 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, ModelResponse, ToolCallPart
 from pydantic_ai.models import Model
+from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests, ToolApproved, ToolDenied
 from pydantic_ai.usage import RunUsage, UsageLimits
@@ -51,6 +54,7 @@ from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
+from outrider.runtime.telemetry import telemetry
 
 CORRECTIONS = 3
 """How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
@@ -115,9 +119,11 @@ class Attempt:
         """Journal `body` under a key of the open iteration that no finished or running step has."""
         claimed = self._claim(f"{self.number}/{key}")
         failure: Exception | None = None
+        has_run = False
 
         async def fn() -> JSON:
-            nonlocal failure
+            nonlocal failure, has_run
+            has_run = True
             try:
                 return await body()
             except Exception as error:
@@ -132,6 +138,8 @@ class Attempt:
             if error is failure:
                 raise
             raise RuntimeFault(error) from error
+        finally:
+            record_durable_unit(executed=has_run)  # so that no span tells again of what an earlier attempt did
 
     async def open_iteration(self, request: ModelMessage, usage: RunUsage) -> None:
         """Close the iteration before, with this request as its last message; or note the request that is the first."""
@@ -249,9 +257,10 @@ class Attempt:
                 usage_limits=UsageLimits(request_limit=None),
                 toolsets=[GivenTools(brief.tools, corrections=CORRECTIONS)],
                 capabilities=[
+                    *_instrumentation(agent),
                     Durability(
                         self, name=agent.name or "agent", models={"chosen": model} if model is not None else None
-                    )
+                    ),
                 ],
                 infer_name=False,
             ) as agent_run,
@@ -431,6 +440,20 @@ def ungrouped(error: BaseException) -> BaseException:
         return 2 if isinstance(leaf, asyncio.CancelledError) else 1 if isinstance(leaf, Exception) else 0
 
     return min((ungrouped(inner) for inner in error.exceptions), key=rank)
+
+
+def _instrumentation(agent: AbstractAgent[Any, Any]) -> list[AbstractCapability[Any]]:
+    """The engine's own spans and metrics, without what is said in them, unless the agent has been told otherwise."""
+    if telemetry().is_silent:
+        return []
+    while isinstance(agent, WrapperAgent):
+        agent = agent.wrapped
+    # There is no public way to ask for what `Agent.instrument_all` was told.
+    if isinstance(agent, Agent) and agent._resolve_instrumentation_settings() is not None:
+        return []
+    return [
+        Instrumentation(settings=InstrumentationSettings(include_content=False, include_model_request_parameters=False))
+    ]
 
 
 def _settings(settings: JSONObject) -> ModelSettings | None:

@@ -1,0 +1,439 @@
+"""Traces and metrics through the OpenTelemetry API, for programs that have set up an SDK; docs/telemetry.md lists them.
+
+An SDK has to be there when the runtime is opened. Without one nothing is imported and nothing is measured: `Telemetry`
+itself is silent, and `_Listening` is what takes its place. No span stays open across processes: a task's own span is
+written when the task has ended, beside those of its attempts and not around them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from outrider.core import events
+from outrider.core.events import Event, HolderEvent
+from outrider.core.task import NewTask, State, Task
+from outrider.core.values import SECOND, Span, evolve
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Span as TraceSpan
+    from opentelemetry.trace import Tracer, TracerProvider
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+NAME = "outrider"
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+"""The keys of a task's `origin` that hold the trace context of whoever made it, in the form of W3C."""
+
+COUNT_INTERVAL = 15.0
+"""Seconds between two looks of a worker at how many tasks there are."""
+
+LONGEST_MESSAGE = 500
+"""Characters of an error's message on a span."""
+
+_FORM = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_ENDINGS: Mapping[type, str] = {
+    events.Succeeded: "succeeded",
+    events.Failed: "failed",
+    events.Parked: "parked",
+    events.Released: "released",
+    events.Stopped: "stopped",
+}
+
+
+def telemetry() -> Telemetry:
+    """What is to be told from now on: nothing, unless the program has set up an SDK by now."""
+    global _latest
+    traces, meters = _provider("trace", "TRACER"), _provider("metrics", "METER")
+    known = _latest
+    if known.traces is not traces or known.meters is not meters:
+        known = _latest = Telemetry() if traces is meters is None else _Listening(traces, meters)
+    return known
+
+
+def _provider(signal: str, variable: str) -> Any:
+    """The SDK's provider; None while there is only what the API brings, which does nothing.
+
+    Whoever set one up has imported the API, or named it in the environment; else there is no need to import it.
+    """
+    if f"opentelemetry.{signal}" not in sys.modules and not os.environ.get(f"OTEL_PYTHON_{variable}_PROVIDER"):
+        return None
+    from opentelemetry import metrics, trace
+
+    provider: object = trace.get_tracer_provider() if signal == "trace" else metrics.get_meter_provider()
+    return None if type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics")) else provider
+
+
+def trace_id(task: Task) -> str | None:
+    """The trace that a task belongs to, in hexadecimal; None where its maker told none and nothing is traced."""
+    told = task.input.origin.get(TRACEPARENT) if task.input.origin else None
+    match = _FORM.fullmatch(told) if isinstance(told, str) else None
+    if match is not None:
+        return match[1]
+    return None if _latest.traces is None else _ids_of(task.id)[0].hex()
+
+
+def _ids_of(task_id: str) -> tuple[bytes, bytes]:
+    """The trace, and the span in it that all spans of a task hang on, where its maker has told none."""
+    ids = blake2b(task_id.encode(), digest_size=24).digest()
+    return ids[:16], ids[16:]
+
+
+@dataclass(eq=False)
+class Counted:
+    """What one worker has for the gauges."""
+
+    held: Callable[[], int]
+    by_state: Mapping[State, int] = field(default_factory=dict)
+
+
+class AttemptSpan:
+    """The span of one attempt; this one is silent."""
+
+    __slots__ = ()
+
+    def settled(self, event: HolderEvent, task: Task) -> None:
+        """Note how the attempt ended, and what became of the task. Without it, the task went on without the attempt."""
+
+    def end(self) -> None:
+        """The attempt is over."""
+
+
+class StepSpan:
+    """The span of a step; this one is silent."""
+
+    __slots__ = ()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The step is over: it returned, raised an Exception, or was left by any other."""
+
+
+NO_SPAN = AttemptSpan()
+_NO_STEP = StepSpan()
+_NO_SCOPE = nullcontext()
+
+
+class Telemetry:
+    """What there is to tell, as calls that do nothing."""
+
+    traces: TracerProvider | None = None
+    meters: MeterProvider | None = None
+    is_silent = True
+
+    def stamp(self, new: NewTask) -> NewTask:
+        """A task about to be made, with the trace context that it is made in, where there is one."""
+        return new
+
+    def created(self, task: Task) -> None:
+        """A task was made."""
+
+    def moved(self, before: Task, after: Task, event: Event) -> None:
+        """A transition was committed."""
+
+    def claimed(self, task: Task, waited: Span) -> None:
+        """A worker of this process took a task that had been due for so long, in microseconds."""
+
+    def committed(self, seconds: float) -> None:
+        """A commit came back after that time."""
+
+    def lease_lost(self) -> None:
+        """A worker of this process could not keep its lease."""
+
+    def watch(self, counted: Counted) -> Callable[[], None]:
+        """Show a worker in the gauges; returns what ends it."""
+        return lambda: None
+
+    def attempt(self, task: Task) -> AttemptSpan:
+        """Begin the span of an attempt and make it the current one, in the context of the calling asyncio task."""
+        return NO_SPAN
+
+    def step(self, task: Task, name: str) -> AbstractContextManager[None]:
+        """A step runs in here, and its span is the current one."""
+        return _NO_SCOPE
+
+    def open_step(self, task: Task, name: str) -> StepSpan:
+        """A step runs from now on, somewhere else: its span is not the current one."""
+        return _NO_STEP
+
+
+_latest = Telemetry()
+
+
+class _Listening(Telemetry):
+    """Tells an SDK. One for each pair of providers, so that instruments are made once."""
+
+    is_silent = False
+
+    def __init__(self, traces: TracerProvider | None, meters: MeterProvider | None) -> None:
+        from opentelemetry import metrics, trace
+
+        from outrider import __version__
+
+        self.traces, self.meters = traces, meters
+        self._tracer: Tracer = trace.get_tracer(NAME, __version__, traces or trace.NoOpTracerProvider())
+        meter = metrics.get_meter(NAME, __version__, meters or metrics.NoOpMeterProvider())
+        self._counted: set[Counted] = set()
+        self._make_instruments(meter)
+
+    def _make_instruments(self, meter: Meter) -> None:
+        self._created = meter.create_counter("outrider.task.created", "{task}", "Tasks made")
+        self._started = meter.create_counter("outrider.task.started", "{task}", "Tasks claimed for the first time")
+        self._ended = meter.create_counter("outrider.task.ended", "{task}", "Tasks ended")
+        self._retried = meter.create_counter("outrider.task.retried", "{attempt}", "Failed attempts to be tried again")
+        self._claims = meter.create_counter("outrider.task.claimed", "{claim}", "Claims, resumptions included")
+        self._recovered = meter.create_counter("outrider.task.recovered", "{task}", "Tasks taken from lost workers")
+        self._leases = meter.create_counter("outrider.lease.lost", "{lease}", "Leases that workers could not keep")
+
+        def durations(name: str, description: str) -> Any:
+            return meter.create_histogram(name, "s", description)
+
+        self._queue = durations("outrider.task.queue.duration", "From due to claimed")
+        self._duration = durations("outrider.task.duration", "From creation to the end of a task")
+        self._run = durations("outrider.attempt.duration", "One attempt, from its claim to its end being written")
+        self._input = durations("outrider.input.duration", "From a question to its answer, expiry or withdrawal")
+        self._step = durations("outrider.step.duration", "One run of a step's function")
+        self._commit = durations("outrider.commit.duration", "A commit, from being handed over to being durable")
+        meter.create_observable_gauge(
+            "outrider.tasks", [self._observe_tasks], "{task}", "Tasks in the store, by state; the same for all workers"
+        )
+        meter.create_observable_gauge(
+            "outrider.worker.held", [self._observe_held], "{task}", "Tasks that the workers of this process hold"
+        )
+
+    # --- the gauges ----------------------------------------------------------------------------------
+
+    def watch(self, counted: Counted) -> Callable[[], None]:
+        self._counted.add(counted)
+        return lambda: self._counted.discard(counted)
+
+    def _observe_tasks(self, _: CallbackOptions) -> Iterator[Observation]:
+        from opentelemetry.metrics import Observation
+
+        latest: dict[State, int] = {}
+        for each in tuple(self._counted):
+            latest.update(each.by_state)
+        for state, count in latest.items():
+            yield Observation(count, {"outrider.task.state": str(state)})
+
+    def _observe_held(self, _: CallbackOptions) -> Iterator[Observation]:
+        from opentelemetry.metrics import Observation
+
+        if workers := tuple(self._counted):
+            yield Observation(sum(each.held() for each in workers))
+
+    # --- transitions ---------------------------------------------------------------------------------
+
+    def stamp(self, new: NewTask) -> NewTask:
+        carrier: dict[str, str] = {}
+        _propagator().inject(carrier)
+        if not carrier:
+            return new
+        # Over what a child has from its parent, whose own maker is not the child's.
+        origin = {key: value for key, value in new.input.origin.items() if key not in (TRACEPARENT, TRACESTATE)}
+        return evolve(new, input=evolve(new.input, origin={**origin, **carrier}))
+
+    def created(self, task: Task) -> None:
+        self._created.add(1, _kind(task))
+        if task.is_terminal:
+            self._end(task)
+
+    def moved(self, before: Task, after: Task, event: Event) -> None:
+        now = after.core.updated_at
+        if before.core.requests:
+            pending = {request.id for request in after.core.requests}
+            for request in before.core.requests:
+                if request.id not in pending:
+                    self._input.record((now - request.created_at) / SECOND, _kind(after))
+        if isinstance(event, events.HolderLost):
+            self._recovered.add(1, _kind(after))
+        elif (failure := _retried(before, after, event)) is not None:
+            self._retried.add(1, {**_kind(after), "error.type": failure})
+        if after.is_terminal and not before.is_terminal:
+            self._end(after)
+
+    def claimed(self, task: Task, waited: Span) -> None:
+        kind = _kind(task)
+        self._claims.add(1, kind)
+        if task.core.attempt == 1:
+            self._started.add(1, kind)
+        self._queue.record(max(0, waited) / SECOND, kind)
+
+    def committed(self, seconds: float) -> None:
+        self._commit.record(seconds)
+
+    def lease_lost(self) -> None:
+        self._leases.add(1)
+
+    def _end(self, task: Task) -> None:
+        from opentelemetry.trace import SpanKind
+
+        given, core, error = task.input, task.core, task.outcome.error
+        end = core.finished_at or core.updated_at
+        how = {**_kind(task), "outrider.task.state": str(core.state)}
+        if error is not None:
+            how["error.type"] = error.kind
+        self._ended.add(1, how)
+        self._duration.record((end - given.created_at) / SECOND, how)
+        span = self._tracer.start_span(
+            "outrider.task",
+            _context_of(task),
+            SpanKind.INTERNAL,
+            {**_told(task), **how, "outrider.task.attempt": core.attempt},
+            start_time=given.created_at * 1000,
+        )
+        if error is not None:
+            _fail(span, error.kind, error.message)
+        span.end(max(end, given.created_at) * 1000)
+
+    # --- running code --------------------------------------------------------------------------------
+
+    def attempt(self, task: Task) -> AttemptSpan:
+        from opentelemetry import context, trace
+
+        span = self._tracer.start_span(
+            "outrider.attempt",
+            _context_of(task),
+            trace.SpanKind.CONSUMER,
+            {
+                **_told(task),
+                "outrider.task.attempt": task.core.attempt,
+                "outrider.worker.id": task.core.worker_id or "",
+            },
+        )
+        # Never detached: it ends with the context of the asyncio task that runs the attempt and nothing else.
+        context.attach(trace.set_span_in_context(span))
+        return _LiveSpan(span, self._run, _kind(task))
+
+    @contextmanager
+    def step(self, task: Task, name: str) -> Iterator[None]:
+        from opentelemetry import trace
+
+        step = self.open_step(task, name)
+        try:
+            with trace.use_span(step.span, record_exception=False, set_status_on_exception=False):
+                yield
+        except BaseException as error:
+            step.end(error)
+            raise
+        step.end()
+
+    def open_step(self, task: Task, name: str) -> _LiveStep:
+        told: dict[str, str | int] = {
+            "outrider.task.id": task.id,
+            "outrider.task.attempt": task.core.attempt,
+            "outrider.step.name": name,
+        }
+        return _LiveStep(self._tracer.start_span("outrider.step", attributes=told), self._step, _kind(task))
+
+
+class _LiveSpan(AttemptSpan):
+    __slots__ = ("_began", "_ending", "_kind", "_run", "_span")
+
+    def __init__(self, span: TraceSpan, run: Any, kind: Mapping[str, str]) -> None:
+        self._span = span
+        self._run = run
+        self._kind = kind
+        self._ending = "superseded"
+        self._began = time.perf_counter()
+
+    def settled(self, event: HolderEvent, task: Task) -> None:
+        self._ending = _ENDINGS.get(type(event), "released")
+        self._span.set_attribute("outrider.task.state", str(task.state))
+        error = event.error if isinstance(event, events.Failed) else task.outcome.error
+        if error is not None:
+            self._ending = "stopped" if self._ending == "stopped" else "failed"
+            _fail(self._span, error.kind, error.message)
+
+    def end(self) -> None:
+        self._span.set_attribute("outrider.attempt.ending", self._ending)
+        self._span.end()
+        self._run.record(time.perf_counter() - self._began, {**self._kind, "outrider.attempt.ending": self._ending})
+
+
+class _LiveStep(StepSpan):
+    __slots__ = ("_began", "_kind", "_run", "span")
+
+    def __init__(self, span: TraceSpan, run: Any, kind: Mapping[str, str]) -> None:
+        self.span = span
+        self._run = run
+        self._kind = kind
+        self._began = time.perf_counter()
+
+    def end(self, error: BaseException | None = None) -> None:
+        ending = "succeeded" if error is None else "failed" if isinstance(error, Exception) else "left"
+        if isinstance(error, Exception):
+            _fail(self.span, type(error).__name__, str(error))
+        self.span.set_attribute("outrider.step.ending", ending)
+        self.span.end()
+        self._run.record(time.perf_counter() - self._began, {**self._kind, "outrider.step.ending": ending})
+
+
+def _kind(task: Task) -> dict[str, str]:
+    """What every measurement tells: few values, whatever runs."""
+    return {"outrider.task.kind": task.input.kind}
+
+
+def _told(task: Task) -> dict[str, str | int]:
+    """What every span of a task tells of it."""
+    given = task.input
+    told: dict[str, str | int] = {
+        "outrider.task.id": task.id,
+        "outrider.task.kind": given.kind,
+        "outrider.task.route": given.route,
+        "outrider.task.name": given.display_name,
+        "outrider.session.id": given.session_id,
+    }
+    if given.parent_task_id is not None:
+        told["outrider.task.parent.id"] = given.parent_task_id
+    return told
+
+
+def _retried(before: Task, after: Task, event: Event) -> str | None:
+    """Why an attempt has failed that is going to be followed by another, None unless it is."""
+    if after.is_terminal or after.core.is_held or not before.core.is_held:
+        return None
+    if isinstance(event, events.Failed):
+        return event.error.kind
+    stopping = before.core.stopping
+    if isinstance(event, events.Stopped | events.DeadlinePassed) and stopping is not None:
+        return None if stopping.error is None else stopping.error.kind
+    return None
+
+
+def _fail(span: TraceSpan, kind: str, message: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, message[:LONGEST_MESSAGE])
+
+
+def _context_of(task: Task) -> Context:
+    """What the spans of a task hang on: the span that it was made in, else one made up from its id.
+
+    Made up, so that all its attempts come into one trace, in whatever processes they run.
+    """
+    from opentelemetry import trace
+    from opentelemetry.context import Context
+
+    carrier = {key: value for key in (TRACEPARENT, TRACESTATE) if isinstance(value := task.input.origin.get(key), str)}
+    found = _propagator().extract(carrier, Context())
+    if trace.get_current_span(found).get_span_context().is_valid:
+        return found
+    trace_of, span_of = (int.from_bytes(each) for each in _ids_of(task.id))
+    sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+    parent = trace.SpanContext(trace_of, span_of, is_remote=True, trace_flags=sampled)
+    return trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
+
+
+def _propagator() -> TraceContextTextMapPropagator:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator()
