@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import unquote
 
-from outrider.core.errors import InvalidArguments
+from outrider.core.errors import InvalidArguments, StoreLocked
 from outrider.core.ledger import Ledger
 from outrider.core.task import Effects, Retry, Timeouts
 from outrider.core.values import JSONObject
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.options import Length
     from outrider.runtime.registry import Isolation
+    from outrider.stores.sqlite.backup import Restored
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -207,10 +208,44 @@ async def open_ledger(url: str) -> Ledger:
     return await SqliteLedger.open(path)
 
 
+async def restore(source: str | Path, url: str) -> Restored:
+    """Put a copy of a backup in the place of the database that a URL names, which is kept under a dated name.
+
+    Its next worker goes on with what was held when the backup was made. Raises StoreLocked while a worker or anybody
+    else uses the database, and what `outrider.stores.sqlite.backup.restore` raises for a backup that will not do.
+    """
+    from outrider.stores.sqlite import backup
+
+    database = path_of(url)
+    locks = locks_beside(database)
+
+    def check_unused() -> None:
+        from outrider.runtime.lease import is_locked
+
+        alive = ", ".join(sorted(lock.stem for lock in locks.glob("*.lock") if is_locked(lock)))
+        if alive:
+            raise StoreLocked(f"workers use the database {database}; stop them first: {alive}")
+
+    return await asyncio.to_thread(backup.restore, Path(source), database, check_unused)
+
+
+def path_of(url: str) -> Path:
+    """The file of the database that a URL names, absolute. Raises InvalidArguments for one in memory."""
+    scheme, path = _split(url)
+    if scheme == "memory":
+        raise InvalidArguments("a database in memory is kept in no file")
+    return Path(path).absolute()
+
+
+def locks_beside(database: Path) -> Path:
+    """The folder for the locks of a database's workers."""
+    return Path(f"{database}-workers")
+
+
 def locks_of(ledger: Ledger) -> Path | None:
     """The folder for the locks of a store's workers, beside the database; None for one in memory."""
     path = getattr(ledger, "path", None)
-    return None if path is None else Path(f"{path}-workers")
+    return None if path is None else locks_beside(path)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -20,11 +20,13 @@ from outrider.cli.values import seconds, whole
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
 LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+SHELLS = ("bash", "zsh", "fish")
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "path")
-_TAKES_VALUE = ("--db", "--log-level")
+_PATHS = ("db", "file", "path", "tasks")
+_TAKES_VALUE = ("--db", "--log-level", "--log-format")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +54,7 @@ class Command:
         common.add_argument("--db", metavar="URL", help="the database (OUTRIDER_DB); default .outrider/outrider.db")
         common.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
         common.add_argument("--log-level", choices=LEVELS, default="warning", help="what is logged to stderr")
+        common.add_argument("--log-format", choices=FORMATS, help="how (OUTRIDER_LOG_FORMAT); default text")
         common.add_argument("-v", "--verbose", action="store_true", help="log each transition; full tracebacks")
         return parser
 
@@ -77,7 +80,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         rest = _with_approvals(rest)
     arguments = parser.parse_intermixed_args([*before, *rest])
     _check_text(arguments)
+    arguments.log_format = arguments.log_format or _log_format()
     return command, arguments
+
+
+def _log_format() -> str:
+    """What the environment says. Raises UsageError where it makes no sense."""
+    told = environment("OUTRIDER_LOG_FORMAT") or FORMATS[0]
+    if told not in FORMATS:
+        raise UsageError(f"OUTRIDER_LOG_FORMAT is {' or '.join(FORMATS)}, not {told!r}")
+    return told
 
 
 def overview() -> str:
@@ -268,6 +280,20 @@ def _worker(parser: Parser) -> None:
     parser.add_argument("--starting", metavar="FD", type=_whole, help=argparse.SUPPRESS)
 
 
+def _backup(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where to; it may not exist yet")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+
+
+def _restore(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a backup")
+
+
+def _completion(parser: Parser) -> None:
+    parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
+    parser.add_argument("--tasks", metavar="LINE", help=argparse.SUPPRESS)
+
+
 def _demo(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the folder it works on; default here")
     parser.add_argument("--model", metavar="NAME", help="a real model; default a script")
@@ -350,6 +376,9 @@ COMMANDS: dict[str, Command] = {
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
+        Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
+        Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
+        Command("completion", "print a script by which a shell completes this", "completion:completion", _completion),
         Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),
     )
 }

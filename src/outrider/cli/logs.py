@@ -1,11 +1,13 @@
-"""Where the log goes: to stderr, one harmless line an entry."""
+"""Where the log goes: to stderr, one harmless line an entry, as text or as JSON."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import Any
 
-from outrider.cli.terminal import harmless
+from outrider.cli.terminal import on_one_line
 
 
 class _ToStderr(logging.Handler):
@@ -13,16 +15,38 @@ class _ToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(harmless(self.format(record)) + "\n")
+            sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
         except OSError:
             self.handleError(record)
 
 
-def show_log(level: str) -> None:
-    """Log from this level on."""
+class _AsText(logging.Formatter):
+    """No character of a value can begin another line, or steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return on_one_line(super().format(record))
+
+
+class _AsJson(logging.Formatter):
+    """One object: `time`, `level`, `logger`, `event`, and the fields of the entry."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import json
+
+        fields: dict[str, Any] = dict(getattr(record, "outrider", {"event": record.getMessage()}))
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        told = {"time": moment.replace("+00:00", "Z"), "level": record.levelname.lower(), "logger": record.name}
+        # In ASCII, and so harmless whatever the values hold; a lone surrogate has no form in UTF-8.
+        return json.dumps({**told, **{name: each for name, each in fields.items() if name not in told}}, default=str)
+
+
+def show_log(level: str, form: str = "text") -> None:
+    """Log from this level on, as `text` or `json`."""
     handler = _ToStderr()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_AsJson() if form == "json" else _AsText("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("outrider")
     logger.addHandler(handler)
     logger.setLevel(level.upper())

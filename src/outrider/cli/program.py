@@ -43,7 +43,8 @@ def _perform(command: Command, arguments: Namespace, screen: Screen) -> int:
 
     from outrider.cli.logs import show_log
 
-    show_log("info" if arguments.verbose and arguments.log_level == "warning" else arguments.log_level)
+    level = "info" if arguments.verbose and arguments.log_level == "warning" else arguments.log_level
+    show_log(level, arguments.log_format)
     module, _, function = command.code.partition(":")
     code: Code = getattr(import_module(f"outrider.cli.{module}"), function)
     try:

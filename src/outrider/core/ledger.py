@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
@@ -557,6 +557,27 @@ class Views(Protocol):
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A backup that was made: where it is, its size in bytes, and how many tasks are in it."""
+
+    path: str
+    size: int
+    tasks: int
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """A store that can be saved into a file while it is in use. One in memory, or with a server, has other ways."""
+
+    async def save(self, path: str, *, replace: bool = False) -> Saved:
+        """Write all that was committed by now into a new file, checked and durable, whole or not at all.
+
+        Nobody waits for it. Raises InvalidArguments where the file exists already, unless `replace`.
+        """
         ...
 
 

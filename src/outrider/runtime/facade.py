@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from outrider.core.ledger import Ledger
+from os import PathLike, fspath
+
+from outrider.core.errors import InvalidArguments
+from outrider.core.ledger import Ledger, Savable, Saved
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import WorkerRecord
@@ -28,6 +31,16 @@ class Runtime:
     async def task(self, task_id: str) -> TaskHandle:
         """Return a handle on a task. Raises NotFound."""
         return TaskHandle(self.services, await self.tasks.get(task_id))
+
+    async def backup(self, path: str | PathLike[str], *, replace: bool = False) -> Saved:
+        """Save the database into a file while it is in use; whole, checked and durable when this returns.
+
+        It holds all that was acknowledged before. Raises InvalidArguments where the file exists already, unless
+        `replace`, and for a store that is kept in no file.
+        """
+        if not isinstance(self.ledger, Savable):
+            raise InvalidArguments("this store is kept in no file, so there is nothing to save")
+        return await self.ledger.save(fspath(path), replace=replace)
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the registered workers."""

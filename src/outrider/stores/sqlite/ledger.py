@@ -19,12 +19,14 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Report,
+    Saved,
     Signal,
     Verdict,
     WorkerCard,
 )
 from outrider.core.session import NewSession, Session
 from outrider.stores.sqlite import operations
+from outrider.stores.sqlite.backup import save
 from outrider.stores.sqlite.file import DatabaseFile
 from outrider.stores.sqlite.views import SqliteViews
 from outrider.stores.sqlite.writer import Writer
@@ -149,6 +151,10 @@ class SqliteLedger:
     async def acknowledge(self, session_id: str, upto: int) -> int:
         """Mark inbox entries up to that seq as delivered; returns how many."""
         return await self._writer.submit(operations.acknowledge(session_id, upto))
+
+    async def save(self, path: str, *, replace: bool = False) -> Saved:
+        """Write all that was committed by now into a new file; see `Savable`."""
+        return await asyncio.to_thread(save, self.path, Path(path), replace=replace)
 
     async def close(self) -> None:
         """Finish what was handed over and let go of the database."""
