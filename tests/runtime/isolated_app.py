@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -263,3 +264,10 @@ async def ready(path: Path) -> int:
     while not path.exists() or not path.read_text().strip():  # noqa: ASYNC110 - another process writes it
         await asyncio.sleep(0.01)
     return int(path.read_text().split()[-1])
+
+
+@isolated
+async def traced(task: TaskContext, path: str) -> None:
+    await task.step("good", note, path, "good")
+    with suppress(ZeroDivisionError):
+        await task.step("bad", lambda: 1 // 0)

@@ -61,7 +61,7 @@ async def _tasks(arguments: Namespace, screen: Screen) -> None:
             arguments.db = word[5:]
     if not _is_there(url_of(arguments)):
         return
-    wanted = TaskFilter(states=_STATES.get(command, ()), limit=OFFERED)
+    wanted = TaskFilter(states=_STATES.get(command), limit=OFFERED)
     try:
         async with open_store(arguments) as ledger:
             found = await ledger.views.list_tasks(wanted)
