@@ -213,16 +213,29 @@ def _alone(database: Path) -> Iterator[None]:
 def _set_aside(database: Path) -> Path | None:
     """Give the database that is there a second, dated name; where it is damaged, what is beside it too."""
     kept = _dated(database)
-    if database.exists():
-        if _close_for_good(database):
-            os.link(database, kept)
-            _sync(database.parent)
-            return kept
-        os.link(database, kept)
-    for suffix in BESIDE:
+    beside = [suffix for suffix in BESIDE if os.path.exists(f"{database}{suffix}")]
+    for suffix in beside:  # before SQLite looks at it, and throws away what makes no sense to it
+        shutil.copy2(f"{database}{suffix}", f"{kept}{suffix}")
+    try:
+        is_closed = database.exists() and _close_for_good(database)
+        if database.exists():
+            _link(database, kept)
+    except BaseException:
+        _discard(kept)
+        raise
+    for suffix in beside:
         with suppress(FileNotFoundError):
-            os.rename(f"{database}{suffix}", f"{kept}{suffix}")
+            os.unlink(f"{kept if is_closed else database}{suffix}")
+    _sync(database.parent)
     return kept if kept.exists() else None
+
+
+def _link(database: Path, kept: Path) -> None:
+    try:
+        os.link(database, kept)
+    except OSError:  # a file system without links
+        shutil.copy2(database, kept)
+        _sync(kept)
 
 
 def _close_for_good(database: Path) -> bool:
