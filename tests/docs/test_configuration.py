@@ -1,6 +1,8 @@
 """docs/configuration.md gives the defaults that the code has."""
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -72,6 +74,41 @@ def test_the_defaults_of_a_task_are_those_of_the_page():
     assert listed["`priority`"] == f"{options.priority}"
     assert listed["`on_open_children`"] == f"`{options.on_open_children}`"
     assert {options.detached, options.headless, options.run_if_dependency_fails} == {False}
+
+
+SOURCES = sorted((Path(__file__).parents[2] / "src" / "outrider").rglob("*.py"))
+PREFIXES = r"\b(?:OUTRIDER|OPENAI|OTEL)_[A-Z0-9_]*[A-Z0-9]\b"
+
+
+def looked_up(path: Path) -> Iterator[str]:
+    """The environment variables that a module names in its strings, or asks for by a literal."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Constant(value=str(text)):
+                yield from re.findall(PREFIXES, text)
+            case ast.Call(func=ast.Attribute(attr="get" | "getenv" | "pop"), args=[ast.Constant(value=str(name)), *_]):
+                if "environ" in ast.unparse(node.func) or "getenv" in ast.unparse(node.func):
+                    yield name
+            case ast.Call(func=ast.Name(id="environment" | "getenv"), args=[ast.Constant(value=str(name))]):
+                yield name
+            case ast.Subscript(value=value, slice=ast.Constant(value=str(name))) if "environ" in ast.unparse(value):
+                yield name
+
+
+def test_every_environment_variable_is_listed_and_every_listed_one_is_looked_up():
+    table = PAGE.partition("\n## Environment variables\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)]
+    assert sorted(listed) == sorted({name for path in SOURCES for name in looked_up(path)})
+
+
+def test_the_search_for_environment_variables_finds_each_way_to_ask_for_one(tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\nos.environ.get('A')\nos.environ['B']\nos.getenv('C')\nenvironment('D')\n{}.get('E')\n"
+        "NAME = 'OUTRIDER_F'\n'says OUTRIDER_G, and OUTRIDER_ alone'\n"
+    )
+    assert sorted(looked_up(program)) == ["A", "B", "C", "D", "OUTRIDER_F", "OUTRIDER_G"]
 
 
 @pytest.mark.anyio

@@ -52,7 +52,8 @@ _ENDINGS: Mapping[type, str] = {
 def telemetry() -> Telemetry:
     """What is to be told from now on: nothing, unless the program has set up an SDK by now."""
     global _latest
-    traces, meters = _provider("trace", "TRACER"), _provider("metrics", "METER")
+    traces = _provider("trace", "OTEL_PYTHON_TRACER_PROVIDER")
+    meters = _provider("metrics", "OTEL_PYTHON_METER_PROVIDER")
     known = _latest
     if known.traces is not traces or known.meters is not meters:
         known = _latest = Telemetry() if traces is meters is None else _Listening(traces, meters)
@@ -64,7 +65,7 @@ def _provider(signal: str, variable: str) -> Any:
 
     Whoever set one up has imported the API, or named it in the environment; else there is no need to import it.
     """
-    if f"opentelemetry.{signal}" not in sys.modules and not os.environ.get(f"OTEL_PYTHON_{variable}_PROVIDER"):
+    if f"opentelemetry.{signal}" not in sys.modules and not os.environ.get(variable):
         return None
     from opentelemetry import metrics, trace
 
