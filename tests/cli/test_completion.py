@@ -7,58 +7,58 @@ import subprocess
 import pytest
 
 from outrider.cli.arguments import COMMANDS, SHELLS
-from tests.cli.harness import OUTRIDER, Cli
+from tests.cli.harness import OUTRIDER, Cli, eventually
 
 ASK = """
 source <(outrider completion bash)
-ask() {
-    COMP_LINE="$*" COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-    COMP_POINT=${#COMP_LINE}
+for line in "$@"; do
+    COMP_LINE=$line COMP_POINT=${#line}
+    IFS='^' read -ra COMP_WORDS <<< "${line// /^}^"
+    [[ $line == *" " ]] && COMP_WORDS+=("")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
     _outrider
-    printf '%s\\n' "${COMPREPLY[@]}"
-}
-ask "$@"
+    printf '%s ' "${COMPREPLY[@]}"
+    echo
+done
 """
 
 
-def offered(cli: Cli, *words: str) -> list[str]:
-    """What bash offers for the last of these words."""
+def offered(cli: Cli, *lines: str) -> list[list[str]]:
+    """What bash offers at the end of each of these lines."""
     path = f"{OUTRIDER.parent}{os.pathsep}{cli.env['PATH']}"
     done = subprocess.run(
-        ["bash", "--norc", "-c", ASK, "bash", "outrider", *words],
+        ["bash", "--norc", "-c", ASK, "bash", *(f"outrider {line}" for line in lines)],
         cwd=cli.folder, env={**cli.env, "PATH": path}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_bash_offers_every_command_option_and_choice(cli: Cli):
-    assert set(offered(cli, "")) == {*COMMANDS, "--help", "--version"}
-    assert offered(cli, "wor") == ["worker"]
-    assert {"--force", "--db", "--log-format"} <= set(offered(cli, "backup", "--"))
-    assert "--force" not in offered(cli, "restore", "--")
-    assert offered(cli, "call", "--wake", "on") == ["on_terminal", "on_activity"]
-    assert offered(cli, "call", "--wake", "=", "sil") == ["silent"]
-    assert offered(cli, "completion", "") == list(SHELLS)
-    assert offered(cli, "--log-format", "j") == ["json"]
-    assert offered(cli, "run", "--model", "") == []
+    commands, worker, backup, restore, *choices = offered(
+        cli, "", "wor", "backup --", "restore --", "call --wake on", "call --wake = sil", "completion ",
+        "--log-format j", "run --model ",
+    )  # fmt: skip
+    assert set(commands) == {*COMMANDS, "--help", "--version"}
+    assert worker == ["worker"]
+    assert {"--force", "--db", "--log-format"} <= set(backup)
+    assert "--force" not in restore
+    assert choices == [["on_terminal", "on_activity"], ["silent"], list(SHELLS), ["json"], []]
 
 
 def test_bash_offers_the_tasks_that_a_command_can_be_about(cli: Cli):
-    assert offered(cli, "show", "") == []
+    assert offered(cli, "show ") == [[]]
     assert not (cli.folder / ".outrider").exists()
-    done = cli.ok("call", "add", "a=1", "--json").record["id"]
+    done = cli.ok("call", "add", "a=1", "--json", "--name=$(touch forged)").record["id"]
     asks = cli.ok("call", "confirm", "--background", "--idle-exit=1", "--json").record["id"]
-    cli.ok("call", "add", "a=1", "--background", "--delay=1h", "--name=$(touch forged)", "--idle-exit=1")
-    while cli.task(asks)["state"] != "awaiting_input":
-        pass
-    shown = offered(cli, "show", "")
-    assert len(shown) == 3
-    assert {done[-8:], asks[-8:]} < set(shown)
-    assert done in offered(cli, "show", "task_")
-    assert offered(cli, "answer", "") == [asks[-8:]]
-    assert offered(cli, "answer", asks[-8:-4]) == [asks[-8:]]
-    assert offered(cli, "answer", "--db", "elsewhere.db", "") == []
+    eventually(lambda: cli.task(asks)["state"] == "awaiting_input")
+    short, whole, *answers, elsewhere = offered(
+        cli, "show ", "show task_", "answer ", f"answer {asks[-8:-4]}", "answer --db elsewhere.db "
+    )
+    assert set(short) == {done[-8:], asks[-8:]}
+    assert set(whole) == {done, asks}
+    assert answers == [[asks[-8:]], [asks[-8:]]]
+    assert elsewhere == []
     assert not {"forged", "elsewhere.db"} & {each.name for each in cli.folder.iterdir()}
 
 

@@ -213,6 +213,17 @@ async def test_a_backup_that_is_cut_short_leaves_no_file(tmp_path: Path, saved: 
     assert not target.exists()
 
 
+async def test_a_copy_is_read_by_nobody_who_may_not_read_the_database(tmp_path: Path, saved: Path):
+    path = tmp_path / "first.db"
+    path.chmod(0o640)
+    async with looking(path) as runtime:
+        await runtime.backup(saved, replace=True)
+    assert saved.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o600)
+    await restore(saved, str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 # --- restoring -------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ def save(database: Path, target: Path, *, replace: bool = False) -> Saved:
     with _writing(part):
         _copy(database, part)
         tasks = _inspect(part, database)
-        shutil.copymode(database, part)
+        _give(part, database)
         _sync(part)
         _put(part, target, replace)
     return Saved(str(target), target.stat().st_size, tasks)
@@ -81,6 +81,7 @@ def restore(source: Path, database: Path, check_unused: Callable[[], None]) -> R
     with _writing(part):
         _copy(source, part)
         tasks = _inspect(part, source, is_to_be_used=True)
+        _give(part, database if database.exists() else source)
         _sync(part)
         with _alone(database):
             check_unused()
@@ -135,11 +136,20 @@ def _writing(part: Path) -> Iterator[None]:
     """What is written here is gone unless it was put in its place; what the disk refuses is named."""
     _discard(part)
     try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         yield
     except OSError as error:
         raise StoreError(f"{part.parent} cannot be written ({error})") from error
     finally:
         _discard(part)
+
+
+def _give(part: Path, like: Path) -> None:
+    """Let those read and write a copy who may the other file; the owner stays where only root could change it."""
+    found = os.stat(like)
+    with suppress(PermissionError):
+        os.chown(part, found.st_uid, found.st_gid)
+    shutil.copymode(like, part)
 
 
 def _discard(part: Path) -> None:
