@@ -25,7 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "file", "path", "tasks")
+_PATHS = ("db", "file", "line", "path")
 _TAKES_VALUE = ("--db", "--log-level", "--log-format")
 
 
@@ -291,7 +291,7 @@ def _restore(parser: Parser) -> None:
 
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
-    parser.add_argument("--tasks", metavar="LINE", help=argparse.SUPPRESS)
+    parser.add_argument("--tasks", metavar="LINE", dest="line", help=argparse.SUPPRESS)
 
 
 def _demo(parser: Parser) -> None:

@@ -36,7 +36,7 @@ _TASKS = {"TASK", "SESSION|TASK"}
 
 async def completion(arguments: Namespace, screen: Screen) -> int:
     """Print the script for a shell, or the tasks that a line may go on with."""
-    if arguments.tasks is not None:
+    if arguments.line is not None:
         await _tasks(arguments, screen)
     elif arguments.shell is None:
         raise UsageError(f"which shell? {', '.join(SCRIPTS)}")
@@ -47,7 +47,7 @@ async def completion(arguments: Namespace, screen: Screen) -> int:
 
 
 async def _tasks(arguments: Namespace, screen: Screen) -> None:
-    line: str = arguments.tasks
+    line: str = arguments.line
     try:
         words = shlex.split(line)
     except ValueError:  # in the midst of quotes
