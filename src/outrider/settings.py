@@ -67,6 +67,22 @@ class WorkerSettings:
     limits: Limits = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class LocalModelSettings:
+    """The `local` model and its server, one for each user of a machine. Spans in seconds."""
+
+    context_tokens: int = 2048
+    """What one request may hold, its answer included. The server's memory grows with it."""
+    answer_tokens: int = 400
+    slots: int = 2
+    """How many requests the server answers at once; the others wait."""
+    max_calls: int = 8
+    """How many tools it may call for one prompt until it has to answer: a small model finds no end by itself."""
+    idle_exit: float = 300.0
+    """After how long without a request the server ends itself."""
+    start_timeout: float = 60.0
+
+
 CANCEL_GRACE = timedelta(seconds=10)
 MAX_ITERATIONS = 50
 APPROVAL_DEADLINE = timedelta(minutes=15)

@@ -24,11 +24,14 @@ from outrider.settings import (
     MIB,
     LeaseTimes,
     Limits,
+    LocalModelSettings,
     WorkerSettings,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
+TOKENS = {"context_tokens", "answer_tokens"}
+COUNTS = {"concurrency", "threads", "slots", "max_calls"}
 NESTED = {"lease", "limits"}
 
 
@@ -42,17 +45,21 @@ def told(name: str, value: float) -> str:
     """A default as the page writes it."""
     if name in CHARACTERS:
         return f"{value:,} characters"
+    if name in TOKENS:
+        return f"{value:,}"
     if name in {field.name for field in fields(Limits)}:
         return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
-    return f"{value:g}" if name in ("concurrency", "threads") else f"{value:g} s"
+    return f"{value:g}" if name in COUNTS else f"{value:g} s"
 
 
-@pytest.mark.parametrize("settings", [WorkerSettings(), LeaseTimes(), Limits()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "settings", [WorkerSettings(), LeaseTimes(), Limits(), LocalModelSettings()], ids=lambda each: type(each).__name__
+)
 def test_every_setting_is_listed_with_its_default(settings: object):
     listed = rows()
     expected = {
         f"`{field.name}`": told(field.name, getattr(settings, field.name))
-        for field in fields(settings)  # type: ignore[arg-type]  # all three are dataclasses
+        for field in fields(settings)  # type: ignore[arg-type]  # all of them are dataclasses
         if field.name not in NESTED
     }
     assert {name: listed.get(name) for name in expected} == expected

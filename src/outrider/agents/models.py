@@ -42,6 +42,11 @@ class ModelChoice:
         return self.name == "scripted" or self.provider == "scripted"
 
     @property
+    def is_local(self) -> bool:
+        """Whether the small model of this machine answers, which Outrider serves itself."""
+        return self.base_url is None and (self.name == "local" or self.provider == "local")
+
+    @property
     def compatible_name(self) -> str | None:
         """The name to ask an OpenAI-compatible server for, or None when the engine finds the provider itself."""
         if self.base_url is None or self.is_scripted:

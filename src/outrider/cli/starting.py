@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from outrider.agents.local import weights
+from outrider.agents.models import choose
 from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT, environment
@@ -61,6 +63,7 @@ async def run(arguments: Namespace, screen: Screen) -> int:
         model = value_of(model)
     if model is None and arguments.agent is None:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
+    _check_model(model)
 
     async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
         return await session.spawn_agent(
@@ -97,6 +100,12 @@ async def _start(arguments: Namespace, screen: Screen, app: Outrider, names: tup
             screen.hint(f"started a worker, which writes to {log}")
         screen.hint(f"see: outrider watch {short(task.id)}")
     return OK
+
+
+def _check_model(model: JSON) -> None:
+    """Refuse a local model that is not here, before there is a task: whoever asks is who can install it."""
+    if isinstance(model, str | dict) and (choice := choose(model)).is_local:
+        weights(choice.name)
 
 
 async def _leave(task: TaskHandle, screen: Screen) -> None:

@@ -40,7 +40,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 from pydantic_core import to_json, to_jsonable_python
 
-from outrider.agents import scripted
+from outrider.agents import local, scripted
 from outrider.agents.engine import ModelNotReady
 from outrider.agents.models import ModelChoice
 from outrider.core.errors import UnknownName
@@ -54,6 +54,10 @@ def resolve(choice: ModelChoice, attempt: Attempt) -> Model:
     if choice.is_scripted:
         script = scripted.from_json(choice.script) if choice.script is not None else scripted.named(choice.name)
         return ScriptedModel(choice.name, script, attempt)
+    if choice.is_local:
+        from outrider.agents.pydantic_ai.local import LocalModel
+
+        return LocalModel(choice.name, attempt)
     try:
         if choice.compatible_name is not None:
             from pydantic_ai.models.openai import OpenAIChatModel
@@ -91,7 +95,7 @@ class ServingModel(WrapperModel):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """Send the request, streamed where the model can."""
-        if isinstance(self.wrapped, ScriptedModel):
+        if isinstance(self.wrapped, SpeakingModel):
             return await self.wrapped.request(messages, model_settings, model_request_parameters)
         if not _streams(self.wrapped):
             response = await self.wrapped.request(messages, model_settings, model_request_parameters)
@@ -110,7 +114,11 @@ class ServingModel(WrapperModel):
         return stream.get()
 
 
-class ScriptedModel(Model):
+class SpeakingModel(Model):
+    """Shows by itself what it says, as it says it."""
+
+
+class ScriptedModel(SpeakingModel):
     """Plays a script, by the number of the open iteration."""
 
     def __init__(self, name: str, script: scripted.Script, attempt: Attempt) -> None:
@@ -224,7 +232,7 @@ def _check_provider(name: str) -> None:
     except ValueError:
         providers = {known.partition(":")[0] for known in get_args(KnownModelName.__value__) if ":" in known}
         raise UnknownName.of(
-            "model", name, [*scripted.known(), *(f"{provider}:NAME" for provider in providers)]
+            "model", name, [*scripted.known(), local.NAME, *(f"{provider}:NAME" for provider in providers)]
         ) from None
 
 
