@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from outrider.agents import local
+from outrider.agents.engine import ModelNotReady
+from outrider.agents.local import server
 from outrider.demo import show
 
 KEYS = {
@@ -27,8 +31,11 @@ KEYS = {
 }
 
 
-def demonstrate(folder: Path, cwd: Path, before: str = "pass") -> tuple[int, dict[str, Any]]:
-    program = f"import sys; {before}; from outrider.demo.show import run; sys.exit(run({str(folder)!r}, as_json=True))"
+def demonstrate(
+    folder: Path, cwd: Path, before: str = "pass", model: str | None = "scripted"
+) -> tuple[int, dict[str, Any]]:
+    run = f"run({str(folder)!r}, {model!r}, as_json=True)"
+    program = f"import sys; {before}; from outrider.demo.show import run; sys.exit({run})"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=110
     )
@@ -62,6 +69,37 @@ def test_two_kills_lose_nothing_and_repeat_nothing(folder, tmp_path):
     report = (tmp_path / verdict["report"]).read_text()
     assert "32 files" in report
     assert "It has words." in report
+
+
+@pytest.mark.slow
+def test_with_the_small_model_two_kills_lose_nothing_whatever_it_says(folder, tmp_path, monkeypatch):
+    try:
+        local.weights()
+    except ModelNotReady as error:
+        pytest.skip(error.message)
+    own = tmp_path / "local"
+    own.mkdir(mode=0o700)
+    monkeypatch.setenv(server.FOLDER_VARIABLE, str(own))
+    try:
+        code, verdict = demonstrate(folder, tmp_path, model=None)
+    finally:
+        address = server.find(own)
+        if address is not None:
+            os.kill(address.pid, signal.SIGKILL)
+    assert (code, verdict["ok"], verdict["kills"], verdict["model"]) == (0, True, 2, "local")
+    assert (verdict["steps_repeated"], verdict["model_calls_repeated"], verdict["steps_cut"]) == (0, 0, 1)
+    report = (tmp_path / verdict["report"]).read_text()
+    assert "32 files" in report
+    assert "\n> " in report
+
+
+def test_without_the_small_model_a_script_plays_and_it_is_said_why(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    model, why = show._choose(None)
+    assert model == "scripted:demo"
+    assert "pip install" in why
+    with pytest.raises(ModelNotReady):
+        show._choose("local")
 
 
 @pytest.mark.slow

@@ -296,7 +296,7 @@ def _completion(parser: Parser) -> None:
 
 def _demo(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the folder it works on; default here")
-    parser.add_argument("--model", metavar="NAME", help="a real model; default a script")
+    parser.add_argument("--model", metavar="NAME", help="the agent's model; default local, else scripted")
 
 
 def _task(parser: Parser) -> None:

@@ -1,7 +1,8 @@
 """What the demonstration runs: a tool that surveys a folder, and an agent that reads and writes a report.
 
-The offline model is a script: it decides by what its tools gave it, and writes a report of real findings. Any
-other model gets the same tools and has to find its own way.
+The script decides by what its tools gave it, and writes a report of real findings. Any other model gets the same
+tools and has to find its own way. The small one of this machine cannot write a report: its tool does, and leaves a
+bounded place in it for what the model has to say.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from outrider.agents import scripted
+from outrider.agents.engine import ToolError
+from outrider.agents.models import choose
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.bootstrap import Outrider
-from outrider.core.errors import InvalidPath
+from outrider.core.values import JSONObject
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 
@@ -25,6 +29,10 @@ SKIPPED = {".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".outr
 MOST_FILES = 2000
 GROUPS = 12
 READ_LIMIT = 16_000
+GLIMPSE = 400
+"""Characters of one file that the small model gets to read."""
+WORDS_LIMIT = 1200
+"""Characters of the small model's own in a report."""
 SURVEY = "/survey.json"
 REPORT = "/report.md"
 SCRIPTED = "scripted:demo"
@@ -34,6 +42,13 @@ SYSTEM = (
     "tell most with read_file, then call write_report once with a report in Markdown. Answer with one sentence."
 )
 PROMPT = "Write a report on this folder: what it holds, what stands out, and what its most telling files say."
+
+SMALL_SYSTEM = (
+    "You report on a folder of files. First use read_survey. Then use write_report, with a text of a few sentences "
+    "that say what the folder is about. In the end say in one sentence what you found."
+)
+SMALL_SETTINGS: JSONObject = {"must_call": ["read_survey", "write_report"], "max_tokens": 200}
+"""It uses its two tools before it may answer: there has to be something to kill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,7 @@ class FileNote:
 def make_app(root: Path, model: str) -> Outrider:
     """Make the app over one folder."""
     app = Outrider()
+    is_small = choose(model).is_local
 
     async def list_files() -> list[str]:
         return sorted(_files_below(root))
@@ -72,22 +88,28 @@ def make_app(root: Path, model: str) -> Outrider:
         return found
 
     @app.tool
-    async def read_survey(task: TaskContext) -> dict[str, Any]:
+    async def read_survey(task: TaskContext) -> Any:
         """Return the survey of the folder: totals, kinds of files, largest and most telling files."""
         found: dict[str, Any] = decode(await task.files.read(SURVEY))
-        return found
+        return _in_brief(root, found) if is_small else found
 
     @app.tool
     def read_file(path: str) -> str:
-        """Return the text of a file of the folder, at most 16,000 characters of it."""
-        target = (root / path).resolve()
-        if not target.is_relative_to(root.resolve()) or not target.is_file():
-            raise InvalidPath(f"{path!r} is not a file of the folder")
-        return target.read_text(errors="replace")[:READ_LIMIT]
+        """Return the text of a file of the folder, the beginning of a long one."""
+        try:
+            target = (root / path).resolve()
+            if target.is_relative_to(root.resolve()) and target.is_file():
+                return target.read_text(errors="replace")[:READ_LIMIT]
+        except (OSError, ValueError):  # what a model may take for a path
+            pass
+        raise ToolError(f"{path!r} is not a file of the folder that can be read; the survey names some")
 
     @app.tool
     async def write_report(task: TaskContext, text: str) -> str:
         """Keep the report, if the person who watches agrees."""
+        if is_small:
+            survey = decode(await task.files.read(SURVEY))
+            text = _report(survey, []) + "\n".join(["", "## In the model's own words", "", *_quoted(text), ""])
         keep = await task.ask(
             f"The report is ready ({len(text.split())} words). Keep it?",
             bool,
@@ -102,9 +124,10 @@ def make_app(root: Path, model: str) -> Outrider:
     app.agent(
         "reporter",
         model=model,
-        system_prompt=SYSTEM,
-        tools=["read_survey", "read_file", "write_report"],
-        max_iterations=12,
+        model_settings=SMALL_SETTINGS if is_small else None,
+        system_prompt=SMALL_SYSTEM if is_small else SYSTEM,
+        tools=["read_survey", "write_report"] if is_small else ["read_survey", "read_file", "write_report"],
+        max_iterations=4 if is_small else 12,
     )
     scripted.register("demo", reporter_script)
     return app
@@ -220,15 +243,29 @@ def _report(survey: Mapping[str, Any], texts: list[str]) -> str:
         "",
         *(f"- `{each['path']}`: {each['lines']:,} lines" for each in survey.get("largest", ())),
         "",
-        "## Most telling",
-        "",
     ]
+    if texts:
+        lines += ["## Most telling", ""]
     for path, text in zip(survey.get("telling", ()), texts, strict=False):
         lines += [f"### {path}", "", *(f"> {line}" for line in _opening(text)), ""]
     return "\n".join(lines)
+
+
+def _in_brief(root: Path, survey: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{each['files']} {each['kind']}" for each in survey["kinds"][:3])
+    brief = f"The folder {survey['folder']} has {survey['files']} files: {kinds or 'none'}."
+    for path in survey["telling"][:1]:
+        with suppress(OSError), (root / path).open(errors="replace") as file:
+            brief += f" {path} begins: {' '.join(file.read(2 * GLIMPSE).split())[:GLIMPSE]}"
+    return brief
 
 
 def _opening(text: str) -> list[str]:
     """The first lines that say something."""
     said = [line.strip() for line in text.splitlines() if line.strip(" \t#\"'*=-/<>!")]
     return [line[:160] for line in said[:4]] or ["(empty)"]
+
+
+def _quoted(text: str) -> list[str]:
+    """A model's words as a quotation, which no line of theirs can leave."""
+    return [f"> {line}" for line in text[:WORDS_LIMIT].splitlines()] or ["> (none)"]

@@ -21,6 +21,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from outrider.agents.engine import ModelNotReady
+from outrider.agents.local import NAME as LOCAL
+from outrider.agents.local import weights
+from outrider.agents.models import choose
+from outrider.agents.scripted import NAME as PLAIN_SCRIPTED
 from outrider.core.errors import OutriderError
 from outrider.core.task import State
 from outrider.demo.app import PROMPT, REPORT, SCRIPTED, make_app
@@ -33,6 +38,8 @@ from outrider.runtime.records import EventRecord, TaskRecord
 MOMENTS = (MID_TOOL, BETWEEN)
 PATIENCE = 120.0
 THINKING = 1.5
+SAYING = 90
+"""Characters of what the model says that are shown in one line."""
 TYPING = 10.0
 
 Say = Callable[[str], None]
@@ -59,6 +66,8 @@ class Verdict:
 def run(path: str = ".", model: str | None = None, *, as_json: bool = False, clean: Callable[[str], str] = str) -> int:
     """Run the demonstration on a folder; return the exit code, 0 only if everything holds.
 
+    Without a model the small one of this machine is taken if it is installed, else a script, and it is said which.
+    Raises ModelNotReady for a local model that was asked for and is not there.
     Each line of the story goes through `clean`: it has names and messages in it that come from elsewhere.
     """
 
@@ -67,17 +76,34 @@ def run(path: str = ".", model: str | None = None, *, as_json: bool = False, cle
         stream.write(clean(line) + "\n")
         stream.flush()
 
-    verdict = asyncio.run(_Show(Path(path), model or SCRIPTED, say, interactive=not as_json).run())
+    chosen, why = _choose(model)
+    verdict = asyncio.run(_Show(Path(path), chosen, why, say, interactive=not as_json).run())
     if as_json:
         sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
         sys.stdout.flush()
     return 0 if verdict.ok else 1
 
 
+def _choose(model: str | None) -> tuple[str, str]:
+    """Return the model, and what is said of the choice."""
+    if model in (PLAIN_SCRIPTED, SCRIPTED):
+        return SCRIPTED, "the agent is a script, as you asked"
+    if model is not None:
+        if choose(model).is_local:
+            weights(model)
+        return model, f"the agent is {model}, as you asked"
+    try:
+        file = weights()
+    except ModelNotReady as error:
+        return SCRIPTED, f"the agent is a script ({error.message})"
+    return LOCAL, f"the agent is a real small model on this machine ({file.stem}); --model scripted plays a script"
+
+
 class _Show:
-    def __init__(self, root: Path, model: str, say: Say, *, interactive: bool) -> None:
+    def __init__(self, root: Path, model: str, why: str, say: Say, *, interactive: bool) -> None:
         self._root = root
         self._model = model
+        self._why = why
         self._say_line = say
         self._interactive = interactive and sys.stdin is not None and sys.stdin.isatty()
         self._folder = _own_folder()
@@ -91,6 +117,7 @@ class _Show:
     async def run(self) -> Verdict:
         app = make_app(self._root, self._model)
         self._say(f"surveying {self._root.resolve()} with a tool; an agent ({self._model}) will report on it")
+        self._say(self._why)
         async with app.open(self._db, worker=False) as outrider:
             session = await outrider.sessions.create(title="demo")
             survey = await session.spawn("survey", options=TaskOptions(name="survey", max_failures=5))
@@ -103,6 +130,7 @@ class _Show:
                 asyncio.create_task(self._keep_a_worker()),
                 asyncio.create_task(self._tell(session)),
                 asyncio.create_task(self._answer(agent)),
+                asyncio.create_task(self._hear(agent)),
             ]
             try:
                 for task in (survey, agent):
@@ -163,6 +191,19 @@ class _Show:
             if told and told != self._last_said:
                 self._last_said = told
                 self._say(told)
+
+    async def _hear(self, agent: TaskHandle) -> None:
+        """Show what the model says while it says it, line by line."""
+        line = ""
+        async for piece in agent.output():
+            line += piece.text
+            *whole, line = line.split("\n")
+            if len(line) > SAYING:
+                said, _, line = line.rpartition(" ")
+                whole.append(said)
+            for each in whole:
+                if each.strip():
+                    self._say(f"reporter says: {each}")
 
     async def _answer(self, agent: TaskHandle) -> None:
         """Ask whoever sits at the keyboard; when nobody does, say yes after a moment."""
