@@ -175,10 +175,10 @@ class Lifecycle:
                 change = self._decide(task, event, None, ())
                 if change is not None:
                     changes[task.id] = change
-        for verdict, task_id in zip(await self._ledger.commit(list(changes.values())), changes, strict=True):
+        for verdict, task_id in zip(await self._commit(list(changes.values())), changes, strict=True):
             match verdict:
                 case Committed():
-                    _log_move(verdict.task, type(event).__name__)
+                    self._tell(found[task_id], verdict.task, event)
                     found[task_id] = verdict.task
                 case Stale(current=Task() as current):
                     found[task_id] = current
