@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from benchmarks.work import app
-from outrider.bootstrap import locks_of
+from outrider.runtime.lease import locks_of
 from outrider.runtime.worker import Worker
 
 

@@ -177,6 +177,7 @@ class Outrider:
             )
         from outrider.runtime.clock import SystemClock
         from outrider.runtime.facade import Runtime
+        from outrider.runtime.lease import locks_of
         from outrider.runtime.services import Services
         from outrider.runtime.worker import keep_working
 
@@ -240,12 +241,6 @@ def path_of(url: str) -> Path:
 def locks_beside(database: Path) -> Path:
     """The folder for the locks of a database's workers."""
     return Path(f"{database}-workers")
-
-
-def locks_of(ledger: Ledger) -> Path | None:
-    """The folder for the locks of a store's workers, beside the database; None for one in memory."""
-    path = getattr(ledger, "path", None)
-    return None if path is None else locks_beside(path)
 
 
 def _split(url: str) -> tuple[str, str]:

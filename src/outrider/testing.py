@@ -30,7 +30,7 @@ from outrider.agents.scripted import Script as Script
 from outrider.agents.scripted import Turn as Turn
 from outrider.agents.scripted import register as script
 from outrider.agents.scripted import replies as replies
-from outrider.bootstrap import Outrider, locks_of, open_ledger
+from outrider.bootstrap import Outrider, open_ledger
 from outrider.core.errors import StoreUnavailable, Superseded
 from outrider.core.events import HolderEvent, HolderLost
 from outrider.core.ledger import Ledger
@@ -38,6 +38,7 @@ from outrider.core.values import Instant
 from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Alarm, Clock, as_datetime, instant, span
 from outrider.runtime.facade import Runtime
+from outrider.runtime.lease import locks_of
 from outrider.runtime.options import Length
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker

@@ -19,10 +19,11 @@ from outrider import Outrider, TaskContext
 from outrider.agents import scripted
 from outrider.agents.engine import load_engine
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.bootstrap import locks_of, open_ledger
+from outrider.bootstrap import open_ledger
 from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.runtime.clock import SystemClock
+from outrider.runtime.lease import locks_of
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker

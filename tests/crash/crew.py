@@ -180,8 +180,9 @@ def die() -> None:
 
 
 async def _serve(order: dict[str, Any]) -> None:
-    from outrider.bootstrap import locks_of, open_ledger
+    from outrider.bootstrap import open_ledger
     from outrider.runtime.clock import SystemClock
+    from outrider.runtime.lease import locks_of
     from outrider.runtime.services import Services
     from outrider.runtime.worker import keep_working
     from tests.crash import voyage

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, Runtime, State, TaskOptions
-from outrider.bootstrap import locks_of
 from outrider.core.ledger import Claim, Claims, Decide, Listener
+from outrider.runtime.lease import locks_of
 from outrider.runtime.worker import Worker
 
 pytestmark = pytest.mark.anyio

@@ -276,8 +276,10 @@ def _worker(parser: Parser) -> None:
         help="whose tools it runs; may be repeated (OUTRIDER_APP, with commas)",
     )
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
+    parser.add_argument("--processes", metavar="N", type=_whole, default=1, help="so many workers; default 1")
     parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")
     parser.add_argument("--starting", metavar="FD", type=_whole, help=argparse.SUPPRESS)
+    parser.add_argument("--crew", metavar="FD", type=_whole, help=argparse.SUPPRESS)
 
 
 def _backup(parser: Parser) -> None:
@@ -292,6 +294,23 @@ def _restore(parser: Parser) -> None:
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
     parser.add_argument("--tasks", metavar="LINE", dest="line", help=argparse.SUPPRESS)
+
+
+def _doctor(parser: Parser) -> None:
+    parser.add_argument("task", metavar="TASK", nargs="?", help="why does this one not run; left out, all of it")
+    parser.add_argument("--deep", action="store_true", help="compare every index of the database with its table")
+
+
+def _workers(parser: Parser) -> None:
+    del parser
+
+
+def _tree(parser: Parser) -> None:
+    parser.add_argument("target", metavar="SESSION|TASK", help="whose tasks, with all that is below")
+
+
+def _stats(parser: Parser) -> None:
+    parser.add_argument("--within", metavar="TIME", type=_time, default=3600.0, help="what ended in this; default 1h")
 
 
 def _demo(parser: Parser) -> None:
@@ -375,6 +394,10 @@ COMMANDS: dict[str, Command] = {
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
+        Command("doctor", "say what is wrong, or why a task does not run", "operating:doctor", _doctor),
+        Command("workers", "list the workers, and what they hold", "operating:workers", _workers),
+        Command("tree", "print the tasks of a session or below a task", "operating:tree", _tree),
+        Command("stats", "show rates, waits, failures and size", "operating:stats", _stats),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),

@@ -237,8 +237,8 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
         Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
-            tasks = await (everything.look() if target is None else _shown(views, target))
-            live.update(_tree(tasks, await Around.look(views)), refresh=True)
+            tasks = await (everything.look() if target is None else shown(views, target))
+            live.update(tree_of(tasks, await Around.look(views)), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
             await asyncio.sleep(FRAME)
@@ -283,7 +283,7 @@ class _Everything:
         return found
 
 
-async def _shown(views: Views, target: Task | str) -> list[Task]:
+async def shown(views: Views, target: Task | str) -> list[Task]:
     """The tasks of a session, or a task and those below it, oldest first."""
     if isinstance(target, Task):
         tasks: list[Task] = []
@@ -306,7 +306,8 @@ async def _shown(views: Views, target: Task | str) -> list[Task]:
     return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
-def _tree(tasks: Sequence[Task], around: Around) -> Tree:
+def tree_of(tasks: Sequence[Task], around: Around) -> Tree:
+    """Tasks as a tree: children below their parents, oldest first."""
     from rich.text import Text
     from rich.tree import Tree
 

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from outrider.bootstrap import locks_of
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.runtime.facade import Runtime
-from outrider.runtime.lease import is_locked
+from outrider.runtime.lease import is_locked, locks_of
 from outrider.runtime.recovery import lock_path
 
 

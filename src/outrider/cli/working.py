@@ -16,7 +16,7 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import replace
 
-from outrider.bootstrap import Outrider, locks_of, open_ledger
+from outrider.bootstrap import Outrider, open_ledger
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import url_of
 from outrider.cli.exits import OK, STORE, UsageError
@@ -25,6 +25,7 @@ from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger, TaskFilter
 from outrider.core.task import LIVE_STATES
 from outrider.runtime.clock import SystemClock
+from outrider.runtime.lease import locks_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
 
@@ -37,7 +38,13 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     """Run tasks until told to stop; the first SIGTERM or Ctrl-C drains, the second one forces."""
     if arguments.concurrency is not None and arguments.concurrency < 1:
         raise UsageError("--concurrency is a whole number of 1 or more")
+    if arguments.processes < 1:
+        raise UsageError("--processes is a whole number of 1 or more")
     app = load_apps(names_of(arguments.app))
+    if arguments.processes > 1:
+        from outrider.cli.crew import Crew
+
+        return await Crew(arguments, screen).run()
     if arguments.concurrency is not None:
         app.settings = replace(app.settings, concurrency=arguments.concurrency)
     url = url_of(arguments)
@@ -57,6 +64,7 @@ class _Shift:
         self._screen = screen
         self._idle_exit: float | None = arguments.idle_exit
         self._starting: int | None = arguments.starting
+        self._crew: int | None = arguments.crew
         self._url = url
         self._file = _identity(ledger)
         self._stops = 0
@@ -107,6 +115,13 @@ class _Shift:
                 os._exit(128 + number)
             loop.call_soon_threadsafe(stop)
 
+        if self._crew is not None:  # whoever started this and others is gone when its end of the pipe is
+
+            def on_end() -> None:
+                loop.remove_reader(self._crew or 0)
+                stop()
+
+            loop.add_reader(self._crew, on_end)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, heed)

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outrider.bootstrap import locks_of, open_ledger
+from outrider.bootstrap import open_ledger
 from outrider.core.events import Step
 from outrider.core.ledger import Ledger
 from outrider.demo.app import make_app
 from outrider.runtime.clock import SystemClock
+from outrider.runtime.lease import locks_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
 

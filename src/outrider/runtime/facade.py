@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from os import PathLike, fspath
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.clock import span
+from outrider.runtime.doctor import Doctor
 from outrider.runtime.handles import TaskHandle
+from outrider.runtime.options import Length
 from outrider.runtime.queue import Queue
-from outrider.runtime.records import WorkerRecord
+from outrider.runtime.records import StatsRecord, WorkerRecord
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
 
 
 class Runtime:
-    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store."""
+    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store, and a `doctor` for it."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
         self.queue = Queue(services)
+        self.doctor = Doctor(services)
 
     @property
     def ledger(self) -> Ledger:
@@ -43,5 +48,16 @@ class Runtime:
         return await self.ledger.save(fspath(path), replace=replace)
 
     async def workers(self) -> list[WorkerRecord]:
-        """Return the registered workers."""
-        return [WorkerRecord.of(worker) for worker in await self.services.views.workers()]
+        """Return the registered workers, with what each holds."""
+        holders = await self.services.views.holders()
+        return [
+            WorkerRecord.of(worker, holders.get(worker.card.id, 0), self.doctor.is_alive(worker))
+            for worker in await self.services.views.workers()
+        ]
+
+    async def stats(self, within: Length = timedelta(hours=1)) -> StatsRecord:
+        """Return the store in numbers: what there is, what waits, and what ended within that time."""
+        length = span(within)
+        if length <= 0:
+            raise InvalidArguments("within is a length of time, and not none")
+        return StatsRecord.of(await self.services.views.statistics(self.services.clock.now() - length), length)

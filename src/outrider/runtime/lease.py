@@ -65,6 +65,12 @@ def _disown_all() -> None:
 os.register_at_fork(after_in_child=_disown_all)
 
 
+def locks_of(ledger: Ledger) -> Path | None:
+    """The folder for the locks of a store's workers, beside the database; None for one in memory."""
+    path = getattr(ledger, "path", None)
+    return None if path is None else Path(f"{path}-workers")
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process of this machine holds the lock. A file that is gone is not locked."""
     try:

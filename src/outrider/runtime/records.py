@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
-from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Worker
+from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
 from outrider.core.queue import Limit, Pause, Scope, next_return
 from outrider.core.session import Session
 from outrider.core.task import InputRequest, State, Task, TaskError
@@ -391,7 +391,10 @@ class InboxRecord(Record):
 
 
 class WorkerRecord(Record):
-    """A registered worker."""
+    """A registered worker. It `held` so many tasks when this was read.
+
+    `is_alive` is None for one of another machine, or where no file is shared: then only a `beat` that grows tells.
+    """
 
     id: str
     host: str
@@ -401,9 +404,12 @@ class WorkerRecord(Record):
     routes: tuple[str, ...]
     version: str
     beat: int
+    beat_at: datetime
+    held: int
+    is_alive: bool | None
 
     @classmethod
-    def of(cls, worker: Worker) -> WorkerRecord:
+    def of(cls, worker: Worker, held: int, is_alive: bool | None) -> WorkerRecord:
         """The public form of a worker."""
         card = worker.card
         return cls(
@@ -415,6 +421,9 @@ class WorkerRecord(Record):
             routes=card.routes,
             version=card.version,
             beat=worker.beat,
+            beat_at=as_datetime(worker.beat_at),
+            held=held,
+            is_alive=is_alive,
         )
 
 
@@ -473,6 +482,99 @@ class PauseRecord(Record):
     def of(cls, pause: Pause) -> PauseRecord:
         """The public form of a pause."""
         return cls(scope=pause.scope, name=pause.name, since=as_datetime(pause.at), by=pause.by, reason=pause.reason)
+
+
+class Finding(Record):
+    """Something that the doctor found. A `problem` is work that is lost, stands still or may soon; a `note` is news."""
+
+    level: Literal["problem", "note"]
+    about: Literal["database", "disk", "workers", "queue"]
+    text: str
+    advice: str
+
+
+class Explanation(Record):
+    """Why a task is where it is: sentences, the first reason first."""
+
+    task_id: str
+    state: State
+    phase: str | None
+    because: tuple[str, ...]
+
+
+class RouteStats(Record):
+    """What wants a worker on a route. `oldest_due_at` is since when the oldest of them does."""
+
+    route: str
+    readiness: str
+    blocked_by: str | None
+    count: int
+    oldest_due_at: datetime | None
+
+
+class EndStats(Record):
+    """What ended in one way. Spans in seconds: `waited` from creation to start, `ran` from there to the end."""
+
+    kind: str
+    state: State
+    error_kind: str | None
+    count: int
+    waited: float | None
+    waited_most: float | None
+    ran: float | None
+    ran_most: float | None
+
+
+class StatsRecord(Record):
+    """A store in numbers: what there is, what waits, what ended within so many `seconds`, and its size in bytes."""
+
+    seconds: float
+    states: Mapping[State, int]
+    ended_per_s: float
+    waiting: tuple[RouteStats, ...]
+    ended: tuple[EndStats, ...]
+    size: int
+    free: int
+    log: int
+
+    @classmethod
+    def of(cls, told: Statistics, span: int) -> StatsRecord:
+        """The public form of statistics over a span."""
+
+        def seconds(length: int | None) -> float | None:
+            return None if length is None else length / 1e6
+
+        return cls(
+            seconds=span / 1e6,
+            states=told.states,
+            ended_per_s=sum(each.count for each in told.ended) / (span / 1e6),
+            waiting=tuple(
+                RouteStats(
+                    route=each.route,
+                    readiness=each.readiness,
+                    blocked_by=each.blocked_by,
+                    count=each.count,
+                    oldest_due_at=_moment(each.oldest_due_at),
+                )
+                for each in told.waiting
+            ),
+            ended=tuple(
+                EndStats(
+                    kind=each.kind,
+                    state=each.state,
+                    error_kind=each.error_kind,
+                    count=each.count,
+                    waited=seconds(each.waited),
+                    waited_most=seconds(each.waited_most),
+                    ran=seconds(each.ran),
+                    ran_most=seconds(each.ran_most),
+                )
+                for each in told.ended
+            ),
+            size=told.storage.size,
+            free=told.storage.free,
+            log=told.storage.log,
+        )
 
 
 class CancelReceipt(Record):

@@ -1,0 +1,137 @@
+"""The operator's view: `doctor`, `workers`, `tree`, `stats`."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from outrider.cli.database import open_runtime
+from outrider.cli.exits import OK, UNSOUND, UsageError
+from outrider.cli.glance import age_text
+from outrider.cli.terminal import Screen, on_one_line
+
+if TYPE_CHECKING:
+    from outrider.runtime.records import StatsRecord, WorkerRecord
+
+
+async def doctor(arguments: Namespace, screen: Screen) -> int:
+    """Say what is wrong with the database, its workers and its queue; or why a task does not run."""
+    async with open_runtime(arguments) as runtime:
+        if arguments.task is not None:
+            found = await runtime.doctor.explain((await runtime.tasks.find(arguments.task)).id)
+            if screen.as_json:
+                screen.record(found)
+                return OK
+            phase = f" ({found.phase})" if found.phase else ""
+            screen.line(on_one_line(f"{found.task_id} is {found.state}{phase}"))
+            for text in found.because:
+                screen.line(on_one_line(f"  {text}"))
+            return OK
+        findings = await runtime.doctor.examine(deep=arguments.deep)
+    for finding in findings:
+        if screen.as_json:
+            screen.record(finding)
+        else:
+            advice = f" ({finding.advice})" if finding.advice else ""
+            screen.line(on_one_line(f"{finding.level}: {finding.about}: {finding.text}{advice}"))
+    if not findings:
+        screen.note("the database is sound, and nothing stands still")
+    return UNSOUND if any(finding.level == "problem" for finding in findings) else OK
+
+
+async def workers(arguments: Namespace, screen: Screen) -> int:
+    """List the registered workers: where they are, whether they live, what they hold and serve."""
+    async with open_runtime(arguments) as runtime:
+        found = await runtime.workers()
+    if screen.as_json:
+        for worker in found:
+            screen.record(worker)
+        return OK
+    for worker in found:
+        screen.line(_worker_line(worker))
+    if not found:
+        screen.hint("no worker is registered; start one: outrider worker --app MODULE:APP")
+    return OK
+
+
+def _worker_line(worker: WorkerRecord) -> str:
+    life = {True: "alive", False: "dead", None: "elsewhere"}[worker.is_alive]
+    now = time.time()
+    return "  ".join(
+        on_one_line(each)
+        for each in (
+            worker.id,
+            f"{worker.host}:{worker.pid}",
+            life,
+            f"up {age_text(int((now - worker.started_at.timestamp()) * 1e6))}",
+            f"beat {age_text(int((now - worker.beat_at.timestamp()) * 1e6))} ago",
+            f"{worker.held}/{worker.concurrency} tasks",
+            worker.version,
+            ", ".join(route for route in worker.routes if not route.startswith("subagent:+")),
+        )
+    )
+
+
+async def tree(arguments: Namespace, screen: Screen) -> int:
+    """Print the tree of tasks of a session, or below a task, as it stands."""
+    from outrider.cli.watching import shown, tree_of
+    from outrider.core.errors import NotFound
+    from outrider.runtime.around import Around
+
+    async with open_runtime(arguments) as runtime:
+        views = runtime.services.views
+        try:
+            target = await runtime.tasks.find(arguments.target)
+        except NotFound:
+            await runtime.sessions.get(arguments.target)
+            target = None
+        tasks = await shown(views, arguments.target if target is None else target)
+        around = await Around.look(views)
+    if screen.as_json:
+        from outrider.runtime.fields import task_fields
+
+        for task in tasks:
+            screen.data({**task_fields(task, heartbeat_at=around.beat(task), around=around), "checkpoint": None})
+        return OK
+    screen.console().print(tree_of(tasks, around))
+    return OK
+
+
+async def stats(arguments: Namespace, screen: Screen) -> int:
+    """Show the store in numbers."""
+    if arguments.within <= 0:
+        raise UsageError("--within is a length of time, and not none")
+    async with open_runtime(arguments) as runtime:
+        found = await runtime.stats(arguments.within)
+    if screen.as_json:
+        screen.record(found)
+    else:
+        for line in _stats_lines(found):
+            screen.line(on_one_line(line))
+    return OK
+
+
+def _stats_lines(found: StatsRecord) -> list[str]:
+    lines = [", ".join(f"{count} {state}" for state, count in found.states.items() if count) or "no tasks"]
+    span = age_text(int(found.seconds * 1e6))
+    lines.append(f"{sum(each.count for each in found.ended)} ended within {span}, {found.ended_per_s:.2f} a second")
+    for each in found.ended:
+        how = f"{each.state}" + (f" ({each.error_kind})" if each.error_kind else "")
+        spans = ""
+        if each.waited is not None and each.ran is not None:
+            spans = f"; waited {_s(each.waited)} (at most {_s(each.waited_most)})"
+            spans += f", ran {_s(each.ran)} (at most {_s(each.ran_most)})"
+        lines.append(f"  {each.kind} {how}: {each.count}{spans}")
+    for waiting in found.waiting:
+        why = f" by {waiting.blocked_by}" if waiting.blocked_by else ""
+        since = f", the oldest due {waiting.oldest_due_at:%Y-%m-%d %H:%M:%S} UTC" if waiting.oldest_due_at else ""
+        lines.append(f"  {waiting.route}: {waiting.count} {waiting.readiness}{why}{since}")
+    lines.append(
+        f"{found.size / 1e6:.1f} MB, of which {found.free / 1e6:.1f} are free; {found.log / 1e6:.1f} MB of WAL"
+    )
+    return lines
+
+
+def _s(seconds: float | None) -> str:
+    return age_text(int((seconds or 0) * 1e6))

@@ -1,0 +1,279 @@
+"""What is wrong, and why a task does not run: answers for people, in sentences.
+
+Nothing here is decided or changed. A finding is a `problem` when work is lost, stands still or may soon, a `note` when
+somebody should know; whoever finds nothing finds an empty list.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from outrider.core.ledger import Worker
+from outrider.core.queue import next_return, starts_left
+from outrider.core.task import State, Task, Wait, WaitForAnswer, WaitForMessage, WaitForTasks, WaitUntil
+from outrider.core.values import SECOND, Instant
+from outrider.runtime.around import Around
+from outrider.runtime.clock import as_datetime
+from outrider.runtime.lease import boot_id, is_locked, locks_of
+from outrider.runtime.records import Explanation, Finding
+from outrider.runtime.recovery import lock_path
+from outrider.runtime.services import Services
+
+LITTLE_SPACE = 256 * 1024 * 1024
+"""With fewer bytes free on the disk of the database, it may be full soon."""
+
+LONG_LOG = 256 * 1024 * 1024
+"""A WAL of more bytes means that some reader keeps it from being copied back."""
+
+
+class Doctor:
+    """Examines a store and those who work on it. Made by `Runtime`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._locks = locks_of(services.ledger)
+
+    def is_alive(self, worker: Worker) -> bool | None:
+        """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
+        card = worker.card
+        if self._locks is None or card.host != socket.gethostname():
+            return None
+        return card.boot_id == boot_id() and is_locked(lock_path(self._locks, card.id))
+
+    # --- all of it -----------------------------------------------------------------------------------
+
+    async def examine(self, *, deep: bool = False) -> list[Finding]:
+        """Look at the database, the workers and the queue. `deep` compares every index of the database too.
+
+        Raises a StoreError for a database that cannot even be read.
+        """
+        views = self._services.views
+        findings = [
+            Finding(level="problem", about="database", text=text, advice="restore a backup: outrider restore FILE")
+            for text in await views.problems(deep=deep)
+        ]
+        findings += await self._of_storage()
+        around = await Around.look(views)
+        findings += await self._of_workers(around)
+        findings += await self._of_queue(around)
+        return findings
+
+    async def _of_storage(self) -> list[Finding]:
+        storage = (await self._services.views.statistics(self._services.clock.now())).storage
+        findings = []
+        path = getattr(self._services.ledger, "path", None)
+        if isinstance(path, Path):
+            free = shutil.disk_usage(path.parent).free
+            if free < LITTLE_SPACE:
+                text = f"only {_bytes(free)} are free on the disk of the database"
+                findings.append(Finding(level="problem", about="disk", text=text, advice="make room: outrider prune"))
+        if storage.log > LONG_LOG:
+            text = f"{_bytes(storage.log)} of the database stand in its WAL: some reader has been at it for long"
+            findings.append(Finding(level="note", about="database", text=text, advice="end programs that hold it open"))
+        return findings
+
+    async def _of_workers(self, around: Around) -> list[Finding]:
+        findings = []
+        now = self._services.clock.now()
+        holders = await self._services.views.holders()
+        known = {worker.card.id for worker in around.workers}
+        for worker in around.workers:
+            card, held = worker.card, holders.get(worker.card.id, 0)
+            alive = self.is_alive(worker)
+            silent = (now - worker.beat_at) / SECOND
+            where = f"{card.id} ({card.host}, pid {card.pid})"
+            if alive is False:
+                text = f"worker {where} is dead, and nobody has cleared up after it; it held {held} tasks"
+                findings.append(Finding(level="problem", about="workers", text=text, advice=_START_ONE))
+            elif silent > self._services.settings.lease.lost:
+                text = f"worker {where} has not renewed its lease for {silent:.0f} s; it holds {held} tasks"
+                advice = "it was stopped or is cut off from the database; others take over its work" if held else ""
+                findings.append(Finding(level="problem", about="workers", text=text, advice=advice))
+            elif held >= card.concurrency > 0:
+                text = f"worker {where} is full: it holds {held} tasks"
+                advice = "more at once: outrider worker --concurrency N; more cores: --processes N"
+                findings.append(Finding(level="note", about="workers", text=text, advice=advice))
+        findings += [
+            Finding(
+                level="problem",
+                about="workers",
+                text=f"{count} tasks are held by {worker_id}, which nobody knows",
+                advice="the next worker frees them",
+            )
+            for worker_id, count in holders.items()
+            if worker_id not in known
+        ]
+        return findings
+
+    async def _of_queue(self, around: Around) -> list[Finding]:
+        now = self._services.clock.now()
+        told = await self._services.views.statistics(now)
+        living = [worker for worker in around.workers if self.is_alive(worker) is not False]
+        served = {route for worker in living for route in worker.card.routes}
+        findings = []
+        unserved: dict[str, int] = {}
+        for waiting in told.waiting:
+            if waiting.route not in served:
+                unserved[waiting.route] = unserved.get(waiting.route, 0) + waiting.count
+        findings += [
+            Finding(
+                level="problem",
+                about="queue",
+                text=f"no live worker serves {route}, and {count} tasks want one",
+                advice=_START_ONE,
+            )
+            for route, count in sorted(unserved.items())
+        ]
+        for pause in around.gates.pauses().values():
+            what = f"{pause.scope} {pause.name}".strip()
+            reason = f": {pause.reason}" if pause.reason else ""
+            text = f"{what} is paused since {_moment(pause.at)}{_by(pause.by)}{reason}"
+            findings.append(Finding(level="note", about="queue", text=text, advice="outrider resume"))
+        late = [w for w in told.waiting if w.readiness == "ready" and w.route in served and w.oldest_due_at is not None]
+        for waiting in late:
+            waited = (now - (waiting.oldest_due_at or now)) / SECOND
+            if waited > 60 and not around.gates.is_paused:
+                text = f"{waiting.count} tasks of {waiting.route} are ready, the oldest for {waited:.0f} s"
+                findings.append(Finding(level="note", about="queue", text=text, advice="its workers may be too few"))
+        return findings
+
+    # --- one task ------------------------------------------------------------------------------------
+
+    async def explain(self, task_id: str) -> Explanation:
+        """Say why a task is where it is, and what would move it. Raises NotFound."""
+        from outrider.runtime.tasks import Tasks
+
+        task = await Tasks(self._services).get(task_id)
+        around = await Around.look(self._services.views)
+        phase = around.phase(task)
+        return Explanation(
+            task_id=task.id,
+            state=task.state,
+            phase=phase.name if phase else None,
+            because=tuple([text async for text in self._because(task, around)]),
+        )
+
+    async def _because(self, task: Task, around: Around) -> AsyncIterator[str]:
+        core, now = task.core, self._services.clock.now()
+        if task.is_terminal:
+            yield self._end_of(task)
+            return
+        if core.cancel_requested_at is not None:
+            yield f"a cancel was asked for at {_moment(core.cancel_requested_at)}{_by(core.canceled_by)}"
+        for request in core.requests:
+            until = f", until {_moment(request.deadline_at)}" if request.deadline_at is not None else ""
+            yield f"it asks: {request.prompt} (request {request.id}{until}); answer it: outrider answer"
+        if core.is_held:
+            yield self._holder_of(task, around, now)
+            return
+        if core.failures:
+            attempts = await self._services.views.attempts(task.id)
+            error = attempts[-1].error if attempts else None
+            told = f": {error.kind}, {error.message}" if error is not None else ""
+            yield f"it has failed {core.failures} of {task.input.retry.max_failures} times{told}"
+        for other in await self._services.views.tasks(core.dependencies):
+            yield f"it depends on {other.id} ({other.input.display_name}), which is {other.state}"
+        if core.readiness is None:
+            for wait in core.waits:
+                yield await self._wait_of(wait)
+            if core.returned:
+                yield "its code has returned; it waits for the children that it owns"
+            return
+        if not self._is_served(task, around.workers):
+            yield f"no live worker serves {task.input.route}; start one: outrider worker --app MODULE:APP"
+        pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
+        if pause is not None:
+            what = f"{pause.scope} {pause.name}".strip()
+            reason = f": {pause.reason}" if pause.reason else ""
+            yield f"{what} is paused since {_moment(pause.at)}{_by(pause.by)}{reason}; outrider resume lets it start"
+        if task.input.concurrency_key is not None and core.readiness != "timed":
+            async for text in self._limit_of(task.input.concurrency_key, around, now):
+                yield text
+        for wait in core.waits:
+            yield await self._wait_of(wait)
+        if core.readiness == "timed" and core.due_at is not None and not core.waits:
+            yield f"it is not due before {_moment(core.due_at)}, in {max(0, core.due_at - now) / SECOND:.1f} s"
+        if core.readiness == "ready":
+            ahead = await self._services.views.ahead(task.id)
+            if ahead is not None:
+                yield f"it is ready, and {ahead} tasks of {task.input.route} stand before it"
+                yield await self._room_for(task, around.workers)
+
+    def _end_of(self, task: Task) -> str:
+        error, core = task.outcome.error, task.core
+        told = f"it ended as {core.state} at {_moment(core.finished_at)}"
+        if error is not None:
+            return f"{told}: {error.kind}, {error.message}"
+        if core.state is State.CANCELED:
+            return f"{told}{_by(core.canceled_by)}" + (f": {core.cancel_reason}" if core.cancel_reason else "")
+        return told
+
+    def _holder_of(self, task: Task, around: Around, now: Instant) -> str:
+        worker = next((each for each in around.workers if each.card.id == task.core.worker_id), None)
+        since = _moment(task.core.attempt_started_at)
+        if worker is None:
+            return f"attempt {task.core.attempt} is held by {task.core.worker_id}, which nobody knows; it will be freed"
+        card, alive = worker.card, self.is_alive(worker)
+        seen = (now - worker.beat_at) / SECOND
+        state = "which is dead; the next worker takes over" if alive is False else f"which was seen {seen:.1f} s ago"
+        return f"attempt {task.core.attempt} runs since {since} on {card.id} ({card.host}, pid {card.pid}), {state}"
+
+    async def _wait_of(self, wait: Wait) -> str:
+        match wait:
+            case WaitUntil():
+                return f"it sleeps until {_moment(wait.until)}"
+            case WaitForAnswer():
+                return f"it waits for the answer to {wait.request_id}"
+            case WaitForMessage():
+                return "it waits for a message: outrider message"
+            case WaitForTasks():
+                found = await self._services.views.tasks(wait.task_ids[:10])
+                named = ", ".join(f"{task.id} ({task.state})" for task in found)
+                more = f" and {len(wait.task_ids) - 10} more" if len(wait.task_ids) > 10 else ""
+                return f"it waits for {'all' if wait.every else 'any'} of: {named}{more}"
+
+    async def _limit_of(self, key: str, around: Around, now: Instant) -> AsyncIterator[str]:
+        limit = around.gates.limit(key)
+        (use,) = await self._services.views.uses([key])
+        if limit.capacity is not None and use.held >= limit.capacity:
+            source = "" if limit.key else " (no limit is set, so it is one)"
+            yield f"the limit of {key} is full: {use.held} of {limit.capacity} run{source}, and {use.waiting} wait"
+        left, moment = starts_left(limit, use.spent, now), next_return(limit, use.spent, now)
+        if left == 0 and moment is not None:
+            span = limit.span / SECOND
+            yield f"the rate of {key} is spent: {limit.rate} starts in {span:g} s; the next is at {_moment(moment)}"
+
+    async def _room_for(self, task: Task, workers: Sequence[Worker]) -> str:
+        holders = await self._services.views.holders()
+        serving = [worker for worker in workers if task.input.route in worker.card.routes]
+        cards = [worker.card for worker in serving]
+        room = [f"{card.id} holds {holders.get(card.id, 0)} of {card.concurrency}" for card in cards]
+        return f"it is served by {len(serving)} workers: {'; '.join(room)}" if room else "nobody is there to take it"
+
+    def _is_served(self, task: Task, workers: Iterable[Worker]) -> bool:
+        return any(task.input.route in worker.card.routes and self.is_alive(worker) is not False for worker in workers)
+
+
+_START_ONE = "start one: outrider worker --app MODULE:APP"
+
+
+def _moment(moment: Instant | None) -> str:
+    at: datetime | None = None if moment is None else as_datetime(moment)
+    return "an unknown time" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _by(who: str | None) -> str:
+    return f" by {who}" if who else ""
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("the last unit holds any size")

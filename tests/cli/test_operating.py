@@ -1,0 +1,60 @@
+"""`doctor`, `workers`, `tree`, `stats`, and several worker processes at once."""
+
+import os
+import signal
+from pathlib import Path
+
+from tests.cli.harness import Cli, eventually, is_alive
+
+
+def test_an_operator_sees_who_works_what_waits_and_why(cli: Cli):
+    assert "sound" in cli.ok("doctor").err
+    cli.ok("pause", "--all", "--reason", "a reason")
+    task_id = cli.ok("call", "add", "a=1", "--background").out.strip()
+    why = cli.ok("doctor", task_id).out
+    assert "everything is paused" in why
+    assert "a reason" in why
+    assert cli.ok("doctor", task_id, "--json").record["phase"] == "blocked"
+    (worker,) = cli.ok("workers", "--json").records
+    assert (worker["is_alive"], worker["held"]) == (True, 0)
+    assert f"{worker['host']}:{worker['pid']}  alive" in cli.ok("workers").out
+    assert "add queued" in cli.ok("tree", "session_default").out
+    assert [task["id"] for task in cli.ok("tree", task_id, "--json").records] == [task_id]
+    assert cli.run("tree", "nobody").code == 4
+    cli.ok("resume", "--all")
+    eventually(lambda: cli.task(task_id)["state"] == "succeeded")
+    told = cli.ok("stats", "--within", "1d").out
+    assert "1 succeeded" in told
+    assert "background_tool succeeded: 1" in told
+    assert cli.ok("stats", "--json").record["states"]["succeeded"] == 1
+    os.kill(worker["pid"], signal.SIGKILL)
+    eventually(lambda: cli.run("doctor").code == 10)
+    assert "is dead" in cli.run("doctor").out
+
+
+def test_several_worker_processes_live_and_drain_together_and_a_dead_one_is_replaced(cli: Cli):
+    crew = cli.start("worker", "--processes", "2")
+
+    def pids() -> list[int]:
+        return sorted(worker["pid"] for worker in cli.ok("workers", "--json").records if worker["is_alive"])
+
+    eventually(lambda: len(pids()) == 2)
+    before = pids()
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: len(pids()) == 2 and before[0] not in pids())
+    assert before[1] in pids()
+    task_id = cli.ok("call", "add", "a=1", "--background").out.strip()
+    eventually(lambda: cli.task(task_id)["state"] == "succeeded")
+    crew.send_signal(signal.SIGTERM)
+    assert crew.wait(30) == 0
+    assert cli.ok("workers", "--json").records == []
+
+
+def test_worker_processes_do_not_outlive_a_crew_that_was_killed(cli: Cli, tmp_path: Path):
+    crew = cli.start("worker", "--processes", "2")
+    eventually(lambda: len(cli.ok("workers", "--json").records) == 2)
+    pids = [worker["pid"] for worker in cli.ok("workers", "--json").records]
+    crew.kill()
+    crew.wait()
+    eventually(lambda: not any(is_alive(pid) for pid in pids))
+    assert cli.run("worker", "--processes", "0").code == 2
