@@ -61,7 +61,7 @@ class DatabaseFile:
             )
         with self.errors():
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder()
                 self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise self._refused(error) from error
@@ -170,6 +170,25 @@ class DatabaseFile:
         return None
 
     # --- opening -----------------------------------------------------------------------------------------
+
+    def _make_folder(self) -> None:
+        """Make the folder of a new database, and make its place in the folders above safe, before there is a file.
+
+        SQLite syncs the entries of its files in their folder, and a power loss could still take the folder itself.
+        All above are synced: who was killed in here has made nobody knows which.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            return
+        for folder in self.path.parent.parents:
+            try:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:
+                continue  # nor could a folder have been made in it
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def _prepare(self) -> sqlite3.Connection:
         connection = self.connect()
