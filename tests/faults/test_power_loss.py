@@ -14,9 +14,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +50,6 @@ class Trace:
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return record(tmp_path_factory.mktemp("trace"), rounds=2, voyages=2, pragmas=[OFTEN])
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder without a disk, where there is one: what is proved of an image is not its disk."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
-        yield Path(folder)
 
 
 def record(folder: Path, **order: Any) -> Trace:

@@ -21,6 +21,7 @@
     │   ├── StoreLocked       store_locked
     │   ├── StoreReadOnly     store_read_only
     │   ├── StoreFull         store_full
+    │   ├── StoreFailed       store_failed: the disk failed; nothing goes on before a restart
     │   ├── StoreCorrupt      store_corrupt
     │   ├── StoreForeign      store_foreign: not a database of Outrider
     │   └── StoreNewer        store_newer: written by a later version than this program knows
@@ -165,6 +166,8 @@ class StoreError(OutriderError):
     """The database cannot do its work. Nothing that was acknowledged is lost."""
 
     code = "store_error"
+    is_final: ClassVar[bool] = False
+    """Whether waiting does not help: every later verb of this store raises the like, until somebody starts anew."""
 
 
 class StoreUnavailable(StoreError):
@@ -191,22 +194,32 @@ class StoreFull(StoreError):
     code = "store_full"
 
 
+class StoreFailed(StoreError):
+    """The disk failed while the database was read or written. What was being written may be there or not."""
+
+    code = "store_failed"
+    is_final = True
+
+
 class StoreCorrupt(StoreError):
     """The database file is damaged."""
 
     code = "store_corrupt"
+    is_final = True
 
 
 class StoreForeign(StoreError):
     """The file is not a database of Outrider."""
 
     code = "store_foreign"
+    is_final = True
 
 
 class StoreNewer(StoreError):
     """The database was written by a later version of Outrider than this one."""
 
     code = "store_newer"
+    is_final = True
 
 
 class TaskFailed(OutriderError):

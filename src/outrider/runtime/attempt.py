@@ -25,6 +25,9 @@ from outrider.core.errors import (
     OutriderError,
     Parked,
     Refused,
+    StoreCorrupt,
+    StoreFailed,
+    StoreForeign,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
@@ -51,7 +54,7 @@ T = TypeVar("T")
 
 CURRENT: ContextVar[Attempt | None] = ContextVar("outrider_attempt", default=None)
 CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
-STORE_IS_DOWN = (StoreUnavailable, StoreFull, StoreLocked, StoreReadOnly)
+STORE_IS_DOWN = (StoreUnavailable, StoreFull, StoreLocked, StoreReadOnly, StoreFailed, StoreCorrupt, StoreForeign)
 """What a store raises that cannot be written now."""
 LONGEST_STREAM = 64
 """Characters of a stream's name."""

@@ -58,6 +58,8 @@ class Voice:
             try:
                 await self._write_all()
             except StoreError as error:
+                if error.is_final:
+                    return  # the worker stops for it as well
                 log.error("output is not written yet; trying again", reason=str(error))
                 await asyncio.sleep(0.5)
             except Exception:  # noqa: BLE001 - what one task said must not silence the others for good

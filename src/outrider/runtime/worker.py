@@ -79,6 +79,8 @@ class Worker:
         self._has_follow_ups = True
         self._is_draining = False
         self._is_lost = False
+        self._ruin: StoreError | None = None
+        """Why the store will never answer again."""
         self._has_gone = False
         self._is_crowded = False
         self._jobs: set[asyncio.Task[None]] = set()
@@ -128,7 +130,8 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled; then drain: let steps in flight finish, hand the rest over.
 
-        Returns by itself when others took this worker for lost; what it held goes on elsewhere.
+        Returns by itself when others took this worker for lost; what it held goes on elsewhere. Raises a StoreError
+        that is final, once all it held has been stopped.
         """
         _collect_less_often()
         loop = self._loop = asyncio.get_running_loop()
@@ -163,6 +166,8 @@ class Worker:
             if lease is not None:
                 lease.stop()
             self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._ruin is not None:
+            raise self._ruin
 
     async def _present_itself(self, lock: Lock | None) -> LeaseThread:
         from outrider import __version__
@@ -221,6 +226,8 @@ class Worker:
                 if self._has_follow_ups or claims.follow_ups:
                     self._has_follow_ups = await self._services.lifecycle.apply_follow_ups(FOLLOW_UPS) > 0
             except StoreError as error:
+                if self._is_ruin(error):
+                    return
                 log.error("the store does not answer; trying again", reason=str(error))
                 await asyncio.sleep(STORE_PAUSE)
                 continue
@@ -291,9 +298,9 @@ class Worker:
             event = await self._perform(attempt)
             attempt.is_closed = True
             await _take_back_cancellation()
-            if attempt.store_error is not None and isinstance(event, Released):
-                reason = str(attempt.store_error)
-                log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=reason)
+            reason = attempt.store_error
+            if reason is not None and not self._is_ruin(reason) and isinstance(event, Released):
+                log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=str(reason))
                 await asyncio.sleep(STORE_PAUSE)  # nobody cancels this any more: the attempt is closed
             await self._unwind(attempt)
             self._leave_room(attempt)
@@ -344,6 +351,8 @@ class Worker:
             except Superseded:
                 return
             except StoreError as error:
+                if self._is_ruin(error):
+                    return
                 log.error("the end of a task is not written yet; trying again", task=attempt.task_id, reason=str(error))
                 await asyncio.sleep(STORE_PAUSE)
             except Exception as error:
@@ -440,6 +449,8 @@ class Worker:
                 await self._services.ledger.commit(())  # what was handed over before this is settled by then
                 return await self._services.views.tasks(task_ids)
             except StoreError as error:
+                if self._is_ruin(error):
+                    return ()
                 log.error("new tasks cannot be read yet; trying again", reason=str(error))
                 await asyncio.sleep(STORE_PAUSE)
 
@@ -492,8 +503,9 @@ class Worker:
                         if attempt.is_over:
                             self._abandon(attempt)
         except StoreError as error:
-            log.error("news could not be read", reason=str(error))
-            self._look_at_all = True
+            if not self._is_ruin(error):
+                log.error("news could not be read", reason=str(error))
+                self._look_at_all = True
         finally:
             self._refreshing = False
 
@@ -525,6 +537,8 @@ class Worker:
             try:
                 await self._recovery.look()
             except OutriderError as error:
+                if self._is_ruin(error):
+                    return
                 log.error("recovery failed; trying again", reason=str(error))
             await asyncio.sleep(self._services.settings.recovery_interval)
 
@@ -573,9 +587,22 @@ class Worker:
         """Whether code of a task runs here; one whose end only waits to be written does no harm."""
         return self.abandoned > 0 or any(not attempt.is_closed for attempt in tuple(self._held.values()))
 
+    def _is_ruin(self, error: BaseException) -> bool:
+        """Whether the store will never answer again. Then all work stops: nothing it does could be written any more."""
+        if not isinstance(error, StoreError) or not error.is_final:
+            return False
+        if self._ruin is None:
+            self._ruin = error
+            log.error("the store has failed for good; stopping all work", worker=self.id, reason=str(error))
+            self._stop_holding()
+        return True
+
     def _on_lost(self) -> None:
         log.error("this worker counts as lost; its work goes on elsewhere", worker=self.id)
         self._services.telemetry.lease_lost()
+        self._stop_holding()
+
+    def _stop_holding(self) -> None:
         self._is_lost = True
         self._stop_starting()
         for attempt in list(self._held.values()):
@@ -601,12 +628,17 @@ class Worker:
 async def keep_working(
     services: Services, *, locks: Path | None, host: str | None = None, on_end: Callable[[int], None] = os._exit
 ) -> None:
-    """Work until cancelled. A worker that was taken for lost, after a stop or an outage, is followed by a new one."""
+    """Work until cancelled. A worker that was taken for lost, after a stop or an outage, is followed by a new one.
+
+    Raises the StoreError after which the store answers no more.
+    """
     while True:
         worker = Worker(services, locks=locks, host=host, on_end=on_end)
         try:
             await worker.run()
         except Exception as error:  # noqa: BLE001 - whatever broke it, somebody has to go on with the work
+            if isinstance(error, StoreError) and error.is_final:
+                raise
             log.error("the worker broke; going on with another", worker=worker.id, exc_info=error)
             await asyncio.sleep(STORE_PAUSE)
 

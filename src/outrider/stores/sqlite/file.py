@@ -13,13 +13,15 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from weakref import WeakSet
 
 from outrider.core.errors import (
     StoreCorrupt,
     StoreError,
+    StoreFailed,
     StoreForeign,
     StoreFull,
     StoreLocked,
@@ -32,6 +34,21 @@ OLDEST_SQLITE = (3, 38, 0)
 """The first that has all that `queries.sql` uses (`update from`, JSON built in, `->>`)."""
 
 APPLICATION_ID = 0x4F757472  # "Outr"
+
+_PASSING = (
+    sqlite3.SQLITE_IOERR_NOMEM,
+    sqlite3.SQLITE_IOERR_ACCESS,
+    sqlite3.SQLITE_IOERR_BLOCKED,
+    sqlite3.SQLITE_IOERR_LOCK,
+    sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_RDLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
+"""Of the I/O errors those that are not the disk's: locks and memory, and the -shm that a full disk has no room for."""
 
 _PRAGMAS = (
     "pragma synchronous = full",  # `normal` was seen to lose acknowledged rows in images of a power loss
@@ -50,7 +67,13 @@ class DatabaseFile:
         self._lock = -1
         self._identity: tuple[int, int] | None = None
         self._place: _Place | None = None
+        self._ruin: StoreError | None = None
         _FILES.add(self)
+
+    @property
+    def is_ruined(self) -> bool:
+        """Whether something happened after which this process must not trust the file; every verb says what."""
+        return self._ruin is not None
 
     def open(self) -> sqlite3.Connection:
         """Create or check the database, bring its schema up to date, and return the writing connection."""
@@ -131,13 +154,22 @@ class DatabaseFile:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Give what SQLite raises in here its name in the tree of errors."""
+        """Give what SQLite raises in here its name in the tree of errors. After one that is final there is no going on.
+
+        A sync that failed must not be tried again: the kernel may count what it could not write as written.
+        """
+        if self._ruin is not None:
+            raise copy(self._ruin)
         try:
             yield
         except sqlite3.Error as error:
             known = self.explain(error)
             if known is None:
                 raise
+            if known.is_final:
+                self._ruin = known
+                with suppress(OSError):
+                    os.pwrite(self._lock, _DISTRUST, 0)
             raise known from error
 
     def explain(self, error: sqlite3.Error) -> StoreError | None:
@@ -165,6 +197,11 @@ class DatabaseFile:
                 )
             case sqlite3.SQLITE_NOTADB:
                 return StoreForeign(f"{path} is not an SQLite database; name another file")
+            case sqlite3.SQLITE_IOERR if code not in _PASSING:
+                return StoreFailed(
+                    f"the disk failed under the database {path} ({error}); nothing goes on here, since what was not "
+                    "written cannot be known: see to the disk, then start again. All that was acknowledged is there"
+                )
             case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR | sqlite3.SQLITE_NOMEM | sqlite3.SQLITE_PROTOCOL:
                 return StoreUnavailable(f"the database {path} cannot be used ({error}); check its disk and directory")
         return None
@@ -196,6 +233,7 @@ class DatabaseFile:
             self._own(connection)
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
+            self._renew_cache(connection)
             migrate(connection, self.path)
             found = os.stat(self.path)
             self._identity = (found.st_dev, found.st_ino)
@@ -225,6 +263,20 @@ class DatabaseFile:
                 f"the file system of {self.path} cannot share memory between processes, which SQLite's WAL needs; "
                 "put the database on a local disk"
             )
+
+    def _renew_cache(self, connection: sqlite3.Connection) -> None:
+        """Write the WAL into the database anew if a process before this one was refused a sync.
+
+        The kernel may then show what is not on the disk, and would not write it again: all that came after it in the
+        WAL would be lost with the power. The mark lasts as long as that memory does. While others use the file it
+        stays: they know where the WAL ends, and write over the rest.
+        """
+        if os.fstat(self._lock).st_size:
+            connection.execute("pragma busy_timeout = 0")
+            (is_busy, _, _) = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+            connection.execute(f"pragma busy_timeout = {round(self._lock_timeout * 1000)}")
+            if not is_busy:
+                os.ftruncate(self._lock, 0)
 
     def _refused(self, error: OSError) -> StoreError:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -297,6 +349,9 @@ class _Place:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._is_over = True
 
+
+_DISTRUST = b"a sync failed"
+"""What stands in the lock file then; see `DatabaseFile._renew_cache`."""
 
 _FILES: WeakSet[DatabaseFile] = WeakSet()
 

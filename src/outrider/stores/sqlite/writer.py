@@ -10,6 +10,7 @@ is tried alone, so that only the culprit fails.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -42,6 +43,12 @@ SLOWING = 1.15
 
 A look costs 10 us, but waking up for it 60: at the longest pause a store at rest takes 0.4 % of a core.
 """
+
+LOOK_EVERY = 256
+"""After how many commits to look at the size of the WAL."""
+
+TOO_LONG = 64 * 1024 * 1024
+"""What a WAL comes to, in bytes, only if it cannot be copied: four times what SQLite lets it grow to."""
 
 UNREADABLE = -1
 
@@ -94,6 +101,7 @@ class Writer:
         self._has_news = False
         self._known = Known()
         self._tidied = 0
+        self._has_told_of_ruin = False
         self.commits = 0
         self._thread = threading.Thread(target=self._run, name="outrider-writer", daemon=True)
         self._thread.start()
@@ -197,6 +205,7 @@ class Writer:
 
     def _look(self) -> None:
         """See whether another process has committed."""
+        self._tell_of_ruin()
         if self._has_foreign_news():
             self._pause = SHORTEST_PAUSE
             self._hop(self._tell, Signal(unknown=True))
@@ -205,6 +214,12 @@ class Writer:
             if self._pause == LONGEST_PAUSE:
                 self._tidy()
 
+    def _tell_of_ruin(self) -> None:
+        """Have everybody look who waits for news: there will be none, and the look says why."""
+        if self._file.is_ruined and not self._has_told_of_ruin:
+            self._has_told_of_ruin = True
+            self._hop(self._tell, Signal(unknown=True))
+
     def _tidy(self) -> None:
         """Copy the WAL into the database while nobody waits, else a transaction will have to, and its callers with it.
 
@@ -212,7 +227,7 @@ class Writer:
         """
         if self._statements.count != self._tidied:
             self._tidied = self._statements.count
-            with suppress(sqlite3.Error):  # whoever writes next is told what is wrong
+            with suppress(sqlite3.Error, StoreError), self._file.errors():  # who writes next is told what is wrong
                 self._connection.execute("pragma wal_checkpoint(passive)").fetchone()
 
     def _has_foreign_news(self) -> bool:
@@ -237,6 +252,7 @@ class Writer:
             results, signal = self._transact([operation for operation, _ in batch])
         except StoreError as error:
             self._reply(batch, [None] * len(batch), error, NOTHING)
+            self._tell_of_ruin()
         except BaseException as error:  # noqa: BLE001  # whatever one operation raises is its caller's, not the thread's
             if len(batch) == 1:
                 self._reply(batch, [None], self._refusal(error), NOTHING)
@@ -268,8 +284,20 @@ class Writer:
                 if self._connection.in_transaction:
                     execute("rollback")
                 raise
-        self.commits += 1
+            self.commits += 1
+            if self.commits % LOOK_EVERY == 0:
+                self._look_at_wal()
         return results, signal
+
+    def _look_at_wal(self) -> None:
+        """SQLite says nothing when it cannot copy the WAL at a commit, and tries again at the next: ask what is wrong.
+
+        Nothing is lost meanwhile, but the WAL would grow until the disk is full.
+        """
+        with suppress(OSError):
+            if os.stat(f"{self._file.path}-wal").st_size > TOO_LONG:
+                with suppress(sqlite3.Error, StoreError), self._file.errors():
+                    self._connection.execute("pragma wal_checkpoint(passive)").fetchone()
 
     def _work(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
         batch, wanted = Batch(self._statements, self._known), Wanted()
