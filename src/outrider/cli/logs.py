@@ -51,3 +51,7 @@ def show_log(level: str, form: str = "text") -> None:
     logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False
+    # What code of tasks raises where nobody awaits it is told by the event loop, and may quote anybody.
+    loop = logging.getLogger("asyncio")
+    loop.addHandler(handler)
+    loop.propagate = False

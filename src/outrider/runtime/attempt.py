@@ -186,7 +186,10 @@ class Attempt:
     @property
     def is_running(self) -> bool:
         """Whether any code of the attempt still runs: its main line, an asyncio task, a thread."""
-        return not self.is_closed or self.threads > 0 or any(not task.done() for task in tuple(self.tasks))
+        if self.threads > 0 or any(not task.done() for task in tuple(self.tasks)):
+            return True
+        # A runner that was cancelled before its first step has run nothing, and closes nothing.
+        return not self.is_closed and (self.runner is None or not self.runner.done())
 
     @property
     def is_idle(self) -> bool:
