@@ -115,6 +115,15 @@ async def hold(task: TaskContext, seconds: float) -> str:
 
 
 @app.tool
+async def nap(task: TaskContext, seconds: float) -> str:
+    """Sleep, with a step on either side."""
+    await task.step("lie down", mark, task, "lie down")
+    await task.sleep(seconds)
+    await task.step("get up", mark, task, "get up")
+    return "awake"
+
+
+@app.tool
 def stubborn(task: SyncTaskContext, seconds: float) -> str:
     """Compute in a thread without ever looking up, the first time."""
     mark(task, "begin")

@@ -15,6 +15,9 @@ from typing import Protocol
 from outrider.core.errors import InvalidArguments
 from outrider.core.values import Instant, Span
 
+LOOK_AGAIN = 15.0
+"""How long a timer trusts that the clock goes as before, in seconds."""
+
 LONGEST = 100 * 365 * 86400
 """The longest length of time, in seconds: moments later than what a calendar holds could not be told."""
 
@@ -47,9 +50,35 @@ class SystemClock:
         return time.time_ns() // 1000
 
     def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
-        """Call back once the moment has come, by the running loop's timer."""
-        delay = max(0.0, (moment - self.now()) / 1_000_000)
-        return asyncio.get_running_loop().call_later(delay, callback)
+        """Call back once the moment has come, by this clock or by the running loop's timer, whichever says so first."""
+        return _Timer(self, moment, callback)
+
+
+class _Timer:
+    """Looks at the clock now and then. The loop's timer alone stands still while the machine sleeps, and knows nothing
+    of a clock that was set.
+    """
+
+    __slots__ = ("_callback", "_clock", "_end", "_handle", "_loop", "_moment")
+
+    def __init__(self, clock: Clock, moment: Instant, callback: Callable[[], object]) -> None:
+        self._clock, self._moment, self._callback = clock, moment, callback
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + max(0.0, (moment - clock.now()) / 1_000_000)
+        self._arm()
+
+    def cancel(self) -> None:
+        """Call it off."""
+        self._handle.cancel()
+
+    def _arm(self) -> None:
+        self._handle = self._loop.call_at(min(self._end, self._loop.time() + LOOK_AGAIN), self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._end or self._clock.now() >= self._moment:
+            self._callback()
+        else:
+            self._arm()
 
 
 class Bell:

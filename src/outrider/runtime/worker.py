@@ -636,7 +636,7 @@ async def keep_working(
         worker = Worker(services, locks=locks, host=host, on_end=on_end)
         try:
             await worker.run()
-        except Exception as error:  # noqa: BLE001 - whatever broke it, somebody has to go on with the work
+        except Exception as error:  # whatever broke it, somebody has to go on with the work
             if isinstance(error, StoreError) and error.is_final:
                 raise
             log.error("the worker broke; going on with another", worker=worker.id, exc_info=error)
