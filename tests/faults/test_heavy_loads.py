@@ -104,7 +104,7 @@ async def test_many_sessions_cost_no_more_statements_than_few(tmp_path: Path, se
         await asyncio.gather(*(scene.session(name) for name in names))
         await ledger.commit([scene.new(f"task_{name}", name, route="background_tool:other") for name in names])
         costs.append(await _a_day(scene, f"day_{start:06}"))
-    assert len(set(costs)) == 1, costs
+    assert max(costs) <= costs[0] + 2, f"{costs}: more than what is no longer remembered from the last transaction"
     page = await scene.views.sessions(limit=100)
     assert len(page) == 100
     seen = {session.id for session in page}

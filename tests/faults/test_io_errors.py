@@ -6,6 +6,7 @@ knows nothing of it; and since a kernel may forget what a failed sync should hav
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -17,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from outrider.cli.exits import OK, STORE
+from outrider.cli.exits import STORE
 from outrider.stores.sqlite import SqliteLedger
-from tests.crash.voyage import EFFECTS
+from tests.crash.test_signals import until
+from tests.crash.voyage import EFFECTS, app, effects_in
 from tests.faults import shim
 from tests.faults.disk import SURVIVALS, Disk, read_notes
 from tests.faults.proof import Loss, acks_in, check_acknowledged, check_integrity, check_whole
-from tests.faults.shim import DATABASE, SYNC, TRUNCATE, WAL, WRITE
+from tests.faults.shim import DATABASE, READ, SYNC, TRUNCATE, WAL, WRITE
 from tests.faults.subject import ACKS
 from tests.faults.subject import DATABASE as PATH
 
@@ -98,6 +100,15 @@ async def test_any_write_or_sync_may_fail(memory: Path, tmp_path: Path, what: st
     await prove_rounds(memory, told, watched)
 
 
+async def test_a_read_that_fails_is_final_too(memory: Path, tmp_path: Path):
+    """SQLite takes what it could not read of the WAL for damage."""
+    told, watched = sweep(tmp_path, rounds=[0, 2, 4], error=errno.EIO, kinds=READ, files=DATABASE | WAL)
+    for each in told:
+        assert each["worker"] == each["later"], each
+        assert each["worker"] in ("store_failed", "store_corrupt")
+    await prove_rounds(memory, told, watched)
+
+
 @pytest.mark.parametrize("kinds", [SYNC, WRITE | TRUNCATE])
 async def test_a_copy_of_the_wal_that_fails_loses_nothing(memory: Path, tmp_path: Path, kinds: int):
     """SQLite keeps quiet about it at a commit, and copies all of it again at the next."""
@@ -155,7 +166,9 @@ async def test_a_full_disk_is_waited_for(memory: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
-def test_the_worker_of_the_command_line_ends_with_a_clear_word_unless_the_disk_is_only_full(tmp_path: Path, error: int):
+async def test_the_worker_of_the_command_line_ends_with_a_clear_word_unless_the_disk_is_only_full(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+):
     root, scratch = tmp_path / "root", tmp_path / "scratch"
     root.mkdir()
     scratch.mkdir()
@@ -167,27 +180,34 @@ def test_the_worker_of_the_command_line_ends_with_a_clear_word_unless_the_disk_i
         EFFECTS: str(tmp_path / "e"),
     }
     environment = os.environ | watched.environment | there
-    with subprocess.Popen(
-        [*outrider, "worker"], cwd=shim.ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    ) as worker:
-        try:
-            assert worker.stderr is not None
-            assert "works on" in worker.stderr.readline()
-            watched.fail(SYNC if error == errno.EIO else WRITE, WAL, times=-1, error=error)
-            if error == errno.EIO:
-                assert worker.wait(20) == STORE
-                said = worker.stderr.read()
-                assert "outrider: the disk failed under the database" in said
-                assert "Traceback" not in said
-            else:
-                assert "no space is left" in worker.stderr.readline()
-                watched.heal()
-                call = [*outrider, "call", "march", "steps=1", "--background"]
-                task = subprocess.run(call, cwd=shim.ROOT, env=os.environ | there, capture_output=True, text=True)
-                wait = [*outrider, "wait", task.stdout.strip(), "--timeout", "20"]
-                assert subprocess.run(wait, cwd=shim.ROOT, env=os.environ | there).returncode == OK
-        finally:
-            worker.terminate()
+    monkeypatch.setenv(EFFECTS, there[EFFECTS])
+    async with app.open(there["OUTRIDER_DB"], worker=False) as runtime:
+        task = await (await runtime.sessions.create()).spawn("hold", seconds=1)
+        with subprocess.Popen(
+            [*outrider, "worker"], cwd=shim.ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        ) as worker:
+            try:
+                assert worker.stderr is not None
+                assert "works on" in worker.stderr.readline()
+                await until(lambda: bool(effects_in(tmp_path / "e")))
+                watched.fail(SYNC if error == errno.EIO else WRITE, WAL, times=-1, error=error)
+                if error == errno.EIO:
+                    assert await asyncio.to_thread(worker.wait, 20) == STORE
+                    said = worker.stderr.read()
+                    assert "outrider: the disk failed under the database" in said
+                    assert "Traceback" not in said
+                else:
+                    assert "no space is left" in await asyncio.to_thread(worker.stderr.readline)
+                    watched.heal()
+                    assert await task.result(timeout=20) == "held"
+            finally:
+                worker.terminate()
+    if error == errno.EIO:
+        async with app.open(there["OUTRIDER_DB"]) as runtime:
+            again = await runtime.task(task.id)
+            assert await again.result(timeout=20) == "held"
+            assert [attempt.ending for attempt in await again.attempts()] == ["released", "succeeded"]
+            assert (await again.record()).failures == 0
 
 
 def check_stopped(told: list[dict[str, Any]]) -> None:

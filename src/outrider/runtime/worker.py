@@ -209,6 +209,11 @@ class Worker:
             await self._services.ledger.retire(self.id)
         except OutriderError as error:
             log.warning("worker could not sign off", worker=self.id, reason=str(error))
+            if self._ruin is not None and lock is not None:
+                with suppress(OSError):  # without a will what it held is charged a failure, and goes on all the same
+                    Will(None, "the store of its worker failed").write(lock.path)
+                if self.abandoned:
+                    return  # as long as it runs here nobody may start it again; the lock goes with the process
         if lock is not None:
             lock.release()
 
