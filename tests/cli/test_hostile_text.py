@@ -102,9 +102,8 @@ HERE = Path(__file__).parent
 
 
 def of_records(ids: dict[str, str]) -> list[list[str]]:
-    """Commands that show what clients wrote."""
-    commands = [["watch"], ["tasks"], ["show", ids["ask"]], ["show", ids["fail"]], ["watch", ids["canceled"]]]
-    commands += [["messages", ids["ask"]], ["output", ids["return"]], ["wait", ids["return"], ids["canceled"]]]
+    """Commands that show most of what clients wrote."""
+    commands = [["watch"], ["tasks"], ["show", ids["ask"]], ["messages", ids["ask"]]]
     commands += [["call", "plain", "end=fail", "-v", "--app", "test_hostile_text", f"--name={POISON.replace(NUL, '')}"]]
     return commands
 
@@ -123,7 +122,7 @@ def of_the_rest(ids: dict[str, str]) -> list[list[str]]:
     for id in ids.values():
         commands += [["show", id], ["show", id, "--json"]]
     for id in (ids["return"], ids["fail"], ids["canceled"]):
-        commands += [["wait", id], ["watch", id], ["watch", id, "--json"]]
+        commands += [["wait", id], ["watch", id], ["watch", id, "--json"], ["output", id]]
     return [
         *commands,
         ["answer", ids["fail"], POISON.replace(NUL, "")],

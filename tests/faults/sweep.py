@@ -23,6 +23,7 @@ from outrider.runtime.facade import Runtime
 from outrider.runtime.services import Services
 from outrider.runtime.worker import keep_working
 from outrider.stores.sqlite import file as store_file
+from outrider.stores.sqlite import writer
 from tests.crash import voyage
 from tests.crash.test_kills import answer_all, set_sail
 from tests.faults.shim import Shim
@@ -88,6 +89,8 @@ def _code(worker: asyncio.Task[None]) -> str | None:
 
 async def main(root: Path, scratch: Path, order: dict[str, Any]) -> None:
     store_file._PRAGMAS += tuple(order.get("pragmas", ()))
+    if "wal_is_too_long" in order:
+        writer.TOO_LONG, writer.LOOK_EVERY = order["wal_is_too_long"], 4
     shim = Shim(root, scratch)
     for n in order["rounds"]:
         print(json.dumps(await play(root / str(n), shim, order, n)), flush=True)

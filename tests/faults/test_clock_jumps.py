@@ -25,7 +25,7 @@ from tests.faults.shim import DAY, Shim
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("days", [3, -3])
+@pytest.mark.parametrize("days", [3, pytest.param(-3, marks=pytest.mark.soak)])
 async def test_a_clock_that_jumps_by_days_loses_no_worker_and_repeats_no_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
 ):
@@ -38,7 +38,7 @@ async def test_a_clock_that_jumps_by_days_loses_no_worker_and_repeats_no_task(
         monkeypatch.undo()
         session = await runtime.sessions.create()
         hands = [await crew.start(database, settings={"short_lease": True}) for _ in range(2)]
-        held = [await session.spawn("hold", seconds=2.5) for _ in range(3)]
+        held = [await session.spawn("hold", seconds=1.5) for _ in range(3)]
         nap = await session.spawn("nap", seconds=3600)
         effects = database.with_suffix(".effects")
         await until(lambda: _have_begun(effects, held))

@@ -68,7 +68,7 @@ async def test_a_fork_bomb_neither_wedges_the_worker_nor_starves_the_others(tmp_
 
 
 @pytest.mark.parametrize("megabytes", [50, pytest.param(1000, marks=pytest.mark.soak)], ids=["50 MB", "1 GB"])
-@pytest.mark.parametrize("tool", ["shout", "shout_from_a_thread"])
+@pytest.mark.parametrize("tool", ["shout", pytest.param("shout_from_a_thread", marks=pytest.mark.soak)])
 async def test_a_task_that_prints_without_end_costs_neither_memory_nor_disk(tmp_path: Path, tool: str, megabytes: int):
     database = tmp_path / "work.db"
     async with runtime_on(database) as runtime:

@@ -82,7 +82,7 @@ SWEEPS = {
 }
 
 
-@pytest.mark.parametrize("what", ["sync of the WAL", "half a write to the WAL"])
+@pytest.mark.parametrize("what", ["sync of the WAL", pytest.param("half a write to the WAL", marks=pytest.mark.soak)])
 async def test_after_a_failed_write_or_sync_the_worker_stops_and_nothing_acknowledged_is_lost(
     memory: Path, tmp_path: Path, what: str
 ):
@@ -100,6 +100,7 @@ async def test_any_write_or_sync_may_fail(memory: Path, tmp_path: Path, what: st
     await prove_rounds(memory, told, watched)
 
 
+@pytest.mark.soak
 async def test_a_read_that_fails_is_final_too(memory: Path, tmp_path: Path):
     """SQLite takes what it could not read of the WAL for damage."""
     told, watched = sweep(tmp_path, rounds=[0, 2, 4], error=errno.EIO, kinds=READ, files=DATABASE | WAL)
@@ -109,7 +110,7 @@ async def test_a_read_that_fails_is_final_too(memory: Path, tmp_path: Path):
     await prove_rounds(memory, told, watched)
 
 
-@pytest.mark.parametrize("kinds", [SYNC, WRITE | TRUNCATE])
+@pytest.mark.parametrize("kinds", [SYNC, pytest.param(WRITE | TRUNCATE, marks=pytest.mark.soak)])
 async def test_a_copy_of_the_wal_that_fails_loses_nothing(memory: Path, tmp_path: Path, kinds: int):
     """SQLite keeps quiet about it at a commit, and copies all of it again at the next."""
     told, watched = sweep(
@@ -119,13 +120,17 @@ async def test_a_copy_of_the_wal_that_fails_loses_nothing(memory: Path, tmp_path
     await prove_rounds(memory, told, watched)
 
 
-async def test_a_store_at_rest_finds_out_that_its_wal_cannot_be_copied(memory: Path, tmp_path: Path):
-    told, watched = sweep(tmp_path, rounds=[0], error=errno.EIO, kinds=SYNC, files=DATABASE, times=-1, lull=1)
+@pytest.mark.soak
+@pytest.mark.parametrize("how", [{"lull": 1}, {"wal_is_too_long": 100_000}], ids=["at rest", "grown too long"])
+async def test_a_store_at_rest_finds_out_that_its_wal_cannot_be_copied(
+    memory: Path, tmp_path: Path, how: dict[str, int]
+):
+    told, watched = sweep(tmp_path, rounds=[0], error=errno.EIO, kinds=SYNC, files=DATABASE, times=-1, voyages=3, **how)
     check_stopped(told)
     await prove_rounds(memory, told, watched)
 
 
-@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize("is_marked", [True, pytest.param(False, marks=pytest.mark.soak)])
 async def test_the_next_to_open_writes_anew_what_a_failed_sync_may_have_lost(
     memory: Path, tmp_path: Path, is_marked: bool
 ):
@@ -157,6 +162,7 @@ async def test_the_next_to_open_writes_anew_what_a_failed_sync_may_have_lost(
     assert (losses == 0) == is_marked
 
 
+@pytest.mark.soak
 async def test_a_full_disk_is_waited_for(memory: Path, tmp_path: Path):
     told, watched = sweep(
         tmp_path, rounds=[10, 40], error=errno.ENOSPC, kinds=WRITE, files=WAL, times=3, is_final=False, is_patient=True
@@ -165,7 +171,7 @@ async def test_a_full_disk_is_waited_for(memory: Path, tmp_path: Path):
     await prove_rounds(memory, told, watched)
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("error", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.soak)])
 async def test_the_worker_of_the_command_line_ends_with_a_clear_word_unless_the_disk_is_only_full(
     tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
 ):
