@@ -175,13 +175,10 @@ class LeaseThread(threading.Thread):
     def _renew(self) -> None:
         try:
             held = self._ledger.renew(self._worker_id, timeout=self._settings.lease.renew)
-        except StoreError as error:
-            log.warning("lease not renewed", worker=self._worker_id, reason=str(error))
-            if error.is_final:
-                self._lose()
-            return
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease is not renewed, and that is to be seen to
             log.warning("lease not renewed", worker=self._worker_id, reason=str(error))
+            if isinstance(error, StoreError) and error.is_final:
+                self._lose()
             return
         if held:
             self._renewed = time.monotonic()

@@ -224,6 +224,10 @@ class DatabaseFile:
                 continue  # nor could a folder have been made in it
             try:
                 os.fsync(fd)
+            except OSError as error:
+                if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # A file system that knows no sync of folders, or cannot be written and so holds nothing new.
             finally:
                 os.close(fd)
 
