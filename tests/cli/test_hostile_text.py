@@ -118,11 +118,11 @@ def of_words() -> list[list[str]]:
 
 def of_the_rest(ids: dict[str, str]) -> list[list[str]]:
     """All others."""
-    commands = [["tasks", "--json"], ["watch", "session_a"], ["output", ids["sleep"]], ["cancel", ids["fail"]]]
+    commands = [["tasks", "--json"], ["watch", "session_a"], ["output", ids["fail"]], ["cancel", ids["fail"]]]
     for id in ids.values():
         commands += [["show", id], ["show", id, "--json"]]
     for id in (ids["return"], ids["fail"], ids["canceled"]):
-        commands += [["wait", id], ["watch", id], ["watch", id, "--json"], ["output", id]]
+        commands += [["wait", id], ["watch", id], ["watch", id, "--json"]]
     return [
         *commands,
         ["answer", ids["fail"], POISON.replace(NUL, "")],
