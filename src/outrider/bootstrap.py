@@ -30,9 +30,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Outrider:
-    """An app: the tools and agents that its workers can run, by name."""
+    """An app: the tools and agents that its workers can run, by name.
 
-    def __init__(self, settings: WorkerSettings | None = None) -> None:
+    Its workers run commands as well, for whoever may submit tasks, unless `processes` is False.
+    """
+
+    def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True) -> None:
         from outrider.kinds.background_tool import BackgroundTool
         from outrider.kinds.subagent import Subagent
         from outrider.runtime.registry import Registry
@@ -41,6 +44,10 @@ class Outrider:
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
+        if processes:
+            from outrider.kinds.process import Process
+
+            self.registry.executors["process"] = Process()
 
     @overload
     def tool(self, fn: F, /) -> F: ...

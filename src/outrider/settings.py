@@ -27,6 +27,8 @@ class Limits:
     """Characters of a name: of a step, an artifact, an idempotency key."""
     detail: int = 2048
     """Characters."""
+    process_output: int = 8 * MIB
+    """Of a command's output, on disk until a worker has read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class WorkerSettings:
     """The shortest time between two progress events of one task."""
     output_interval: float = 0.02
     """The longest time that output waits before it is written."""
+    process_adopt_limit: float = 300.0
+    """How long a command runs on without a worker before its supervisor ends it."""
+    process_linger: float = 1.0
+    """How long what a command left running has to end after it, and again after TERM."""
     limits: Limits = Limits()
 
 

@@ -32,7 +32,7 @@ from outrider.agents.scripted import register as script
 from outrider.agents.scripted import replies as replies
 from outrider.bootstrap import Outrider, open_ledger
 from outrider.core.errors import StoreUnavailable, Superseded
-from outrider.core.events import HolderEvent, HolderLost
+from outrider.core.events import HolderEvent
 from outrider.core.ledger import Ledger
 from outrider.core.values import Instant
 from outrider.runtime.attempt import Attempt
@@ -40,6 +40,7 @@ from outrider.runtime.clock import Alarm, Clock, as_datetime, instant, span
 from outrider.runtime.facade import Runtime
 from outrider.runtime.lease import locks_of
 from outrider.runtime.options import Length
+from outrider.runtime.recovery import loss_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
 from outrider.settings import WorkerSettings
@@ -319,8 +320,7 @@ class TestRuntime(Runtime):
         for crew in dead:
             await crew.gone()
             for beat in await views.held_by(crew.worker.id):
-                journaled = any(step.attempt == beat.attempt and step.done for step in await views.steps(beat.task_id))
-                await self.services.lifecycle.move(beat.task_id, HolderLost(beat.attempt, journaled))
+                await self.services.lifecycle.move(beat.task_id, await loss_of(views, beat))
             await self.services.ledger.retire(crew.worker.id)
         await self.start_worker()
 

@@ -176,6 +176,8 @@ class HolderLost:
     attempt: int
     journaled: bool = False
     reason: str = "the worker was lost"
+    outlived: bool = False
+    """What the task does goes on without its worker: that is no failure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -496,7 +496,7 @@ def _holder_lost(draft: _Draft, event: HolderLost) -> _Draft:
     if _stop_told(draft, event.journaled, ending="lost"):
         return draft
     error = TaskError("orphaned", f"{event.reason} during attempt {event.attempt}")
-    failures = 1 if event.journaled else core.failures + 1
+    failures = core.failures if event.outlived else 1 if event.journaled else core.failures + 1
     draft.core["failures"] = failures
     draft.close_attempt("lost", error)
     if retry.exhausted(draft.before.input.retry, failures):

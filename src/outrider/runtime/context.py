@@ -45,7 +45,7 @@ from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, sha
 from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path, file_content
 from outrider.runtime.ids import new_id
-from outrider.runtime.journal import DOUBT, FAILED, INSIDE, Journal, Position
+from outrider.runtime.journal import DOUBT, FAILED, INSIDE, OUTLIVES, Journal, Position
 from outrider.runtime.log import log
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
@@ -286,9 +286,11 @@ class TaskContext:
             raise TooLarge.of(f"the result of step {position.name!r}", len(encoded), limit)
         await self._write(position, encoded)
 
-    async def _resolve_doubt(self, position: Position, entry: Step, shape: Shape) -> bytes | None:
+    async def _resolve_doubt(
+        self, position: Position, entry: Step, shape: Shape, what: str | None = None
+    ) -> bytes | None:
         """A `once` step was begun and it is not known whether it happened. None means: run it again."""
-        what = f"step {position.name!r} may or may not have happened before attempt {entry.attempt} ended"
+        what = what or f"step {position.name!r} may or may not have happened before attempt {entry.attempt} ended"
         if self._attempt.record.input.headless:
             raise Failure(f"{what}, and it must not happen twice", kind="interrupted", details={"step": position.name})
         answer = await self._ask_at(
@@ -748,6 +750,37 @@ class TaskContext:
     async def write_own(self, position: str, verb: str, value: bytes) -> None:
         """Journal something at a position of the executor's own."""
         await self._write(self._attempt.journal.own(position, verb), value)
+
+    async def outlive(self, position: str, value: bytes) -> Step:
+        """Journal what goes on without this worker, at a position of the executor's own.
+
+        Until a row of that position is done, a lost worker is no failure. It is no progress either: failures go on
+        counting.
+        """
+        own = self._attempt.journal.own(position, OUTLIVES)
+        row = self._row(own.name, own.ordinal, own.verb, value, done=False)
+        with self._attempt.storing():
+            held = all(await self._services.ledger.journal([row]))
+        if not held:
+            self._attempt.supersede()
+            raise Superseded(self.id, self.attempt)
+        self._attempt.journal.note(row, is_progress=False)
+        return row
+
+    async def produce(
+        self, name: str, content: bytes | None = None, *, url: str | None = None, size: int | None = None
+    ) -> None:
+        """Leave an artifact that is not journaled: whoever does it again replaces the one of that name.
+
+        Raises TooLarge, and InvalidPath for a name that cannot be that of a file.
+        """
+        file = path = media_type = None
+        if content is not None:
+            path = _free_path(f"/.tasks/{self.id}/artifacts/{name.lstrip('/')}", self.id)
+            file = file_write(self._attempt, path, content, None)
+            media_type = file.media_type
+        check_size("the description of the artifact", (name, url), self._services.settings.limits.message)
+        await self._move(events.Produced(self.attempt, Artifact(name, "file", path, url, media_type, size), file))
 
     def take_page(self, live: Live, forgotten: str, steps: Sequence[Step]) -> None:
         """Take note of a page of the transcript that was just written."""

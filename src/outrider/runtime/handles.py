@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
-from outrider.core.task import Task
+from outrider.core.task import Effects, Task
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import NOTHING, Parts, tool_spec
@@ -210,6 +211,54 @@ class SessionHandle:
         }
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
+
+    async def spawn_process(
+        self,
+        command: Sequence[str] | None = None,
+        *,
+        shell: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        clean_env: bool = False,
+        stdin: str | None = None,
+        cpu_limit: float | None = None,
+        memory_limit: int | None = None,
+        output_limit: int | None = None,
+        keep_output: int | None = None,
+        artifacts: Sequence[str] = (),
+        effects: Effects = "idempotent",
+        success: Sequence[int] = (0,),
+        retry: bool | None = None,
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Run a command in the background, under a supervisor that outlives the worker (kind `process`).
+
+        `command` is a list, `shell` a line for /bin/sh. It runs in `cwd`, by default the current directory of this
+        process, with a documented part of its worker's environment and `env` over that; none of it but `env` with
+        `clean_env`. `cpu_limit` is in seconds for each process, `memory_limit` in bytes for all of them together,
+        `output_limit` in bytes printed. A command that fails is run again with `retry`, which more than one of
+        `options.max_failures` implies. `effects="once"` keeps one whose end is not known from being run again
+        unasked.
+
+        The result is an object of `exit_code`, `signal`, `duration`, `cpu_time`, `max_rss`, `output_bytes`, `tail`.
+        Raises InvalidArguments.
+        """
+        limits = {"cpu": cpu_limit, "memory": memory_limit, "output": output_limit, "kept": keep_output}
+        given = {
+            "command": command if command is None or isinstance(command, str) else list(command),
+            "shell": shell,
+            "cwd": None if cwd is None else os.fspath(cwd),
+            "env": None if env is None else dict(env),
+            "clean_env": clean_env,
+            "stdin": stdin,
+            "limits": {name: limit for name, limit in limits.items() if limit is not None} or None,
+            "artifacts": list(artifacts) if not isinstance(artifacts, str) else artifacts,
+            "effects": effects,
+            "success": list(success),
+            "retry": (options.max_failures or 1) > 1 if retry is None else retry,
+        }
+        spec = {name: value for name, value in given.items() if value is not None and value != []}
+        return await self.create("process", spec, options=options)
 
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
         """Create a task of any kind."""

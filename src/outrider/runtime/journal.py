@@ -22,6 +22,9 @@ INSIDE = " › "
 FAILED = "!"
 """After the verb of a position whose row is the error that it raised."""
 
+OUTLIVES = "outlives"
+"""The verb of a row about something that goes on without its worker. While it is not done, its loss is no failure."""
+
 DOUBT = "!"
 """Marks positions that the runtime takes for itself, outside of the code's own order."""
 
@@ -132,11 +135,11 @@ class Journal:
         self._unvisited.discard(position)
         return self._rows.get(position)
 
-    def note(self, step: Step) -> None:
+    def note(self, step: Step, *, is_progress: bool = True) -> None:
         """Remember a row that was just written."""
         self._rows[step.position] = step
         self._owed = [each for each in self._owed if each[0].name != step.position]
-        self.has_grown = True
+        self.has_grown = self.has_grown or is_progress
 
     def read(self, position: str) -> None:
         """The code has what a step returned, and does not come there again: do not hold it any longer."""

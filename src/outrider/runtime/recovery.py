@@ -8,12 +8,14 @@ monotonic clock. What is held in the name of a worker that nobody knows is nobod
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from outrider.core.errors import NotFound, Superseded
-from outrider.core.events import HolderLost, Released
+from outrider.core.events import HolderLost, Released, Step
 from outrider.core.ledger import Beat, Views, Worker
+from outrider.runtime.journal import OUTLIVES
 from outrider.runtime.lease import Will, is_locked
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
@@ -91,21 +93,29 @@ class Recovery:
         return len(held)
 
     async def _free(self, beat: Beat, will: Will | None) -> None:
-        journaled = await has_journaled(self._services.views, beat)
-        event: HolderLost | Released
-        if will is None:
-            event = HolderLost(beat.attempt, journaled)
-        elif will.task_id == beat.task_id:
+        event: HolderLost | Released = await loss_of(self._services.views, beat)
+        if will is not None and will.task_id == beat.task_id:
             event = HolderLost(beat.attempt, reason=will.reason)
-        else:
-            event = Released(beat.attempt, journaled)
+        elif will is not None:
+            event = Released(beat.attempt, event.journaled)
         with suppress(NotFound, Superseded):  # another worker was faster, or it settled after all
             await self._services.lifecycle.move(beat.task_id, event)
 
 
+async def loss_of(views: Views, beat: Beat) -> HolderLost:
+    """What is to be reported of an attempt whose worker is gone."""
+    steps = await views.steps(beat.task_id, values=False)
+    outlived = any(step.verb == OUTLIVES and not step.done for step in steps)
+    return HolderLost(beat.attempt, _has_grown(steps, beat), outlived=outlived)
+
+
 async def has_journaled(views: Views, beat: Beat) -> bool:
     """Whether an attempt has come further than the one before: it then does not count as a repeated failure."""
-    return any(step.attempt == beat.attempt and step.done for step in await views.steps(beat.task_id, values=False))
+    return _has_grown(await views.steps(beat.task_id, values=False), beat)
+
+
+def _has_grown(steps: Sequence[Step], beat: Beat) -> bool:
+    return any(step.attempt == beat.attempt and step.done for step in steps)
 
 
 def lock_path(locks: Path, worker_id: str) -> Path:

@@ -10,7 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.task import Effects, Retry, Timeouts
@@ -19,6 +19,7 @@ from outrider.runtime.codec import Shape, shape_of
 
 if TYPE_CHECKING:
     from outrider.runtime.context import TaskContext
+    from outrider.runtime.services import Services
 
 Isolation: TypeAlias = Literal["none", "process"]
 
@@ -48,6 +49,18 @@ class Executor(Protocol):
 
     async def run(self, task: TaskContext) -> Any:
         """Run the task to its end and return its result, any value that JSON can hold."""
+        ...
+
+
+@runtime_checkable
+class Tending(Protocol):
+    """An executor whose work leaves something that has to be looked after when its task has ended."""
+
+    async def tend(self, services: Services, *, at_once: bool = False) -> None:
+        """Look after it; called again and again by every worker, and `at_once` by one that leaves.
+
+        Raises nothing but what the store raises.
+        """
         ...
 
 

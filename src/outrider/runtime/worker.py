@@ -32,6 +32,7 @@ from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
 from outrider.runtime.log import log, log_move
 from outrider.runtime.recovery import Recovery, has_journaled, lock_path
+from outrider.runtime.registry import Tending
 from outrider.runtime.services import Services
 from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
 from outrider.runtime.threads import Threads
@@ -206,6 +207,7 @@ class Worker:
                 if lock is not None:
                     Will(None, "the worker was told to go").write(lock.path)
                 return
+            await self._tend(at_once=True)
             await self._services.ledger.retire(self.id)
         except OutriderError as error:
             log.warning("worker could not sign off", worker=self.id, reason=str(error))
@@ -541,6 +543,7 @@ class Worker:
         while True:
             try:
                 await self._recovery.look()
+                await self._tend()
             except OutriderError as error:
                 if self._is_ruin(error):
                     return
@@ -558,6 +561,11 @@ class Worker:
                 await asyncio.sleep(COUNT_INTERVAL)
         finally:
             stop()
+
+    async def _tend(self, *, at_once: bool = False) -> None:
+        for executor in self._services.registry.executors.values():
+            if isinstance(executor, Tending):
+                await executor.tend(self._services, at_once=at_once)
 
     # --- the end -------------------------------------------------------------------------------------
 
