@@ -45,7 +45,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Output as it was printed, 1 for stdout and 2 for stderr, and the place after it; `lost` bytes are gone before it."""
+    """Output as it was printed, of stream 1 or 2, and the place after it; before it `lost` bytes are gone."""
 
     stream: int
     text: bytes

@@ -1,0 +1,91 @@
+"""kill -9 of workers that look after a command: it runs on, once, and not a byte of its output is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from outrider import State, TaskOptions
+from outrider.runtime.handles import TaskHandle
+from tests.crash.crew import Crew
+from tests.crash.test_kills import runtime_on
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+TALKER = """
+import random, sys, time
+chance = random.Random(int(sys.argv[2]))
+with open(sys.argv[3], "a") as starts:
+    starts.write("started\\n")
+for number in range(int(sys.argv[1])):
+    stream = sys.stdout if number % 3 else sys.stderr
+    stream.write(f"{number} " + "\\u00e9" * chance.randrange(200) + "\\n")
+    stream.flush()
+    if chance.random() < 0.02:
+        time.sleep(chance.random() * 0.1)
+sys.exit(7)
+"""
+
+
+async def test_a_command_outlives_its_killed_workers_and_tells_every_line_once(tmp_path: Path):
+    await _talk_through_kills(tmp_path, seed=1, lines=2000, kills=5)
+
+
+@pytest.mark.soak
+async def test_a_command_outlives_hundreds_of_killed_workers(tmp_path: Path):
+    for seed in range(2, 22):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        await _talk_through_kills(folder, seed=seed, lines=20_000, kills=15)
+
+
+async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -> None:
+    chance = random.Random(seed)
+    database, starts = folder / "work.db", folder / "starts"
+    async with Crew.muster() as crew, runtime_on(database) as runtime:
+        session = await runtime.sessions.create()
+        command = [sys.executable, "-c", TALKER, str(lines), str(seed), str(starts)]
+        task = await session.spawn_process(command, success=[7], options=TaskOptions(max_failures=100))
+        for _ in range(kills):
+            worker = await crew.start(database)
+            # From before it claims to the middle of the output; what matters is that it may be any moment.
+            await asyncio.sleep(chance.random() ** 2 * 0.6)
+            worker.signal(signal.SIGKILL)
+            assert await worker.wait() == -signal.SIGKILL
+        worker = await crew.start(database)
+        record = await task.wait(timeout=120)
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+        assert record.state is State.SUCCEEDED, record.error
+        (run,) = await task.steps()
+        lost = [each.attempt for each in await task.attempts() if each.ending == "lost"]
+        # A worker that was killed before it had anything to leave behind has failed; no other has.
+        assert record.failures == sum(attempt < run.attempt for attempt in lost)
+        assert len(lost) > kills // 2
+        assert (await task.result())["exit_code"] == 7
+        assert starts.read_text() == "started\n"
+        await _prove_output(task, lines, seed)
+        assert not list(Path(f"{database}-processes").iterdir())
+
+
+async def _prove_output(task: TaskHandle, lines: int, seed: int) -> None:
+    chance = random.Random(seed)
+    said: dict[str, str] = {"stdout": "", "stderr": ""}
+    for number in range(lines):
+        said["stdout" if number % 3 else "stderr"] += f"{number} " + "é" * chance.randrange(200) + "\n"
+        if chance.random() < 0.02:
+            chance.random()
+    told: dict[str, str] = {"stdout": "", "stderr": ""}
+    lost = 0
+    async for piece in task.output():
+        lost += piece.lost
+        if piece.stream:
+            told[piece.stream] += piece.text
+    assert lost + sum(len(text.encode()) for text in told.values()) == sum(len(text.encode()) for text in said.values())
+    for stream, text in told.items():
+        assert said[stream].endswith(text)
