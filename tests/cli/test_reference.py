@@ -31,7 +31,7 @@ def taken(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_documented_and_every_documented_option_exists(name: str):
-    inherited = documented("Of every command") | (documented("call") if name == "run" else set())
+    inherited = documented("Of every command") | (documented("call") if name in ("run", "exec") else set())
     assert taken(name) == documented(name) | inherited
 
 

@@ -54,7 +54,7 @@ async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -
         for _ in range(kills):
             worker = await crew.start(database)
             # From before it claims to the middle of the output; what matters is that it may be any moment.
-            await asyncio.sleep(chance.random() ** 2 * 0.6)
+            await asyncio.sleep(chance.random() ** 2 * 0.8)
             worker.signal(signal.SIGKILL)
             assert await worker.wait() == -signal.SIGKILL
         worker = await crew.start(database)
@@ -66,7 +66,7 @@ async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -
         lost = [each.attempt for each in await task.attempts() if each.ending == "lost"]
         # A worker that was killed before it had anything to leave behind has failed; no other has.
         assert record.failures == sum(attempt < run.attempt for attempt in lost)
-        assert len(lost) > kills // 2
+        assert len(lost) >= kills // 5
         assert (await task.result())["exit_code"] == 7
         assert starts.read_text() == "started\n"
         await _prove_output(task, lines, seed)

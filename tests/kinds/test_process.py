@@ -70,7 +70,7 @@ async def has_printed(task: TaskHandle, text: str) -> None:
 
 async def until(fact: Callable[[], Any], seconds: float = 20) -> Any:
     async with asyncio.timeout(seconds):
-        while not (found := fact()):
+        while not (found := fact()):  # noqa: ASYNC110 - files and processes ring no bell
             await asyncio.sleep(0.01)
         return found
 
@@ -360,7 +360,7 @@ async def test_what_a_progress_line_says(text: str, told: Any):
 
 
 async def test_text_is_the_same_wherever_the_reading_stops_and_goes_on():
-    raw = "aé\n::detail ü\n€".encode() + b"\xff" + "::progress 1\n".encode()
+    raw = "aé\n::detail ü\n€".encode() + b"\xff::progress 1\n"
     whole = Reading.after(0, [])
     said = whole.take([Piece(1, raw, Place(len(raw), len(raw)))])
     for cut in range(1, len(raw)):
@@ -393,7 +393,7 @@ async def test_a_cancel_ends_the_whole_group_and_those_that_do_not_listen():
         )
         await has_printed(task, "ready")
         receipt = await task.cancel(wait=20)
-        assert receipt.outcomes[task.id] == "canceled" if hasattr(receipt, "outcomes") else True
+        assert receipt.states[task.id] is State.CANCELED
         record = await ended(task)
         assert (record.state, [each.ending for each in await task.attempts()]) == (State.CANCELED, ["canceled"])
         assert not any(map(is_alive, pids(await printed(task))))
@@ -526,7 +526,10 @@ async def test_a_command_in_doubt_that_must_not_be_done_twice_is_for_a_person_to
     async with opened() as runtime:
         folder = runs_of(runtime.ledger)[0].parent
         task = await spawn(
-            runtime, shell="echo run >> ran; test -e again && exit 0; touch again; sleep 300", cwd=folder, effects="once"
+            runtime,
+            shell="echo run >> ran; test -e again && exit 0; touch again; sleep 300",
+            cwd=folder,
+            effects="once",
         )
         _, command = await started(runtime)
         await until(lambda: (folder / "again").exists())
@@ -549,7 +552,10 @@ async def test_after_a_reboot_nothing_is_signalled_and_the_run_is_repeated():
     async with opened() as runtime:
         folder = runs_of(runtime.ledger)[0].parent
         task = await spawn(
-            runtime, shell="test -e again && exit 0; touch again; sleep 300", cwd=folder, options=TaskOptions(backoff=0.01)
+            runtime,
+            shell="test -e again && exit 0; touch again; sleep 300",
+            cwd=folder,
+            options=TaskOptions(backoff=0.01),
         )
         run, command = await started(runtime)
         await until(lambda: (folder / "again").exists())
@@ -585,7 +591,9 @@ async def test_a_number_that_another_process_has_by_now_is_never_signalled():
             await runtime.start_worker()
             record = await ended(task)
             assert record.error is not None
-            assert record.error.message.startswith("it is not known what the command has done: its supervisor was killed")
+            assert record.error.message.startswith(
+                "it is not known what the command has done: its supervisor was killed"
+            )
             assert bystander.returncode is None
         finally:
             bystander.kill()
@@ -614,9 +622,9 @@ async def test_a_command_of_another_host_is_left_to_it_until_its_supervisor_must
         process._host = "elsewhere"
         await runtime.start_worker()
         await until(lambda: not is_alive(command["pid"]))
-        async with asyncio.timeout(20):
-            while "only a worker there" not in ((await task.record()).state_detail or ""):
-                await asyncio.sleep(0.02)
+        events = task.events()
+        while "only a worker there" not in ((await task.record()).state_detail or ""):
+            await asyncio.wait_for(anext(events), 20)
         record = await task.record()
         assert (record.state, record.failures) == (State.RUNNING, 0)
         await task.cancel(wait=10)

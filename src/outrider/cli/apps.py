@@ -31,8 +31,10 @@ def load_apps(names: Sequence[str]) -> Outrider:
     apps = [load_app(name) for name in names]
     if len(apps) == 1:
         return apps[0]
-    together = Outrider(apps[0].settings if apps else None)
-    built_in = set(together.registry.executors)
+    together = Outrider(
+        apps[0].settings if apps else None, processes=all("process" in app.registry.executors for app in apps)
+    )
+    built_in = {*together.registry.executors, "process"}
     for name, app in zip(names, apps, strict=True):
         mine, theirs = together.registry, app.registry
         _take(name, "tool", mine.tools, theirs.tools)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from outrider.cli.exits import UsageError
-from outrider.cli.values import seconds, whole
+from outrider.cli.values import seconds, size, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
@@ -76,9 +76,14 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if command is None:
         raise UsageError(f"unknown command {name!r}{_nearest(name)}\ntry: outrider --help")
     parser = command.parser()
+    typed: list[str] = []
     if name == "run":
         rest = _with_approvals(rest)
+    elif name == "exec" and "--" in rest:
+        rest, typed = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     arguments = parser.parse_intermixed_args([*before, *rest])
+    if name == "exec":
+        arguments.command += typed  # whatever it looks like
     _check_text(arguments)
     arguments.log_format = arguments.log_format or _log_format()
     return command, arguments
@@ -179,6 +184,23 @@ def _run(parser: Parser) -> None:
     parser.add_argument(
         "--require-approval", metavar="TOOLS|all", help="ask before these tools are called; alone, before any"
     )
+    _app(parser)
+    _starting(parser)
+
+
+def _exec(parser: Parser) -> None:
+    parser.add_argument("command", metavar="COMMAND", nargs="*", help="the command with its arguments, after --")
+    parser.add_argument("--cwd", metavar="DIR", help="where it runs; default here")
+    parser.add_argument("--env", metavar="NAME[=VALUE]", action="append", default=[], help="alone, as it is here")
+    parser.add_argument("--clean-env", action="store_true", help="nothing in its environment but --env")
+    parser.add_argument("--stdin", metavar="FILE", help="text that it reads; - reads stdin; default nothing")
+    parser.add_argument("--cpu", metavar="TIME", type=_time, help="CPU time at most, for each process")
+    parser.add_argument("--memory", metavar="SIZE", type=_size, help="memory at most, for all of them together")
+    parser.add_argument("--max-output", metavar="SIZE", type=_size, help="output at most")
+    parser.add_argument(
+        "--artifact", metavar="GLOB", action="append", default=[], help="files to keep; may be repeated"
+    )
+    parser.add_argument("--once", action="store_true", help="ask before it is run again where its end is not known")
     _app(parser)
     _starting(parser)
 
@@ -371,6 +393,13 @@ def _time(text: str) -> float:
         raise argparse.ArgumentTypeError(error.message) from None
 
 
+def _size(text: str) -> int:
+    try:
+        return size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
 def environment(name: str) -> str | None:
     """An environment variable, None where it is empty."""
     return os.environ.get(name) or None
@@ -381,6 +410,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         Command("call", "call a tool of an app", "starting:call", _call),
         Command("run", "run an agent on a prompt", "starting:run", _run),
+        Command("exec", "run a command that outlives its worker", "executing:execute", _exec),
         Command("tasks", "list tasks, newest first", "looking:tasks", _tasks),
         Command("show", "show all about one task", "looking:show", _show),
         Command("watch", "watch tasks live, or a session's or task's events", "watching:watch", _watch),

@@ -28,12 +28,14 @@ from outrider.runtime.handles import TaskHandle
 class Follower:
     """Follows one task to its end. `after` is a number of its session's log from before it was made."""
 
-    def __init__(self, runtime: Runtime, task: TaskHandle, screen: Screen, after: int) -> None:
+    def __init__(
+        self, runtime: Runtime, task: TaskHandle, screen: Screen, after: int, display: Display | None = None
+    ) -> None:
         self._runtime = runtime
         self._task = task
         self._screen = screen
         self._after = after
-        self._display: Display = display_for(screen)
+        self._display: Display = display or display_for(screen)
         self._printed = ""
         self._asked: set[str] = set()
         self._interrupts = 0

@@ -49,7 +49,7 @@ async def call(arguments: Namespace, screen: Screen) -> int:
         spec = {"tool": arguments.tool, "arguments": given}
         return await session.create("background_tool", spec, options=options)
 
-    return await _start(arguments, screen, app, names, start)
+    return await start_task(arguments, screen, app, names, start)
 
 
 async def run(arguments: Namespace, screen: Screen) -> int:
@@ -77,10 +77,18 @@ async def run(arguments: Namespace, screen: Screen) -> int:
             options=options,
         )
 
-    return await _start(arguments, screen, app, names, start)
+    return await start_task(arguments, screen, app, names, start)
 
 
-async def _start(arguments: Namespace, screen: Screen, app: Outrider, names: tuple[str, ...], start: Start) -> int:
+async def start_task(
+    arguments: Namespace,
+    screen: Screen,
+    app: Outrider,
+    names: tuple[str, ...],
+    start: Start,
+    follower: type[Follower] = Follower,
+) -> int:
+    """Start a task, and follow it to its end or leave it in the background; return the exit code."""
     if not arguments.background:
         app.settings = replace(app.settings, drain_timeout=min(DRAIN, app.settings.drain_timeout))
     async with app.open(url_of(arguments), worker=not arguments.background) as runtime:
@@ -91,7 +99,7 @@ async def _start(arguments: Namespace, screen: Screen, app: Outrider, names: tup
         awaited = tuple([(await runtime.tasks.find(each)).id for each in arguments.after])
         task = await start(session, _options(arguments, awaited))
         if not arguments.background:
-            return await Follower(runtime, task, screen, seq).run()
+            return await follower(runtime, task, screen, seq).run()
         await _leave(task, screen)
         idle_exit = IDLE_EXIT if arguments.idle_exit is None else arguments.idle_exit
         route = (await runtime.tasks.get(task.id)).input.route

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -34,6 +36,26 @@ def whole(text: str) -> int:
     if re.fullmatch(r"[+-]?[0-9]{1,15}", text.strip()) is None:
         raise UsageError(f"{text!r} is no whole number of at most 15 digits")
     return int(text)
+
+
+def size(text: str) -> int:
+    """A size in bytes: `65536`, `512K`, `1.5G`. The units are powers of 1024."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{text!r} is no size; write 65536, 512K, 100M or 2G")
+    factor: int = 1024 ** " KMGT".index(match[2].upper() or " ")
+    return round(float(match[1]) * factor)
+
+
+def text_of(path: str) -> str:
+    """The text in a file, of stdin for `-`. Raises UsageError where there is none, or it is no UTF-8."""
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return raw.decode()
+    except OSError as error:
+        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path!r} is not UTF-8 text, and only that can be given") from None
 
 
 def pair(text: str, what: str) -> tuple[str, str]:
