@@ -37,11 +37,9 @@ async def test_a_command_outlives_its_killed_workers_and_tells_every_line_once(t
 
 
 @pytest.mark.soak
-async def test_a_command_outlives_hundreds_of_killed_workers(tmp_path: Path):
-    for seed in range(2, 22):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        await _talk_through_kills(folder, seed=seed, lines=20_000, kills=15)
+@pytest.mark.parametrize("seed", range(2, 22))
+async def test_a_command_outlives_hundreds_of_killed_workers(tmp_path: Path, seed: int):
+    await _talk_through_kills(tmp_path, seed=seed, lines=20_000, kills=15)
 
 
 async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -> None:

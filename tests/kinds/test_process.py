@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, State, TaskFailed, TaskHandle, TaskOptions, TaskRecord, WorkerSettings
+from outrider import Outrider, State, TaskContext, TaskFailed, TaskHandle, TaskOptions, TaskRecord, WorkerSettings
 from outrider.core.errors import InvalidArguments, TooLarge, UnknownName
 from outrider.kinds.process_output import Reading, marked_progress
 from outrider.kinds.process_run import Piece, Place, Run, Spool, runs_of
@@ -277,6 +277,42 @@ async def test_the_run_timeout_ends_a_command_and_all_that_it_started():
     )
     assert (record.state, error.kind) == (State.FAILED, "timeout")
     assert not any(map(is_alive, pids(output)))
+
+
+async def test_a_command_that_ran_out_of_time_is_not_run_again_unasked(tmp_path: Path):
+    options = TaskOptions(run_timeout=0.3, backoff=0.01)
+    record, error, _ = await run(shell="echo run >> ran; sleep 60", cwd=tmp_path, options=options)
+    assert (record.state, error.kind, (tmp_path / "ran").read_text()) == (State.FAILED, "timeout", "run\n")
+    record, _, _ = await run(
+        shell="test -e ran && exit 0; echo run > ran; sleep 60", cwd=tmp_path, options=options, retry=True
+    )
+    assert record.state is State.SUCCEEDED
+
+
+async def test_a_command_of_a_store_in_memory_ends_with_the_program():
+    app = Outrider(SETTINGS)
+    async with open_test(app, clock=SystemClock()) as runtime:
+        task = await spawn(runtime, shell="echo $$; exec sleep 300")
+        await has_printed(task, "\n")
+        (pid,) = pids(await printed_so_far(runtime, task))
+        (run,) = [each for each in runs(runtime) if each.folder.name.startswith(task.id)]
+        assert is_alive(pid)
+        await runtime.drain()
+        await until(lambda: not is_alive(pid) and not run.is_supervised)
+
+
+async def test_another_task_can_start_a_command_and_wait_for_it():
+    app = Outrider(SETTINGS)
+
+    @app.tool
+    async def parent(task: TaskContext) -> str:
+        child = await task.spawn("process", {"command": ["echo", "hello"]}, kind="process")
+        await task.wait_for([child])
+        return str((await child.result())["tail"])
+
+    async with open_test(app, store="sqlite", clock=SystemClock()) as runtime:
+        session = await runtime.sessions.create()
+        assert await (await session.spawn("parent")).result(timeout=20) == "hello\n"
 
 
 # --- what it prints ----------------------------------------------------------------------------------

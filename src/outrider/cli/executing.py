@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 from argparse import Namespace
-from contextlib import suppress
 from typing import Any
 
+from outrider.bootstrap import locks_of
 from outrider.cli import exits
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT, environment
@@ -23,7 +23,7 @@ from outrider.cli.starting import start_task
 from outrider.cli.terminal import Screen, harmless
 from outrider.cli.values import text_of
 from outrider.cli.workers import ensure_worker
-from outrider.core.errors import InvalidArguments, OutriderError
+from outrider.core.errors import OutriderError
 from outrider.core.task import State
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
@@ -73,7 +73,7 @@ async def _execute(arguments: Namespace, screen: Screen) -> int:
         # It runs on, but only so long without somebody who looks after it.
         idle_exit = IDLE_EXIT if arguments.idle_exit is None else arguments.idle_exit
         async with app.open(url_of(arguments), worker=False) as runtime:
-            with suppress(InvalidArguments, AssertionError):
+            if locks_of(runtime.ledger) is not None:
                 await ensure_worker(runtime, "process", names, idle_exit)
     return code
 

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, get_args
 from outrider.core.errors import Failure, InvalidArguments, Refused, Superseded
 from outrider.core.events import Step
 from outrider.core.ledger import OutputChunk
-from outrider.core.task import Effects, WaitUntil
+from outrider.core.task import Effects, TaskError, WaitUntil
 from outrider.core.values import JSON, SECOND, JSONObject
 from outrider.kinds.process_output import Printed, Reading, marked_progress
 from outrider.kinds.process_run import TOKEN, News, Run, Spool, runs_of
@@ -174,11 +174,15 @@ class Process:
         if noted["host"] != self._host:
             await self._await_host(task, row, noted["host"])
             return await self._again(task, row, f"it ran on {noted['host']}, which has not come back")
-        if await _has_failed_since(task, row):
-            return await self._again(task, row, "the attempt before it failed")
+        run = Run(self._folder(task) / noted["folder"])
+        failed = await _failure_since(task, row)
+        if failed is not None and run.has_started and failed.kind != "exception":  # one of ours, and the run goes on
+            if failed.kind == "interrupted" or task.spec["retry"]:
+                return await self._again(task, row, "the attempt before it failed")
+            raise Failure(failed.message, kind=failed.kind, details=failed.details)
         if task.journal.at(AWAY) is not None:
             await task.outlive(AWAY, encode(None))
-        return _Current(Run(self._folder(task) / noted["folder"]), row)
+        return _Current(run, row)
 
     async def _begin(self, task: TaskContext, number: int) -> _Current:
         """Make a run: its folder first, then its row. A run with a row and no folder is one that somebody deleted."""
@@ -333,13 +337,16 @@ class _Watch:
         left = max(0.1, (force_at - self._task.services.clock.now()) / SECOND)
         self._was_told = self._run.order_end(left * TO_TERM)
 
-    async def _bury(self) -> _Lost:
-        """Its supervisor is gone without a word. Nothing of the command may live when this returns."""
+    async def _bury(self) -> _Lost | None:
+        """Its supervisor is gone without a word. Nothing of the command may live when this returns that it is lost."""
         started = self._run.started() or {}
-        if started.get("boot") not in (None, boot_id()):
+        if started.get("boot") != boot_id():
             return _Lost("the machine was started anew while it ran")
         while (count := await asyncio.to_thread(self._run.end_leftovers)) > 0:
             log.warning("processes without a supervisor were killed", task=self._task.id, count=count)
+            if self._has_to_leave:
+                return None
+            await asyncio.sleep(0.05)
         return _Lost("its supervisor was killed")
 
     # --- what it prints ------------------------------------------------------------------------------
@@ -438,8 +445,7 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
             raise InvalidArguments("the command has no name")
     else:
         _text("shell", given["shell"])
-    given["cwd"] = os.path.abspath(_text("cwd", os.fspath(given.get("cwd") or os.curdir)))
-    _text("cwd", given["cwd"])
+    given["cwd"] = _absolute(_text("cwd", given.get("cwd") or os.curdir))
     if "env" in given:
         given["env"] = _checked_environment(given["env"])
     if "stdin" in given:
@@ -463,6 +469,13 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
             raise InvalidArguments(f"{name} is true or false")
     plain: dict[str, Any] = jsonable(given)
     return plain
+
+
+def _absolute(path: str) -> str:
+    try:
+        return _text("cwd", os.path.abspath(path))
+    except OSError as error:
+        raise InvalidArguments(f"cwd is not given in full, and the current directory is gone: {error}") from None
 
 
 def _text(what: str, value: object, *, nul: bool = False) -> str:
@@ -523,10 +536,12 @@ def _newest(task: TaskContext) -> Step | None:
     return max(rows, key=lambda row: int(row.position.removeprefix(POSITION)), default=None)
 
 
-async def _has_failed_since(task: TaskContext, row: Step) -> bool:
-    """Whether an attempt has told that this run failed, so that the next one is due."""
+async def _failure_since(task: TaskContext, row: Step) -> TaskError | None:
+    """With what the newest attempt has failed that had this run, if any has."""
     ended = await task.services.views.attempts(task.id)
-    return any(each.attempt >= row.attempt and each.ending == "failed" for each in ended)
+    return next(
+        (each.error for each in reversed(ended) if each.attempt >= row.attempt and each.ending == "failed"), None
+    )
 
 
 async def _pass_on(task: TaskContext) -> None:
@@ -594,7 +609,7 @@ def _result(task: TaskContext, ended: JSONObject) -> JSONObject:
         seconds = (task._attempt.record.input.timeouts.run or 0) / SECOND
         message = f"the run timeout of {seconds:g} s passed"
         details = {"timeout": "run", "seconds": seconds, **told}
-        raise Failure(message, kind="timeout", retryable=task.spec["effects"] != "once", details=details)
+        raise Failure(message, kind="timeout", retryable=retryable, details=details)
     if ended["signal"] is None and ended["code"] in task.spec["success"]:
         return told
     message = f"the command ended with exit code {ended['code']}"

@@ -393,6 +393,8 @@ def _kill_if_of(pid: int, token: str | None, own: tuple[Any, Any] | None) -> boo
 
 
 def _is_of(pid: int, token: str | None, own: tuple[Any, Any] | None) -> bool:
+    if supervisor.is_dead(pid):  # and only waits to be buried
+        return False
     if own is not None and own == (pid, supervisor.start_time(pid)):
         return True
     if token is None:

@@ -416,6 +416,8 @@ class Command:
             try:
                 _keep(ended)
             except OSError as error:
+                if os.stat(".").st_nlink == 0:  # somebody has deleted the folder; nobody will ever ask
+                    return
                 print(f"how it ended cannot be written yet: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its log
                 self._spool.shrink()
                 time.sleep(1)
@@ -538,6 +540,12 @@ def start_time(pid: int) -> int | None:
     """When a process was started, in ticks since boot: with its number, its identity. None where nobody knows."""
     fields = _stat(pid)
     return None if fields is None else int(fields[19])
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended, as far as the kernel says."""
+    fields = _stat(pid)
+    return fields is None or fields[0] in (b"Z", b"X")
 
 
 def _stat(pid: int) -> list[bytes] | None:
