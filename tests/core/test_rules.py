@@ -297,6 +297,18 @@ def test_rule_04_giving_a_task_back_is_no_failure(ending):
     assert (stage.task.core.failures, stage.task.state) == (1, State.RUNNING)
 
 
+def test_rule_04_a_lost_worker_that_its_work_outlives_is_no_failure():
+    stage = held(retry=Retry(max_failures=2)).lose().claim()
+    for _ in range(3):
+        stage = stage.tell(HolderLost(stage.task.core.attempt, outlived=True))
+        assert (stage.task.core.failures, stage.task.core.state, the(stage.last.ended).ending) == (
+            1,
+            State.RUNNING,
+            "lost",
+        )
+        stage = stage.claim()
+
+
 def test_rule_04_a_lost_worker_is_one_failure_and_no_back_off():
     stage = held().lose()
     assert (stage.task.core.failures, stage.task.core.readiness, stage.task.state) == (1, "ready", State.RUNNING)
