@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -318,8 +319,8 @@ async def test_another_task_can_start_a_command_and_wait_for_it():
 # --- what it prints ----------------------------------------------------------------------------------
 
 
-async def test_a_gigabyte_of_output_fills_neither_disk_nor_memory():
-    size = 1_000_000_000 if os.environ.get("OUTRIDER_GIGABYTE") else 100_000_000
+@pytest.mark.parametrize("size", [30_000_000, pytest.param(1_000_000_000, marks=pytest.mark.soak)])
+async def test_a_gigabyte_of_output_fills_neither_disk_nor_memory(size: int):
     async with opened(limits=Limits(process_output=1 << 20)) as runtime:
         task = await spawn(runtime, shell=f"head -c {size} /dev/zero | tr '\\0' x; echo; echo the end")
         most = 0
@@ -634,6 +635,40 @@ async def test_a_number_that_another_process_has_by_now_is_never_signalled():
         finally:
             bystander.kill()
             await bystander.wait()
+
+
+async def test_a_run_whose_folder_was_deleted_is_ended_before_another_begins():
+    async with opened() as runtime:
+        task = await spawn(
+            runtime,
+            shell="echo $$ ready; test -e again && exit 0; touch again; exec sleep 300",
+            cwd=runs_of(runtime.ledger)[0].parent,
+            options=TaskOptions(backoff=0.01),
+        )
+        run, command = await started(runtime)
+        await has_printed(task, "ready")
+        shutil.rmtree(run.folder)
+        assert (await ended(task)).state is State.SUCCEEDED
+        assert not is_alive(command["pid"])
+        await until(lambda: not is_alive(command["supervisor"]["pid"]))
+
+
+async def test_a_run_of_another_version_is_left_to_one_that_knows_it():
+    async with opened() as runtime:
+        task = await spawn(runtime, shell="echo ready; exec sleep 300")
+        run, command = await started(runtime)
+        await has_printed(task, "ready")
+        await runtime.drain()
+        spec = json.loads((run.folder / "spec.json").read_text())
+        (run.folder / "spec.json").write_text(json.dumps({**spec, "protocol": 99}))
+        await runtime.start_worker()
+        events = task.events()
+        while "another version" not in ((await task.record()).state_detail or ""):
+            await asyncio.wait_for(anext(events), 20)
+        assert is_alive(command["pid"])
+        (run.folder / "spec.json").write_text(json.dumps(spec))
+        await task.cancel(wait=20)
+        await until(lambda: not is_alive(command["pid"]))
 
 
 async def test_a_command_is_started_once_however_many_supervisors_try(tmp_path: Path):

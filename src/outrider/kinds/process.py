@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from outrider.core.errors import Failure, InvalidArguments, Refused, Superseded
+from outrider.core.errors import Failure, InvalidArguments, Refused, StoreFull, Superseded
 from outrider.core.events import Step
 from outrider.core.ledger import OutputChunk
 from outrider.core.task import Effects, TaskError, WaitUntil
@@ -174,9 +174,10 @@ class Process:
         if noted["host"] != self._host:
             await self._await_host(task, row, noted["host"])
             return await self._again(task, row, f"it ran on {noted['host']}, which has not come back")
-        run = Run(self._folder(task) / noted["folder"])
+        run = Run(self._folder(task) / noted["folder"], noted["token"])
         failed = await _failure_since(task, row)
-        if failed is not None and run.has_started and failed.kind != "exception":  # one of ours, and the run goes on
+        is_untouched = run.exists and not run.has_started
+        if failed is not None and not is_untouched and failed.kind != "exception":  # a fault of ours: the run stands
             if failed.kind == "interrupted" or task.spec["retry"]:
                 return await self._again(task, row, "the attempt before it failed")
             raise Failure(failed.message, kind=failed.kind, details=failed.details)
@@ -188,7 +189,7 @@ class Process:
         """Make a run: its folder first, then its row. A run with a row and no folder is one that somebody deleted."""
         token = secrets.token_hex(16)
         folder = self._folder(task) / f"{task.id}.{number}.{token[:8]}"
-        run = Run(folder)
+        run = Run(folder, token)
         settings = task.services.settings
         _, outlives = runs_of(task.services.ledger)
         timeout = task._attempt.record.input.timeouts.run
@@ -206,7 +207,7 @@ class Process:
             "linger": settings.process_linger,
         }
         await asyncio.to_thread(run.prepare, spec, task.spec.get("stdin"))
-        noted = {"host": self._host, "folder": folder.name}
+        noted = {"host": self._host, "folder": folder.name, "token": token}
         row = await task.outlive(f"{POSITION}{number}", encode(noted))
         return _Current(run, row)
 
@@ -243,16 +244,21 @@ class Process:
         """Adopt a run, started if it was not yet, and follow it to its end. Leaves it alone when the attempt has to."""
         self._followed.add(run.folder)
         try:
-            if not run.exists:
-                return _Lost("the folder of its run is gone")
-            while run.protocol() != PROTOCOL:
+            while run.exists and run.protocol() != PROTOCOL:
                 task.detail("its command was started by another version of Outrider, and only that can go on with it")
                 await _pass_on(task)
-            watch = _Watch(task, run)
             try:
-                return await watch.follow()
-            finally:
-                watch.close()
+                watch = _Watch(task, run)
+                try:
+                    return await watch.follow()
+                finally:
+                    watch.close()
+            except FileNotFoundError:
+                if run.exists:
+                    raise
+            while await asyncio.to_thread(run.end_leftovers) > 0:  # noqa: ASYNC110 - other processes ring no bell
+                await asyncio.sleep(0.05)
+            return _Lost("the folder of its run is gone")
         finally:
             self._followed.discard(run.folder)
 
@@ -322,10 +328,10 @@ class _Watch:
             elif ended is not None:
                 await self._print(reading, reading.finish())
                 return {**ended, "tail": spool.tail(TAIL).decode(errors="replace")}
-            elif not run.is_supervised and run.ended() is None:
-                return await self._bury()
-            else:
+            elif run.is_supervised:
                 await self._news.wait(PATIENCE)
+            elif run.ended() is None:
+                return await self._bury()
         return None
 
     def _heed_stop(self) -> None:
@@ -356,14 +362,14 @@ class _Watch:
         view = self._task.services.views.output
         stored = (await self._store(partial(view, self._task.id, start=_BEYOND, limit=1))).next
         reading = Reading.after(stored, self._run.reading())
-        self._run.note_reading(self._attempt.number, [reading.state()])
+        await self._store(partial(self._note, [reading.state()]))
         return reading, Spool(self._run, reading.place)
 
     async def _print(self, reading: Reading, printed: Printed) -> int:
         """Store output. Noted before: how far it was read if this is stored, and how far if it is not."""
         if printed.after == printed.before:
             return 0
-        self._run.note_reading(self._attempt.number, [printed.before, printed.after])
+        await self._store(partial(self._note, [printed.before, printed.after]))
         for verb, rest in printed.marks:
             await self._act_on(verb, rest)
         at, keep = self._task.services.clock.now(), self._task.services.settings.limits.output_tail
@@ -376,6 +382,14 @@ class _Watch:
                 return 0
             self._attempt.touch()
         return printed.size
+
+    async def _note(self, states: list[dict[str, Any]]) -> None:
+        try:
+            self._run.note_reading(self._attempt.number, states)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreFull(f"the disk of {self._run.folder} is full") from error
 
     async def _store(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Use the store; while it does not answer, try again, for as long as the attempt may."""

@@ -55,12 +55,15 @@ class Reading:
 
         The newest that left something began at what was stored then, and nobody else has printed since.
         """
-        for attempt, states in noted:
-            for state in states:
-                if state["offset"] == stored:
-                    return cls(state)
-            log.warning("the output of a command may have a gap", stored=stored, attempt=attempt)
-        return cls({"offset": stored, "frames": 0, "bytes": 0, "rest": {}, "lines": {1: "", 2: ""}})
+        states = [state for _, states in noted for state in states]
+        for state in states:
+            if state["offset"] == stored:
+                return cls(state)
+        begun: State = {"offset": 0, "frames": 0, "bytes": 0, "rest": {}, "lines": {1: "", 2: ""}}
+        if states:
+            log.warning("some output of a command may come twice", stored=stored, noted=states[0]["offset"])
+        nearest = max((each for each in states if each["offset"] < stored), key=_offset, default=begun)
+        return cls({**nearest, "offset": stored})
 
     def state(self) -> State:
         """All that is needed to go on from here."""
@@ -117,6 +120,10 @@ class Reading:
                 begun = None
         self._lines[number] = begun
         return found
+
+
+def _offset(state: State) -> int:
+    return int(state["offset"])
 
 
 def marked_progress(text: str) -> tuple[float, float | None, str | None] | None:

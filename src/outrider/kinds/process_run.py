@@ -58,10 +58,11 @@ _File: TypeAlias = tuple[int, int, str]
 
 
 class Run:
-    """The folder of one run."""
+    """The folder of one run. Without its `token`, which the folder has too, one that was deleted is not known."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, token: str | None = None) -> None:
         self.folder = folder
+        self._token = token
 
     # --- starting ------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Run:
         """
         if self.is_supervised:
             return 0
-        token = (self._read(SPEC) or {}).get("env", {}).get(TOKEN)
+        token = self._token or (self._read(SPEC) or {}).get("env", {}).get(TOKEN)
         started = self.started() or {}
         own = (started.get("pid"), started.get("start_time")) if started.get("boot") == supervisor.boot_id() else None
         count = 0
