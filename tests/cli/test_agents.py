@@ -67,9 +67,9 @@ def test_too_many_iterations_are_no_success(cli: Cli):
     assert cli.run("run", "x", "--model=scripted", "--max-iterations=0", "--json").error["code"] == "invalid_arguments"
 
 
-def test_a_worker_without_an_app_serves_agents_without_tools(cli: Cli):
+def test_a_worker_without_an_app_serves_agents_without_tools_and_commands(cli: Cli):
     done = cli.ok("run", "hello", "--model=scripted", "--background", "--name=greeting", OUTRIDER_APP="")
     record = cli.ok("wait", done.out.strip(), "--json", "--timeout=60").record
     assert (record["result"], record["display_name"]) == ("You said: hello", "greeting")
     log = (cli.folder / ".outrider/outrider.db-worker.log").read_text()
-    assert log.rstrip().endswith("serves subagent")
+    assert log.rstrip().endswith("serves process, subagent")
