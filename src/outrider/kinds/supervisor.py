@@ -266,7 +266,7 @@ class Command:
         now = time.monotonic()
         self._reap()
         if self._news is None:
-            self._seek_reader(now)
+            self._seek_reader()
         if self._status is None:
             self._check_limits(now)
         elif self._kill_at is None and now >= self._ended + self._spec["linger"]:
@@ -304,7 +304,7 @@ class Command:
 
     # --- who reads -----------------------------------------------------------------------------------
 
-    def _seek_reader(self, now: float) -> None:
+    def _seek_reader(self) -> None:
         """A worker has adopted the command as long as it holds the other end open."""
         try:
             self._news = os.open(NEWS, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
