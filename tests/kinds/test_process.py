@@ -334,7 +334,7 @@ async def test_a_gigabyte_of_output_fills_neither_disk_nor_memory(size: int):
         assert 0 < most < 1.5 * (1 << 20)
         pieces = [piece async for piece in task.output()]
         assert sum(len(piece.text.encode()) for piece in pieces) <= 512 * 1024
-        assert pieces[-1].text.endswith("x\nthe end\n")
+        assert "".join(piece.text for piece in pieces).endswith("x\nthe end\n")
         assert (await task.result())["output_bytes"] == size + 9
 
 
@@ -543,7 +543,7 @@ async def test_a_killed_supervisor_takes_its_command_along_and_the_run_is_repeat
     async with opened() as runtime:
         task = await spawn(
             runtime,
-            shell="setsid sleep 300 & echo $! $$ ready; test -e again && exit 0; touch again; sleep 300",
+            shell="test -e again && exit 0; touch again; setsid sleep 300 & echo $! $$ ready; sleep 300",
             cwd=runs_of(runtime.ledger)[0].parent,
             options=TaskOptions(backoff=0.01),
         )
@@ -641,7 +641,7 @@ async def test_a_run_whose_folder_was_deleted_is_ended_before_another_begins():
     async with opened() as runtime:
         task = await spawn(
             runtime,
-            shell="echo $$ ready; test -e again && exit 0; touch again; exec sleep 300",
+            shell="test -e again && exit 0; touch again; echo ready; exec sleep 300",
             cwd=runs_of(runtime.ledger)[0].parent,
             options=TaskOptions(backoff=0.01),
         )
