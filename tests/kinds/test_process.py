@@ -590,7 +590,7 @@ async def test_after_a_reboot_nothing_is_signalled_and_the_run_is_repeated():
         folder = runs_of(runtime.ledger)[0].parent
         task = await spawn(
             runtime,
-            shell="test -e again && exit 0; touch again; sleep 300",
+            shell="test -e again && exit 0; touch again; exec sleep 300",
             cwd=folder,
             options=TaskOptions(backoff=0.01),
         )
