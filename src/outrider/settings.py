@@ -64,6 +64,12 @@ class WorkerSettings:
     """The shortest time between two progress events of one task."""
     output_interval: float = 0.02
     """The longest time that output waits before it is written."""
+    retention: float | None = 30 * 86_400.0
+    """How long ended tasks are kept; None for ever. Of several workers the one that is there longest decides."""
+    retention_batch: int = 1000
+    """How many tasks one transaction deletes at most."""
+    retention_interval: float = 60.0
+    """How often a worker looks for some."""
     limits: Limits = Limits()
 
 

@@ -31,7 +31,7 @@ from outrider.settings import (
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens"}
-COUNTS = {"concurrency", "threads", "slots", "max_calls"}
+COUNTS = {"concurrency", "threads", "slots", "max_calls", "retention_batch"}
 NESTED = {"lease", "limits"}
 
 
@@ -43,6 +43,8 @@ def rows() -> dict[str, str]:
 
 def told(name: str, value: float) -> str:
     """A default as the page writes it."""
+    if name == "retention":
+        return f"{value / 86_400:g} days"
     if name in CHARACTERS:
         return f"{value:,} characters"
     if name in TOKENS:

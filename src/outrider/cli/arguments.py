@@ -267,6 +267,18 @@ def _wait(parser: Parser) -> None:
     parser.add_argument("--timeout", metavar="TIME", type=_time, help="give up waiting after this")
 
 
+def _delete(parser: Parser) -> None:
+    parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
+
+
+def _prune(parser: Parser) -> None:
+    parser.add_argument("--older-than", metavar="TIME", type=_time, help="since their end; default 30d")
+    parser.add_argument("--state", metavar="STATE", action="append", default=[], help="one or more, with commas")
+    parser.add_argument("--kind", metavar="KIND")
+    parser.add_argument("--session", metavar="ID")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many")
+
+
 def _worker(parser: Parser) -> None:
     parser.add_argument(
         "--app",
@@ -375,6 +387,8 @@ COMMANDS: dict[str, Command] = {
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
+        Command("delete", "delete tasks that have ended", "keeping:delete", _delete),
+        Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),

@@ -6,6 +6,7 @@
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
+    │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
@@ -82,6 +83,12 @@ class RequestClosed(Conflict):
     """The input request is no longer pending."""
 
     code = "request_closed"
+
+
+class NotEnded(Conflict):
+    """The task, or a task of the session, has not ended; what was asked for would pull it from under its worker."""
+
+    code = "not_ended"
 
 
 class IdempotencyConflict(Conflict):

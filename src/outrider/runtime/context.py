@@ -558,7 +558,8 @@ class TaskContext:
         """Wait until all of these tasks have ended (or one, with `any`), parked meanwhile; return their records.
 
         With a timeout, returns when it is over, whatever has ended by then. The records are in the order given; a
-        resumed task gets those it got the first time. A task that is named twice is waited for once.
+        resumed task gets those it got the first time. A task that is named twice is waited for once. Raises NotFound
+        for one that does not exist, or does not any more.
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
         with self._at("wait_for", name) as position:
@@ -594,6 +595,9 @@ class TaskContext:
         """What a wait came to when it ended: those that had ended stand as they are, the others stood like this."""
         live = {task_id: TaskRecord.model_validate(record) for task_id, record in held.get("live", {}).items()}
         ended = {task.id: TaskRecord.of(task) for task in await self._services.views.tasks(held["ended"])}
+        for task_id in held["ended"]:
+            if task_id not in ended:  # deleted since
+                raise NotFound.of("task", task_id)
         return [live.get(task_id) or ended[task_id] for task_id in ids]
 
     async def _wait_until(

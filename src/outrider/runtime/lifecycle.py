@@ -205,9 +205,11 @@ class Lifecycle:
         """At most one follow-up of each task, all in one commit; those that lost a race are done singly."""
         changes: list[Change] = []
         events: list[PendingFollowUp] = []
+        gone: list[str] = []
         for each in pending:
             task = records.get(each.task_id)
             if task is None:
+                gone.append(each.task_id)
                 continue
             change = self._decide(task, each.event, each.id, ())
             if change is not None:
@@ -219,9 +221,16 @@ class Lifecycle:
                     self._tell(records[each.task_id], verdict.task, each.event)
                     records[each.task_id] = verdict.task
                 case Stale(current=Task() as current):
-                    records[each.task_id] = await self.move(current, each.event, settles=each.id)
+                    try:
+                        records[each.task_id] = await self.move(current, each.event, settles=each.id)
+                    except NotFound:
+                        gone.append(each.task_id)
+                case Stale(current=None):
+                    gone.append(each.task_id)
                 case _:
                     pass
+        if gone:  # what waits for a task that was deleted waits for nobody
+            await self._ledger.prune(gone)
 
     async def _commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         if self._telemetry.is_silent:

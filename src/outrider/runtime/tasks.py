@@ -28,6 +28,7 @@ from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
+from outrider.runtime.pruning import delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -36,6 +37,7 @@ from outrider.runtime.records import (
     InputRequestRecord,
     MessageRecord,
     OutputRecord,
+    PruneReceipt,
     StepRecord,
     TaskRecord,
     checkpoint_of,
@@ -291,6 +293,40 @@ class Tasks:
         (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
         return made.task
 
+    async def delete(self, task_id: str) -> int:
+        """Delete an ended task whole, with the sessions that it opened; return how many tasks went.
+
+        Its children in other sessions stay, and so does what names it. Raises NotFound, and NotEnded while it lives,
+        or anything in those sessions does: nothing is deleted then.
+        """
+        return await delete_task(self._services, await self.get(task_id))
+
+    async def prune(
+        self,
+        older_than: Length,
+        *,
+        states: Sequence[State] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> PruneReceipt:
+        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+
+        `states` are some of the three that a task ends in.
+        """
+        tasks = sessions = 0
+        before = self._services.clock.now() - span(older_than)
+        async for pruned in prune_ended(
+            self._services,
+            before,
+            states=None if states is None else tuple(states),
+            organization_id=organization_id,
+            session_id=session_id,
+            kind=kind,
+        ):
+            tasks, sessions = tasks + len(pruned.task_ids), sessions + len(pruned.session_ids)
+        return PruneReceipt(tasks=tasks, sessions=sessions)
+
     async def cancel(
         self,
         task_id: str,
@@ -317,6 +353,7 @@ class Tasks:
         if wait is not None:
             await self._wait_for_end([each for each in ids if each not in left], span(wait))
         records = {task.id: task for task in await self._services.views.tasks(ids)}
+        ids = [each for each in ids if each in records]  # what has ended may be deleted meanwhile
         canceled, requested = [], []
         for each in ids:
             task = records[each]

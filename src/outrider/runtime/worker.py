@@ -31,6 +31,7 @@ from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
 from outrider.runtime.log import log, log_move
+from outrider.runtime.pruning import Retention
 from outrider.runtime.recovery import Recovery, has_journaled, lock_path
 from outrider.runtime.services import Services
 from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
@@ -143,7 +144,11 @@ class Worker:
         helpers: list[asyncio.Task[None]] = []
         try:
             lease = await self._present_itself(lock)
-            helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
+            helpers = [
+                loop.create_task(self._voice.run()),
+                loop.create_task(self._look_after_others()),
+                loop.create_task(Retention(self._services, self.id).run()),
+            ]
             if not self._services.telemetry.is_silent:
                 helpers.append(loop.create_task(self._count()))
             for executor in self._services.registry.executors.values():
@@ -341,7 +346,7 @@ class Worker:
                     await self._voice.print([attempt])
                 attempt.span.settled(event, await self._services.lifecycle.move(attempt.record, event))
                 return
-            except Superseded:
+            except (Superseded, NotFound):  # it was settled without this attempt, and maybe deleted since
                 return
             except StoreError as error:
                 log.error("the end of a task is not written yet; trying again", task=attempt.task_id, reason=str(error))

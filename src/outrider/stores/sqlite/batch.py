@@ -7,9 +7,12 @@ transaction of its own; then every table is written once.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 from outrider.core.change import FollowUp, InboxEntry
@@ -23,6 +26,7 @@ from outrider.core.ledger import (
     NoSession,
     OutputChunk,
     Page,
+    Pruned,
     Report,
     Settled,
     Signal,
@@ -153,10 +157,11 @@ class Known:
         Records of tasks that wait are not kept, lest a crowd of them fills the memory, nor are large ones.
         """
         for task_id in moved:
-            head = self.tasks[task_id]
+            head = self.tasks.get(task_id)
+            if head is None:  # pruned, by the very transaction that ended it
+                continue
             if head.state in TERMINAL:
-                del self.tasks[task_id], self.numbered[head.number]
-                self.watchers.pop(task_id, None)
+                self.forget(head)
             elif head.is_large or (head.worker_id is None and not head.is_ready):
                 head.task = None
         if len(self.tasks) + len(self.watchers) > MOST_KNOWN:
@@ -168,12 +173,39 @@ class Known:
         if len(self.keys) > MOST_KNOWN:
             self.keys.clear()
 
+    def forget(self, head: TaskHead) -> None:
+        """Forget a task: it is hardly asked for again, or gone."""
+        del self.tasks[head.id], self.numbered[head.number]
+        self.watchers.pop(head.id, None)
+
 
 AT_ONCE = 1000
 """How many tasks one transaction lets in at most, of a key and a route or of a session; the rest come later."""
 
 MOST_KNOWN = 4000
 """How many tasks, and how many sessions, are kept in mind."""
+
+MOST_ROWS = 600
+"""How many tasks, with their rows in journals, logs and output, one transaction prunes, but for a single task that has
+more: some 150 small ones, in 10 to 20 ms. A thousand were seen to hold others up for 100.
+"""
+
+_OF_TASKS = (
+    "move_first_seq",
+    "prune_events",
+    "prune_steps",
+    "prune_attempts",
+    "prune_requests",
+    "prune_messages",
+    "prune_output",
+    "prune_outputs",
+    "prune_files",
+    "prune_inputs",
+    "prune_tasks",
+)
+"""The statements that delete tasks, in an order that lets each find what it looks for."""
+
+_OF_SESSIONS = ("prune_session_events", "prune_transcript", "prune_session_inbox", "prune_sessions")
 
 LARGE = 8192
 """From how many characters of input on a record is read again rather than kept in mind."""
@@ -840,6 +872,47 @@ class Batch:
         if deleted:
             self._session_ids.add(session_id)
         return deleted > 0
+
+    # --- pruning -----------------------------------------------------------------------------------------
+
+    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str]) -> Pruned:
+        """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
+        statements = self._statements
+        places = {id: place for place, id in enumerate(task_ids)}
+        found = sorted(statements.array("prunable", listed(task_ids)), key=lambda row: places[row[1]])
+        sizes = list(accumulate(row[6] for row in found))
+        ended = found[: max(1, bisect_right(sizes, MOST_ROWS))]
+        if numbers := [row[0] for row in ended]:
+            for name in _OF_TASKS:
+                statements.run(name, listed(numbers))
+        rest = [row[1] for row in found[len(ended) :]]
+        statements.run("prune_follow_ups", listed(places.keys() - rest))
+        untold: defaultdict[int, list[str]] = defaultdict(list)
+        for _, id, session, session_id, state, is_untold, _ in ended:
+            if is_untold:
+                untold[session].append(id)
+            self._counts[state] -= 1
+            self._task_ids.add(id)
+            self._session_ids.add(session_id)
+            if (head := self._tasks.get(id)) is not None:
+                self._known.forget(head)
+        for session, ids in untold.items():
+            statements.run("prune_inbox", session, listed(ids))
+        owners = listed({row[2] for row in ended})
+        empty = statements.array("empty_sessions", listed(session_ids), listed([row[1] for row in ended]), owners)
+        return Pruned(
+            tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
+        )
+
+    def _prune_sessions(self, empty: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+        if numbers := [number for number, _ in empty]:
+            for name in _OF_SESSIONS:
+                self._statements.run(name, listed(numbers))
+            self._statements.run("prune_files", listed([-number for number in numbers]))
+        for _, id in empty:
+            self._sessions.pop(id, None)
+            self._session_ids.add(id)
+        return tuple(id for _, id in empty)
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,28 @@
+"""`delete` and `prune`: what is gone is gone, and what lives stays."""
+
+from tests.cli.harness import Cli
+
+
+def test_ended_tasks_are_deleted_and_live_ones_refused(cli: Cli):
+    cli.ok("call", "add", "a=1")
+    cli.ok("call", "add", "a=2")
+    live = cli.ok("call", "add", "a=3", "--background", "--delay", "1h").out.strip()
+    second, first = [each["id"] for each in cli.ok("tasks", "--state", "succeeded", "--json").records]
+    refused = cli.run("delete", live, "--json")
+    assert (refused.code, refused.error["code"]) == (5, "not_ended")
+    assert cli.ok("delete", first, "--json").record == {"id": first, "tasks": 1}
+    assert cli.run("show", first).code == 4
+    assert cli.ok("delete", second).out == f"{second}  deleted\n"
+    assert [each["id"] for each in cli.ok("tasks", "--json").records] == [live]
+
+
+def test_what_ended_long_ago_is_pruned_once_it_is_not_only_asked_how_much_that_is(cli: Cli):
+    for number in range(3):
+        cli.ok("call", "add", f"a={number}")
+    assert cli.ok("prune").out == "0 tasks and 0 sessions deleted\n"
+    assert cli.ok("prune", "--older-than", "0", "--dry-run").out == "3 tasks would go\n"
+    assert cli.ok("prune", "--older-than", "0", "--state", "failed,canceled", "--json").record["tasks"] == 0
+    refused = cli.run("prune", "--older-than", "0", "--state", "running", "--json")
+    assert (refused.code, refused.error["code"]) == (3, "invalid_arguments")
+    assert cli.ok("prune", "--older-than", "0", "--json").record == {"tasks": 3, "sessions": 0, "dry_run": False}
+    assert cli.ok("tasks").out == ""
