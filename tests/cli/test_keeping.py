@@ -1,4 +1,4 @@
-"""`delete` and `prune`: what is gone is gone, and what lives stays."""
+"""`delete`, `prune`, `retry` and `fork`: what is gone is gone, what lives stays, and what is done again is another."""
 
 from tests.cli.harness import Cli
 
@@ -26,3 +26,20 @@ def test_what_ended_long_ago_is_pruned_once_it_is_not_only_asked_how_much_that_i
     assert (refused.code, refused.error["code"]) == (3, "invalid_arguments")
     assert cli.ok("prune", "--older-than", "0", "--json").record == {"tasks": 3, "sessions": 0, "dry_run": False}
     assert cli.ok("tasks").out == ""
+
+
+def test_an_ended_task_is_done_again_from_its_beginning_or_from_a_step(cli: Cli):
+    notes, hold = cli.folder / "notes", cli.folder / "hold"
+    cli.ok("call", "steps", f"notes={notes}", "upto=4", f"hold={hold}")
+    (old,) = [each["id"] for each in cli.ok("tasks", "--json").records]
+    again = cli.ok("retry", old, "--json").record
+    fork = cli.ok("fork", old, "--from", "step 2").out.strip()
+    assert (again["retry_of"], again["state"]) == (old, "queued")
+    assert cli.run("fork", old, "--from", "step 9", "--json").error["code"] == "unknown_step"
+    assert cli.run("retry", fork, "--json").error["code"] == "illegal_move"
+    notes.unlink()
+    worker = cli.worker()
+    assert cli.ok("wait", fork, again["id"], "--json").code == 0
+    assert sorted(line.split()[0] for line in notes.read_text().splitlines()) == ["0", "1", "2", "2", "3", "3"]
+    worker.terminate()
+    worker.communicate()

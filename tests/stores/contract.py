@@ -856,6 +856,42 @@ class PrintedOutput(Contract):
         assert (output.rows, output.first, output.next) == ((), 0, 0)
 
 
+class Heritages(Contract):
+    async def test_a_task_may_be_made_with_a_journal_of_its_own_that_nobody_fences(self, scene: Scene):
+        steps = (scene.step("task_1", "one", 0), scene.step("task_1", "two", 0, None, done=False))
+        request = replace(scene.request("req_1", "task_1"), status="answered", answer=JSON_VALUE)
+        change = replace(
+            scene.new("task_1"),
+            steps=steps,
+            requests=(request,),
+            messages=(scene.message("tmsg_1", "task_1"),),
+            files=(scene.file("/.tasks/task_1/a"),),
+        )
+        committed(await scene.one(change))
+        views = scene.views
+        assert list(await views.steps("task_1")) == list(steps)
+        assert list(await views.requests("task_1")) == [request]
+        assert [message.id for message in await views.messages("task_1")] == ["tmsg_1"]
+        assert await views.file(SESSION, "/.tasks/task_1/a") == b"content"
+
+    async def test_where_the_task_exists_nothing_of_that_is_written(self, scene: Scene):
+        await scene.create("task_1")
+        change = replace(scene.new("task_1"), steps=(scene.step("task_1", "one", 0),))
+        assert isinstance(await scene.one(change), Existing)
+        assert list(await scene.views.steps("task_1")) == []
+
+    async def test_rows_of_any_other_task_are_fenced_all_the_same(self, scene: Scene):
+        await scene.create("task_1")
+        steps = (scene.step("task_2", "one", 0), scene.step("task_1", "one", 1))
+        assert await scene.one(replace(scene.new("task_2"), steps=steps)) == Fenced("task_1", 1)
+        assert await scene.views.task("task_2") is None
+
+    async def test_no_transition_brings_rows_without_a_fence(self, scene: Scene):
+        await scene.create("task_1")
+        change = replace(await scene.decide("task_1", CancelRequested()), steps=(scene.step("task_1", "one", 1),))
+        assert await scene.one(change) == Fenced("task_1", 1)
+
+
 class FollowUps(Contract):
     async def test_who_watches_a_task_hears_of_its_end_once(self, scene: Scene):
         await scene.running("task_1")
@@ -2238,6 +2274,7 @@ class Pruning(Contract):
 
 
 class StoreContract(
+    Heritages,
     Pruning,
     Sessions,
     Creation,

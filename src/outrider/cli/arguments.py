@@ -261,6 +261,17 @@ def _priority(parser: Parser) -> None:
     parser.add_argument("priority", metavar="N", type=_whole, help="-1000 to 1000, higher goes first")
 
 
+def _retry(parser: Parser) -> None:
+    _task(parser)
+
+
+def _fork(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument(
+        "--from", metavar="STEP", dest="step", help="a position of its journal; default behind the last"
+    )
+
+
 def _wait(parser: Parser) -> None:
     parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
     parser.add_argument("--any", action="store_true", help="until the first has ended")
@@ -386,6 +397,8 @@ COMMANDS: dict[str, Command] = {
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
+        Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
+        Command("fork", "go on from a step of an ended task", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("delete", "delete tasks that have ended", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),

@@ -1,4 +1,4 @@
-"""Steering: `message`, `answer`, `cancel`, `wait`."""
+"""Steering: `message`, `answer`, `cancel`, `retry`, `fork`, `wait`."""
 
 from __future__ import annotations
 
@@ -122,6 +122,30 @@ async def _cancel_one(arguments: Namespace, screen: Screen) -> int:
         for each in ids:
             screen.line(f"{each}  {became} ({receipt.states[each]})" if became[0] == "l" else f"{each}  {became}")
     return OK
+
+
+async def retry(arguments: Namespace, screen: Screen) -> int:
+    """Do an ended task again, as a new one."""
+    async with open_runtime(arguments) as runtime:
+        old = await runtime.tasks.find(arguments.task)
+        await _tell_new(runtime, await runtime.tasks.retry(old.id), screen)
+    return OK
+
+
+async def fork(arguments: Namespace, screen: Screen) -> int:
+    """Go on from a step of an ended task, as a new one."""
+    async with open_runtime(arguments) as runtime:
+        old = await runtime.tasks.find(arguments.task)
+        await _tell_new(runtime, await runtime.tasks.fork(old.id, from_step=arguments.step), screen)
+    return OK
+
+
+async def _tell_new(runtime: Runtime, task: Task, screen: Screen) -> None:
+    if screen.as_json:
+        screen.record(await runtime.tasks.record(task.id))
+    else:
+        screen.line(task.id)
+    await _hint_at_worker(runtime, task, screen)
 
 
 async def wait(arguments: Namespace, screen: Screen) -> int:

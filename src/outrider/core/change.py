@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
-from outrider.core.task import InputRequest, Task, TaskError
+from outrider.core.task import Artifact, InputRequest, Task, TaskError
 from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
@@ -68,13 +68,27 @@ class AttemptEnd:
     error: TaskError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What a task is made with of another one's past: rows, all under its own id."""
+
+    steps: tuple[Step, ...] = ()
+    requests: tuple[InputRequest, ...] = ()
+    """Closed ones."""
+    messages: tuple[Message, ...] = ()
+    """Those that its session had sent."""
+    artifacts: tuple[Artifact, ...] = ()
+    files: tuple[FileWrite, ...] = ()
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Change:
     """Everything that one transition writes.
 
     `before` is the version that the reducer saw, None for a creation. `live_changed` tells whether
-    `task.live` is to be written, since only the holder knows its newest value. `settles` names the follow-up
+    `task.live` is to be written, since only the holder knows its newest value. `steps` are rows of the task that
+    made the Change, which must hold its task, or of a task that the Change creates. `settles` names the follow-up
     row that this Change answers: it is deleted with it, and a Change whose row is gone does nothing.
     """
 

@@ -14,8 +14,10 @@
     │   ├── InvalidAnswer     invalid_answer
     │   ├── InvalidSchema     invalid_schema
     │   ├── InvalidPath       invalid_path
-    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model
+    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model,
+    │                         unknown_step
     │   ├── TooLarge          too_large
+    │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
     │   └── LimitReached      limit_reached
     ├── StoreError            the database cannot do its work
     │   ├── StoreUnavailable  store_unavailable, store_closed
@@ -134,13 +136,13 @@ class InvalidPath(Refused):
 
 
 class UnknownName(Refused):
-    """No kind, tool, agent or model of that name is known."""
+    """No kind, tool, agent, model or step of that name is known."""
 
     code = "unknown_name"
 
     @classmethod
     def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
-        """For a `noun` (kind, tool, agent, model), with the names that would have been right."""
+        """For a `noun` (kind, tool, agent, model, step), with the names that would have been right."""
         names = sorted(known)
         listed = ", ".join(names) if names else "none"
         return cls(
@@ -160,6 +162,12 @@ class TooLarge(Refused):
             f"{what} has {size:,} bytes, more than the limit of {limit:,}",
             details={"what": what, "size": size, "limit": limit},
         )
+
+
+class CannotFork(Refused):
+    """What the task has done is not in its journal alone, so that a copy of that would not go on from there."""
+
+    code = "cannot_fork"
 
 
 class LimitReached(Refused):

@@ -635,8 +635,9 @@ class Ledger(Protocol):
         """Commit each Change whole or not at all, in the order given; one verdict for each.
 
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
-        `steps` comes from an attempt that does not hold its task), NoSession, Existing and Barred for a creation,
-        Stale for anything else. A no-op is compared with the stored version like any other Change.
+        `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
+        need none), NoSession, Existing and Barred for a creation, Stale for anything else. A no-op is compared with
+        the stored version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.

@@ -19,7 +19,17 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 from outrider.core import retry
-from outrider.core.change import AttemptEnd, AttemptEnding, Change, FollowUp, InboxEntry, LogEvent, Relation, WakeReason
+from outrider.core.change import (
+    AttemptEnd,
+    AttemptEnding,
+    Change,
+    FollowUp,
+    Heritage,
+    InboxEntry,
+    LogEvent,
+    Relation,
+    WakeReason,
+)
 from outrider.core.deadlines import next_deadline, timeouts_of
 from outrider.core.errors import IllegalMove, RequestClosed, Superseded, TaskFinished
 from outrider.core.events import (
@@ -163,6 +173,23 @@ def create(new: NewTask, now: Instant, claim: Claimed | None = None) -> Change:
         return made
     taken = apply(task, claim, now)
     return evolve(made, task=taken.task, events=(*made.events, *taken.events))
+
+
+def fork(new: NewTask, heritage: Heritage, now: Instant) -> Change:
+    """Make a task that goes on from where another one had come: it begins with a journal."""
+    made = create(new, now)
+    core = evolve(made.task.core, messages=len(heritage.messages))
+    outcome = evolve(made.task.outcome, artifacts=heritage.artifacts)
+    task = Task(new.id, new.input, core, made.task.live, outcome)
+    return evolve(
+        made,
+        task=task,
+        events=(LogEvent("task.created", snapshot(task)),),
+        steps=heritage.steps,
+        requests=heritage.requests,
+        messages=heritage.messages,
+        files=heritage.files,
+    )
 
 
 def apply(task: Task, event: Event, now: Instant) -> Change:

@@ -80,6 +80,10 @@ class TaskHandle:
         """Do it again, as a new task; see `Tasks.retry`. Raises IllegalMove while this one lives."""
         return TaskHandle(self._services, await self._tasks.retry(self.id))
 
+    async def fork(self, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None) -> TaskHandle:
+        """Go on from one of its steps, as a new task; see `Tasks.fork`. Raises IllegalMove while this one lives."""
+        return TaskHandle(self._services, await self._tasks.fork(self.id, from_step=from_step, arguments=arguments))
+
     async def delete(self) -> int:
         """Delete it, once it has ended; see `Tasks.delete`. Raises NotEnded while it lives."""
         return await self._tasks.delete(self.id)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change
+from outrider.core.change import Change, Heritage
 from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
 from outrider.core.events import Claimed, Debounced, Event, Step
 from outrider.core.ledger import (
@@ -131,6 +131,11 @@ class Lifecycle:
             return Committed(await self.move(there, Debounced(asked.spec, new.not_before or self._clock.now())))
         except (NotFound, TaskFinished, IllegalMove):
             return None
+
+    async def fork(self, new: NewTask, heritage: Heritage) -> Task:
+        """Create a task with what it has of another one's past, in one transaction. Raises NotFound."""
+        (verdict,) = await self._ledger.commit([machine.fork(new, heritage, self._clock.now())])
+        return (await self._created(new, verdict, ())).task
 
     async def move(
         self, task: Task | str, event: Event, *, settles: int | None = None, steps: tuple[Step, ...] = ()

@@ -20,12 +20,13 @@ from outrider.core.errors import (
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import LIVE_STATES, NewTask, State, Task
+from outrider.core.task import LIVE_STATES, Input, NewTask, State, Task
 from outrider.core.values import JSON, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
+from outrider.runtime.forking import heritage_of
 from outrider.runtime.ids import new_id
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
 from outrider.runtime.pruning import delete_task, prune_ended
@@ -275,10 +276,48 @@ class Tasks:
         It is nobody's child and waits for nothing: what the old one depended on has ended. Raises NotFound, and
         IllegalMove while the old one lives.
         """
-        old = await self.get(task_id)
-        if not old.is_terminal:
-            raise IllegalMove(f"{task_id} is {old.state}; what has not ended cannot be retried")
-        again = evolve(
+        again = self._again(await self._ended(task_id))
+        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
+        return made.task
+
+    async def fork(
+        self, task_id: str, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> Task:
+        """Go on from a step of an ended task, as a new task of its session that names it.
+
+        It begins with the old journal up to that position (`steps` lists them), without it; with None, with all of
+        it. Questions answered before stay answered, children spawned before are not spawned again, messages taken
+        before are the same. `arguments` replace some of the tool's, or fields of the spec for other kinds.
+
+        Raises NotFound, IllegalMove while the old one lives, UnknownName for a step that its journal does not have,
+        CannotFork for an agent, whose progress is in its session, and a Refused for arguments that do not fit.
+        """
+        old = await self._ended(task_id)
+        given = self._again(old)
+        if arguments:
+            given = self._with_arguments(given, arguments)
+        new = NewTask(new_id("task"), given)
+        return await self._services.lifecycle.fork(new, await heritage_of(self._services, old, new.id, from_step))
+
+    def _with_arguments(self, given: Input, changes: Mapping[str, Any]) -> Input:
+        spec = dict(given.spec)
+        if isinstance(spec.get("arguments"), Mapping):
+            spec["arguments"] = {**spec["arguments"], **changes}
+        else:
+            spec.update(changes)
+        checked = self._services.registry.executor(given.kind).check(spec)
+        check_size("the spec of the task", checked.spec, self._services.settings.limits.spec)
+        return evolve(given, spec=checked.spec, route=checked.route)
+
+    async def _ended(self, task_id: str) -> Task:
+        task = await self.get(task_id)
+        if not task.is_terminal:
+            raise IllegalMove(f"{task_id} is {task.state}; what has not ended cannot be retried or forked")
+        return task
+
+    def _again(self, old: Task) -> Input:
+        """What an ended task was to do, for a new one: nobody's child, and it waits for nothing."""
+        return evolve(
             old.input,
             created_at=self._services.clock.now(),
             spec=old.spec,
@@ -290,8 +329,6 @@ class Tasks:
             depends_on=(),
             parent_task_id=None,
         )
-        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
-        return made.task
 
     async def delete(self, task_id: str) -> int:
         """Delete an ended task whole, with the sessions that it opened; return how many tasks went.

@@ -310,7 +310,7 @@ class Worker:
 
     async def _perform(self, attempt: Attempt) -> HolderEvent:
         try:
-            if attempt.number > 1:
+            if attempt.number > 1 or attempt.record.input.retry_of is not None:  # a fork begins with a journal
                 attempt.open_journal(await self._services.views.steps(attempt.task_id))
             executor = self._services.registry.executor(attempt.record.input.kind)
             value = await executor.run(TaskContext(attempt))

@@ -550,7 +550,8 @@ class MemoryLedger:
         if change.settles is not None and change.settles not in tables.follow_ups:
             return Settled()
         for step in change.steps:
-            if not tables.holds(step.task_id, step.attempt):
+            is_its_own = change.before is None and step.task_id == task.id
+            if not is_its_own and not tables.holds(step.task_id, step.attempt):
                 return Fenced(step.task_id, step.attempt)
         found = tables.tasks.get(task.id)
         if change.before is not None:

@@ -478,6 +478,8 @@ class Batch:
         if change.settles is not None and change.settles not in self._settles:
             return Settled()
         for step in change.steps:
+            if change.before is None and step.task_id == task.id:
+                continue
             holder = self._tasks.get(step.task_id)
             if holder is None or not holder.holds(step.attempt):
                 return Fenced(step.task_id, step.attempt)
