@@ -489,6 +489,7 @@ class MemoryLedger:
         ]
         for session_id in sessions:
             del tables.sessions[session_id]
+            tables.pauses.pop(("session", session_id), None)
         await self._committed(_News(task_ids=set(ended), session_ids={*owners, *sessions}))
         return Pruned(tuple(ended), tuple(sessions))
 

@@ -205,7 +205,7 @@ _OF_TASKS = (
 )
 """The statements that delete tasks, in an order that lets each find what it looks for."""
 
-_OF_SESSIONS = ("prune_session_events", "prune_transcript", "prune_session_inbox", "prune_sessions")
+_OF_SESSIONS = ("prune_session_events", "prune_transcript", "prune_session_inbox", "prune_pauses", "prune_sessions")
 
 LARGE = 8192
 """From how many characters of input on a record is read again rather than kept in mind."""
@@ -911,6 +911,7 @@ class Batch:
             for name in _OF_SESSIONS:
                 self._statements.run(name, listed(numbers))
             self._statements.run("prune_files", listed([-number for number in numbers]))
+            self._known.gates = None  # a pause may have gone with them
         for _, id in empty:
             self._sessions.pop(id, None)
             self._session_ids.add(id)

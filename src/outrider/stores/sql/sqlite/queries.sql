@@ -463,6 +463,10 @@ delete from transcript where session in (select value from json_each(?));
 -- prune_session_inbox --
 delete from inbox where session in (select value from json_each(?));
 
+-- prune_pauses --
+delete from pauses
+where scope = 'session' and name in (select id from sessions where number in (select value from json_each(?)));
+
 -- prune_sessions --
 delete from sessions where number in (select value from json_each(?));
 
