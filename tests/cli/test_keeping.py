@@ -1,6 +1,6 @@
-"""`delete`, `prune`, `retry` and `fork`: what is gone is gone, what lives stays, and what is done again is another."""
+"""`export`, `import`, `delete`, `prune`, `retry` and `fork`: what moves ends here, what is gone is gone."""
 
-from tests.cli.harness import Cli
+from tests.cli.harness import Cli, eventually
 
 
 def test_ended_tasks_are_deleted_and_live_ones_refused(cli: Cli):
@@ -43,3 +43,28 @@ def test_an_ended_task_is_done_again_from_its_beginning_or_from_a_step(cli: Cli)
     assert sorted(line.split()[0] for line in notes.read_text().splitlines()) == ["0", "1", "2", "2", "3", "3"]
     worker.terminate()
     worker.communicate()
+
+
+def test_a_parked_task_is_moved_to_another_database_and_ends_in_this_one(cli: Cli):
+    asked = cli.run("call", "confirm", "--background", "--idle-exit", "0.1").out.strip()
+    eventually(lambda: cli.task(asked)["input_request"] and not cli.task(asked)["worker_id"])
+    document = cli.folder / "task.json"
+    document.write_text(cli.ok("export", asked, "--move").out)
+    assert cli.task(asked)["cancel_reason"] == "moved to another database"
+    other = ["--db", "other.db"]
+    refused = cli.run("import", str(document), *other, "--json", OUTRIDER_APP="")
+    assert refused.error["code"] == "unknown_tool"
+    assert cli.ok("import", str(document), *other).out.strip() == asked
+    assert cli.run("import", str(document), *other, "--json").error["code"] == "already_exists"
+    cli.ok("answer", asked, "yes", *other)
+    worker = cli.worker(*other)
+    assert cli.ok("wait", asked, *other, "--json").record["result"] == "yes"
+    worker.terminate()
+    worker.communicate()
+
+
+def test_what_is_no_document_is_refused(cli: Cli):
+    (cli.folder / "broken.json").write_text("{")
+    assert cli.run("import", "broken.json", "--json").error["code"] == "invalid_arguments"
+    assert cli.run("import", "-", "--json", stdin="[]").error["code"] == "invalid_arguments"
+    assert cli.run("import", "nowhere.json", "--json").code == 2

@@ -9,7 +9,7 @@ import pytest
 from outrider import Failure, Outrider, TaskContext, TaskOptions
 from outrider.core.errors import CannotFork, IllegalMove, InvalidArguments, NotFound, TaskFailed, UnknownName
 from outrider.runtime.handles import SessionHandle, TaskHandle
-from outrider.testing import Reply, Store, TestRuntime, open_test, script
+from outrider.testing import Reply, Store, TestRuntime, open_test, replies, script
 
 pytestmark = pytest.mark.anyio
 
@@ -142,11 +142,11 @@ async def test_a_fork_from_within_a_step_goes_into_it_again_with_what_it_had_don
 
 
 async def test_what_cannot_be_forked_is_refused_and_nothing_is_made():
-    script("hello", lambda _: Reply("hello"))
+    script("greeter", replies(Reply("hello")))
     async with open_test(app) as runtime:
         session, task = await failed_book(runtime)
         live = await session.spawn(book)
-        agent = await session.spawn_agent("hello", model="scripted")
+        agent = await session.spawn_agent("hello", model="scripted:greeter")
         await agent.result()
         await runtime.run_until_idle()
         before = len(await runtime.tasks.list())

@@ -17,7 +17,7 @@ from outrider.core.task import State
 from outrider.runtime.pruning import Retention
 from outrider.runtime.records import EventRecord
 from outrider.runtime.stream import EventReader
-from outrider.testing import Reply, Store, TestRuntime, open_test, script
+from outrider.testing import Reply, Store, TestRuntime, open_test, replies, script
 
 pytestmark = pytest.mark.anyio
 
@@ -81,10 +81,10 @@ async def test_a_live_task_is_refused_and_keeps_on():
 
 
 async def test_an_agents_session_goes_with_its_task():
-    script("say hello", lambda _: Reply("hello"))
+    script("greeter", replies(Reply("hello")))
     async with opened() as runtime:
         session = await runtime.sessions.create()
-        task = await session.spawn_agent("say hello", model="scripted")
+        task = await session.spawn_agent("say hello", model="scripted:greeter")
         assert await task.result()
         child = (await task.record()).links.child_session_id
         assert child is not None

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from outrider.core.change import Change, LogEvent
+from outrider.core.change import AttemptEnd, Change, LogEvent, Luggage, OutputRow
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import (
     Answered,
@@ -873,6 +873,35 @@ class Heritages(Contract):
         assert list(await views.requests("task_1")) == [request]
         assert [message.id for message in await views.messages("task_1")] == ["tmsg_1"]
         assert await views.file(SESSION, "/.tasks/task_1/a") == b"content"
+
+    async def test_a_task_from_elsewhere_brings_its_attempts_its_output_and_a_transcript(self, scene: Scene):
+        await scene.session("session_child", parent_task_id="task_1")
+        ends = tuple(
+            AttemptEnd("task_1", n, WORKER, scene.now, scene.now, "lost", TaskError("x", TEXT)) for n in (1, 2)
+        )
+        output = (OutputRow("stdout", 10, "naïve", scene.now), OutputRow("stderr", 16, "x", scene.now))
+        luggage = Luggage(ends, output, "session_child", ((1, b'{"a":1}'), (2, b"2")))
+        committed(await scene.one(replace(scene.new("task_1"), luggage=luggage)))
+        views = scene.views
+        assert list(await views.attempts("task_1")) == list(ends)
+        found = await views.output("task_1")
+        assert (tuple(found.rows), found.first, found.next) == (output, 10, 17)
+        rows = await views.transcript("session_child")
+        assert [(row.number, row.task_id, row.iteration, row.message) for row in rows] == [
+            (1, "task_1", 1, b'{"a":1}'),
+            (2, "task_1", 2, b"2"),
+        ]
+        (task,) = (await scene.claim()).tasks
+        await scene.ledger.print([OutputChunk("task_1", 1, "stdout", "more", scene.now, 1000)])
+        assert [row.offset for row in (await views.output("task_1")).rows] == [10, 16, 17]
+        await scene.ledger.append(Page("session_child", "task_1", task.core.attempt, 3, (b"3",), LIVE, scene.now))
+        assert (await views.transcript("session_child"))[-1].number == 3
+
+    async def test_a_task_whose_own_session_is_missing_is_not_made(self, scene: Scene):
+        luggage = Luggage(child_session_id="session_none")
+        verdict = await scene.one(replace(scene.new("task_1"), luggage=luggage))
+        assert verdict == NoSession("session_none")
+        assert await scene.views.task("task_1") is None
 
     async def test_where_the_task_exists_nothing_of_that_is_written(self, scene: Scene):
         await scene.create("task_1")

@@ -278,6 +278,19 @@ def _wait(parser: Parser) -> None:
     parser.add_argument("--timeout", metavar="TIME", type=_time, help="give up waiting after this")
 
 
+def _export(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("--move", action="store_true", help="end it here, as canceled, once it is written")
+    parser.add_argument("--events", action="store_true", help="its log entries too")
+
+
+def _import(parser: Parser) -> None:
+    parser.add_argument("path", metavar="FILE", help="what export wrote; - reads stdin")
+    parser.add_argument("--session", metavar="ID", help="into this session; default the one it had")
+    parser.add_argument("--force", action="store_true", help="also where nothing here can run it")
+    _app(parser)
+
+
 def _delete(parser: Parser) -> None:
     parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
 
@@ -400,6 +413,8 @@ COMMANDS: dict[str, Command] = {
         Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
         Command("fork", "go on from a step of an ended task", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
+        Command("export", "write a task with its checkpoint as one document", "keeping:export", _export),
+        Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
         Command("delete", "delete tasks that have ended", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),

@@ -33,7 +33,7 @@ async def message(arguments: Namespace, screen: Screen) -> int:
             screen.record(sent)
         else:
             screen.line(sent.id)
-        await _hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task, screen)
     return OK
 
 
@@ -55,7 +55,7 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
             screen.record(record)
         else:
             screen.note(f"answered; {short(task.id)} is {record.state}")
-        await _hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task, screen)
     return OK
 
 
@@ -145,7 +145,7 @@ async def _tell_new(runtime: Runtime, task: Task, screen: Screen) -> None:
         screen.record(await runtime.tasks.record(task.id))
     else:
         screen.line(task.id)
-    await _hint_at_worker(runtime, task, screen)
+    await hint_at_worker(runtime, task, screen)
 
 
 async def wait(arguments: Namespace, screen: Screen) -> int:
@@ -186,7 +186,7 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
     print_result(screen, result)
 
 
-async def _hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
+async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
     """Tell a person when nobody is there to go on with the task."""
     from outrider.cli.workers import serves
 

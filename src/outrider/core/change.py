@@ -81,6 +81,28 @@ class Heritage:
     files: tuple[FileWrite, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
+
+    stream: str
+    offset: int
+    text: str
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Luggage:
+    """What a task that comes from another database brings along, beside what any creation may bring."""
+
+    attempts: tuple[AttemptEnd, ...] = ()
+    output: tuple[OutputRow, ...] = ()
+    child_session_id: str | None = None
+    """The session that it opened, which must be there."""
+    transcript: tuple[tuple[int, bytes], ...] = ()
+    """What is appended to that one's transcript: the iteration and the encoded message of each entry."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -105,5 +127,7 @@ class Change:
     steps: tuple[Step, ...] = ()
     ended: AttemptEnd | None = None
     settles: int | None = None
+    luggage: Luggage | None = None
+    """With a creation only."""
     is_noop: bool = False
     """The event changed nothing; there is nothing to commit but the follow-up it settles."""

@@ -7,6 +7,7 @@
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
     │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
+    │   ├── AlreadyExists     already_exists: what was to be made is there
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
@@ -91,6 +92,12 @@ class NotEnded(Conflict):
     """The task, or a task of the session, has not ended; what was asked for would pull it from under its worker."""
 
     code = "not_ended"
+
+
+class AlreadyExists(Conflict):
+    """What was to be made is there already, and is not replaced."""
+
+    code = "already_exists"
 
 
 class IdempotencyConflict(Conflict):

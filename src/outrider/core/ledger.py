@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
+from outrider.core.change import OutputRow as OutputRow
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
 from outrider.core.session import NewSession, Session
@@ -264,16 +265,6 @@ class News:
     session_id: str
     seq: int
     task_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class OutputRow:
-    """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
-
-    stream: str
-    offset: int
-    text: str
-    at: Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -636,7 +627,8 @@ class Ledger(Protocol):
 
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
         `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
-        need none), NoSession, Existing and Barred for a creation, Stale for anything else. A no-op is compared with
+        need none), NoSession (also for the session of its luggage), Existing and
+        Barred for a creation, Stale for anything else. A no-op is compared with
         the stored version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what

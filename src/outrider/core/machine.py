@@ -27,6 +27,7 @@ from outrider.core.change import (
     Heritage,
     InboxEntry,
     LogEvent,
+    Luggage,
     Relation,
     WakeReason,
 )
@@ -189,6 +190,29 @@ def fork(new: NewTask, heritage: Heritage, now: Instant) -> Change:
         requests=heritage.requests,
         messages=heritage.messages,
         files=heritage.files,
+    )
+
+
+def adopt(task: Task, heritage: Heritage, luggage: Luggage, now: Instant) -> Change:
+    """Make a task that comes from another database, as it stood there. Nobody holds it, and it waits for no other.
+
+    What was due is due; limits and pauses that held it back there say nothing here.
+    """
+    core = evolve(task.core, worker_id=None, attempt_started_at=None, stopping=None, updated_at=now)
+    if core.due_at is not None and core.state not in TERMINAL:
+        core = evolve(core, readiness=_readiness(core.due_at, now), blocked_by=None)
+    core = evolve(core, next_deadline_at=next_deadline(task.input, core))
+    adopted = Task(task.id, task.input, core, task.live, task.outcome)
+    return Change(
+        adopted,
+        before=None,
+        events=(LogEvent("task.created", snapshot(adopted)),),
+        live_changed=True,
+        steps=heritage.steps,
+        requests=heritage.requests,
+        messages=heritage.messages,
+        files=heritage.files,
+        luggage=luggage,
     )
 
 

@@ -84,6 +84,10 @@ class TaskHandle:
         """Go on from one of its steps, as a new task; see `Tasks.fork`. Raises IllegalMove while this one lives."""
         return TaskHandle(self._services, await self._tasks.fork(self.id, from_step=from_step, arguments=arguments))
 
+    async def export(self, *, events: bool = False) -> dict[str, JSON]:
+        """Return it as one JSON document, with its checkpoint; see `Tasks.export`."""
+        return await self._tasks.export(self.id, events=events)
+
     async def delete(self) -> int:
         """Delete it, once it has ended; see `Tasks.delete`. Raises NotEnded while it lives."""
         return await self._tasks.delete(self.id)

@@ -21,13 +21,14 @@ from outrider.core.events import Answered, CancelRequested, Message, MessageRece
 from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, Input, NewTask, State, Task
-from outrider.core.values import JSON, evolve
+from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.forking import heritage_of
 from outrider.runtime.ids import new_id
+from outrider.runtime.moving import export_task, give_away, import_task, spec_of
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
 from outrider.runtime.pruning import delete_task, prune_ended
 from outrider.runtime.records import (
@@ -329,6 +330,38 @@ class Tasks:
             depends_on=(),
             parent_task_id=None,
         )
+
+    async def export(self, task_id: str, *, events: bool = False) -> dict[str, JSON]:
+        """Return a task as one JSON document, with its checkpoint; `load` makes it of that on another database.
+
+        Nothing is changed: `give_away` ends it here. The task may have ended or live, but nobody may hold it, and it
+        may not wait for other tasks: else IllegalMove. `events` adds its log entries. Raises NotFound.
+        """
+        return await export_task(self._services, await self.get(task_id), events=events)
+
+    async def give_away(self, document: Mapping[str, Any]) -> Task:
+        """End here an exported task, as canceled, so that it does not run twice; one that has ended stays as it is.
+
+        Raises Conflict if it has moved on since it was exported: the document is then worth nothing.
+        """
+        return await give_away(self._services, document)
+
+    async def load(self, document: Mapping[str, Any], *, session_id: str | None = None, force: bool = False) -> Task:
+        """Make the task of an exported document, under its id; it goes on from its checkpoint here.
+
+        It comes into the session of its own one's id, or that of `session_id`; that is made where it is missing.
+        Raises InvalidArguments for what is no such document, AlreadyExists for a task that is here already, and, but
+        with `force`, UnknownName or another Refused for a task that lives and that neither this app nor a worker here
+        could run.
+        """
+        kind, spec, has_ended = spec_of(document)
+        if not (has_ended or force):
+            await self._check_can_run(kind, spec, str(document["task"]["input"]["route"]))
+        return await import_task(self._services, document, session_id=session_id)
+
+    async def _check_can_run(self, kind: str, spec: JSONObject, route: str) -> None:
+        if not any(route in worker.card.routes for worker in await self._services.views.workers()):
+            self._services.registry.executor(kind).check(spec)
 
     async def delete(self, task_id: str) -> int:
         """Delete an ended task whole, with the sessions that it opened; return how many tasks went.

@@ -17,7 +17,7 @@ from typing import assert_never
 
 import orjson
 
-from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType
+from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -561,6 +561,9 @@ class MemoryLedger:
             return None
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
+        opened = None if change.luggage is None else change.luggage.child_session_id
+        if opened is not None and opened not in tables.sessions:
+            return NoSession(opened)
         if found is None and task.input.idempotency_key is not None:
             twin = tables.keys.get((task.session_id, task.input.idempotency_key))
             found = None if twin is None else tables.tasks[twin]
@@ -636,6 +639,18 @@ class MemoryLedger:
         self._write_steps(change.steps)
         if change.ended is not None:
             row.attempts.append(change.ended)
+        if change.luggage is not None:
+            self._unpack(row, change.luggage)
+
+    def _unpack(self, row: _TaskRow, luggage: Luggage) -> None:
+        row.attempts.extend(luggage.attempts)
+        row.output = list(luggage.output)
+        if row.output:
+            row.printed = row.output[-1].offset + _size(row.output[-1].text)
+        if luggage.child_session_id is not None:
+            transcript = self._tables.sessions[luggage.child_session_id].transcript
+            for iteration, message in luggage.transcript:
+                transcript.append(TranscriptRow(len(transcript) + 1, row.task.id, iteration, message))
 
     def _write_steps(self, steps: Iterable[Step]) -> None:
         for step in steps:

@@ -15,7 +15,7 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
-from outrider.core.change import FollowUp, InboxEntry
+from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -251,6 +251,8 @@ class Wanted:
             self.file(file)
         for entry in change.inbox:
             self.sessions.add(entry.session_id)
+        if change.luggage is not None and change.luggage.child_session_id is not None:
+            self.sessions.add(change.luggage.child_session_id)
 
     def file(self, file: FileWrite) -> None:
         """A file concerns its session, and the task whose folder it lies in."""
@@ -488,6 +490,9 @@ class Batch:
             session = self._sessions.get(task.input.session_id)
             if session is None:
                 return NoSession(task.input.session_id)
+            opened = None if change.luggage is None else change.luggage.child_session_id
+            if opened is not None and opened not in self._sessions:
+                return NoSession(opened)
             existing = head.id if head is not None else self._keyed(task)
             if existing is not None:
                 return self._with_current(existing, Existing, verdicts, place)
@@ -660,18 +665,10 @@ class Batch:
             self._log(session, number, type, at, data)
         for file in change.files:
             self.write_file(file)
-        if (ended := change.ended) is not None:
-            rows["insert_attempts"].append(
-                (
-                    number,
-                    ended.attempt,
-                    ended.worker_id,
-                    ended.started_at,
-                    ended.ended_at,
-                    ended.ending,
-                    None if ended.error is None else encode(ended.error),
-                )
-            )
+        if change.ended is not None:
+            self._end_attempt(number, change.ended)
+        if change.luggage is not None:
+            self._unpack(head, change.luggage)
         for request in change.requests:
             rows["upsert_requests"].append((request.id, number, REQUEST.write(request)))
         for message in change.messages:
@@ -692,6 +689,42 @@ class Batch:
         deadline = core.next_deadline_at
         if deadline is not None and (self._deadline_at is None or deadline < self._deadline_at):
             self._deadline_at = deadline
+
+    def _end_attempt(self, number: int, ended: AttemptEnd) -> None:
+        self._rows["insert_attempts"].append(
+            (
+                number,
+                ended.attempt,
+                ended.worker_id,
+                ended.started_at,
+                ended.ended_at,
+                ended.ending,
+                None if ended.error is None else encode(ended.error),
+            )
+        )
+
+    def _unpack(self, head: TaskHead, luggage: Luggage) -> None:
+        for ended in luggage.attempts:
+            self._end_attempt(head.number, ended)
+        end = 0
+        for piece in luggage.output:
+            size = len(piece.text.encode())
+            end = piece.offset + size
+            row = (head.number, piece.offset, size, piece.stream, piece.at, piece.text)
+            self._rows["insert_output"].append(row)
+        if luggage.output:
+            self._rows["upsert_outputs"].append((head.number, luggage.output[0].offset, end))
+        if luggage.child_session_id is not None:
+            session = self._sessions[luggage.child_session_id]
+            for iteration, message in luggage.transcript:
+                self._append(session, head.id, iteration, message)
+
+    def _append(self, session: SessionHead, task_id: str, iteration: int, message: bytes) -> None:
+        session.transcript += 1
+        self._rows["insert_transcript"].append(
+            (session.number, session.transcript, task_id, iteration, message.decode())
+        )
+        self._touched[session.number] = session
 
     def _tell(self, entry: InboxEntry, at: Instant) -> None:
         session = self._sessions[entry.session_id]
@@ -785,11 +818,7 @@ class Batch:
         if head is None or session is None:
             return False
         for message in page.messages:
-            session.transcript += 1
-            self._rows["insert_transcript"].append(
-                (session.number, session.transcript, page.task_id, page.iteration, message.decode())
-            )
-        self._touched[session.number] = session
+            self._append(session, page.task_id, page.iteration, message)
         if page.forget is not None:
             self._forget(head.number, page.forget)
         self._steps.extend((head.number, step) for step in page.steps)
