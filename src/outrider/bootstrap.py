@@ -34,6 +34,7 @@ class Outrider:
 
     def __init__(self, settings: WorkerSettings | None = None) -> None:
         from outrider.kinds.background_tool import BackgroundTool
+        from outrider.kinds.external import External
         from outrider.kinds.subagent import Subagent
         from outrider.runtime.registry import Registry
 
@@ -41,6 +42,7 @@ class Outrider:
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
+        self.registry.executors["external"] = External()
 
     @overload
     def tool(self, fn: F, /) -> F: ...

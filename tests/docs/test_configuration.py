@@ -19,6 +19,7 @@ from outrider.settings import (
     CANCEL_GRACE,
     DEFAULT_DATABASE,
     DOUBT_DEADLINE,
+    EXTERNAL_LEASE,
     KIB,
     MAX_ITERATIONS,
     MIB,
@@ -144,4 +145,6 @@ def test_what_is_fixed_is_as_listed():
     assert listed["a question about a `once` step in doubt fails the task after"] == (
         f"{DOUBT_DEADLINE // timedelta(hours=1)} h"
     )
+    lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
+    assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"
     assert f"`{DEFAULT_DATABASE}`" in PAGE

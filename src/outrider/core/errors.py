@@ -7,6 +7,7 @@
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
     │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
+    │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
     │   ├── AlreadyExists     already_exists: what was to be made is there
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
@@ -92,6 +93,12 @@ class NotEnded(Conflict):
     """The task, or a task of the session, has not ended; what was asked for would pull it from under its worker."""
 
     code = "not_ended"
+
+
+class LeaseLost(Conflict):
+    """The attempt that is named no longer holds the task: it took too long, the task ended, or it never did."""
+
+    code = "lease_lost"
 
 
 class AlreadyExists(Conflict):

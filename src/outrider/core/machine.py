@@ -59,6 +59,7 @@ from outrider.core.events import (
     WatchedEnded,
 )
 from outrider.core.task import (
+    OUTSIDER,
     SET_ASIDE,
     TERMINAL,
     Core,
@@ -627,6 +628,8 @@ def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
     if draft.before.core.stopping is not None:
         _force(draft)
     elif (timeout := _passed_timeout(draft)) is not None:
+        if _is_lease(draft, timeout):
+            return _holder_lost(draft, HolderLost(draft.before.core.attempt, reason="its holder did not report"))
         _stop_for(draft, timeout)
         return draft
     for request in draft.before.core.requests:
@@ -634,6 +637,13 @@ def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
             break
         _look_at_request(draft, request)
     return draft
+
+
+def _is_lease(draft: _Draft, timeout: TaskError) -> bool:
+    """Whether an outsider held the task and let its lease run out: nobody is there to be told to stop."""
+    holder = draft.before.core.worker_id or ""
+    idle = isinstance(timeout.details, Mapping) and timeout.details.get("timeout") == "idle"
+    return idle and holder.startswith(OUTSIDER)
 
 
 def _force(draft: _Draft) -> None:

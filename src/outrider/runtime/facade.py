@@ -6,6 +6,7 @@ from os import PathLike, fspath
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import WorkerRecord
@@ -15,13 +16,14 @@ from outrider.runtime.tasks import Tasks
 
 
 class Runtime:
-    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store."""
+    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store, and `external`, for other programs."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
         self.queue = Queue(services)
+        self.external = ExternalTasks(services)
 
     @property
     def ledger(self) -> Ledger:

@@ -14,6 +14,7 @@ from pathlib import Path
 from outrider.core.errors import NotFound, Superseded
 from outrider.core.events import HolderLost, Released
 from outrider.core.ledger import Beat, Views, Worker
+from outrider.core.task import OUTSIDER
 from outrider.runtime.lease import Will, is_locked
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
@@ -43,6 +44,8 @@ class Recovery:
                 recovered += await self._bury(worker)
         known = {worker.card.id for worker in workers}
         for unknown in set(holders) - known - {self._own_id}:
+            if unknown.startswith(OUTSIDER):  # no worker: it holds by reporting, and its deadline frees what it held
+                continue
             recovered += await self._free_all(unknown, None)
         for gone in self._beats.keys() - known:
             del self._beats[gone], self._silence[gone]
