@@ -119,6 +119,23 @@ class Outrider:
 
         return register if fn is None else register(fn)
 
+    def resource(self, name: str) -> Callable[[F], F]:
+        """Register what releases a resource of that name: a function of `resource_id`; a decorator.
+
+        It is called when a task that held one (`TaskContext.hold`) has ended, at least once for each id, and again
+        while it fails: it should do no harm when the resource is free already.
+        """
+        import inspect
+
+        from outrider.runtime.registry import release_tool
+
+        def register(fn: F) -> F:
+            if "resource_id" not in inspect.signature(fn).parameters:
+                raise InvalidArguments(f"{fn.__qualname__}: what releases a resource has a parameter resource_id")
+            return self.tool(name=release_tool(name))(fn)
+
+        return register
+
     def agent(
         self,
         name: str,

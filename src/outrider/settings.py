@@ -94,5 +94,6 @@ MAX_ITERATIONS = 50
 APPROVAL_DEADLINE = timedelta(minutes=15)
 APPROVAL_NUDGE = timedelta(seconds=60)
 DOUBT_DEADLINE = timedelta(hours=1)
+RELEASE_FAILURES = 100
 EXTERNAL_LEASE = timedelta(seconds=60)
 DEFAULT_DATABASE = ".outrider/outrider.db"

@@ -23,6 +23,7 @@ from outrider.settings import (
     KIB,
     MAX_ITERATIONS,
     MIB,
+    RELEASE_FAILURES,
     LeaseTimes,
     Limits,
     LocalModelSettings,
@@ -145,6 +146,7 @@ def test_what_is_fixed_is_as_listed():
     assert listed["a question about a `once` step in doubt fails the task after"] == (
         f"{DOUBT_DEADLINE // timedelta(hours=1)} h"
     )
+    assert listed["what releases a resource may fail, until it is given up"] == f"{RELEASE_FAILURES} times"
     lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
     assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"
     assert f"`{DEFAULT_DATABASE}`" in PAGE

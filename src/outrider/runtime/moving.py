@@ -77,6 +77,8 @@ def _check_can_leave(task: Task) -> None:
         raise IllegalMove(
             f"{task.id} is held by {core.worker_id}; it can be exported once it is parked, queued or ended"
         )
+    if task.live.links.resource_ids and not task.is_terminal:
+        raise IllegalMove(f"{task.id} holds resources, which would be released here; export it when it has ended")
     if core.dependencies or core.returned or any(isinstance(wait, WaitForTasks) for wait in core.waits):
         raise IllegalMove(f"{task.id} waits for other tasks, which would stay here; export it when they have ended")
 
