@@ -207,7 +207,7 @@ def _opened(document: JSONObject, home: _Home) -> tuple[NewSession | None, Lugga
 def spec_of(document: JSONObject) -> tuple[str, JSONObject, bool]:
     """The kind and the spec of the task in a document, and whether it has ended. Raises InvalidArguments."""
     task = _checked(document)
-    return task.input.kind, task.input.spec, task.is_terminal
+    return task.input.kind, task.spec, task.is_terminal
 
 
 def _checked(document: object) -> Task:
