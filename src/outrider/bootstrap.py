@@ -37,6 +37,7 @@ class Outrider:
 
     def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True) -> None:
         from outrider.kinds.background_tool import BackgroundTool
+        from outrider.kinds.external import External
         from outrider.kinds.subagent import Subagent
         from outrider.runtime.registry import Registry
 
@@ -48,6 +49,7 @@ class Outrider:
             from outrider.kinds.process import Process
 
             self.registry.executors["process"] = Process()
+        self.registry.executors["external"] = External()
 
     @overload
     def tool(self, fn: F, /) -> F: ...
@@ -123,6 +125,23 @@ class Outrider:
             return fn
 
         return register if fn is None else register(fn)
+
+    def resource(self, name: str) -> Callable[[F], F]:
+        """Register what releases a resource of that name: a function of `resource_id`; a decorator.
+
+        It is called when a task that held one (`TaskContext.hold`) has ended, at least once for each id, and again
+        while it fails: it should do no harm when the resource is free already.
+        """
+        import inspect
+
+        from outrider.runtime.registry import release_tool
+
+        def register(fn: F) -> F:
+            if "resource_id" not in inspect.signature(fn).parameters:
+                raise InvalidArguments(f"{fn.__qualname__}: what releases a resource has a parameter resource_id")
+            return self.tool(name=release_tool(name))(fn)
+
+        return register
 
     def agent(
         self,

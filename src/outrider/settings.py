@@ -70,6 +70,12 @@ class WorkerSettings:
     """How long a command runs on without a worker before its supervisor ends it."""
     process_linger: float = 1.0
     """How long what a command left running has to end after it, and again after TERM."""
+    retention: float | None = 30 * 86_400.0
+    """How long ended tasks are kept; None for ever. Of several workers the one that is there longest decides."""
+    retention_batch: int = 1000
+    """How many tasks one transaction deletes at most."""
+    retention_interval: float = 60.0
+    """How often a worker looks for some."""
     limits: Limits = Limits()
 
 
@@ -94,4 +100,6 @@ MAX_ITERATIONS = 50
 APPROVAL_DEADLINE = timedelta(minutes=15)
 APPROVAL_NUDGE = timedelta(seconds=60)
 DOUBT_DEADLINE = timedelta(hours=1)
+RELEASE_FAILURES = 100
+EXTERNAL_LEASE = timedelta(seconds=60)
 DEFAULT_DATABASE = ".outrider/outrider.db"

@@ -19,9 +19,11 @@ from outrider.settings import (
     CANCEL_GRACE,
     DEFAULT_DATABASE,
     DOUBT_DEADLINE,
+    EXTERNAL_LEASE,
     KIB,
     MAX_ITERATIONS,
     MIB,
+    RELEASE_FAILURES,
     LeaseTimes,
     Limits,
     LocalModelSettings,
@@ -31,7 +33,7 @@ from outrider.settings import (
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens"}
-COUNTS = {"concurrency", "threads", "slots", "max_calls"}
+COUNTS = {"concurrency", "threads", "slots", "max_calls", "retention_batch"}
 NESTED = {"lease", "limits"}
 
 
@@ -43,6 +45,8 @@ def rows() -> dict[str, str]:
 
 def told(name: str, value: float) -> str:
     """A default as the page writes it."""
+    if name == "retention":
+        return f"{value / 86_400:g} days"
     if name in CHARACTERS:
         return f"{value:,} characters"
     if name in TOKENS:
@@ -142,4 +146,7 @@ def test_what_is_fixed_is_as_listed():
     assert listed["a question about a `once` step in doubt fails the task after"] == (
         f"{DOUBT_DEADLINE // timedelta(hours=1)} h"
     )
+    assert listed["what releases a resource may fail, until it is given up"] == f"{RELEASE_FAILURES} times"
+    lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
+    assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"
     assert f"`{DEFAULT_DATABASE}`" in PAGE

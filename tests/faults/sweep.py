@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from outrider.bootstrap import locks_of, open_ledger
+from outrider.bootstrap import open_ledger
 from outrider.core.errors import OutriderError, StoreError, StoreFull
 from outrider.core.session import NewSession
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.facade import Runtime
+from outrider.runtime.lease import locks_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import keep_working
 from outrider.stores.sqlite import file as store_file

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from outrider.core.change import Change, LogEvent
+from outrider.core.change import AttemptEnd, Change, LogEvent, Luggage, OutputRow
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import (
     Answered,
@@ -854,6 +854,71 @@ class PrintedOutput(Contract):
     async def test_a_task_that_printed_nothing_has_an_empty_output(self, printing: Scene):
         output = await printing.views.output("task_1")
         assert (output.rows, output.first, output.next) == ((), 0, 0)
+
+
+class Heritages(Contract):
+    async def test_a_task_may_be_made_with_a_journal_of_its_own_that_nobody_fences(self, scene: Scene):
+        steps = (scene.step("task_1", "one", 0), scene.step("task_1", "two", 0, None, done=False))
+        request = replace(scene.request("req_1", "task_1"), status="answered", answer=JSON_VALUE)
+        change = replace(
+            scene.new("task_1"),
+            steps=steps,
+            requests=(request,),
+            messages=(scene.message("tmsg_1", "task_1"),),
+            files=(scene.file("/.tasks/task_1/a"),),
+        )
+        committed(await scene.one(change))
+        views = scene.views
+        assert list(await views.steps("task_1")) == list(steps)
+        assert list(await views.requests("task_1")) == [request]
+        assert [message.id for message in await views.messages("task_1")] == ["tmsg_1"]
+        assert await views.file(SESSION, "/.tasks/task_1/a") == b"content"
+
+    async def test_a_task_from_elsewhere_brings_its_attempts_its_output_and_a_transcript(self, scene: Scene):
+        await scene.session("session_child", parent_task_id="task_1")
+        ends = tuple(
+            AttemptEnd("task_1", n, WORKER, scene.now, scene.now, "lost", TaskError("x", TEXT)) for n in (1, 2)
+        )
+        output = (OutputRow("stdout", 10, "naïve", scene.now), OutputRow("stderr", 16, "x", scene.now))
+        luggage = Luggage(ends, output, "session_child", ((1, b'{"a":1}'), (2, b"2")))
+        committed(await scene.one(replace(scene.new("task_1"), luggage=luggage)))
+        views = scene.views
+        assert list(await views.attempts("task_1")) == list(ends)
+        found = await views.output("task_1")
+        assert (tuple(found.rows), found.first, found.next) == (output, 10, 17)
+        rows = await views.transcript("session_child")
+        assert [(row.number, row.task_id, row.iteration, row.message) for row in rows] == [
+            (1, "task_1", 1, b'{"a":1}'),
+            (2, "task_1", 2, b"2"),
+        ]
+        (task,) = (await scene.claim()).tasks
+        await scene.ledger.print([OutputChunk("task_1", 1, "stdout", "more", scene.now, 1000)])
+        assert [row.offset for row in (await views.output("task_1")).rows] == [10, 16, 17]
+        await scene.ledger.append(Page("session_child", "task_1", task.core.attempt, 3, (b"3",), LIVE, scene.now))
+        assert (await views.transcript("session_child"))[-1].number == 3
+
+    async def test_a_task_whose_own_session_is_missing_is_not_made(self, scene: Scene):
+        luggage = Luggage(child_session_id="session_none")
+        verdict = await scene.one(replace(scene.new("task_1"), luggage=luggage))
+        assert verdict == NoSession("session_none")
+        assert await scene.views.task("task_1") is None
+
+    async def test_where_the_task_exists_nothing_of_that_is_written(self, scene: Scene):
+        await scene.create("task_1")
+        change = replace(scene.new("task_1"), steps=(scene.step("task_1", "one", 0),))
+        assert isinstance(await scene.one(change), Existing)
+        assert list(await scene.views.steps("task_1")) == []
+
+    async def test_rows_of_any_other_task_are_fenced_all_the_same(self, scene: Scene):
+        await scene.create("task_1")
+        steps = (scene.step("task_2", "one", 0), scene.step("task_1", "one", 1))
+        assert await scene.one(replace(scene.new("task_2"), steps=steps)) == Fenced("task_1", 1)
+        assert await scene.views.task("task_2") is None
+
+    async def test_no_transition_brings_rows_without_a_fence(self, scene: Scene):
+        await scene.create("task_1")
+        change = replace(await scene.decide("task_1", CancelRequested()), steps=(scene.step("task_1", "one", 1),))
+        assert await scene.one(change) == Fenced("task_1", 1)
 
 
 class FollowUps(Contract):
@@ -2005,7 +2070,241 @@ class Lifetimes(Contract):
         await scene.ledger.close()
 
 
+class Pruning(Contract):
+    async def full(self, scene: Scene, id: str, session_id: str = SESSION) -> None:
+        """An ended task with something in every place where a task can leave something."""
+        route = f"background_tool:{id}"
+        await scene.create(id, session_id, route=route, wake_policy="on_terminal", idempotency_key=f"key of {id}")
+        await scene.reclaim(id)
+        await scene.ledger.journal([scene.step(id, "one")])
+        await scene.ledger.print([OutputChunk(id, 1, "stdout", "line", scene.now, 1000)])
+        await scene.apply(id, Posted(1, scene.message(f"tmsg_{id}", id, "outbound", session_id)))
+        await scene.ledger.write_file(scene.file(f"/.tasks/{id}/log", session_id=session_id))
+        await scene.apply(id, Asked(1, scene.request(f"req_{id}", id)))
+        await scene.succeed(id, b"1")
+
+    async def test_an_ended_task_goes_whole_and_nothing_of_it_is_left(self, scene: Scene):
+        await self.full(scene, "task_1")
+        await scene.ledger.write_file(scene.file("/kept"))
+        pruned = await scene.ledger.prune(["task_1"])
+        assert (list(pruned.task_ids), list(pruned.session_ids), list(pruned.rest)) == (["task_1"], [], [])
+        views = scene.views
+        assert await views.task("task_1") is None
+        assert await views.request("req_task_1") is None
+        assert (await views.output("task_1")).rows == ()
+        for nothing in (
+            views.steps("task_1"),
+            views.attempts("task_1"),
+            views.requests("task_1"),
+            views.messages("task_1"),
+            views.events(SESSION, task_id="task_1"),
+            views.inbox(SESSION),
+            views.list_tasks(TaskFilter()),
+            views.task_ids("task_1", 10),
+        ):
+            assert list(await nothing) == []
+        assert [file.path for file in await views.files(SESSION)] == ["/kept"]
+        assert await views.file(SESSION, "/.tasks/task_1/result.json") is None
+        assert [row.type for row in await scene.log()] == ["session.created"]
+        assert sum((await views.count_by_state()).values()) == 0
+        assert await views.session(SESSION) is not None
+
+    async def test_what_lives_or_never_was_is_left_out_silently(self, scene: Scene):
+        await scene.create("task_queued")
+        await scene.running("task_held")
+        await self.full(scene, "task_1")
+        pruned = await scene.ledger.prune(["task_queued", "task_held", "task_none", "task_1", "task_1"])
+        assert list(pruned.task_ids) == ["task_1"]
+        assert (await scene.succeed("task_held")).state is State.SUCCEEDED
+        assert await scene.claimed_ids() == ["task_queued"]
+
+    async def test_its_neighbours_keep_all_that_is_theirs(self, scene: Scene):
+        await self.full(scene, "task_1")
+        await self.full(scene, "task_2")
+        before = await scene.task("task_2")
+        await scene.ledger.prune(["task_1"])
+        views = scene.views
+        assert await scene.task("task_2") == before
+        assert len(await views.steps("task_2")) == len(await views.attempts("task_2")) == 1
+        assert len(await views.requests("task_2")) == len(await views.messages("task_2")) == 1
+        assert len((await views.output("task_2")).rows) == 1
+        assert await scene.told() == [("task_2", "terminal")]
+        assert [file.path for file in await views.files(SESSION)] == [
+            "/.tasks/task_2/log",
+            "/.tasks/task_2/result.json",
+        ]
+
+    async def test_the_log_keeps_its_numbers_and_says_from_where_it_is_whole(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.create("task_2")
+        await scene.apply("task_1", CancelRequested())
+        await scene.create("task_3")
+        await scene.ledger.prune(["task_1"])
+        assert [row.seq for row in await scene.log()] == [1, 3, 5]
+        assert await scene.views.first_seq(SESSION) == 5
+        await scene.create("task_4")
+        assert [row.seq for row in await scene.log()] == [1, 3, 5, 6]
+        await scene.apply("task_2", CancelRequested())
+        await scene.ledger.prune(["task_2"])
+        assert [row.seq for row in await scene.log()] == [1, 5, 6]
+        assert await scene.views.first_seq(SESSION) == 8
+
+    async def test_positions_are_not_given_again(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.apply("task_1", CancelRequested())
+        position = await scene.views.position()
+        await scene.ledger.prune(["task_1"])
+        assert await scene.views.position() == position
+        await scene.create("task_2")
+        (news,) = await scene.views.news(after=position)
+        assert news.task_id == "task_2"
+
+    async def test_its_id_and_its_idempotency_key_are_free_again(self, scene: Scene):
+        await self.full(scene, "task_1")
+        await scene.ledger.prune(["task_1"])
+        again = await scene.create("task_1", idempotency_key="key of task_1", route="background_tool:again")
+        assert (await scene.reclaim("task_1")).core.attempt == again.core.attempt == 1
+        assert list(await scene.views.steps("task_1")) == []
+
+    async def test_a_change_of_a_task_that_is_gone_is_told_so(self, scene: Scene):
+        await scene.running("task_1")
+        change = await scene.decide("task_1", Succeeded(1, b"1"))
+        await scene.apply("task_1", Succeeded(1))
+        await scene.ledger.prune(["task_1"])
+        assert await scene.one(change) == Stale(None)
+        assert list(await scene.ledger.journal([scene.step("task_1", "one")])) == [False]
+
+    async def test_who_waits_for_a_task_that_is_gone_is_told_that_it_failed(self, scene: Scene):
+        await self.full(scene, "task_1")
+        await scene.ledger.prune(["task_1"])
+        await scene.running("task_2")
+        await scene.park("task_2", WaitForTasks(("task_1",)))
+        assert await scene.pending() == [("task_2", WatchedEnded("task_1", State.FAILED))]
+
+    async def test_news_of_its_end_still_reaches_who_waited(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", depends_on=("task_1",))
+        await scene.succeed("task_1")
+        await scene.ledger.prune(["task_1"])
+        assert await scene.pending() == [("task_2", WatchedEnded("task_1", State.SUCCEEDED))]
+
+    async def test_follow_ups_for_a_task_go_with_it_and_later_ones_when_it_is_named_again(self, scene: Scene):
+        await scene.running("task_a")
+        await scene.running("task_b")
+        await scene.running("task_1")
+        await scene.park("task_1", WaitForTasks(("task_a", "task_b")))
+        await scene.succeed("task_a")
+        await scene.apply("task_1", CancelRequested())
+        await scene.ledger.prune(["task_1"])
+        assert await scene.pending() == []
+        await scene.succeed("task_b")  # the watch has outlived its watcher
+        assert await scene.pending() == [("task_1", WatchedEnded("task_b", State.SUCCEEDED))]
+        await scene.ledger.prune(["task_1"])
+        assert await scene.pending() == []
+
+    async def test_follow_ups_for_what_lives_stay(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", depends_on=("task_1",))
+        await scene.succeed("task_1")
+        await scene.ledger.prune(["task_2"])
+        assert len(await scene.pending()) == 1
+
+    async def test_children_outlive_their_parent(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.create("task_2", parent_task_id="task_1")
+        await scene.succeed("task_1")
+        await scene.ledger.prune(["task_1"])
+        assert [child.id for child in await scene.views.children("task_1")] == ["task_2"]
+        await scene.apply("task_2", CancelRequested())
+        await scene.ledger.prune(["task_2"])
+        assert list(await scene.views.children("task_1")) == []
+
+    @pytest.mark.parametrize("order", [["task_1", "task_2"], ["task_2", "task_1"]])
+    async def test_the_session_that_a_task_opened_goes_with_the_last_of_them(self, scene: Scene, order: list[str]):
+        await scene.running("task_1")
+        await scene.session("session_child", parent_session_id=SESSION, parent_task_id="task_1")
+        assert [each.id for each in await scene.views.child_sessions(["task_1", "no"])] == ["session_child"]
+        await scene.ledger.append(Page("session_child", "task_1", 1, 1, (b"1",), LIVE, scene.now))
+        await self.full(scene, "task_2", "session_child")
+        await scene.succeed("task_1")
+        first, last = order
+        assert list((await scene.ledger.prune([first])).session_ids) == []
+        assert await scene.views.session("session_child") is not None
+        pruned = await scene.ledger.prune([last])
+        assert list(pruned.session_ids) == ["session_child"]
+        assert await scene.views.session("session_child") is None
+        assert list(await scene.views.transcript("session_child")) == []
+        assert list(await scene.views.events("session_child")) == []
+
+    async def test_a_session_that_is_named_goes_whole_once_it_has_no_task_left(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.create("task_1", "session_b")
+        await scene.ledger.write_file(scene.file("/a", session_id="session_b"))
+        pruned = await scene.ledger.prune([], ["session_b", "session_none"])
+        assert list(pruned.session_ids) == []
+        await scene.apply("task_1", CancelRequested())
+        pruned = await scene.ledger.prune(["task_1"], ["session_b"])
+        assert list(pruned.session_ids) == ["session_b"]
+        assert await scene.views.session("session_b") is None
+        assert list(await scene.views.files("session_b")) == []
+        assert [each.id for each in await scene.views.sessions()] == [SESSION]
+        assert isinstance(await scene.one(scene.new("task_2", "session_b")), NoSession)
+        again = await scene.session("session_b")
+        assert again.last_seq == 1
+        assert await scene.views.first_seq("session_b") == 1
+
+    async def test_who_ended_before_a_moment_is_listed_the_longest_ended_first(self, scene: Scene):
+        await scene.session("session_b", organization_id="org_b")
+        for id in ("task_3", "task_1", "task_2"):
+            await scene.create(id)
+            scene.later()
+            await scene.apply(id, CancelRequested())
+        await scene.create("task_b", "session_b", organization_id="org_b", kind="other")
+        await scene.apply("task_b", CancelRequested())
+        await scene.create("task_live")
+        views, later = scene.views, scene.later()
+        assert list(await views.ended(later, 10)) == ["task_3", "task_1", "task_2", "task_b"]
+        assert list(await views.ended(later, 2)) == ["task_3", "task_1"]
+        assert list(await views.ended(START + 2 * SECOND, 10)) == ["task_3"]
+        assert list(await views.ended(later, 10, states=(State.FAILED,))) == []
+        assert list(await views.ended(later, 10, session_id=SESSION, states=(State.CANCELED,))) == [
+            "task_3",
+            "task_1",
+            "task_2",
+        ]
+        assert list(await views.ended(later, 10, organization_id="org_b")) == ["task_b"]
+        assert list(await views.ended(later, 10, kind="other")) == ["task_b"]
+
+    async def test_who_waits_for_a_task_is_woken_to_see_it_gone(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.apply("task_1", CancelRequested())
+        ear = Ear(scene.ledger)
+        await scene.ledger.prune(["task_1"])
+        signal = await ear.hears(lambda signal: "task_1" in signal.task_ids)
+        assert SESSION in signal.session_ids
+
+    async def test_hundreds_go_at_once_among_others_that_write(self, scene: Scene):
+        ids = [f"task_{number:04}" for number in range(300)]
+        await scene.ledger.commit([scene.new(id) for id in ids])
+        await scene.ledger.commit([await scene.decide(id, CancelRequested()) for id in ids[:200]])
+
+        async def prune() -> None:
+            left = tuple(ids)
+            while left:
+                left = (await scene.ledger.prune(left)).rest
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(prune)
+            for number in range(20):
+                group.start_soon(scene.create, f"task_new_{number}")
+        left = await scene.views.list_tasks(TaskFilter(limit=1000))
+        assert len(left) == 120
+        assert (await scene.views.count_by_state())[State.CANCELED] == 0
+
+
 class StoreContract(
+    Heritages,
+    Pruning,
     Sessions,
     Creation,
     Commits,

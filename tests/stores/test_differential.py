@@ -209,8 +209,10 @@ class Histories(RuleBasedStateMachine):
         self.before = after
         for id in self.ids:
             old, new = before.get(("task", id)), after["task", id]
-            if old is not None:
+            if old is not None and new is not None:
                 self.check_move(old, new)
+            elif old is not None:
+                assert old.is_terminal, "a task that lived is gone"
             if new is not None and (not self.seen[id] or self.seen[id][-1].core.version != new.core.version):
                 self.seen[id].append(new)
         self.check_holders(after)
@@ -257,7 +259,9 @@ class Histories(RuleBasedStateMachine):
     def check_logs(self, dump: Dump) -> None:
         for session in SESSIONS:
             log = dump["log", session]
-            assert [row[0] for row in log] == list(range(1, len(log) + 1))
+            first, last = dump["first_seq", session], dump["session", session].last_seq
+            assert [row[0] for row in log if row[0] >= first] == list(range(first, last + 1))
+            assert [row[0] for row in log] == sorted({row[0] for row in log})
         rows = [row for session in SESSIONS for row in dump["log", session]]
         for id in self.ids:
             task = dump["task", id]
@@ -484,11 +488,23 @@ class Histories(RuleBasedStateMachine):
         place = data.draw(st.integers(0, len(pending) - 1), "which")
         task_id, event = pending[place]
         record = None
+        if self.find(task_id) is None:
+            self.settle_first(task_id, event)
+            return
         if data.draw(one_in(5), "on an old record"):
             record = data.draw(st.sampled_from(self.seen[task_id]), "record")
         change = apply(record or self.task(task_id), event, self.now)
         times = 2 if data.draw(one_in(2), "twice") else 1
         self.on_all(lambda ledger: _settle(ledger, place, change, times))
+        self.look()
+
+    @rule(data=st.data())
+    def ended_tasks_are_pruned(self, data: st.DataObject) -> None:
+        """Some of those named live and stay, some were never there."""
+        named = data.draw(st.lists(st.sampled_from([*self.ids, MISSING]), min_size=1, max_size=4), "named")
+        pruned = self.on_all(lambda ledger: ledger.prune(named))
+        for id in pruned.task_ids:
+            self.seen[id] = []  # a task of that id that is made later is another one
         self.look()
 
     @rule()
@@ -503,7 +519,11 @@ class Histories(RuleBasedStateMachine):
         self.look()
 
     def settle_first(self, task_id: str, event: Event) -> None:
-        change = apply(self.task(task_id), event, self.now)
+        task = self.find(task_id)
+        if task is None:
+            self.on_all(lambda ledger: ledger.prune([task_id]))
+            return
+        change = apply(task, event, self.now)
         self.on_all(lambda ledger: _settle(ledger, 0, change, 1))
 
     def some_change(self, data: st.DataObject, id: str, record: Task | None = None) -> Change | None:
@@ -750,6 +770,7 @@ async def _dump(ledger: Ledger, ids: Sequence[str]) -> Dump:
         dump["children", id] = sorted(task.id for task in await views.children(id))
     for session in SESSIONS:
         dump["session", session] = await views.session(session)
+        dump["first_seq", session] = await views.first_seq(session)
         dump["log", session] = [
             (row.seq, row.task_id, row.type, row.at, orjson.loads(row.data))
             for row in await views.events(session, limit=1_000_000)

@@ -283,10 +283,46 @@ def _priority(parser: Parser) -> None:
     parser.add_argument("priority", metavar="N", type=_whole, help="-1000 to 1000, higher goes first")
 
 
+def _retry(parser: Parser) -> None:
+    _task(parser)
+
+
+def _fork(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument(
+        "--from", metavar="STEP", dest="step", help="a position of its journal; default behind the last"
+    )
+
+
 def _wait(parser: Parser) -> None:
     parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
     parser.add_argument("--any", action="store_true", help="until the first has ended")
     parser.add_argument("--timeout", metavar="TIME", type=_time, help="give up waiting after this")
+
+
+def _export(parser: Parser) -> None:
+    _task(parser)
+    parser.add_argument("--move", action="store_true", help="end it here, as canceled, once it is written")
+    parser.add_argument("--events", action="store_true", help="its log entries too")
+
+
+def _import(parser: Parser) -> None:
+    parser.add_argument("path", metavar="FILE", help="what export wrote; - reads stdin")
+    parser.add_argument("--session", metavar="ID", help="into this session; default the one it had")
+    parser.add_argument("--force", action="store_true", help="also where nothing here can run it")
+    _app(parser)
+
+
+def _delete(parser: Parser) -> None:
+    parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
+
+
+def _prune(parser: Parser) -> None:
+    parser.add_argument("--older-than", metavar="TIME", type=_time, help="since their end; default 30d")
+    parser.add_argument("--state", metavar="STATE", action="append", default=[], help="one or more, with commas")
+    parser.add_argument("--kind", metavar="KIND")
+    parser.add_argument("--session", metavar="ID")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many")
 
 
 def _worker(parser: Parser) -> None:
@@ -423,11 +459,17 @@ COMMANDS: dict[str, Command] = {
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
+        Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
+        Command("fork", "go on from a step of an ended task", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("doctor", "say what is wrong, or why a task does not run", "operating:doctor", _doctor),
         Command("workers", "list the workers, and what they hold", "operating:workers", _workers),
         Command("tree", "print the tasks of a session or below a task", "operating:tree", _tree),
         Command("stats", "show rates, waits, failures and size", "operating:stats", _stats),
+        Command("export", "write a task with its checkpoint as one document", "keeping:export", _export),
+        Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
+        Command("delete", "delete tasks that have ended", "keeping:delete", _delete),
+        Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),

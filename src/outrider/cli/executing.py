@@ -10,7 +10,6 @@ import signal
 from argparse import Namespace
 from typing import Any
 
-from outrider.bootstrap import locks_of
 from outrider.cli import exits
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT, environment
@@ -27,6 +26,7 @@ from outrider.core.errors import OutriderError
 from outrider.core.task import State
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
+from outrider.runtime.lease import locks_of
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
 

@@ -27,7 +27,7 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--limit is a whole number of 1 or more")
     wanted = TaskFilter(
         session_id=arguments.session,
-        states=_states(arguments.state),
+        states=states_of(arguments.state),
         kind=arguments.kind,
         labels=pairs(arguments.label, "label"),
         limit=arguments.limit + 1,
@@ -104,7 +104,8 @@ def print_result(screen: Screen, result: Any, seen: str = "") -> None:
         screen.text(json_text(result, indent=screen.is_terminal) + "\n")
 
 
-def _states(given: Sequence[str]) -> tuple[State, ...] | None:
+def states_of(given: Sequence[str]) -> tuple[State, ...] | None:
+    """The states that were named, None for any. Raises UsageError."""
     names = [name.strip() for each in given for name in each.split(",") if name.strip()]
     for name in names:
         if name not in STATES:

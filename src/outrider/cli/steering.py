@@ -1,4 +1,4 @@
-"""Steering: `message`, `answer`, `cancel`, `wait`."""
+"""Steering: `message`, `answer`, `cancel`, `retry`, `fork`, `wait`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def message(arguments: Namespace, screen: Screen) -> int:
             screen.record(sent)
         else:
             screen.line(sent.id)
-        await _hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task, screen)
     return OK
 
 
@@ -55,7 +55,7 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
             screen.record(record)
         else:
             screen.note(f"answered; {short(task.id)} is {record.state}")
-        await _hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task, screen)
     return OK
 
 
@@ -124,6 +124,30 @@ async def _cancel_one(arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
+async def retry(arguments: Namespace, screen: Screen) -> int:
+    """Do an ended task again, as a new one."""
+    async with open_runtime(arguments) as runtime:
+        old = await runtime.tasks.find(arguments.task)
+        await _tell_new(runtime, await runtime.tasks.retry(old.id), screen)
+    return OK
+
+
+async def fork(arguments: Namespace, screen: Screen) -> int:
+    """Go on from a step of an ended task, as a new one."""
+    async with open_runtime(arguments) as runtime:
+        old = await runtime.tasks.find(arguments.task)
+        await _tell_new(runtime, await runtime.tasks.fork(old.id, from_step=arguments.step), screen)
+    return OK
+
+
+async def _tell_new(runtime: Runtime, task: Task, screen: Screen) -> None:
+    if screen.as_json:
+        screen.record(await runtime.tasks.record(task.id))
+    else:
+        screen.line(task.id)
+    await hint_at_worker(runtime, task, screen)
+
+
 async def wait(arguments: Namespace, screen: Screen) -> int:
     """Wait until tasks have ended; print each and its result as it ends, and end as the worst of them did."""
     until = None if arguments.timeout is None else time.monotonic() + arguments.timeout
@@ -162,7 +186,7 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
     print_result(screen, result)
 
 
-async def _hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
+async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
     """Tell a person when nobody is there to go on with the task."""
     from outrider.cli.workers import serves
 

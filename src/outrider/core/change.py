@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
-from outrider.core.task import InputRequest, Task, TaskError
+from outrider.core.task import Artifact, InputRequest, Task, TaskError
 from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
@@ -68,13 +68,49 @@ class AttemptEnd:
     error: TaskError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What a task is made with of another one's past: rows, all under its own id."""
+
+    steps: tuple[Step, ...] = ()
+    requests: tuple[InputRequest, ...] = ()
+    """Closed ones."""
+    messages: tuple[Message, ...] = ()
+    """Those that its session had sent."""
+    artifacts: tuple[Artifact, ...] = ()
+    files: tuple[FileWrite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
+
+    stream: str
+    offset: int
+    text: str
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Luggage:
+    """What a task that comes from another database brings along, beside what any creation may bring."""
+
+    attempts: tuple[AttemptEnd, ...] = ()
+    output: tuple[OutputRow, ...] = ()
+    child_session_id: str | None = None
+    """The session that it opened, which must be there."""
+    transcript: tuple[tuple[int, bytes], ...] = ()
+    """What is appended to that one's transcript: the iteration and the encoded message of each entry."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Change:
     """Everything that one transition writes.
 
     `before` is the version that the reducer saw, None for a creation. `live_changed` tells whether
-    `task.live` is to be written, since only the holder knows its newest value. `settles` names the follow-up
+    `task.live` is to be written, since only the holder knows its newest value. `steps` are rows of the task that
+    made the Change, which must hold its task, or of a task that the Change creates. `settles` names the follow-up
     row that this Change answers: it is deleted with it, and a Change whose row is gone does nothing.
     """
 
@@ -91,5 +127,7 @@ class Change:
     steps: tuple[Step, ...] = ()
     ended: AttemptEnd | None = None
     settles: int | None = None
+    luggage: Luggage | None = None
+    """With a creation only."""
     is_noop: bool = False
     """The event changed nothing; there is nothing to commit but the follow-up it settles."""

@@ -6,6 +6,9 @@
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
+    │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
+    │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
+    │   ├── AlreadyExists     already_exists: what was to be made is there
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
@@ -13,8 +16,10 @@
     │   ├── InvalidAnswer     invalid_answer
     │   ├── InvalidSchema     invalid_schema
     │   ├── InvalidPath       invalid_path
-    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model
+    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model,
+    │                         unknown_step
     │   ├── TooLarge          too_large
+    │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
     │   └── LimitReached      limit_reached
     ├── StoreError            the database cannot do its work
     │   ├── StoreUnavailable  store_unavailable, store_closed
@@ -85,6 +90,24 @@ class RequestClosed(Conflict):
     code = "request_closed"
 
 
+class NotEnded(Conflict):
+    """The task, or a task of the session, has not ended; what was asked for would pull it from under its worker."""
+
+    code = "not_ended"
+
+
+class LeaseLost(Conflict):
+    """The attempt that is named no longer holds the task: it took too long, the task ended, or it never did."""
+
+    code = "lease_lost"
+
+
+class AlreadyExists(Conflict):
+    """What was to be made is there already, and is not replaced."""
+
+    code = "already_exists"
+
+
 class IdempotencyConflict(Conflict):
     """A task with this idempotency key or id exists and was made from another payload."""
 
@@ -128,13 +151,13 @@ class InvalidPath(Refused):
 
 
 class UnknownName(Refused):
-    """No kind, tool, agent or model of that name is known."""
+    """No kind, tool, agent, model or step of that name is known."""
 
     code = "unknown_name"
 
     @classmethod
     def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
-        """For a `noun` (kind, tool, agent, model), with the names that would have been right."""
+        """For a `noun` (kind, tool, agent, model, step), with the names that would have been right."""
         names = sorted(known)
         listed = ", ".join(names) if names else "none"
         return cls(
@@ -154,6 +177,12 @@ class TooLarge(Refused):
             f"{what} has {size:,} bytes, more than the limit of {limit:,}",
             details={"what": what, "size": size, "limit": limit},
         )
+
+
+class CannotFork(Refused):
+    """What the task has done is not in its journal alone, so that a copy of that would not go on from there."""
+
+    code = "cannot_fork"
 
 
 class LimitReached(Refused):

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
+from outrider.core.change import OutputRow as OutputRow
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
 from outrider.core.session import NewSession, Session
@@ -209,6 +210,15 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """What is gone. `rest` are those of the tasks named that a transaction of a sensible length did not come to."""
+
+    task_ids: tuple[str, ...] = ()
+    session_ids: tuple[str, ...] = ()
+    rest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerCard:
     """A worker as it presents itself. `boot_id` and `pid` identify its process on `host`."""
 
@@ -255,16 +265,6 @@ class News:
     session_id: str
     seq: int
     task_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class OutputRow:
-    """A piece of a task's output. `offset` counts the bytes of the task's output before it, all streams."""
-
-    stream: str
-    offset: int
-    text: str
-    at: Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,7 +505,10 @@ class Views(Protocol):
         ...
 
     async def first_seq(self, session_id: str) -> int:
-        """The number of the oldest entry kept; 1 unless the log was trimmed."""
+        """The number from which on the log is whole; 1 unless tasks were pruned.
+
+        Below it the entries of tasks that still exist are all there, and those of pruned ones are missing.
+        """
         ...
 
     async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
@@ -530,6 +533,23 @@ class Views(Protocol):
 
     async def workers(self) -> Sequence[Worker]:
         """All registered workers."""
+        ...
+
+    async def ended(
+        self,
+        before: Instant,
+        limit: int,
+        *,
+        states: tuple[State, ...] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> Sequence[str]:
+        """Ids of tasks that ended before a moment, the longest ended first. None means any."""
+        ...
+
+    async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
+        """The sessions that these tasks opened, in no particular order."""
         ...
 
     async def count_by_state(self) -> Mapping[State, int]:
@@ -606,8 +626,10 @@ class Ledger(Protocol):
         """Commit each Change whole or not at all, in the order given; one verdict for each.
 
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
-        `steps` comes from an attempt that does not hold its task), NoSession, Existing and Barred for a creation,
-        Stale for anything else. A no-op is compared with the stored version like any other Change.
+        `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
+        need none), NoSession (also for the session of its luggage), Existing and
+        Barred for a creation, Stale for anything else. A no-op is compared with
+        the stored version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.
@@ -689,6 +711,18 @@ class Ledger(Protocol):
 
     async def acknowledge(self, session_id: str, upto: int) -> int:
         """Mark inbox entries up to that seq as delivered; returns how many."""
+        ...
+
+    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+        """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently.
+
+        With a task go its record, journal, attempts, requests, messages, output, files, log entries, undelivered
+        wake, and the follow-ups for it, also where it was gone before. A session goes with all that it has. The
+        session of a task that is gone, and that has no task left itself, goes with the last of them.
+
+        What names a pruned task or session goes on naming it. `seq` and `position` are not given again; the
+        session's `first_seq` moves beyond the newest entry that went.
+        """
         ...
 
     async def close(self) -> None:

@@ -19,7 +19,18 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 from outrider.core import retry
-from outrider.core.change import AttemptEnd, AttemptEnding, Change, FollowUp, InboxEntry, LogEvent, Relation, WakeReason
+from outrider.core.change import (
+    AttemptEnd,
+    AttemptEnding,
+    Change,
+    FollowUp,
+    Heritage,
+    InboxEntry,
+    LogEvent,
+    Luggage,
+    Relation,
+    WakeReason,
+)
 from outrider.core.deadlines import next_deadline, timeouts_of
 from outrider.core.errors import IllegalMove, RequestClosed, Superseded, TaskFinished
 from outrider.core.events import (
@@ -48,6 +59,7 @@ from outrider.core.events import (
     WatchedEnded,
 )
 from outrider.core.task import (
+    OUTSIDER,
     SET_ASIDE,
     TERMINAL,
     Core,
@@ -163,6 +175,46 @@ def create(new: NewTask, now: Instant, claim: Claimed | None = None) -> Change:
         return made
     taken = apply(task, claim, now)
     return evolve(made, task=taken.task, events=(*made.events, *taken.events))
+
+
+def fork(new: NewTask, heritage: Heritage, now: Instant) -> Change:
+    """Make a task that goes on from where another one had come: it begins with a journal."""
+    made = create(new, now)
+    core = evolve(made.task.core, messages=len(heritage.messages))
+    outcome = evolve(made.task.outcome, artifacts=heritage.artifacts)
+    task = Task(new.id, new.input, core, made.task.live, outcome)
+    return evolve(
+        made,
+        task=task,
+        events=(LogEvent("task.created", snapshot(task)),),
+        steps=heritage.steps,
+        requests=heritage.requests,
+        messages=heritage.messages,
+        files=heritage.files,
+    )
+
+
+def adopt(task: Task, heritage: Heritage, luggage: Luggage, now: Instant) -> Change:
+    """Make a task that comes from another database, as it stood there. Nobody holds it, and it waits for no other.
+
+    What was due is due; limits and pauses that held it back there say nothing here.
+    """
+    core = evolve(task.core, worker_id=None, attempt_started_at=None, stopping=None, updated_at=now)
+    if core.due_at is not None and core.state not in TERMINAL:
+        core = evolve(core, readiness=_readiness(core.due_at, now), blocked_by=None)
+    core = evolve(core, next_deadline_at=next_deadline(task.input, core))
+    adopted = Task(task.id, task.input, core, task.live, task.outcome)
+    return Change(
+        adopted,
+        before=None,
+        events=(LogEvent("task.created", snapshot(adopted)),),
+        live_changed=True,
+        steps=heritage.steps,
+        requests=heritage.requests,
+        messages=heritage.messages,
+        files=heritage.files,
+        luggage=luggage,
+    )
 
 
 def apply(task: Task, event: Event, now: Instant) -> Change:
@@ -576,6 +628,8 @@ def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
     if draft.before.core.stopping is not None:
         _force(draft)
     elif (timeout := _passed_timeout(draft)) is not None:
+        if _is_lease(draft, timeout):
+            return _holder_lost(draft, HolderLost(draft.before.core.attempt, reason="its holder did not report"))
         _stop_for(draft, timeout)
         return draft
     for request in draft.before.core.requests:
@@ -583,6 +637,13 @@ def _deadline_passed(draft: _Draft, event: DeadlinePassed) -> _Draft:
             break
         _look_at_request(draft, request)
     return draft
+
+
+def _is_lease(draft: _Draft, timeout: TaskError) -> bool:
+    """Whether an outsider held the task and let its lease run out: nobody is there to be told to stop."""
+    holder = draft.before.core.worker_id or ""
+    idle = isinstance(timeout.details, Mapping) and timeout.details.get("timeout") == "idle"
+    return idle and holder.startswith(OUTSIDER)
 
 
 def _force(draft: _Draft) -> None:

@@ -16,6 +16,12 @@ from outrider.core.values import JSON, SECOND, Instant, JSONObject, Span, quick
 
 DEFAULT_ORGANIZATION = "org_default"
 
+EXTERNAL = "external"
+"""The kind whose tasks other people's programs hold, by reporting, and no worker of ours."""
+
+OUTSIDER = "external:"
+"""How the ids of these holders begin."""
+
 
 class State(StrEnum):
     """The six states. Timeout, rejection and orphaning are error kinds; cancel is an intent."""
@@ -379,7 +385,7 @@ def phase_of(task: Task, *, is_served: bool = True, paused: str | None = None) -
     core = task.core
     if core.readiness == "ready" and paused is not None:
         return Phase("blocked" if core.state is State.QUEUED else "waiting", f"{paused} paused")
-    if core.readiness == "ready" and not is_served:
+    if core.readiness == "ready" and not is_served and task.input.kind != EXTERNAL:
         return Phase("blocked" if core.state is State.QUEUED else "resuming", f"no worker serves {task.input.route}")
     if core.state is State.QUEUED:
         return _queued_phase(task)

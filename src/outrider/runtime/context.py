@@ -49,10 +49,10 @@ from outrider.runtime.journal import DOUBT, FAILED, INSIDE, OUTLIVES, Journal, P
 from outrider.runtime.log import log
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
-from outrider.runtime.registry import check_effects
+from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
-from outrider.settings import APPROVAL_DEADLINE, APPROVAL_NUDGE, DOUBT_DEADLINE
+from outrider.settings import APPROVAL_DEADLINE, APPROVAL_NUDGE, DOUBT_DEADLINE, RELEASE_FAILURES
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -560,7 +560,8 @@ class TaskContext:
         """Wait until all of these tasks have ended (or one, with `any`), parked meanwhile; return their records.
 
         With a timeout, returns when it is over, whatever has ended by then. The records are in the order given; a
-        resumed task gets those it got the first time. A task that is named twice is waited for once.
+        resumed task gets those it got the first time. A task that is named twice is waited for once. Raises NotFound
+        for one that does not exist, or does not any more.
         """
         ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
         with self._at("wait_for", name) as position:
@@ -596,6 +597,9 @@ class TaskContext:
         """What a wait came to when it ended: those that had ended stand as they are, the others stood like this."""
         live = {task_id: TaskRecord.model_validate(record) for task_id, record in held.get("live", {}).items()}
         ended = {task.id: TaskRecord.of(task) for task in await self._services.views.tasks(held["ended"])}
+        for task_id in held["ended"]:
+            if task_id not in ended:  # deleted since
+                raise NotFound.of("task", task_id)
         return [live.get(task_id) or ended[task_id] for task_id in ids]
 
     async def _wait_until(
@@ -666,6 +670,47 @@ class TaskContext:
             for message_id in decode(row.value or b"{}").get("ids", ())
         ]
         return len(taken), taken[-1] if taken else None
+
+    # --- what it holds -------------------------------------------------------------------------------
+
+    @_verb
+    async def hold(self, resource: str, resource_id: str) -> None:
+        """Hold a resource: when the task has ended, however it did, the hook for `resource` is called with that id.
+
+        Durable when it returns, so call it before the resource is taken. The hook is called at least once, by any
+        worker that knows it, and again while it fails. Raises UnknownName where no such hook is registered.
+        """
+        held = f"{resource}:{resource_id}"
+        self._check_name(held)
+        with self._open():
+            # A position of its own, outside of the code's order: a fork, which has none of these, holds anew.
+            place = self._attempt.journal.own(f"hold{DOUBT}{held}", "hold")
+            if place.entry is None:
+                await self._create_release(place, resource, resource_id)
+            links = self._attempt.live.links
+            if held not in links.resource_ids:
+                self.report(links=evolve(links, resource_ids=(*links.resource_ids, held)))
+
+    async def _create_release(self, place: Position, resource: str, resource_id: str) -> None:
+        """A task that waits for the end of this one, and is nobody's child: no cancel reaches it."""
+        spec = {"tool": release_tool(resource), "arguments": {"resource_id": resource_id}}
+        checked = self._services.registry.executor("background_tool").check(spec)
+        session = await self._services.views.session(self.session_id)
+        if session is None:
+            raise NotFound.of("session", self.session_id)
+        options = TaskOptions(
+            name=shorten(f"release {resource} {resource_id}", 120),
+            depends_on=(self.id,),
+            run_if_dependency_fails=True,
+            max_failures=RELEASE_FAILURES,
+        )
+        new = new_task(
+            "background_tool", checked, session, options, self._services.clock.now(), self._services.settings.limits
+        )
+        step = self._row(place.name, place.ordinal, "hold", encode({"task_id": new.id}))
+        with self._attempt.storing():
+            await self._services.lifecycle.create([new], steps=(step,))
+        self._attempt.journal.note(step)
 
     # --- what it leaves ------------------------------------------------------------------------------
 

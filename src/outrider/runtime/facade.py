@@ -9,6 +9,7 @@ from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
 from outrider.runtime.clock import span
 from outrider.runtime.doctor import Doctor
+from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.options import Length
 from outrider.runtime.queue import Queue
@@ -19,7 +20,10 @@ from outrider.runtime.tasks import Tasks
 
 
 class Runtime:
-    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store, and a `doctor` for it."""
+    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store.
+
+    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers.
+    """
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -27,6 +31,7 @@ class Runtime:
         self.tasks = Tasks(services)
         self.queue = Queue(services)
         self.doctor = Doctor(services)
+        self.external = ExternalTasks(services)
 
     @property
     def ledger(self) -> Ledger:

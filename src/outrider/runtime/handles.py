@@ -81,6 +81,18 @@ class TaskHandle:
         """Do it again, as a new task; see `Tasks.retry`. Raises IllegalMove while this one lives."""
         return TaskHandle(self._services, await self._tasks.retry(self.id))
 
+    async def fork(self, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None) -> TaskHandle:
+        """Go on from one of its steps, as a new task; see `Tasks.fork`. Raises IllegalMove while this one lives."""
+        return TaskHandle(self._services, await self._tasks.fork(self.id, from_step=from_step, arguments=arguments))
+
+    async def export(self, *, events: bool = False) -> dict[str, JSON]:
+        """Return it as one JSON document, with its checkpoint; see `Tasks.export`."""
+        return await self._tasks.export(self.id, events=events)
+
+    async def delete(self) -> int:
+        """Delete it, once it has ended; see `Tasks.delete`. Raises NotEnded while it lives."""
+        return await self._tasks.delete(self.id)
+
     async def cancel(
         self,
         *,
@@ -270,6 +282,10 @@ class SessionHandle:
         `checkpoint` is left out, and `heartbeat_at` is the beat of the worker; see `Tasks.list`.
         """
         return await self._tasks.list(session_id=self.id, **filter)
+
+    async def delete(self, *, cancel: bool = False) -> int:
+        """Delete the session with all in it; see `Sessions.delete`. Raises NotEnded while tasks live."""
+        return await self._sessions.delete(self.id, cancel=cancel)
 
     def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield the session's events, each once, for ever."""

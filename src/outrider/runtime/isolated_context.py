@@ -143,6 +143,10 @@ class IsolatedContext(_Context):
         """Sleep; see `TaskContext.sleep`."""
         await self._call("sleep", length=_seconds(length), name=name)
 
+    async def hold(self, resource: str, resource_id: str) -> None:
+        """Hold a resource until the task ends; see `TaskContext.hold`."""
+        await self._call("hold", resource=resource, resource_id=resource_id)
+
     async def spawn(
         self,
         tool: str | Callable[..., Any],

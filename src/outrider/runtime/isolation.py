@@ -558,6 +558,9 @@ class _Service:
     async def _do_sleep(self, task: _Served, _: int, **given: Any) -> None:
         await task.sleep(**given)
 
+    async def _do_hold(self, task: _Served, _: int, **given: Any) -> None:
+        await task.hold(**given)
+
     async def _do_spawn(self, task: _Served, _: int, tool: str, options: Any, arguments: Frame, **given: Any) -> Frame:
         child = await task.spawn(tool, arguments, options=_options_from(options), **given)
         return {"id": child.id, "session_id": child.session_id}

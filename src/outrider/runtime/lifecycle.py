@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change
+from outrider.core.change import Change, Heritage
 from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
 from outrider.core.events import Claimed, Debounced, Event, Step
 from outrider.core.ledger import (
@@ -132,6 +132,11 @@ class Lifecycle:
         except (NotFound, TaskFinished, IllegalMove):
             return None
 
+    async def fork(self, new: NewTask, heritage: Heritage) -> Task:
+        """Create a task with what it has of another one's past, in one transaction. Raises NotFound."""
+        (verdict,) = await self._ledger.commit([machine.fork(new, heritage, self._clock.now())])
+        return (await self._created(new, verdict, ())).task
+
     async def move(
         self, task: Task | str, event: Event, *, settles: int | None = None, steps: tuple[Step, ...] = ()
     ) -> Task:
@@ -205,9 +210,11 @@ class Lifecycle:
         """At most one follow-up of each task, all in one commit; those that lost a race are done singly."""
         changes: list[Change] = []
         events: list[PendingFollowUp] = []
+        gone: list[str] = []
         for each in pending:
             task = records.get(each.task_id)
             if task is None:
+                gone.append(each.task_id)
                 continue
             change = self._decide(task, each.event, each.id, ())
             if change is not None:
@@ -219,9 +226,16 @@ class Lifecycle:
                     self._tell(records[each.task_id], verdict.task, each.event)
                     records[each.task_id] = verdict.task
                 case Stale(current=Task() as current):
-                    records[each.task_id] = await self.move(current, each.event, settles=each.id)
+                    try:
+                        records[each.task_id] = await self.move(current, each.event, settles=each.id)
+                    except NotFound:
+                        gone.append(each.task_id)
+                case Stale(current=None):
+                    gone.append(each.task_id)
                 case _:
                     pass
+        if gone:  # what waits for a task that was deleted waits for nobody
+            await self._ledger.prune(gone)
 
     async def _commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         if self._telemetry.is_silent:

@@ -321,7 +321,10 @@ class SessionRecord(Record):
 
 
 class EventRecord(Record):
-    """One entry of a session's log. `task` is the full record as it was then, for `task.created` and `task.updated`."""
+    """One entry of a session's log. `task` is the full record as it was then, for `task.created` and `task.updated`.
+
+    One of type `log.trimmed` is no entry: it says that entries of deleted tasks are missing, up to `first_seq`.
+    """
 
     session_id: str
     seq: int
@@ -596,6 +599,13 @@ class BulkReceipt(Record):
     canceled: tuple[str, ...]
     requested: tuple[str, ...]
     left: tuple[str, ...]
+
+
+class PruneReceipt(Record):
+    """How many tasks were deleted, and how many sessions that they had opened."""
+
+    tasks: int
+    sessions: int
 
 
 def error_from(error: TaskError | None) -> ErrorRecord | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from outrider.core.errors import NotFound, Superseded
 from outrider.core.events import HolderLost, Released, Step
 from outrider.core.ledger import Beat, Views, Worker
+from outrider.core.task import OUTSIDER
 from outrider.runtime.journal import OUTLIVES
 from outrider.runtime.lease import Will, is_locked
 from outrider.runtime.log import log
@@ -45,6 +46,8 @@ class Recovery:
                 recovered += await self._bury(worker)
         known = {worker.card.id for worker in workers}
         for unknown in set(holders) - known - {self._own_id}:
+            if unknown.startswith(OUTSIDER):  # no worker: it holds by reporting, and its deadline frees what it held
+                continue
             recovered += await self._free_all(unknown, None)
         for gone in self._beats.keys() - known:
             del self._beats[gone], self._silence[gone]

@@ -120,6 +120,11 @@ class Tool:
         )
 
 
+def release_tool(resource: str) -> str:
+    """The name of the tool that releases a resource."""
+    return f"release:{resource}"
+
+
 def check_effects(effects: object) -> None:
     """Raise InvalidArguments for what is none: what was meant as `once` would run twice."""
     if effects not in get_args(Effects):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from outrider.core.errors import NotFound
+from outrider.core.errors import NotFound, WaitTimeout
 from outrider.core.session import NewSession, Session
-from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.task import DEFAULT_ORGANIZATION, Task
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import check_page
+from outrider.runtime.pruning import delete_session, live_in
 from outrider.runtime.records import EventRecord, SessionRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import SessionHandle
+
+_LEEWAY = timedelta(seconds=2)
 
 
 class Sessions:
@@ -64,11 +69,35 @@ class Sessions:
             SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=check_page(limit))
         ]
 
+    async def delete(self, session_id: str, *, cancel: bool = False) -> int:
+        """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.
+
+        Returns how many tasks went. While any of them lives it is refused with NotEnded and nothing is deleted; with
+        `cancel` they are canceled first, detached ones too, and waited for as long as their grace. Raises NotFound.
+        """
+        session = await self._session(session_id)
+        if cancel:
+            await self._cancel(await live_in(self._services, session))
+        return await delete_session(self._services, session)
+
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a session's events, each once, after that number, for ever."""
         await self._session(session_id)
         async for event in EventReader(self._services, session_id, after=after).follow():
             yield event
+
+    async def _cancel(self, live: Sequence[Task]) -> None:
+        """Cancel tasks, and wait until all have ended or the longest grace is over."""
+        from outrider.runtime.tasks import Tasks
+
+        tasks = Tasks(self._services)
+        for task in live:
+            with suppress(NotFound):  # deleted meanwhile
+                await tasks.cancel(task.id, reason="its session is being deleted", include_detached=True)
+        if live:
+            grace = timedelta(microseconds=max(task.input.cancel_grace for task in live))
+            with suppress(NotFound, WaitTimeout):  # whoever deletes says which still live
+                await tasks.wait([task.id for task in live], timeout=grace + _LEEWAY)
 
     async def _session(self, session_id: str) -> Session:
         session = await self._services.views.session(session_id)

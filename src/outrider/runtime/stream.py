@@ -22,20 +22,28 @@ PAGE = 500
 
 
 class EventReader:
-    """Reads the log of one session, or what it says of one task, each later event exactly once."""
+    """Reads the log of one session, or what it says of one task, each later event exactly once.
+
+    Where entries are missing since their tasks were deleted, a reader of a session is told before it goes on: by an
+    event `log.trimmed` under the number of the event before, whose data say from which `first_seq` on nothing is
+    missing. What the log still has before that comes after it.
+    """
 
     def __init__(self, services: Services, session_id: str, *, after: int = 0, task_id: str | None = None) -> None:
         self._services = services
         self._session_id = session_id
         self._task_id = task_id
         self._snapshots: dict[str, Snapshot | None] = {}
+        self._first_seq = 0
+        """From where on the log is whole, as far as the reader was told."""
         self.after = after
         """The number of the last event that was read."""
 
     async def read(self, limit: int = PAGE) -> list[EventRecord]:
         """Return the next events, none if there are no more yet."""
         rows = await self._services.views.events(self._session_id, after=self.after, limit=limit, task_id=self._task_id)
-        events = [await self._expand(row) for row in rows]
+        events = [] if self._task_id is not None else await self._missing(rows)
+        events += [await self._expand(row) for row in rows]
         if rows:
             self.after = rows[-1].seq
         return events
@@ -50,6 +58,25 @@ class EventReader:
                     yield event
                 if not events:
                     await bell.wait()
+
+    async def _missing(self, rows: Sequence[LogRow]) -> list[EventRecord]:
+        """The marker, where the log has less than was written and the reader has not been told."""
+        expected, is_missing = self.after + 1, self._first_seq == 0
+        for row in rows:
+            is_missing = is_missing or (row.seq > expected >= self._first_seq)
+            expected = row.seq + 1
+        if not is_missing:
+            return []
+        # Read after the rows: what was trimmed in between is told too early, which is better than never.
+        first = await self._services.views.first_seq(self._session_id)
+        was_told, self._first_seq = self._first_seq, max(first, 1)
+        if first <= max(was_told, self.after + 1):
+            return []
+        at = as_datetime(self._services.clock.now())
+        data = {"first_seq": first}
+        return [
+            EventRecord(session_id=self._session_id, seq=self.after, type="log.trimmed", at=at, task_id=None, data=data)
+        ]
 
     async def _expand(self, row: LogRow) -> EventRecord:
         data = decode(row.data)

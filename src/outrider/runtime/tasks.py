@@ -20,14 +20,17 @@ from outrider.core.errors import (
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import LIVE_STATES, NewTask, State, Task
-from outrider.core.values import JSON, evolve
+from outrider.core.task import LIVE_STATES, Input, NewTask, State, Task
+from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
+from outrider.runtime.forking import heritage_of
 from outrider.runtime.ids import new_id
+from outrider.runtime.moving import export_task, give_away, import_task, spec_of
 from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
+from outrider.runtime.pruning import delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -36,6 +39,7 @@ from outrider.runtime.records import (
     InputRequestRecord,
     MessageRecord,
     OutputRecord,
+    PruneReceipt,
     StepRecord,
     TaskRecord,
     checkpoint_of,
@@ -273,10 +277,48 @@ class Tasks:
         It is nobody's child and waits for nothing: what the old one depended on has ended. Raises NotFound, and
         IllegalMove while the old one lives.
         """
-        old = await self.get(task_id)
-        if not old.is_terminal:
-            raise IllegalMove(f"{task_id} is {old.state}; what has not ended cannot be retried")
-        again = evolve(
+        again = self._again(await self._ended(task_id))
+        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
+        return made.task
+
+    async def fork(
+        self, task_id: str, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> Task:
+        """Go on from a step of an ended task, as a new task of its session that names it.
+
+        It begins with the old journal up to that position (`steps` lists them), without it; with None, with all of
+        it. Questions answered before stay answered, children spawned before are not spawned again, messages taken
+        before are the same. `arguments` replace some of the tool's, or fields of the spec for other kinds.
+
+        Raises NotFound, IllegalMove while the old one lives, UnknownName for a step that its journal does not have,
+        CannotFork for an agent, whose progress is in its session, and a Refused for arguments that do not fit.
+        """
+        old = await self._ended(task_id)
+        given = self._again(old)
+        if arguments:
+            given = self._with_arguments(given, arguments)
+        new = NewTask(new_id("task"), given)
+        return await self._services.lifecycle.fork(new, await heritage_of(self._services, old, new.id, from_step))
+
+    def _with_arguments(self, given: Input, changes: Mapping[str, Any]) -> Input:
+        spec = dict(given.spec)
+        if isinstance(spec.get("arguments"), Mapping):
+            spec["arguments"] = {**spec["arguments"], **changes}
+        else:
+            spec.update(changes)
+        checked = self._services.registry.executor(given.kind).check(spec)
+        check_size("the spec of the task", checked.spec, self._services.settings.limits.spec)
+        return evolve(given, spec=checked.spec, route=checked.route)
+
+    async def _ended(self, task_id: str) -> Task:
+        task = await self.get(task_id)
+        if not task.is_terminal:
+            raise IllegalMove(f"{task_id} is {task.state}; what has not ended cannot be retried or forked")
+        return task
+
+    def _again(self, old: Task) -> Input:
+        """What an ended task was to do, for a new one: nobody's child, and it waits for nothing."""
+        return evolve(
             old.input,
             created_at=self._services.clock.now(),
             spec=old.spec,
@@ -288,8 +330,72 @@ class Tasks:
             depends_on=(),
             parent_task_id=None,
         )
-        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
-        return made.task
+
+    async def export(self, task_id: str, *, events: bool = False) -> dict[str, JSON]:
+        """Return a task as one JSON document, with its checkpoint; `load` makes it of that on another database.
+
+        Nothing is changed: `give_away` ends it here. The task may have ended or live, but nobody may hold it, and it
+        may not wait for other tasks: else IllegalMove. `events` adds its log entries. Raises NotFound.
+        """
+        return await export_task(self._services, await self.get(task_id), events=events)
+
+    async def give_away(self, document: Mapping[str, Any]) -> Task:
+        """End here an exported task, as canceled, so that it does not run twice; one that has ended stays as it is.
+
+        Raises Conflict if it has moved on since it was exported: the document is then worth nothing.
+        """
+        return await give_away(self._services, document)
+
+    async def load(self, document: Mapping[str, Any], *, session_id: str | None = None, force: bool = False) -> Task:
+        """Make the task of an exported document, under its id; it goes on from its checkpoint here.
+
+        It comes into the session of its own one's id, or that of `session_id`; that is made where it is missing.
+        Raises InvalidArguments for what is no such document, AlreadyExists for a task that is here already, and, but
+        with `force`, UnknownName or another Refused for a task that lives and that neither this app nor a worker here
+        could run.
+        """
+        kind, spec, has_ended = spec_of(document)
+        if not (has_ended or force):
+            await self._check_can_run(kind, spec, str(document["task"]["input"]["route"]))
+        return await import_task(self._services, document, session_id=session_id)
+
+    async def _check_can_run(self, kind: str, spec: JSONObject, route: str) -> None:
+        if not any(route in worker.card.routes for worker in await self._services.views.workers()):
+            self._services.registry.executor(kind).check(spec)
+
+    async def delete(self, task_id: str) -> int:
+        """Delete an ended task whole, with the sessions that it opened; return how many tasks went.
+
+        Its children in other sessions stay, and so does what names it. Raises NotFound, and NotEnded while it lives,
+        or anything in those sessions does: nothing is deleted then.
+        """
+        return await delete_task(self._services, await self.get(task_id))
+
+    async def prune(
+        self,
+        older_than: Length,
+        *,
+        states: Sequence[State] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> PruneReceipt:
+        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+
+        `states` are some of the three that a task ends in.
+        """
+        tasks = sessions = 0
+        before = self._services.clock.now() - span(older_than)
+        async for pruned in prune_ended(
+            self._services,
+            before,
+            states=None if states is None else tuple(states),
+            organization_id=organization_id,
+            session_id=session_id,
+            kind=kind,
+        ):
+            tasks, sessions = tasks + len(pruned.task_ids), sessions + len(pruned.session_ids)
+        return PruneReceipt(tasks=tasks, sessions=sessions)
 
     async def cancel(
         self,
@@ -317,6 +423,7 @@ class Tasks:
         if wait is not None:
             await self._wait_for_end([each for each in ids if each not in left], span(wait))
         records = {task.id: task for task in await self._services.views.tasks(ids)}
+        ids = [each for each in ids if each in records]  # what has ended may be deleted meanwhile
         canceled, requested = [], []
         for each in ids:
             task = records[each]

@@ -31,6 +31,7 @@ from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
 from outrider.runtime.log import log, log_move
+from outrider.runtime.pruning import Retention
 from outrider.runtime.recovery import Recovery, has_journaled, lock_path
 from outrider.runtime.registry import Tending
 from outrider.runtime.services import Services
@@ -147,7 +148,11 @@ class Worker:
         helpers: list[asyncio.Task[None]] = []
         try:
             lease = await self._present_itself(lock)
-            helpers = [loop.create_task(self._voice.run()), loop.create_task(self._look_after_others())]
+            helpers = [
+                loop.create_task(self._voice.run()),
+                loop.create_task(self._look_after_others()),
+                loop.create_task(Retention(self._services, self.id).run()),
+            ]
             if not self._services.telemetry.is_silent:
                 helpers.append(loop.create_task(self._count()))
             for executor in self._services.registry.executors.values():
@@ -319,7 +324,7 @@ class Worker:
 
     async def _perform(self, attempt: Attempt) -> HolderEvent:
         try:
-            if attempt.number > 1:
+            if attempt.number > 1 or attempt.record.input.retry_of is not None:  # a fork begins with a journal
                 attempt.open_journal(await self._services.views.steps(attempt.task_id))
             executor = self._services.registry.executor(attempt.record.input.kind)
             value = await executor.run(TaskContext(attempt))
@@ -355,7 +360,7 @@ class Worker:
                     await self._voice.print([attempt])
                 attempt.span.settled(event, await self._services.lifecycle.move(attempt.record, event))
                 return
-            except Superseded:
+            except (Superseded, NotFound):  # it was settled without this attempt, and maybe deleted since
                 return
             except StoreError as error:
                 if self._is_ruin(error):

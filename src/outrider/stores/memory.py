@@ -17,7 +17,7 @@ from typing import assert_never
 
 import orjson
 
-from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType
+from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -46,6 +46,7 @@ from outrider.core.ledger import (
     Page,
     Paused,
     PendingFollowUp,
+    Pruned,
     Report,
     Resumed,
     Settled,
@@ -93,6 +94,7 @@ class _SessionRow:
     transcript: list[TranscriptRow] = field(default_factory=list)
     inbox: dict[str, InboxRow] = field(default_factory=dict)
     inbox_seq: int = 0
+    first_seq: int = 1
     files: dict[str, FileWrite] = field(default_factory=dict)
 
 
@@ -112,7 +114,6 @@ class _TaskRow:
     output: list[OutputRow] = field(default_factory=list)
     printed: int = 0
     watchers: dict[str, None] = field(default_factory=dict)
-    children: list[str] = field(default_factory=list)
 
     @property
     def kept_from(self) -> int:
@@ -129,6 +130,9 @@ class _Tables:
     follow_ups: dict[int, PendingFollowUp] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     positions: int = 0
+    numbers: int = 0
+    children: dict[str, list[str]] = field(default_factory=dict)
+    """By the parent, whether it still exists or not."""
     follow_up_ids: int = 0
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
     due: dict[str, None] = field(default_factory=dict)
@@ -466,6 +470,49 @@ class MemoryLedger:
         await self._committed(_News())
         return delivered
 
+    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+        """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
+        self._tables.check_open()
+        tables = self._tables
+        named = dict.fromkeys(task_ids)
+        ended = [id for id in named if (row := tables.tasks.get(id)) is not None and row.task.is_terminal]
+        owners = [tables.tasks[id].task.session_id for id in ended]
+        for task_id in ended:
+            self._forget_task(task_id)
+        gone = named.keys() - tables.tasks.keys()
+        tables.follow_ups = {id: each for id, each in tables.follow_ups.items() if each.task_id not in gone}
+        busy = {row.task.session_id for row in tables.tasks.values()}
+        sessions = [
+            id
+            for id in sorted(tables.sessions.keys() - busy)
+            if id in session_ids or self._is_left_over(tables.sessions[id].session, ended, owners)
+        ]
+        for session_id in sessions:
+            del tables.sessions[session_id]
+            tables.pauses.pop(("session", session_id), None)
+        await self._committed(_News(task_ids=set(ended), session_ids={*owners, *sessions}))
+        return Pruned(tuple(ended), tuple(sessions))
+
+    def _is_left_over(self, session: Session, ended: Sequence[str], owners: Sequence[str]) -> bool:
+        """Whether a session was opened by a task that is gone, and either end of that was pruned just now."""
+        opener = session.parent_task_id
+        return opener is not None and opener not in self._tables.tasks and (opener in ended or session.id in owners)
+
+    def _forget_task(self, task_id: str) -> None:
+        tables = self._tables
+        task = tables.tasks.pop(task_id).task
+        session = tables.sessions[task.session_id]
+        pruned = [entry.seq for entry in session.log if entry.task_id == task_id]
+        session.log = [entry for entry in session.log if entry.task_id != task_id]
+        session.first_seq = max(session.first_seq, max(pruned, default=0) + 1)
+        session.inbox.pop(task_id, None)
+        folder = f"/.tasks/{task_id}/"
+        session.files = {path: file for path, file in session.files.items() if not path.startswith(folder)}
+        if task.input.idempotency_key is not None:
+            del tables.keys[task.session_id, task.input.idempotency_key]
+        if task.input.parent_task_id is not None:
+            tables.children[task.input.parent_task_id].remove(task_id)
+
     async def close(self) -> None:
         """Let go of everything; whatever is called afterwards raises StoreUnavailable."""
         self._tables.is_closed = True
@@ -504,7 +551,8 @@ class MemoryLedger:
         if change.settles is not None and change.settles not in tables.follow_ups:
             return Settled()
         for step in change.steps:
-            if not tables.holds(step.task_id, step.attempt):
+            is_its_own = change.before is None and step.task_id == task.id
+            if not is_its_own and not tables.holds(step.task_id, step.attempt):
                 return Fenced(step.task_id, step.attempt)
         found = tables.tasks.get(task.id)
         if change.before is not None:
@@ -513,6 +561,9 @@ class MemoryLedger:
             return None
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
+        opened = None if change.luggage is None else change.luggage.child_session_id
+        if opened is not None and opened not in tables.sessions:
+            return NoSession(opened)
         if found is None and task.input.idempotency_key is not None:
             twin = tables.keys.get((task.session_id, task.input.idempotency_key))
             found = None if twin is None else tables.tasks[twin]
@@ -530,12 +581,12 @@ class MemoryLedger:
 
     def _create(self, change: Change) -> _TaskRow:
         tables, task = self._tables, change.task
-        row = tables.tasks[task.id] = _TaskRow(task, len(tables.tasks), self._rank_of_new(task))
+        tables.numbers += 1
+        row = tables.tasks[task.id] = _TaskRow(task, tables.numbers, self._rank_of_new(task))
         if task.input.idempotency_key is not None:
             tables.keys[task.session_id, task.input.idempotency_key] = task.id
-        parent = tables.tasks.get(task.input.parent_task_id or "")
-        if parent is not None:
-            parent.children.append(task.id)
+        if task.input.parent_task_id is not None:
+            tables.children.setdefault(task.input.parent_task_id, []).append(task.id)
         self._index(task)
         if task.core.is_held:
             self._count_start(task)
@@ -588,6 +639,18 @@ class MemoryLedger:
         self._write_steps(change.steps)
         if change.ended is not None:
             row.attempts.append(change.ended)
+        if change.luggage is not None:
+            self._unpack(row, change.luggage)
+
+    def _unpack(self, row: _TaskRow, luggage: Luggage) -> None:
+        row.attempts.extend(luggage.attempts)
+        row.output = list(luggage.output)
+        if row.output:
+            row.printed = row.output[-1].offset + _size(row.output[-1].text)
+        if luggage.child_session_id is not None:
+            transcript = self._tables.sessions[luggage.child_session_id].transcript
+            for iteration, message in luggage.transcript:
+                transcript.append(TranscriptRow(len(transcript) + 1, row.task.id, iteration, message))
 
     def _write_steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -621,7 +684,7 @@ class MemoryLedger:
             watchers = tuple(row.watchers)
             row.watchers.clear()
             return watchers
-        children = (self._tables.tasks[task_id].task for task_id in row.children)
+        children = (self._tables.tasks[task_id].task for task_id in self._tables.children.get(follow_up.of, ()))
         return [
             child.id
             for child in children
@@ -715,8 +778,7 @@ class MemoryViews:
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
-        row = self._task(task_id)
-        return [] if row is None else [self._tables.tasks[child].task for child in row.children]
+        return [self._tables.tasks[child].task for child in self._open().children.get(task_id, ())]
 
     async def held_by(self, worker_id: str) -> Sequence[Beat]:
         """What that worker holds now."""
@@ -791,7 +853,7 @@ class MemoryViews:
     ) -> Sequence[LogRow]:
         """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
         row = self._session(session_id)
-        later = [] if row is None else row.log[max(after, 0) :]
+        later = [] if row is None else [entry for entry in row.log if entry.seq > after]
         return [entry for entry in later if task_id is None or entry.task_id == task_id][:limit]
 
     async def position(self) -> int:
@@ -805,9 +867,9 @@ class MemoryViews:
         return sorted(found, key=lambda each: each.position)[:limit]
 
     async def first_seq(self, session_id: str) -> int:
-        """The number of the oldest entry kept: 1, for nothing is trimmed here."""
-        self._open()
-        return 1
+        """The number from which on the log is whole; 1 unless tasks were pruned."""
+        row = self._session(session_id)
+        return 1 if row is None else row.first_seq
 
     async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
         """Output from the byte offset `start` on, at most `limit` pieces."""
@@ -847,6 +909,33 @@ class MemoryViews:
     async def workers(self) -> Sequence[Worker]:
         """All registered workers."""
         return list(self._open().workers.values())
+
+    async def ended(
+        self,
+        before: Instant,
+        limit: int,
+        *,
+        states: tuple[State, ...] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> Sequence[str]:
+        """Ids of tasks that ended before a moment, the longest ended first."""
+        wanted = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
+        rows = self._open().tasks.values()
+        found = [
+            (row.task.core.finished_at, row.number, row.task.id)
+            for row in rows
+            if row.task.core.finished_at is not None
+            and row.task.core.finished_at < before
+            and _passes(row.task, wanted)
+        ]
+        return [id for _, _, id in sorted(found)[:limit]]
+
+    async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
+        """The sessions that these tasks opened, in no particular order."""
+        rows = self._open().sessions.values()
+        return [row.session for row in rows if row.session.parent_task_id in task_ids]
 
     async def count_by_state(self) -> Mapping[State, int]:
         """How many tasks there are in each state."""

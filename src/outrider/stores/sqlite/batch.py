@@ -7,12 +7,15 @@ transaction of its own; then every table is written once.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
-from outrider.core.change import FollowUp, InboxEntry
+from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -23,6 +26,7 @@ from outrider.core.ledger import (
     NoSession,
     OutputChunk,
     Page,
+    Pruned,
     Report,
     Settled,
     Signal,
@@ -153,10 +157,11 @@ class Known:
         Records of tasks that wait are not kept, lest a crowd of them fills the memory, nor are large ones.
         """
         for task_id in moved:
-            head = self.tasks[task_id]
+            head = self.tasks.get(task_id)
+            if head is None:  # pruned, by the very transaction that ended it
+                continue
             if head.state in TERMINAL:
-                del self.tasks[task_id], self.numbered[head.number]
-                self.watchers.pop(task_id, None)
+                self.forget(head)
             elif head.is_large or (head.worker_id is None and not head.is_ready):
                 head.task = None
         if len(self.tasks) + len(self.watchers) > MOST_KNOWN:
@@ -168,12 +173,39 @@ class Known:
         if len(self.keys) > MOST_KNOWN:
             self.keys.clear()
 
+    def forget(self, head: TaskHead) -> None:
+        """Forget a task: it is hardly asked for again, or gone."""
+        del self.tasks[head.id], self.numbered[head.number]
+        self.watchers.pop(head.id, None)
+
 
 AT_ONCE = 1000
 """How many tasks one transaction lets in at most, of a key and a route or of a session; the rest come later."""
 
 MOST_KNOWN = 4000
 """How many tasks, and how many sessions, are kept in mind."""
+
+MOST_ROWS = 600
+"""How many tasks, with their rows in journals, logs and output, one transaction prunes, but for a single task that has
+more: some 150 small ones, in 10 to 20 ms. A thousand were seen to hold others up for 100.
+"""
+
+_OF_TASKS = (
+    "move_first_seq",
+    "prune_events",
+    "prune_steps",
+    "prune_attempts",
+    "prune_requests",
+    "prune_messages",
+    "prune_output",
+    "prune_outputs",
+    "prune_files",
+    "prune_inputs",
+    "prune_tasks",
+)
+"""The statements that delete tasks, in an order that lets each find what it looks for."""
+
+_OF_SESSIONS = ("prune_session_events", "prune_transcript", "prune_session_inbox", "prune_pauses", "prune_sessions")
 
 LARGE = 8192
 """From how many characters of input on a record is read again rather than kept in mind."""
@@ -219,6 +251,8 @@ class Wanted:
             self.file(file)
         for entry in change.inbox:
             self.sessions.add(entry.session_id)
+        if change.luggage is not None and change.luggage.child_session_id is not None:
+            self.sessions.add(change.luggage.child_session_id)
 
     def file(self, file: FileWrite) -> None:
         """A file concerns its session, and the task whose folder it lies in."""
@@ -446,6 +480,8 @@ class Batch:
         if change.settles is not None and change.settles not in self._settles:
             return Settled()
         for step in change.steps:
+            if change.before is None and step.task_id == task.id:
+                continue
             holder = self._tasks.get(step.task_id)
             if holder is None or not holder.holds(step.attempt):
                 return Fenced(step.task_id, step.attempt)
@@ -454,6 +490,9 @@ class Batch:
             session = self._sessions.get(task.input.session_id)
             if session is None:
                 return NoSession(task.input.session_id)
+            opened = None if change.luggage is None else change.luggage.child_session_id
+            if opened is not None and opened not in self._sessions:
+                return NoSession(opened)
             existing = head.id if head is not None else self._keyed(task)
             if existing is not None:
                 return self._with_current(existing, Existing, verdicts, place)
@@ -626,18 +665,10 @@ class Batch:
             self._log(session, number, type, at, data)
         for file in change.files:
             self.write_file(file)
-        if (ended := change.ended) is not None:
-            rows["insert_attempts"].append(
-                (
-                    number,
-                    ended.attempt,
-                    ended.worker_id,
-                    ended.started_at,
-                    ended.ended_at,
-                    ended.ending,
-                    None if ended.error is None else encode(ended.error),
-                )
-            )
+        if change.ended is not None:
+            self._end_attempt(number, change.ended)
+        if change.luggage is not None:
+            self._unpack(head, change.luggage)
         for request in change.requests:
             rows["upsert_requests"].append((request.id, number, REQUEST.write(request)))
         for message in change.messages:
@@ -658,6 +689,42 @@ class Batch:
         deadline = core.next_deadline_at
         if deadline is not None and (self._deadline_at is None or deadline < self._deadline_at):
             self._deadline_at = deadline
+
+    def _end_attempt(self, number: int, ended: AttemptEnd) -> None:
+        self._rows["insert_attempts"].append(
+            (
+                number,
+                ended.attempt,
+                ended.worker_id,
+                ended.started_at,
+                ended.ended_at,
+                ended.ending,
+                None if ended.error is None else encode(ended.error),
+            )
+        )
+
+    def _unpack(self, head: TaskHead, luggage: Luggage) -> None:
+        for ended in luggage.attempts:
+            self._end_attempt(head.number, ended)
+        end = 0
+        for piece in luggage.output:
+            size = len(piece.text.encode())
+            end = piece.offset + size
+            row = (head.number, piece.offset, size, piece.stream, piece.at, piece.text)
+            self._rows["insert_output"].append(row)
+        if luggage.output:
+            self._rows["upsert_outputs"].append((head.number, luggage.output[0].offset, end))
+        if luggage.child_session_id is not None:
+            session = self._sessions[luggage.child_session_id]
+            for iteration, message in luggage.transcript:
+                self._append(session, head.id, iteration, message)
+
+    def _append(self, session: SessionHead, task_id: str, iteration: int, message: bytes) -> None:
+        session.transcript += 1
+        self._rows["insert_transcript"].append(
+            (session.number, session.transcript, task_id, iteration, message.decode())
+        )
+        self._touched[session.number] = session
 
     def _tell(self, entry: InboxEntry, at: Instant) -> None:
         session = self._sessions[entry.session_id]
@@ -751,11 +818,7 @@ class Batch:
         if head is None or session is None:
             return False
         for message in page.messages:
-            session.transcript += 1
-            self._rows["insert_transcript"].append(
-                (session.number, session.transcript, page.task_id, page.iteration, message.decode())
-            )
-        self._touched[session.number] = session
+            self._append(session, page.task_id, page.iteration, message)
         if page.forget is not None:
             self._forget(head.number, page.forget)
         self._steps.extend((head.number, step) for step in page.steps)
@@ -840,6 +903,48 @@ class Batch:
         if deleted:
             self._session_ids.add(session_id)
         return deleted > 0
+
+    # --- pruning -----------------------------------------------------------------------------------------
+
+    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str]) -> Pruned:
+        """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
+        statements = self._statements
+        places = {id: place for place, id in enumerate(task_ids)}
+        found = sorted(statements.array("prunable", listed(task_ids)), key=lambda row: places[row[1]])
+        sizes = list(accumulate(row[6] for row in found))
+        ended = found[: max(1, bisect_right(sizes, MOST_ROWS))]
+        if numbers := [row[0] for row in ended]:
+            for name in _OF_TASKS:
+                statements.run(name, listed(numbers))
+        rest = [row[1] for row in found[len(ended) :]]
+        statements.run("prune_follow_ups", listed(places.keys() - rest))
+        untold: defaultdict[int, list[str]] = defaultdict(list)
+        for _, id, session, session_id, state, is_untold, _ in ended:
+            if is_untold:
+                untold[session].append(id)
+            self._counts[state] -= 1
+            self._task_ids.add(id)
+            self._session_ids.add(session_id)
+            if (head := self._tasks.get(id)) is not None:
+                self._known.forget(head)
+        for session, ids in untold.items():
+            statements.run("prune_inbox", session, listed(ids))
+        owners = listed({row[2] for row in ended})
+        empty = statements.array("empty_sessions", listed(session_ids), listed([row[1] for row in ended]), owners)
+        return Pruned(
+            tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
+        )
+
+    def _prune_sessions(self, empty: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+        if numbers := [number for number, _ in empty]:
+            for name in _OF_SESSIONS:
+                self._statements.run(name, listed(numbers))
+            self._statements.run("prune_files", listed([-number for number in numbers]))
+            self._known.gates = None  # a pause may have gone with them
+        for _, id in empty:
+            self._sessions.pop(id, None)
+            self._session_ids.add(id)
+        return tuple(id for _, id in empty)
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from outrider.core.ledger import (
     Order,
     OutputChunk,
     Page,
+    Pruned,
     Report,
     Saved,
     Signal,
@@ -156,6 +157,10 @@ class SqliteLedger:
         from outrider.stores.sqlite.backup import save  # it takes 4 ms that nobody else needs
 
         return await asyncio.to_thread(save, self.path, Path(path), replace=replace)
+
+    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+        """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
+        return await self._writer.submit(operations.prune(task_ids, session_ids))
 
     async def close(self) -> None:
         """Finish what was handed over and let go of the database."""

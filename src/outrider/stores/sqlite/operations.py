@@ -24,6 +24,7 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Paused,
+    Pruned,
     Report,
     Resumed,
     Verdict,
@@ -325,5 +326,16 @@ def acknowledge(session_id: str, upto: int) -> Operation[int]:
     def run(batch: Batch) -> int:
         batch.flush()
         return batch.statements.run("acknowledge", session_id, upto).rowcount
+
+    return Operation(run, is_late=True)
+
+
+def prune(task_ids: Sequence[str], session_ids: Sequence[str]) -> Operation[Pruned]:
+    """Delete ended tasks and empty sessions; after all the writes of its transaction, so it sees them."""
+    tasks, sessions = tuple(dict.fromkeys(task_ids)), tuple(dict.fromkeys(session_ids))
+
+    def run(batch: Batch) -> Pruned:
+        batch.flush()
+        return batch.prune(tasks, sessions)
 
     return Operation(run, is_late=True)

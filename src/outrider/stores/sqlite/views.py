@@ -183,6 +183,29 @@ class SqliteViews:
 
         return await self._read(limit, read_all)
 
+    async def ended(
+        self,
+        before: Instant,
+        limit: int,
+        *,
+        states: tuple[State, ...] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> Sequence[str]:
+        """Ids of tasks that ended before a moment, the longest ended first."""
+        conditions, values = ["finished_at < ?"], [before]
+        filter = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
+        _narrow(filter, conditions, values)
+        where = " and ".join(conditions)
+        return await self._later(lambda read: cast("list[str]", read.filtered("ended", where, "asc", *values, limit)))
+
+    async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
+        """The sessions that these tasks opened, in no particular order."""
+        return await self._read(
+            len(task_ids), lambda read: [_session(row) for row in read.array("child_sessions", listed(task_ids))]
+        )
+
     async def count_by_state(self) -> Mapping[State, int]:
         """How many tasks there are in each state."""
         return await self._short(lambda read: {STATES[state]: count for state, count in read.array("counts")})
@@ -395,6 +418,16 @@ def _page(read: Statements, filter: TaskFilter) -> list[Task]:
 
 
 def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: list[Any]) -> list[Task]:
+    _narrow(filter, conditions, values)
+    states = listed([state.value for state in (State if filter.states is None else filter.states)])
+    direction = "desc" if filter.newest_first else "asc"
+    where = " and ".join(conditions) or "true"
+    return tasks_of(read.filtered("tasks_where", where, direction, *values, filter.limit, states))
+
+
+def _narrow(filter: TaskFilter, conditions: list[str], values: list[Any]) -> None:
+    """Add the conditions of a filter on the table of tasks, and their values."""
+
     def add(condition: str, *given: Any) -> None:
         conditions.append(condition)
         values.extend(given)
@@ -405,15 +438,11 @@ def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: 
         add("parent_task_id = ?", filter.parent_task_id)
     if filter.organization_id is not None:
         add("organization_id = ?", filter.organization_id)
-    states = listed([state.value for state in (State if filter.states is None else filter.states)])
     if filter.states is not None:
-        add("state in (select value from json_each(?))", states)
+        add("state in (select value from json_each(?))", listed([state.value for state in filter.states]))
     if filter.kind is not None:
         add("kind = ?", filter.kind)
     for name, value in filter.labels.items():
         add(_LABELLED, name, value)
     if filter.after is not None:
         add("id < ?" if filter.newest_first else "id > ?", filter.after)
-    direction = "desc" if filter.newest_first else "asc"
-    where = " and ".join(conditions) or "true"
-    return tasks_of(read.filtered("tasks_where", where, direction, *values, filter.limit, states))

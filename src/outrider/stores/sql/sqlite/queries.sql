@@ -373,6 +373,104 @@ from tasks t join sessions s on s.number = t.session join inputs i on i.task = t
 where t.number in (select value from json_each(?));
 
 
+-- === pruning ===
+
+-- prunable --
+-- Of these tasks those that have ended, each with its session, whether that has yet to be told of it, and how many
+-- rows it has in the tables that grow.
+select json_group_array(json_array(
+    t.number, t.id, t.session, s.id, t.state,
+    exists (select 1 from inbox where session = t.session and task_id = t.id),
+    1 + (select count(*) from events where task = t.number) + (select count(*) from steps where task = t.number)
+    + (select count(*) from output where task = t.number)
+))
+from tasks t join sessions s on s.number = t.session
+where t.id in (select value from json_each(?)) and t.finished_at is not null;
+
+-- move_first_seq --
+-- The log of a session is whole from after the newest entry that goes.
+update sessions
+set first_seq = max(first_seq, gone.seq + 1)
+from (
+    select session, max(seq) as seq from events where task in (select value from json_each(?)) group by session
+) as gone
+where sessions.number = gone.session;
+
+-- prune_events --
+delete from events where task in (select value from json_each(?));
+
+-- prune_steps --
+delete from steps where task in (select value from json_each(?));
+
+-- prune_attempts --
+delete from attempts where task in (select value from json_each(?));
+
+-- prune_requests --
+delete from requests where task in (select value from json_each(?));
+
+-- prune_messages --
+delete from messages where task in (select value from json_each(?));
+
+-- prune_output --
+delete from output where task in (select value from json_each(?));
+
+-- prune_outputs --
+delete from outputs where task in (select value from json_each(?));
+
+-- prune_files --
+-- Of tasks by number, of sessions by minus their number.
+delete from files where folder in (select value from json_each(?));
+
+-- prune_inbox --
+delete from inbox where session = ? and task_id in (select value from json_each(?));
+
+-- prune_inputs --
+delete from inputs where task in (select value from json_each(?));
+
+-- prune_tasks --
+delete from tasks where number in (select value from json_each(?));
+
+-- prune_follow_ups --
+-- Those for tasks that do not exist, of these.
+delete from follow_ups
+where task_id in (select value from json_each(?1) where value not in (
+    select id from tasks where id in (select value from json_each(?1))
+));
+
+-- empty_sessions --
+-- Sessions without tasks: of these ids (1); opened by one of these tasks (2); or of these numbers (3), where the task
+-- that opened it is gone.
+select json_group_array(json_array(number, id))
+from (
+    select number, id from sessions where id in (select value from json_each(?1))
+    union
+    select number, id from sessions where parent_task_id in (select value from json_each(?2))
+    union
+    select number, id from sessions
+    where
+        number in (select value from json_each(?3))
+        and parent_task_id is not null
+        and not exists (select 1 from tasks where id = sessions.parent_task_id)
+) s
+where not exists (select 1 from tasks where session = s.number);
+
+-- prune_session_events --
+delete from events where session in (select value from json_each(?));
+
+-- prune_transcript --
+delete from transcript where session in (select value from json_each(?));
+
+-- prune_session_inbox --
+delete from inbox where session in (select value from json_each(?));
+
+-- prune_pauses --
+delete from pauses
+where scope = 'session' and name in (select id from sessions where number in (select value from json_each(?)));
+
+-- prune_sessions --
+delete from sessions where number in (select value from json_each(?));
+
+
 -- === views ===
 
 -- tasks_by_id --
@@ -510,7 +608,8 @@ left join tasks t on t.number = e.task
 left join inputs i on i.task = e.task and e.type = 'task.created';
 
 -- position --
-select ifnull(max(position), 0) from events;
+-- Also where the newest entry was pruned.
+select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
 -- news --
 select json_group_array(json_array(e.position, s.id, e.seq, t.id))
@@ -584,6 +683,19 @@ from (
 -- inbox --
 select json_group_array(json_array(seq, task_id, reason, json(body), created_at))
 from (select * from inbox where session = (select number from sessions where id = ?) order by seq limit ?);
+
+-- ended --
+-- The longest ended first; the conditions are filled in by `views.ended`, from its own texts only.
+select json_group_array(id)
+from (select id from tasks where {conditions} order by finished_at {direction}, number {direction} limit ?);
+
+-- child_sessions --
+select json_group_array(json_array(
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+))
+from sessions
+where parent_task_id in (select value from json_each(?));
 
 -- workers --
 select json_group_array(json_array(json(card), beat, beat_at)) from workers;

@@ -1,0 +1,104 @@
+"""What is kept of tasks: `export`, `import`, `delete`, `prune`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from outrider.cli.apps import load_apps, names_of
+from outrider.cli.database import open_runtime, url_of
+from outrider.cli.exits import OK, UsageError
+from outrider.cli.glance import short
+from outrider.cli.looking import states_of
+from outrider.cli.steering import hint_at_worker
+from outrider.cli.terminal import Screen
+from outrider.core.errors import InvalidArguments
+from outrider.settings import WorkerSettings
+
+MANY = 1_000_000
+"""More than which a dry run does not count."""
+
+
+async def export(arguments: Namespace, screen: Screen) -> int:
+    """Write a task as one document to stdout."""
+    async with open_runtime(arguments) as runtime:
+        task = await runtime.tasks.find(arguments.task)
+        document = await runtime.tasks.export(task.id, events=arguments.events)
+        screen.data(document)
+        if arguments.move:
+            with suppress(OSError):  # a pipe; whoever reads it sees to that
+                os.fsync(screen.out.fileno())
+            await runtime.tasks.give_away(document)
+            screen.note(f"{short(task.id)} has ended here; import it elsewhere")
+    return OK
+
+
+async def load(arguments: Namespace, screen: Screen) -> int:
+    """Make a task of a document."""
+    document = _document(arguments.path)
+    async with load_apps(names_of(arguments.app)).open(url_of(arguments), worker=False) as runtime:
+        task = await runtime.tasks.load(document, session_id=arguments.session, force=arguments.force)
+        if screen.as_json:
+            screen.record(await runtime.tasks.record(task.id))
+        else:
+            screen.line(task.id)
+        if not task.is_terminal:
+            await hint_at_worker(runtime, task, screen)
+    return OK
+
+
+def _document(path: str) -> dict[str, Any]:
+    """What a file has. Raises UsageError for one that cannot be read, InvalidArguments for what is no JSON object."""
+    try:
+        text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidArguments(f"{path!r} is no exported task: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidArguments(f"{path!r} is no exported task: it is no JSON object")
+    return document
+
+
+async def delete(arguments: Namespace, screen: Screen) -> int:
+    """Delete tasks that have ended, each whole."""
+    async with open_runtime(arguments) as runtime:
+        found = [await runtime.tasks.find(name) for name in dict.fromkeys(arguments.tasks)]
+        for task_id in dict.fromkeys(task.id for task in found):
+            count = await runtime.tasks.delete(task_id)
+            if screen.as_json:
+                screen.data({"id": task_id, "tasks": count})
+            else:
+                below = f", with {count - 1} below it" if count > 1 else ""
+                screen.line(f"{task_id}  deleted{below}")
+    return OK
+
+
+async def prune(arguments: Namespace, screen: Screen) -> int:
+    """Delete what ended longer ago than a time."""
+    kept = arguments.older_than
+    if kept is None:
+        kept = WorkerSettings().retention or 0.0
+    states = states_of(arguments.state)
+    async with open_runtime(arguments) as runtime:
+        if arguments.dry_run:
+            before = runtime.services.clock.now() - round(kept * 1e6)
+            of = {"states": states, "kind": arguments.kind, "session_id": arguments.session}
+            counts = {"tasks": len(await runtime.services.views.ended(before, MANY, **of))}
+        else:
+            receipt = await runtime.tasks.prune(kept, states=states, kind=arguments.kind, session_id=arguments.session)
+            counts = receipt.model_dump()
+    if screen.as_json:
+        screen.data({**counts, "dry_run": arguments.dry_run})
+    else:
+        said = " and ".join(f"{count:,} {noun if count != 1 else noun[:-1]}" for noun, count in counts.items())
+        screen.line(f"{said} {'would go' if arguments.dry_run else 'deleted'}")
+    return OK

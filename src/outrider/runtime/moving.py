@@ -1,0 +1,342 @@
+"""A task as one document: written here, read on another machine, where it goes on from its checkpoint.
+
+The document holds all that the store knows of the task, the transcript of the session that it opened, and the ended
+tasks that its journal speaks of. A reader may get it wrong in one way: it is a copy. The task here goes on as well,
+unless it is given away, which ends it here.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, TypeVar, cast
+
+from outrider.core import machine
+from outrider.core.change import AttemptEnd, Change, Heritage, Luggage, OutputRow
+from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound
+from outrider.core.events import CancelRequested, FileWrite, Message, Step
+from outrider.core.ledger import Committed, Existing
+from outrider.core.session import NewSession, Session
+from outrider.core.task import InputRequest, Task, WaitForTasks
+from outrider.core.values import JSON, JSONObject, evolve
+from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.files import clean_path
+from outrider.runtime.ids import check_id
+from outrider.runtime.services import Services
+from outrider.runtime.stream import task_from
+
+FORMAT = "outrider.task"
+VERSION = 1
+MANY = 1_000_000
+MOVED = "moved to another database"
+
+V = TypeVar("V")
+
+
+# --- out ---------------------------------------------------------------------------------------------
+
+
+async def export_task(services: Services, task: Task, *, events: bool = False) -> dict[str, JSON]:
+    """The document of a task that nobody holds. Raises IllegalMove for one that is held, or waits for other tasks."""
+    _check_can_leave(task)
+    child_id = task.live.links.child_session_id
+    child = None if child_id is None else await services.views.session(child_id)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "exported_at": services.clock.now(),
+        **await _described(services, task),
+        "children": [await _described(services, each) for each in await _spoken_of(services, task)],
+    }
+    if child is not None:
+        rows = await services.views.transcript(child.id, limit=MANY)
+        transcript = [{"iteration": row.iteration, "message": decode(row.message)} for row in rows]
+        document["child_session"] = {**jsonable(_new_session(child)), "transcript": transcript}
+    if events:
+        document["events"] = await _log_of(services, task)
+    return document
+
+
+async def give_away(services: Services, document: JSONObject) -> Task:
+    """End here a task that was exported, as canceled. Raises Conflict if it has moved on since, NotFound."""
+    task = _read_task(document)
+    change = machine.apply(task, CancelRequested(reason=MOVED), services.clock.now())
+    if task.is_terminal:
+        return task
+    (verdict,) = await services.ledger.commit([change])
+    if not isinstance(verdict, Committed):
+        raise Conflict(f"{task.id} has moved on since it was exported; discard the document and export it again")
+    return verdict.task
+
+
+def _check_can_leave(task: Task) -> None:
+    core = task.core
+    if core.is_held:
+        raise IllegalMove(
+            f"{task.id} is held by {core.worker_id}; it can be exported once it is parked, queued or ended"
+        )
+    if task.live.links.resource_ids and not task.is_terminal:
+        raise IllegalMove(f"{task.id} holds resources, which would be released here; export it when it has ended")
+    if core.dependencies or core.returned or any(isinstance(wait, WaitForTasks) for wait in core.waits):
+        raise IllegalMove(f"{task.id} waits for other tasks, which would stay here; export it when they have ended")
+
+
+async def _spoken_of(services: Services, task: Task) -> Sequence[Task]:
+    """The tasks that a task started or waited for. Raises IllegalMove if one of them lives."""
+    ids: dict[str, None] = {}
+    for row in await services.views.steps(task.id):
+        value = decode(row.value or b"{}")
+        if row.verb == "spawn":
+            ids[value["task_id"]] = None
+        elif row.verb == "wait_for":
+            ids.update(dict.fromkeys(value.get("ended", ())))
+    found = await services.views.tasks(list(ids))
+    for each in found:
+        if not each.is_terminal and not task.is_terminal:
+            raise IllegalMove(f"{task.id} has a child that lives, which would stay here: {each.id}")
+    return [each for each in found if each.is_terminal]
+
+
+async def _described(services: Services, task: Task) -> dict[str, JSON]:
+    """What the store knows of one task."""
+    views = services.views
+    session = await views.session(task.session_id)
+    if session is None:
+        raise NotFound.of("session", task.session_id)
+    output = await views.output(task.id, limit=MANY)
+    return {
+        "task": {"id": task.id, **jsonable(machine.snapshot(task))},
+        "session": jsonable(_new_session(session)),
+        "attempts": jsonable(await views.attempts(task.id)),
+        "steps": [_plain_step(step) for step in await views.steps(task.id)],
+        "requests": jsonable(await views.requests(task.id)),
+        "messages": jsonable(await views.messages(task.id, limit=MANY)),
+        "output": jsonable(output.rows),
+        "files": await _files_of(services, task),
+    }
+
+
+def _plain_step(step: Step) -> dict[str, JSON]:
+    plain = {each.name: getattr(step, each.name) for each in fields(step)}
+    return {**plain, "value": None if step.value is None else decode(step.value)}
+
+
+async def _files_of(services: Services, task: Task) -> list[dict[str, JSON]]:
+    """The files in the folder of a task, and those elsewhere that it left as artifacts."""
+    infos = {
+        info.path: info
+        for info in await services.views.files(task.session_id, prefix=f"/.tasks/{task.id}/", limit=MANY)
+    }
+    for artifact in task.outcome.artifacts:
+        if artifact.path is not None and artifact.path not in infos:
+            found = await services.views.files(task.session_id, prefix=artifact.path, limit=1)
+            infos.update({info.path: info for info in found if info.path == artifact.path})
+    files = []
+    for path, info in infos.items():
+        content = await services.views.file(task.session_id, path)
+        if content is not None:
+            described = {"path": path, "media_type": info.media_type, "created_at": info.created_at}
+            files.append({**described, "content": b64encode(content).decode()})
+    return files
+
+
+async def _log_of(services: Services, task: Task) -> list[dict[str, JSON]]:
+    rows = await services.views.events(task.session_id, task_id=task.id, limit=MANY)
+    return [{"seq": row.seq, "type": row.type, "at": row.at, "data": decode(row.data)} for row in rows]
+
+
+def _new_session(session: Session) -> NewSession:
+    return NewSession(**{each.name: getattr(session, each.name) for each in fields(NewSession)})
+
+
+# --- in ----------------------------------------------------------------------------------------------
+
+
+async def import_task(services: Services, document: JSONObject, *, session_id: str | None = None) -> Task:
+    """Make the task of a document, under its own id, in the session of that id, by default the one it had.
+
+    The session is made where it is missing. Raises InvalidArguments for what is no such document, AlreadyExists for a
+    task or an opened session that is there already.
+    """
+    task = _checked(document)
+    await _check_absent(services, task, document)
+    home = await _home(services, document, session_id)
+    try:
+        children = [_adopted(services, _ended(each), each, home, Luggage()) for each in document["children"]]
+        opened, luggage = _opened(document, home)
+        change = _adopted(services, task, document, home, luggage)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArguments(f"the document is not whole: {type(error).__name__} {error}") from None
+    if home.new is not None:
+        await services.ledger.create_session(home.new)
+    change = evolve(change, files=await _free(services, change))
+    for child in children:
+        await _put(services, child)
+    if opened is not None:
+        await services.ledger.create_session(opened)
+    verdict = await _put(services, change)
+    if isinstance(verdict, Existing):
+        raise AlreadyExists(f"{verdict.task.id} is here already, of that id or idempotency key")
+    return verdict.task
+
+
+def _ended(document: JSONObject) -> Task:
+    task = _read_task(document)
+    if not task.is_terminal:
+        raise InvalidArguments(f"the document has a child that lives: {task.id}")
+    return task
+
+
+def _opened(document: JSONObject, home: _Home) -> tuple[NewSession | None, Luggage]:
+    """The session that the task had opened, as it will stand below the one that it comes into, and its transcript."""
+    given = document.get("child_session")
+    if given is None:
+        return None, Luggage()
+    session = replace(
+        _read(NewSession, given),
+        organization_id=home.organization_id,
+        root_session_id=home.root_session_id,
+        parent_session_id=home.id,
+    )
+    transcript = tuple((int(row["iteration"]), encode(row["message"])) for row in given["transcript"])
+    return session, Luggage(child_session_id=session.id, transcript=transcript)
+
+
+def spec_of(document: JSONObject) -> tuple[str, JSONObject, bool]:
+    """The kind and the spec of the task in a document, and whether it has ended. Raises InvalidArguments."""
+    task = _checked(document)
+    return task.input.kind, task.spec, task.is_terminal
+
+
+def _checked(document: object) -> Task:
+    """The task of a document that can be read and may be adopted, as far as its form tells."""
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise InvalidArguments(f"this is no exported task: its format is not {FORMAT!r}")
+    if document.get("version") != VERSION:
+        raise InvalidArguments(f"the document has version {document.get('version')!r}; this program reads {VERSION}")
+    for each in (document, *_members(document, "children")):
+        for name in ("attempts", "steps", "requests", "messages", "output", "files"):
+            _members(each, name)
+    opened = document.get("child_session")
+    if opened is not None and not isinstance(opened, Mapping):
+        raise InvalidArguments("the document's child_session is no object")
+    _members(opened or {"transcript": []}, "transcript")
+    task = _read_task(document)
+    _check_can_leave(task)
+    return task
+
+
+def _members(document: JSONObject, name: str) -> Sequence[JSONObject]:
+    found = document.get(name)
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise InvalidArguments(f"the document has no {name}, or not as a list of objects")
+    return found
+
+
+async def _check_absent(services: Services, task: Task, document: JSONObject) -> None:
+    if await services.views.task(task.id) is not None:
+        raise AlreadyExists(f"{task.id} is here already; delete it first, if it may go")
+    opened = document.get("child_session")
+    if opened is not None and await services.views.session(str(opened.get("id"))) is not None:
+        raise AlreadyExists(f"the session {opened.get('id')} that {task.id} opened is here already")
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """The session that a task comes into; `new` where it has yet to be made."""
+
+    id: str
+    root_session_id: str
+    organization_id: str
+    new: NewSession | None = None
+
+
+async def _home(services: Services, document: JSONObject, session_id: str | None) -> _Home:
+    given = _read(NewSession, document.get("session"))
+    wanted = check_id("session", session_id or given.id)
+    there = await services.views.session(wanted)
+    if there is not None:
+        return _Home(there.id, there.root_session_id, there.organization_id)
+    # What stood above it stays behind, so it is a root here.
+    new = replace(given, id=wanted, root_session_id=None, parent_session_id=None, parent_task_id=None)
+    return _Home(wanted, wanted, new.organization_id, new)
+
+
+async def _free(services: Services, change: Change) -> tuple[FileWrite, ...]:
+    """The files of a task, without those elsewhere among its session's whose path is taken."""
+    folder = f"/.tasks/{change.task.id}/"
+    return tuple(
+        [
+            file
+            for file in change.files
+            if file.path.startswith(folder) or await services.views.file(file.session_id, file.path) is None
+        ]
+    )
+
+
+async def _put(services: Services, change: Change) -> Committed | Existing:
+    (verdict,) = await services.ledger.commit([change])
+    if not isinstance(verdict, Committed | Existing):
+        raise Conflict(f"{change.task.id} could not be imported: its session has just been deleted")
+    return verdict
+
+
+def _adopted(services: Services, task: Task, document: JSONObject, home: _Home, luggage: Luggage) -> Change:
+    """The creation of a task of a document in a session, everything in it under the ids of both."""
+    own: dict[str, JSON] = {"task_id": task.id}
+    place = {"session_id": home.id, "root_session_id": home.root_session_id, "organization_id": home.organization_id}
+    task = evolve(task, input=evolve(task.input, **place))
+    steps = [{**step, **own, "value": None} for step in document["steps"]]
+    values = [None if step["value"] is None else encode(step["value"]) for step in document["steps"]]
+    heritage = Heritage(
+        tuple(replace(step, value=value) for step, value in zip(_all(Step, steps), values, strict=True)),
+        _all(InputRequest, [{**request, **own} for request in document["requests"]]),
+        _all(Message, [{**message, **own, "session_id": home.id} for message in document["messages"]]),
+        files=tuple(_file(services, each, task) for each in document["files"]),
+    )
+    luggage = replace(
+        luggage,
+        attempts=_all(AttemptEnd, [{**attempt, **own} for attempt in document["attempts"]]),
+        output=_all(OutputRow, document["output"]),
+    )
+    return machine.adopt(task, heritage, luggage, services.clock.now())
+
+
+def _file(services: Services, given: JSONObject, task: Task) -> FileWrite:
+    path = clean_path(str(given["path"]), task_id=task.id)
+    content = b64decode(given["content"], validate=True)
+    limit = services.settings.limits.file
+    if len(content) > limit:
+        raise InvalidArguments(f"the file {path} of the document has {len(content):,} bytes, more than {limit:,}")
+    return FileWrite(task.session_id, path, content, str(given["media_type"]), int(given["created_at"]), task.id)
+
+
+def _read_task(document: JSONObject) -> Task:
+    given = document.get("task")
+    if not isinstance(given, Mapping):
+        raise InvalidArguments("the document has no task")
+    try:
+        return task_from(check_id("task", given.get("id")), {name: given[name] for name in given if name != "id"})
+    except ValueError as error:
+        raise InvalidArguments(f"the task of the document is not whole: {error}") from None
+
+
+def _all(kind: type[V], given: Sequence[JSON]) -> tuple[V, ...]:
+    return tuple(_read(kind, each) for each in given)
+
+
+def _read(kind: type[V], given: JSON) -> V:
+    try:
+        found: V = _adapter(cast(Any, kind)).validate_python(given)
+    except ValueError as error:
+        raise InvalidArguments(f"the document has a {kind.__name__} that is not whole: {error}") from None
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

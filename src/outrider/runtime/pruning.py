@@ -1,0 +1,181 @@
+"""Deleting: a task, a session with all in it, what ended long ago; and the duty of workers that does the last.
+
+Every deletion goes in transactions of a bounded size, one after the other, the innermost first: whoever is stopped
+halfway leaves whole tasks behind, and doing it again finishes it. What lives is never deleted, only refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderError
+from outrider.core.ledger import Pruned, TaskFilter
+from outrider.core.session import Session
+from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
+from outrider.core.values import SECOND, Instant, evolve
+from outrider.runtime.log import log
+from outrider.runtime.services import Services
+
+SHARE = 0.05
+"""How much of a store's time the duty takes at most: after a batch it rests for as long as makes that."""
+
+PAGE = 1000
+NAMED = 5
+"""How many of those that live a refusal names."""
+
+
+async def delete_task(services: Services, task: Task) -> int:
+    """Delete an ended task, and the sessions that it opened; return how many tasks went. Raises NotEnded."""
+    live = [task] if not task.is_terminal else await _live_below(services, task)
+    if live:
+        raise _not_ended(f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live", live)
+    return await _prune(services, [task.id])
+
+
+async def delete_session(services: Services, session: Session) -> int:
+    """Delete a session and the sessions below it, with all in them; return how many tasks went. Raises NotEnded."""
+    gone = 0
+    while True:
+        live = await live_in(services, session)
+        if live:
+            raise _not_ended(f"tasks of {session.id} live", live)
+        gone += await _empty(services, session.id)
+        pruned = await services.ledger.prune([], [session.id])
+        if pruned.session_ids or await services.views.session(session.id) is None:
+            return gone
+
+
+async def live_in(services: Services, session: Session) -> list[Task]:
+    """The tasks of a session, and of those below it, that have not ended."""
+    return [task for task, above in await _live_of_tree(services, session) if session.id in {each.id for each in above}]
+
+
+async def prune_ended(
+    services: Services,
+    before: Instant,
+    *,
+    states: tuple[State, ...] | None = None,
+    organization_id: str | None = None,
+    session_id: str | None = None,
+    kind: str | None = None,
+) -> AsyncIterator[Pruned]:
+    """Delete the tasks that ended before a moment, a batch a transaction; yield what went with each."""
+    for state in states or ():
+        if state not in TERMINAL:
+            raise InvalidArguments(f"tasks that are {state} live, and are not pruned; cancel them first")
+    while True:
+        ids = await services.views.ended(
+            before,
+            services.settings.retention_batch,
+            states=states,
+            organization_id=organization_id,
+            session_id=session_id,
+            kind=kind,
+        )
+        if not ids:
+            return
+        yield await services.ledger.prune(ids)
+
+
+class Retention:
+    """The duty of a worker: delete what ended longer ago than the settings keep it.
+
+    Of all the workers the one that has been there longest does it, so that they do not get in each other's way.
+    """
+
+    def __init__(self, services: Services, own_id: str) -> None:
+        self._services = services
+        self._own_id = own_id
+
+    async def run(self) -> None:
+        """Do it for ever."""
+        settings = self._services.settings
+        if settings.retention is None:
+            return
+        while True:
+            rest = settings.retention_interval
+            try:
+                if await self.is_on_duty():
+                    rest = await self._look(round(settings.retention * SECOND), rest)
+            except OutriderError as error:
+                log.error("old tasks could not be deleted; trying again", reason=str(error))
+            await asyncio.sleep(rest)
+
+    async def is_on_duty(self) -> bool:
+        """Whether this worker is the one that has been there longest."""
+        return min((each.card.id for each in await self._services.views.workers()), default="") == self._own_id
+
+    async def _look(self, kept: int, interval: float) -> float:
+        """Delete one batch; return how long to rest."""
+        services = self._services
+        batch = services.settings.retention_batch
+        ids = await services.views.ended(services.clock.now() - kept, batch)
+        if not ids:
+            return interval
+        began = time.monotonic()
+        pruned = await services.ledger.prune(ids)
+        took = time.monotonic() - began
+        log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
+        return took * (1 / SHARE - 1) if len(ids) == batch or pruned.rest else interval
+
+
+async def _empty(services: Services, session_id: str) -> int:
+    """Delete the ended tasks of a session, and the sessions that they opened."""
+    page = TaskFilter(
+        session_id=session_id, states=tuple(TERMINAL), limit=services.settings.retention_batch, newest_first=False
+    )
+    gone = 0
+    while tasks := await services.views.list_tasks(page):
+        gone += await _prune(services, [task.id for task in tasks])
+    return gone
+
+
+async def _prune(services: Services, task_ids: Sequence[str]) -> int:
+    """Delete ended tasks, in the order given, after what is in the sessions that they opened."""
+    gone = 0
+    for session in await services.views.child_sessions(task_ids):
+        gone += await _empty(services, session.id)
+    left = task_ids
+    while left:
+        pruned = await services.ledger.prune(left)
+        gone += len(pruned.task_ids)
+        left = pruned.rest
+    return gone
+
+
+async def _live_below(services: Services, task: Task) -> list[Task]:
+    """The live tasks in the sessions that a task opened, and below those."""
+    own = await services.views.session(task.session_id)
+    if own is None:
+        raise NotFound.of("session", task.session_id)
+    found = await _live_of_tree(services, own)
+    return [each for each, above in found if task.id in {session.parent_task_id for session in above}]
+
+
+async def _live_of_tree(services: Services, session: Session) -> list[tuple[Task, list[Session]]]:
+    """The live tasks of a delegation tree, each with its session and those above that."""
+    page = TaskFilter(root_session_id=session.root_session_id, states=tuple(LIVE_STATES), limit=PAGE)
+    known: dict[str, list[Session]] = {}
+    found = []
+    while tasks := await services.views.list_tasks(page):
+        found += [(task, await _upwards(services, task.session_id, known)) for task in tasks]
+        page = evolve(page, after=tasks[-1].id)
+    return found
+
+
+async def _upwards(services: Services, session_id: str | None, known: dict[str, list[Session]]) -> list[Session]:
+    if session_id is None:
+        return []
+    if session_id not in known:
+        session = await services.views.session(session_id)
+        above = [] if session is None else [session, *await _upwards(services, session.parent_session_id, known)]
+        known[session_id] = above
+    return known[session_id]
+
+
+def _not_ended(what: str, live: Sequence[Task]) -> NotEnded:
+    ids = [task.id for task in live]
+    named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+    return NotEnded(f"{what}, and what lives cannot be deleted; cancel it first: {named}", details={"live": ids[:100]})

@@ -1,0 +1,258 @@
+"""A task as one document goes on from its checkpoint on another database, and runs on one of the two alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from outrider import Outrider, TaskContext
+from outrider.core.errors import (
+    AlreadyExists,
+    Conflict,
+    IllegalMove,
+    InvalidArguments,
+    InvalidPath,
+    TaskCanceled,
+    UnknownName,
+)
+from outrider.core.replay import replay
+from outrider.runtime.codec import decode, jsonable
+from outrider.testing import Call, Reply, Store, TestRuntime, open_test, replies, script
+
+pytestmark = pytest.mark.anyio
+
+app = Outrider()
+ran: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def clean() -> None:
+    ran.clear()
+
+
+def note(what: str) -> str:
+    ran.append(what)
+    return what
+
+
+@app.tool
+def echo(text: str) -> str:
+    return note(text)
+
+
+@app.tool
+async def journey(task: TaskContext) -> list[str]:
+    task.output("packed\n")
+    done = [await task.step("pack", note, "pack")]
+    child = await task.spawn("echo", text="child")
+    (record,) = await task.wait_for([child])
+    done += [record.id, await child.result()]
+    await task.artifact("ticket", "one way")
+    done += [message.text for message in await task.messages()]
+    task.output("asking\n")
+    done.append(await task.ask("Where to?", str))
+    done.append((await task.files.read(f"/.tasks/{task.id}/ticket")).decode())
+    return done
+
+
+@app.tool
+def look() -> str:
+    return note("look")
+
+
+@asynccontextmanager
+async def two(store: Store = "memory") -> AsyncIterator[tuple[TestRuntime, TestRuntime]]:
+    async with open_test(app, store=store) as here, open_test(app, store=store) as there:
+        yield here, there
+
+
+async def parked(here: TestRuntime) -> Any:
+    session = await here.sessions.create(title="trip", labels={"team": "blue"})
+    task = await session.spawn(journey)
+    await here.run_until_idle()
+    await task.message("quickly", sender="ann")
+    await here.run_until_idle()
+    return task
+
+
+def through_a_file(document: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(document)))
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_a_parked_task_goes_on_from_its_checkpoint_on_another_database(store: Store):
+    async with two(store) as (here, there):
+        task = await parked(here)
+        document = through_a_file(await task.export(events=True))
+        loaded = await there.tasks.load(document)
+        assert loaded.id == task.id
+        await there.run_until_idle()
+        there_task = await there.task(task.id)
+        record, old = await there_task.record(), await task.record()
+        same = {"spec", "display_name", "labels", "attempt", "failures", "created_at", "started_at", "input_request"}
+        assert record.model_dump(include=same) == old.model_dump(include=same)
+        assert (await there_task.attempts())[:1] == (await task.attempts())[:1]
+        assert [each.text async for each in there.tasks.output(task.id, follow=False)] == ["packed\n", "asking\n"]
+        await there_task.answer("Rome")
+        result = await there_task.result()
+        assert (result[0], result[2:]) == ("pack", ["child", "quickly", "Rome", "one way"])
+        assert ran == ["pack", "child"]
+        session = await there.sessions.get(task.session_id)
+        assert (await session.record()).title == "trip"
+        assert {step.attempt for step in await there_task.steps()} >= {1}
+
+
+async def test_the_log_of_an_imported_task_replays_to_its_record():
+    async with two("sqlite") as (here, there):
+        task = await parked(here)
+        await there.tasks.load(await task.export())
+        rows = await there.services.views.events(task.session_id, task_id=task.id)
+        stored = await there.tasks.get(task.id)
+        told = replay((row.type, decode(row.data)) for row in rows)
+        assert told == {name: jsonable(getattr(stored, name)) for name in ("input", "core", "live", "outcome")}
+
+
+async def test_a_task_that_is_given_away_ends_here_and_runs_there_alone():
+    async with two() as (here, there):
+        task = await parked(here)
+        document = await task.export()
+        await here.tasks.give_away(document)
+        with pytest.raises(TaskCanceled, match="moved"):
+            await task.result()
+        await there.tasks.load(document)
+        await there.run_until_idle()
+        await (await there.task(task.id)).answer("Rome")
+        assert (await (await there.task(task.id)).result())[-2] == "Rome"
+
+
+async def test_what_has_moved_on_since_its_export_cannot_be_given_away():
+    async with two() as (here, _):
+        task = await parked(here)
+        document = await task.export()
+        await task.answer("Oslo")
+        assert "Oslo" in await task.result()
+        with pytest.raises(Conflict):
+            await here.tasks.give_away({**document})
+        assert "Oslo" in await task.result()
+
+
+async def test_an_ended_task_is_imported_with_its_result():
+    async with two("sqlite") as (here, there):
+        task = await parked(here)
+        await task.answer("Oslo")
+        result = await task.result()
+        await there.tasks.load(through_a_file(await task.export()))
+        assert await (await there.task(task.id)).result() == result
+        assert await (await there.task(task.id)).delete() == 1
+
+
+async def test_an_agent_goes_on_with_its_transcript():
+    script("travel", replies(Reply(calls=(Call("look", {}),)), Reply(calls=(Call("confirm", {}),)), Reply("done")))
+
+    @app.tool(requires_approval=True)
+    def confirm() -> str:
+        return note("confirm")
+
+    async with two("sqlite") as (here, there):
+        session = await here.sessions.create()
+        task = await session.spawn_agent("travel", model="scripted:travel", tools=["look", "confirm"])
+        await here.run_until_idle()
+        assert (await task.record()).input_request is not None
+        document = through_a_file(await task.export())
+        await here.tasks.give_away(document)
+        await there.tasks.load(document)
+        await there.run_until_idle()
+        moved = await there.task(task.id)
+        await moved.answer(True)
+        assert await moved.result() == "done"
+        assert ran == ["look", "confirm"]
+
+
+async def test_into_another_session_it_comes_whole():
+    async with two() as (here, there):
+        task = await parked(here)
+        await there.tasks.load(await task.export(), session_id="session_new")
+        await there.run_until_idle()
+        moved = await there.task(task.id)
+        assert moved.session_id == "session_new"
+        await moved.answer("Rome")
+        assert (await moved.result())[-1] == "one way"
+
+
+async def test_what_cannot_be_exported_is_refused():
+    async with open_test(app, worker=False) as here:
+        session = await here.sessions.create()
+        first = await session.spawn(echo, text="a")
+        from outrider import TaskOptions
+
+        second = await session.spawn(echo, text="b", options=TaskOptions(depends_on=(first.id,)))
+        with pytest.raises(IllegalMove, match="waits"):
+            await second.export()
+        await here.services.ledger.claim(*_claim(here))
+        with pytest.raises(IllegalMove, match="held"):
+            await first.export()
+
+
+def _claim(runtime: TestRuntime) -> Any:
+    from outrider.core.events import Claimed
+    from outrider.core.ledger import Claim
+    from outrider.core.machine import apply
+
+    now = runtime.clock.now()
+    return Claim("worker_x", ("background_tool:echo",), 1, now), lambda task: apply(task, Claimed("worker_x"), now)
+
+
+async def test_what_is_here_already_or_cannot_run_here_is_refused():
+    async with two() as (here, there):
+        task = await parked(here)
+        document = await task.export()
+        with pytest.raises(AlreadyExists):
+            await here.tasks.load(document)
+        await there.tasks.load(document)
+        with pytest.raises(AlreadyExists):
+            await there.tasks.load(document)
+        async with open_test(Outrider()) as stranger:
+            with pytest.raises(UnknownName):
+                await stranger.tasks.load(document)
+            assert await stranger.tasks.list() == []
+            await stranger.tasks.load(document, force=True)
+            assert task.id in {each.id for each in await stranger.tasks.list()}
+
+
+BROKEN: dict[str, Any] = {
+    "no document": lambda document: [],
+    "another format": lambda document: {**document, "format": "other"},
+    "a later version": lambda document: {**document, "version": 2},
+    "no task": lambda document: {name: document[name] for name in document if name != "task"},
+    "no id": lambda document: {**document, "task": {**document["task"], "id": "../../etc"}},
+    "a state that is none": lambda document: _with_core(document, state="lost"),
+    "a journal that is none": lambda document: {**document, "steps": "all"},
+    "half a row": lambda document: {**document, "steps": [{"position": "x"}]},
+    "a file elsewhere": lambda document: {**document, "files": [{**document["files"][0], "path": "/.tasks/x/y"}]},
+    "a file that is not base64": lambda document: {**document, "files": [{**document["files"][0], "content": "!"}]},
+    "a child that lives": lambda document: {**document, "children": [document]},
+    "a child that is text": lambda document: {**document, "children": ["x"]},
+    "half a transcript": lambda document: {
+        **document,
+        "child_session": {**document["session"], "id": "session_x", "transcript": [{}]},
+    },
+}
+
+
+def _with_core(document: dict[str, Any], **core: Any) -> dict[str, Any]:
+    return {**document, "task": {**document["task"], "core": {**document["task"]["core"], **core}}}
+
+
+async def test_a_document_that_is_not_whole_is_refused_and_nothing_is_made():
+    async with two() as (here, there):
+        document = await (await parked(here)).export()
+        for name, breaking in BROKEN.items():
+            with pytest.raises((InvalidArguments, InvalidPath, IllegalMove)) as refusal:
+                await there.tasks.load(breaking(through_a_file(document)))
+            assert refusal.value.code in ("invalid_arguments", "invalid_path", "illegal_move"), name
+            assert await there.tasks.list() == [], name
+            assert await there.sessions.list() == [], name
