@@ -25,6 +25,9 @@ KEYS = {
     "steps_cut",
     "model_calls",
     "model_calls_repeated",
+    "command_starts",
+    "command_lines",
+    "command_is_whole",
     "events_gap_free",
     "report",
     "seconds",
@@ -64,8 +67,10 @@ def test_two_kills_lose_nothing_and_repeat_nothing(folder, tmp_path):
     assert (verdict["steps_repeated"], verdict["model_calls_repeated"], verdict["steps_cut"]) == (0, 0, 1)
     assert verdict["model_calls"] == 4
     assert verdict["events_gap_free"]
-    assert [task["state"] for task in verdict["tasks"]] == ["succeeded", "succeeded"]
-    assert [set(task) for task in verdict["tasks"]] == [{"id", "kind", "state", "attempt", "failures"}] * 2
+    assert [task["state"] for task in verdict["tasks"]] == ["succeeded"] * 3
+    assert (verdict["command_starts"], verdict["command_lines"], verdict["command_is_whole"]) == (1, 33, True)
+    assert verdict["tasks"][-1]["failures"] == 0
+    assert [set(task) for task in verdict["tasks"]] == [{"id", "kind", "state", "attempt", "failures"}] * 3
     report = (tmp_path / verdict["report"]).read_text()
     assert "32 files" in report
     assert "It has words." in report

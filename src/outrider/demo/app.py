@@ -37,6 +37,20 @@ SURVEY = "/survey.json"
 REPORT = "/report.md"
 SCRIPTED = "scripted:demo"
 
+CHECKSUMS = """\
+echo "begun by $$"
+count=$(find . -type f ! -path '*/.*' | head -n 60 | wc -l)
+n=0
+find . -type f ! -path '*/.*' | sort | head -n 60 | while IFS= read -r file; do
+    n=$((n + 1))
+    echo "$n $(cksum < "$file")"
+    echo "::progress $n/$((count)) files"
+    sleep 0.1
+done
+echo "done"
+"""
+"""A command of the machine's own, slow enough to see both kills: the checksums of the first files of the folder."""
+
 SYSTEM = (
     "You write short reports on folders of files. Read the survey with read_survey, read the two or three files that "
     "tell most with read_file, then call write_report once with a report in Markdown. Answer with one sentence."

@@ -28,7 +28,7 @@ from outrider.agents.models import choose
 from outrider.agents.scripted import NAME as PLAIN_SCRIPTED
 from outrider.core.errors import OutriderError
 from outrider.core.task import State
-from outrider.demo.app import PROMPT, REPORT, SCRIPTED, make_app
+from outrider.demo.app import CHECKSUMS, PROMPT, REPORT, SCRIPTED, make_app
 from outrider.demo.worker import BETWEEN, MID_TOOL
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
@@ -58,6 +58,10 @@ class Verdict:
     steps_cut: int = 0
     model_calls: int = 0
     model_calls_repeated: int = 0
+    command_starts: int = 0
+    command_lines: int = 0
+    command_is_whole: bool = False
+    """Whether every line of it is there, once, in its order."""
     events_gap_free: bool = False
     report: str | None = None
     seconds: float = 0.0
@@ -126,6 +130,10 @@ class _Show:
                 agent="reporter",
                 options=TaskOptions(name="reporter", depends_on=(survey.id,), max_failures=5),
             )
+            command = await session.spawn_process(
+                shell=CHECKSUMS, cwd=self._root.resolve(), options=TaskOptions(name="checksums")
+            )
+            tasks = [survey, agent, command]
             helpers = [
                 asyncio.create_task(self._keep_a_worker()),
                 asyncio.create_task(self._tell(session)),
@@ -133,7 +141,7 @@ class _Show:
                 asyncio.create_task(self._hear(agent)),
             ]
             try:
-                for task in (survey, agent):
+                for task in tasks:
                     await task.wait(timeout=PATIENCE)
                 await asyncio.sleep(0.1)  # let the last lines of the story be told
             except OutriderError as error:
@@ -143,7 +151,7 @@ class _Show:
                     helper.cancel()
                 await asyncio.gather(*helpers, return_exceptions=True)
                 await self._stop_worker()
-            return await self._judge(outrider, session, [survey, agent])
+            return await self._judge(outrider, session, tasks)
 
     # --- the worker, and its two deaths --------------------------------------------------------------
 
@@ -231,8 +239,9 @@ class _Show:
     # --- the check -----------------------------------------------------------------------------------
 
     async def _judge(self, outrider: Runtime, session: SessionHandle, tasks: Sequence[TaskHandle]) -> Verdict:
+        survey, agent, command = tasks
         records = [await task.record() for task in tasks]
-        noted = _read_notes(self._notes)
+        noted = [note for note in _read_notes(self._notes) if note["task"] != command.id]
         verdict = Verdict(model=self._model, kills=len(self._kills))
         verdict.tasks = [_brief(record) for record in records]
         done = Counter((note["task"], note["position"]) for note in noted if not note["position"].startswith("agent!"))
@@ -244,7 +253,7 @@ class _Show:
         verdict.model_calls = len(calls)
         verdict.model_calls_repeated = sum(count - 1 for count in calls.values())
         verdict.events_gap_free = await _is_gap_free(outrider, session.id)
-        survey = tasks[0]
+        verdict.command_starts, verdict.command_lines, verdict.command_is_whole = await _printed(outrider, command)
         journal = {step.position for step in await survey.steps() if step.done}
         is_as_noted = journal == {note["position"] for note in noted if note["task"] == survey.id}
         verdict.report = await self._export_report(session)
@@ -252,10 +261,11 @@ class _Show:
         verdict.ok = (
             verdict.kills == len(MOMENTS)
             and all(record.state is State.SUCCEEDED for record in records)
-            and records[-1].usage.requests == verdict.model_calls
+            and (await agent.record()).usage.requests == verdict.model_calls
             and is_as_noted
             and verdict.steps_repeated == 0
             and verdict.model_calls_repeated == 0
+            and (verdict.command_starts, verdict.command_is_whole) == (1, True)
             and verdict.events_gap_free
             and verdict.report is not None
         )
@@ -279,6 +289,8 @@ class _Show:
         say(f"steps: {verdict.steps} journaled, {verdict.steps_repeated} repeated, {verdict.steps_cut} cut by a kill")
         say(f"model calls: {verdict.model_calls} journaled, {verdict.model_calls_repeated} repeated")
         say(f"the tool's journal is what its workers noted: {'yes' if is_as_noted else 'NO'}")
+        lines = "every line of it there once" if verdict.command_is_whole else "LINES OF IT LOST OR DOUBLED"
+        say(f"the command: begun {verdict.command_starts} time, {verdict.command_lines} lines, {lines}")
         say(f"event log gap-free: {'yes' if verdict.events_gap_free else 'NO'}")
         say(f"report: {verdict.report or 'none'}")
         conclusion = "everything holds" if verdict.ok else "SOMETHING DOES NOT HOLD"
@@ -302,7 +314,8 @@ def _story(event: EventRecord) -> str | None:
         progress = event.data.get("progress")
         if not progress:
             return None
-        return f"survey: {progress['current']:.0f} of {progress['total']:.0f} {progress['unit']}"
+        who = "survey" if progress["unit"] else "checksums"  # a command counts without units
+        return f"{who}: {progress['current']:.0f} of {progress['total']:.0f} files"
     task = event.task
     if task is None:
         return None
@@ -324,6 +337,15 @@ def _read_notes(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def _printed(outrider: Runtime, command: TaskHandle) -> tuple[int, int, bool]:
+    """How often the command was begun, how many lines it numbered, and whether these are whole and in order."""
+    text = "".join([piece.text async for piece in outrider.tasks.output(command.id, follow=False)])
+    lines = [line for line in text.splitlines() if line and not line.startswith("::")]
+    numbered = [line.partition(" ")[0] for line in lines if line[0].isdigit()]
+    is_whole = numbered == [str(n + 1) for n in range(len(numbered))] and lines[-1:] == ["done"]
+    return sum(line.startswith("begun ") for line in lines), len(numbered), is_whole
 
 
 async def _is_gap_free(outrider: Runtime, session_id: str) -> bool:
