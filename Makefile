@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Code that is linted and typed; the last two may not exist in every checkout.
 CODE := src tests $(wildcard benchmarks examples)
 
-# `make test ARGS="-n 2 -k park"`, `make demo ARGS=--help`, `make lock ARGS=--upgrade`, `make bench NAME=steps`.
+# `make test ARGS="-n 0 -k park"`, `make demo ARGS=--help`, `make lock ARGS=--upgrade`, `make bench NAME=steps`.
 ARGS ?=
 NAME ?= tasks
 
@@ -26,8 +26,8 @@ setup: $(READY) ## make .venv from the lock, with the project in it (editable)
 demo: $(READY) ## show what Outrider does, offline
 	$(BIN)/outrider demo $(ARGS)
 
-test: $(READY) ## run the tests, all but the soak tests
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+test: $(READY) ## run the tests, all but the soak tests, two at a time
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal $(ARGS)
 
 soak: $(READY) ## run the long random and crash tests
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=1800 $(ARGS)

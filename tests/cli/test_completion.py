@@ -40,7 +40,7 @@ def test_bash_offers_every_command_option_and_choice(cli: Cli):
         "--log-format j", "run --model ",
     )  # fmt: skip
     assert set(commands) == {*COMMANDS, "--help", "--version"}
-    assert worker == ["worker"]
+    assert worker == ["workers", "worker"]
     assert {"--force", "--db", "--log-format"} <= set(backup)
     assert "--force" not in restore
     assert choices == [["on_terminal", "on_activity"], ["silent"], list(SHELLS), ["json"], []]

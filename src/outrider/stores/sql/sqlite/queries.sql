@@ -451,8 +451,8 @@ from (
         number in (select value from json_each(?3))
         and parent_task_id is not null
         and not exists (select 1 from tasks where id = sessions.parent_task_id)
-) s
-where not exists (select 1 from tasks where session = s.number);
+) found
+where not exists (select 1 from tasks where session = found.number);
 
 -- prune_session_events --
 delete from events where session in (select value from json_each(?));
