@@ -41,7 +41,7 @@ from outrider.core.task import (
 from outrider.core.values import JSON, SECOND, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
 from outrider.runtime.clock import span
-from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_of
+from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
 from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path, file_content
 from outrider.runtime.ids import new_id
@@ -345,7 +345,7 @@ class TaskContext:
         if on_expiry is None:
             on_expiry = "remind" if default is _UNSET else "default"
         with self._at("ask", name) as position:
-            shape = Shape(expected) if expected is not None and not isinstance(expected, Mapping) else PLAIN
+            shape = shape_for(expected) if expected is not None and not isinstance(expected, Mapping) else PLAIN
             schema = expected if isinstance(expected, Mapping) else shape.schema() or None
             answer = await self._ask_at(
                 position.name,

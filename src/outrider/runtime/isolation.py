@@ -316,10 +316,6 @@ class _Expected(Shape):
         super().__init__()
         self._schema = schema
 
-    def schema(self) -> Frame:
-        """The JSON Schema."""
-        return self._schema
-
 
 class _Service:
     """Serves one child: its calls of verbs, what it says, and its end."""

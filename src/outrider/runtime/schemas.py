@@ -6,8 +6,10 @@ A schema may come from anybody, a model too. It is read as it stands: what it re
 from __future__ import annotations
 
 from datetime import date, datetime, time
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+
+import orjson
 
 from outrider.core.errors import InvalidSchema
 from outrider.core.values import JSON, JSONObject
@@ -15,6 +17,20 @@ from outrider.core.values import JSON, JSONObject
 
 def check_schema(schema: JSONObject) -> None:
     """Raise InvalidSchema if a value is not a JSON Schema (draft 2020-12), or refers to something outside itself."""
+    text = _text_of(schema)
+    if text is None:
+        _check(schema)
+    else:
+        _check_text(text)
+
+
+@lru_cache(maxsize=512)
+def _check_text(text: bytes) -> None:
+    """What was found sound is not looked at again: many tasks ask the same, and a look costs a millisecond."""
+    _check(orjson.loads(text))
+
+
+def _check(schema: JSONObject) -> None:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
@@ -31,19 +47,38 @@ def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
     """Return why a value does not fit a schema, None when it fits or there is no schema."""
     if schema is None:
         return None
-    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
-    from referencing import Registry
     from referencing.exceptions import Unresolvable
 
+    text = _text_of(schema)
+    validator = _validator(schema) if text is None else _validator_of(text)
     try:
-        validator = Draft202012Validator(schema, registry=Registry(), format_checker=_formats())
         error = best_match(validator.iter_errors(value))
     except Unresolvable as missing:
         return f"its schema refers to {missing.ref!r}, which it does not contain"
     except RecursionError:
         return "its schema refers to itself without end"
     return None if error is None else f"{error.message} (at {_place(error.absolute_path)})"
+
+
+@lru_cache(maxsize=512)
+def _validator_of(text: bytes) -> Any:
+    return _validator(orjson.loads(text))
+
+
+def _validator(schema: JSONObject) -> Any:
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    return Draft202012Validator(schema, registry=Registry(), format_checker=_formats())
+
+
+def _text_of(schema: JSONObject) -> bytes | None:
+    """A schema in one form, to know it again; None for what is no JSON."""
+    try:
+        return orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return None
 
 
 def _outside(schema: object) -> str | None:
