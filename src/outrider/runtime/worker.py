@@ -65,6 +65,8 @@ class Worker:
         self._host = host or socket.gethostname()
         self._on_end = on_end
         self._bell = Bell(services.clock)
+        self._recovery = Recovery(services, self._host, boot_id(), locks, self.id)
+        self._tending = [each for each in services.registry.executors.values() if isinstance(each, Tending)]
         self._held: dict[str, Attempt] = {}
         self._open: set[Attempt] = set()
         """Those of the held whose code runs; the others only wait for their end to be written."""
@@ -193,7 +195,6 @@ class Worker:
         watched = Watched(self._loop, self._culprit, self._is_holding, self._on_lost, self._on_end)
         lease = LeaseThread(self._services.ledger, self.id, settings, lock.path if lock else None, watched)
         lease.start()
-        self._recovery = Recovery(self._services, self._host, card.boot_id, self._locks, self.id)
         return lease
 
     async def _sign_off(self, lock: Lock | None) -> None:
@@ -480,6 +481,7 @@ class Worker:
 
     def _on_signal(self, signal: Signal) -> None:
         if signal.unknown:
+            self._recovery.heard()
             self._look_at_all = True
             self._has_follow_ups = self._has_news = True
             self._is_caught_up = False
@@ -568,9 +570,8 @@ class Worker:
             stop()
 
     async def _tend(self, *, at_once: bool = False) -> None:
-        for executor in self._services.registry.executors.values():
-            if isinstance(executor, Tending):
-                await executor.tend(self._services, at_once=at_once)
+        for executor in self._tending:
+            await executor.tend(self._services, at_once=at_once)
 
     # --- the end -------------------------------------------------------------------------------------
 
