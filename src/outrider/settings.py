@@ -76,6 +76,14 @@ class WorkerSettings:
     """How many tasks one transaction deletes at most."""
     retention_interval: float = 60.0
     """How often a worker looks for some."""
+    iterations: int = 50
+    """How many model calls an agent may make, unless it or its task says."""
+    approval_deadline: float = 900.0
+    """How long an approval is waited for before it counts as denied."""
+    approval_nudge: float = 60.0
+    """How long before that the session is reminded."""
+    doubt_deadline: float = 3600.0
+    """How long a question about a `once` step in doubt waits before the task fails."""
     limits: Limits = Limits()
 
 
@@ -96,10 +104,6 @@ class LocalModelSettings:
 
 
 CANCEL_GRACE = timedelta(seconds=10)
-MAX_ITERATIONS = 50
-APPROVAL_DEADLINE = timedelta(minutes=15)
-APPROVAL_NUDGE = timedelta(seconds=60)
-DOUBT_DEADLINE = timedelta(hours=1)
 RELEASE_FAILURES = 100
 EXTERNAL_LEASE = timedelta(seconds=60)
 DEFAULT_DATABASE = ".outrider/outrider.db"

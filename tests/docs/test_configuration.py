@@ -4,24 +4,18 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from outrider import Outrider, TaskOptions
-from outrider.agents.engine import DEFAULT_MAX_ITERATIONS
 from outrider.core.task import Retry, Timeouts
 from outrider.runtime.clock import span
 from outrider.settings import (
-    APPROVAL_DEADLINE,
-    APPROVAL_NUDGE,
     CANCEL_GRACE,
     DEFAULT_DATABASE,
-    DOUBT_DEADLINE,
     EXTERNAL_LEASE,
     KIB,
-    MAX_ITERATIONS,
     MIB,
     RELEASE_FAILURES,
     LeaseTimes,
@@ -33,7 +27,7 @@ from outrider.settings import (
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens"}
-COUNTS = {"concurrency", "threads", "slots", "max_calls", "retention_batch"}
+COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch"}
 NESTED = {"lease", "limits"}
 
 
@@ -139,13 +133,6 @@ def _nothing() -> None:
 
 def test_what_is_fixed_is_as_listed():
     listed = rows()
-    assert MAX_ITERATIONS == DEFAULT_MAX_ITERATIONS
-    assert listed["iterations of an agent, unless told otherwise"] == f"{MAX_ITERATIONS}"
-    approval = f"{APPROVAL_DEADLINE // timedelta(minutes=1)} min; {APPROVAL_NUDGE // timedelta(seconds=1)} s before"
-    assert listed["an approval is denied after; its session is reminded"] == approval
-    assert listed["a question about a `once` step in doubt fails the task after"] == (
-        f"{DOUBT_DEADLINE // timedelta(hours=1)} h"
-    )
     assert listed["what releases a resource may fail, until it is given up"] == f"{RELEASE_FAILURES} times"
     lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
     assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"

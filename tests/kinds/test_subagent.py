@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Tokens, replies
 from outrider.core.errors import InvalidArguments, OutriderError, UnknownName
 from outrider.core.session import NewSession
-from outrider.runtime import context as context_module
 from outrider.testing import open_test
 
 pytestmark = pytest.mark.anyio
@@ -250,8 +249,8 @@ def test_an_agent_with_a_name_in_place_of_names_is_refused(app, given):
         app.agent("odd", **given)
 
 
-async def test_an_approval_that_nobody_gives_is_denied_at_its_deadline(app, monkeypatch):
-    monkeypatch.setattr(context_module, "APPROVAL_DEADLINE", timedelta(seconds=0.2))
+async def test_an_approval_that_nobody_gives_is_denied_at_its_deadline(app):
+    app.settings = replace(app.settings, approval_deadline=0.2)
     model = told(Reply(calls=(Call("burst", {}),)), Reply("then not"), name="expired")
     async with at_work(app) as (_, session):
         task = await session.spawn_agent("Burst.", model=model, tools=["burst"], require_approval=True)

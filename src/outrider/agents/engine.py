@@ -16,12 +16,11 @@ from typing import Literal, Protocol, TypeAlias, cast
 from outrider.core.errors import OutriderError, Refused, UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
-from outrider.settings import MAX_ITERATIONS
+from outrider.settings import WorkerSettings
 
 Stop: TypeAlias = Literal["answered", "max_iterations"]
 
 DEFAULT_ENGINE = "pydantic-ai"
-DEFAULT_MAX_ITERATIONS = MAX_ITERATIONS
 
 ENGINES: Mapping[str, str] = {"pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI"}
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
@@ -124,7 +123,7 @@ class AgentBrief:
     model_settings: JSONObject = field(default_factory=dict)
     tools: Sequence[ToolSpec] = ()
     require_approval: bool | Sequence[str] = False
-    max_iterations: int = DEFAULT_MAX_ITERATIONS
+    max_iterations: int = WorkerSettings().iterations
     result_schema: JSONObject | None = None
     transcript: Sequence[JSON] = ()
     iterations: int = 0

@@ -13,7 +13,6 @@ from typing import Any
 
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
-    DEFAULT_MAX_ITERATIONS,
     AgentBrief,
     AgentFailed,
     AgentOutcome,
@@ -170,7 +169,7 @@ class Subagent:
             model_settings={**given.model_settings, **spec.get("model_settings", {})},
             tools=tools,
             require_approval=gated,
-            max_iterations=spec.get("max_iterations") or given.max_iterations or DEFAULT_MAX_ITERATIONS,
+            max_iterations=spec.get("max_iterations") or given.max_iterations or task.services.settings.iterations,
             result_schema=task.result_schema,
             transcript=transcript,
             iterations=task.live.iterations,

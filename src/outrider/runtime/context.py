@@ -52,7 +52,7 @@ from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
-from outrider.settings import APPROVAL_DEADLINE, APPROVAL_NUDGE, DOUBT_DEADLINE, RELEASE_FAILURES
+from outrider.settings import RELEASE_FAILURES
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -299,7 +299,7 @@ class TaskContext:
             f"{what}. Retry it, skip it with a value, or fail?",
             kind="approval",
             expected=_doubt_schema(shape),
-            deadline=DOUBT_DEADLINE,
+            deadline=self._services.settings.doubt_deadline,
             on_expiry="fail",
             details={"step": position.name, "attempt": entry.attempt},
         )
@@ -377,9 +377,9 @@ class TaskContext:
                 prompt,
                 kind="approval",
                 expected=_APPROVAL_SCHEMA,
-                deadline=APPROVAL_DEADLINE,
+                deadline=self._services.settings.approval_deadline,
                 on_expiry="deny",
-                remind_before=APPROVAL_NUDGE,
+                remind_before=self._services.settings.approval_nudge,
                 details=details,
             )
 

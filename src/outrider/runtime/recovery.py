@@ -21,7 +21,6 @@ from outrider.runtime.lease import Will, is_locked
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
 
-
 READ_EVERY = 4
 """How many looks pass at most before the store is read, though nobody was heard to write."""
 
