@@ -40,7 +40,7 @@ check: $(READY) ## lint, format check, types, layers, and the tests of the docs
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q tests/docs
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs
 
 format: $(READY) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix $(CODE)
