@@ -189,3 +189,16 @@ async def test_a_worker_that_cannot_begin_leaves_nothing_behind(tmp_path: Path):
 
 async def held(outrider: Runtime, worker_id: str) -> Sequence[object]:
     return await outrider.ledger.views.held_by(worker_id)
+
+
+@pytest.mark.parametrize("lag", range(4))
+@pytest.mark.parametrize("delay", [None, 0.02])
+async def test_a_cancel_that_comes_while_a_task_is_on_its_way_to_its_worker_is_not_missed(outrider, lag, delay):
+    session = await outrider.sessions.create()
+    task = await session.spawn("hold", number=lag, options=TaskOptions(delay=delay))
+    while (await outrider.services.views.task(task.id)).core.worker_id is None:  # noqa: ASYNC110 - the store
+        await asyncio.sleep(0)
+    for _ in range(lag):
+        await asyncio.sleep(0)
+    await task.cancel()
+    assert (await task.wait(timeout=5)).state is State.CANCELED

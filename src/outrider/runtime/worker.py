@@ -13,6 +13,7 @@ import inspect
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -43,6 +44,9 @@ BATCH = 100
 FOLLOW_UPS = 200
 STORE_PAUSE = 0.5
 """How long a store that does not answer is left alone, in seconds."""
+
+MOST_PASSED = 10_000
+"""Of how many tasks it is remembered that news passed by; of more, that it may have of any."""
 
 YOUNG = 10_000
 """How many new objects the interpreter's collector waits for before it looks at them. See `_collect_less_often`."""
@@ -78,6 +82,9 @@ class Worker:
         self._is_full = False
         self._wakes_at: int | None = None
         self._stale: set[str] = set()
+        self._passed_by: Counter[str] = Counter()
+        """How often news came of tasks while some were on their way here, and of which nobody knew yet."""
+        self._passed_all = False
         self._look_at_all = False
         self._refreshing = False
         self._has_follow_ups = True
@@ -302,6 +309,10 @@ class Worker:
         attempt.runner = self._spawn(self._hold(attempt))
         if self._is_draining:
             attempt.drain()
+        # One signal is of the commit that gave it to this worker; after a second the record may be old already.
+        if self._passed_all or self._passed_by.pop(task.id, 0) > 1:
+            self._stale.add(task.id)
+            self._refresh_soon()
 
     async def _hold(self, attempt: Attempt) -> None:
         """Open the attempt, perform it, unwind what it left running, settle it."""
@@ -480,6 +491,7 @@ class Worker:
     # --- news ----------------------------------------------------------------------------------------
 
     def _on_signal(self, signal: Signal) -> None:
+        self._note_what_passes(signal)
         if signal.unknown:
             self._recovery.heard()
             self._look_at_all = True
@@ -496,9 +508,24 @@ class Worker:
         if self._held:
             if signal.moved:
                 self._stale |= signal.moved & self._held.keys()
-            if (self._stale or self._look_at_all) and not self._refreshing:
-                self._refreshing = True
-                self._spawn(self._refresh())
+            if self._stale or self._look_at_all:
+                self._refresh_soon()
+
+    def _note_what_passes(self, signal: Signal) -> None:
+        """Remember of which tasks there was news while some are on their way here: they are not held yet."""
+        if not (self.claims_in_flight or self._reserved):
+            self._passed_by.clear()
+            self._passed_all = False
+            return
+        self._passed_by.update(signal.moved)
+        if signal.unknown or len(self._passed_by) > MOST_PASSED:
+            self._passed_by.clear()
+            self._passed_all = True
+
+    def _refresh_soon(self) -> None:
+        if not self._refreshing:
+            self._refreshing = True
+            self._spawn(self._refresh())
 
     async def _refresh(self) -> None:
         """Read again what others may have written to the tasks held here."""
