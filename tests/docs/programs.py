@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from outrider import Outrider
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -44,3 +48,11 @@ def run(
 def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What a program said."""
     return done.stdout.splitlines()
+
+
+async def dismiss_workers(folder: Path) -> None:
+    """End the worker that `--background` left, which would stay for a minute."""
+    async with Outrider().open(str(folder / ".outrider" / "outrider.db"), worker=False) as outrider:
+        for worker in await outrider.workers():
+            with suppress(ProcessLookupError):  # one that was killed stands there until somebody finds its work
+                os.kill(worker.pid, signal.SIGTERM)

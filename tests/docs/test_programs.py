@@ -6,11 +6,9 @@ The commands of shell blocks exist, with their options, and those of the README 
 """
 
 import asyncio
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,14 +16,27 @@ from pathlib import Path
 
 import pytest
 
-from outrider import Outrider
 from outrider.cli.arguments import parse
-from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, environment, run
+from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, dismiss_workers, environment, run
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
-KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
+KNOWN_COMMANDS = {
+    "make",
+    "python",
+    "pytest",
+    "pip",
+    "outrider",
+    "git",
+    "cd",
+    "export",
+    ".",
+    "kill",
+    "sleep",
+    "mkdir",
+    "cat",
+}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:
@@ -142,10 +153,3 @@ def until_it_asks(tasks: str, task: str, folder: Path) -> None:
         assert time.monotonic() < give_up, listed
         time.sleep(0.2)
     assert task in listed
-
-
-async def dismiss_workers(folder: Path) -> None:
-    """End the worker that `--background` left, which would stay for a minute."""
-    async with Outrider().open(str(folder / ".outrider" / "outrider.db"), worker=False) as outrider:
-        for worker in await outrider.workers():
-            os.kill(worker.pid, signal.SIGTERM)
