@@ -264,6 +264,23 @@ async def test_a_step_in_flight_is_run_as_it_is_now(effects: Any):
         assert (ran, await task.requests()) == ([1, 2], [])
 
 
+@shows("a step added to one of the branches that run side by side")
+async def test_branches_may_grow(shop: Shop):
+    def branching(*steps: str) -> Code:
+        async def branch(task: TaskContext, name: str) -> list[str]:
+            return [await task.step(f"{step} {name}", str, step) for step in steps]
+
+        async def work(task: TaskContext) -> str:
+            got = await asyncio.gather(branch(task, "left"), branch(task, "right"))
+            await task.ask("Go on?", bool)
+            return f"{got}"
+
+        return work
+
+    record = await shop.changed(branching("old"), branching("new", "old"))
+    assert record.summary == "[['new', 'old'], ['new', 'old']]"
+
+
 # --- values ------------------------------------------------------------------------------------------
 
 
