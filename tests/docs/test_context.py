@@ -125,7 +125,7 @@ async def refused(code: Callable[[TaskContext], Awaitable[Any]]) -> bool:
 # --- do ----------------------------------------------------------------------------------------------
 
 
-async def test_step():
+async def test_step_runs_once_and_gives_what_it_gave():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         if (question := (await task.record()).input_request) is not None:  # the crash came within `charge`
             await task.answer({"action": "retry"}, request_id=question.id)
@@ -136,7 +136,7 @@ async def test_step():
     assert await after_every_crash("step", see, urls=["a", "bc"]) == ["fetch a", "fetch bc", "charge"]
 
 
-async def test_what_a_step_refuses():
+async def test_step_refuses_what_it_could_not_give_back():
     assert await refusal(lambda task: task.step("s", object)) is TypeError
     assert await refused(lambda task: task.step("s", lambda: "x" * (1024 * 1024)))
     for name in ("n" * 513, "a!", "a › b"):
@@ -157,7 +157,7 @@ async def step_named(name: str, task: TaskContext) -> None:
     await task.step(name, str)
 
 
-async def test_spawn():
+async def test_spawn_makes_each_child_once():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         children = await runtime.tasks.list(parent_task_id=task.id)
         return await task.result(), sorted(child.display_name for child in children)
@@ -168,7 +168,7 @@ async def test_spawn():
     assert await refused(lambda task: task.spawn("tries", options=TaskOptions(priority=10**6)))
 
 
-async def test_wait_for():
+async def test_wait_for_gives_how_each_stood_at_its_end():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         await runtime.advance(60)
         return await task.result(), len(await runtime.tasks.list())
@@ -178,7 +178,7 @@ async def test_wait_for():
     assert await refusal(lambda task: task.wait_for(["task_of_nobody"])) is NotFound
 
 
-async def test_sleep():
+async def test_sleep_ends_at_the_moment_that_it_was_to_end():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         began = runtime.clock.time
         await runtime.advance(timedelta(hours=23))
@@ -194,7 +194,7 @@ async def test_sleep():
     assert await refused(lambda task: task.sleep(timedelta(days=365 * 101)))
 
 
-async def test_artifact():
+async def test_artifact_leaves_it_once():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         record = await task.record()
         session = await runtime.sessions.get(record.session_id)
@@ -216,7 +216,7 @@ async def artifact_at(path: str, task: TaskContext) -> None:
     await task.artifact("out", "text", path=path)
 
 
-async def test_files():
+async def test_files_are_shared_with_the_session():
     async with begun(app_of("files"), path="/notes.txt") as (runtime, task):
         session = await runtime.sessions.get(task.session_id)
         assert await session.read_file("/numbered.txt") == b"1 one\n2 two"
@@ -244,7 +244,7 @@ async def test_files_are_read_as_they_are_now():
 # --- ask and talk ------------------------------------------------------------------------------------
 
 
-async def test_ask():
+async def test_ask_asks_once_and_takes_what_fits():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         record = await task.record()
         assert (record.state, record.worker_id) == (State.AWAITING_INPUT, None)
@@ -264,7 +264,7 @@ async def test_ask():
     assert await refused(lambda task: task.ask("?", details="x" * (256 * 1024)))
 
 
-async def test_post():
+async def test_post_sends_once_and_wakes_the_session():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         messages = [message.parts[0]["data"] for message in await task.messages(direction="outbound")]
         inbox = await (await runtime.sessions.get(task.session_id)).inbox()
@@ -277,7 +277,7 @@ async def test_post():
     assert await refused(lambda task: task.post("x" * (64 * 1024)))
 
 
-async def test_messages():
+async def test_messages_gives_each_message_once():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         for text in ("hello", "stop"):
             await task.message(text)
@@ -301,7 +301,7 @@ async def test_messages():
 # --- say ---------------------------------------------------------------------------------------------
 
 
-async def test_progress():
+async def test_progress_never_jumps_back():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         numbers = [event.task.progress.current async for event in task.events() if event.task and event.task.progress]
         assert numbers == sorted(numbers), "it does not jump back"
@@ -317,7 +317,7 @@ async def test_progress():
     assert await refusal(speaks) is TypeError
 
 
-async def test_detail(capsys: pytest.CaptureFixture[str]):
+async def test_detail_tells_the_last_and_is_cut(capsys: pytest.CaptureFixture[str]):
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         return (await task.record()).state_detail
 
@@ -338,7 +338,7 @@ async def test_detail(capsys: pytest.CaptureFixture[str]):
         assert (len(record.state_detail), len(record.progress.label)) == (2048, 256)
 
 
-async def test_output():
+async def test_output_is_there_once():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         return [(piece.stream, piece.text) async for piece in task.output()]
 
@@ -352,12 +352,34 @@ async def test_output():
         assert await refused(prints)
 
 
-async def test_heartbeat():
-    async with begun(app_of("heartbeat"), rounds=3) as (runtime, task):
-        await runtime.advance(60)
+async def test_heartbeat_keeps_a_silent_task_alive():
+    app = app_of("heartbeat")
+    begun, go_on = list[int](), asyncio.Semaphore(0)
+
+    async def crunch(number: int) -> None:
+        begun.append(number)
+        await go_on.acquire()
+
+    app.registry.tools["grind"].fn.__globals__["crunch"] = crunch
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("grind", rounds=2)
+        await runtime.until(lambda: begun == [0])
+        runtime.clock.advance(45)
         await runtime.crash()
-        await runtime.advance(60)
-        assert await task.result() == 3
+        await runtime.until(lambda: begun == [0, 0])
+        for _ in range(2):
+            runtime.clock.advance(45)
+            go_on.release()
+            await runtime.until(lambda: _beats(runtime, task))
+        await runtime.run_until_idle()
+        assert await task.result() == 2
+        assert [attempt.ending for attempt in await task.attempts()] == ["lost", "succeeded"]
+
+
+async def _beats(runtime: TestRuntime, task: TaskHandle) -> bool:
+    record = await task.record()
+    return record.is_terminal or record.heartbeat_at == runtime.clock.time
 
 
 async def test_a_task_without_a_sign_of_life_runs_into_its_idle_timeout():
@@ -393,7 +415,7 @@ async def _ended(task: TaskHandle) -> bool:
 # --- know --------------------------------------------------------------------------------------------
 
 
-async def test_cancel_requested():
+async def test_cancel_requested_lets_code_stop_in_order():
     app = app_of("cancel_requested")
     async with open_test(app) as runtime:
         session = await runtime.sessions.create()
@@ -425,7 +447,7 @@ async def test_lost_work_that_was_to_stop_is_not_taken_up_again():
         assert ((await task.record()).state, attempts) == (State.CANCELED, [1])
 
 
-async def test_attempt_and_is_replaying():
+async def test_attempt_and_is_replaying_tell_a_repetition():
     heading = "attempt, is_replaying"
     async with begun(app_of(heading)) as (_, task):
         assert await task.result() == [False, False, False]
@@ -433,7 +455,7 @@ async def test_attempt_and_is_replaying():
         assert await task.result() == [True, False, True]
 
 
-async def test_log(caplog: pytest.LogCaptureFixture):
+async def test_log_names_the_task_and_the_attempt(caplog: pytest.LogCaptureFixture):
     heading = "log"
     async with begun(app_of(heading), 1, url="abc") as (_, task):
         assert await task.result() == 3
@@ -444,7 +466,7 @@ async def test_log(caplog: pytest.LogCaptureFixture):
         assert f"attempt={attempt}" in line
 
 
-async def test_what_it_is():
+async def test_a_task_knows_what_it_is():
     heading = "id, session_id, spec, record"
     async with begun(app_of(heading), options=TaskOptions(priority=7), page=3) as (_, task):
         assert await task.result() == f"{task.id} of {task.session_id}: {{'page': 3}}, priority 7"
