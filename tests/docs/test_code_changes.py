@@ -190,6 +190,18 @@ async def test_a_position_that_was_not_there_is_found_out(shop: Shop, positions:
     assert await shop.steps(record) == ["one", "two", "ask:1"]
 
 
+async def test_what_was_interrupted_goes_on_from_a_step_as_a_new_task(shop: Shop):
+    async def new(task: TaskContext) -> str:
+        return f"{[await task.step('one', lambda: 100), await task.step('dos', lambda: 200)]}"
+
+    record = await shop.changed(one_two, new)
+    assert interrupted(record) == {"journaled": "step 'two'", "met": "step 'dos'"}
+    async with shop.under(serving(new)) as outrider:
+        task = await outrider.task(record.id)
+        assert await (await task.fork(from_step="two")).result() == "[1, 200]"
+        assert await (await task.retry()).result() == "[100, 200]"
+
+
 @shows("a step removed, and nothing new comes")
 async def test_what_the_code_does_not_come_to_any_more_is_not_missed(shop: Shop):
     async def new(task: TaskContext) -> str:

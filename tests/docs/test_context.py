@@ -212,6 +212,23 @@ async def test_artifact_leaves_it_once():
         assert await refused(partial(artifact_at, path))
 
 
+async def test_hold_is_released_once_after_the_end():
+    async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
+        record = await task.record()
+        releases = await runtime.tasks.list()
+        assert [each.id for each in releases if each.display_name == "render"] == [task.id]
+        others = [(each.display_name, each.state) for each in releases if each.id != task.id]
+        return await task.result(), record.links.resource_ids, others
+
+    assert await after_every_crash("hold", see, scene="sea") == (
+        "sea.png",
+        ("machine:render-sea",),
+        [("release machine render-sea", State.SUCCEEDED)],
+    )
+    assert await refused(lambda task: task.hold("volume", "of nobody"))
+    assert await refused(lambda task: task.hold("volume", "a!"))
+
+
 async def artifact_at(path: str, task: TaskContext) -> None:
     await task.artifact("out", "text", path=path)
 
