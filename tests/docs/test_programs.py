@@ -22,21 +22,8 @@ from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, dismiss_workers, envir
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
-KNOWN_COMMANDS = {
-    "make",
-    "python",
-    "pytest",
-    "pip",
-    "outrider",
-    "git",
-    "cd",
-    "export",
-    ".",
-    "kill",
-    "sleep",
-    "mkdir",
-    "cat",
-}
+KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
+KNOWN_COMMANDS |= {"mkdir", "cat"}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:

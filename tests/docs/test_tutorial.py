@@ -8,18 +8,20 @@ import asyncio
 import re
 import subprocess
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from outrider import Outrider, State
+from outrider.runtime.records import TaskRecord
 from tests.docs.programs import PATIENCE, ROOT, dismiss_workers, environment
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
 CUT = re.compile(r"(?P<start>.+) & sleep \d+; (?P<kill>kill -9 \$!)")
-DIES_AFTER = {"outrider": (".outrider/outrider.db", 2), "python": ("spring.db", 1)}
+CLI = ".outrider/outrider.db"
+DIES_AFTER = {"outrider": (CLI, 2), "python": ("spring.db", 1)}
 """Where what is killed keeps its task, and after how many letters."""
 
 
@@ -35,7 +37,7 @@ def test_the_tutorial_typed_as_it_stands_does_what_it_shows(tmp_path: Path):
                 reader.types(text.splitlines(), shown.splitlines())
         letters = (tmp_path / "letters" / "sent.txt").read_text().splitlines()
         assert letters == [f"a letter to {name}" for name in ("ada", "bob", "cyd", "dan", "eve", "flo", "gil", "hal")]
-        ended = asyncio.run(endings(tmp_path / "letters" / ".outrider" / "outrider.db"))
+        ended = asyncio.run(endings(tmp_path / "letters" / CLI))
         assert ended["letters to bob, cyd, dan, eve"] == ["lost", "succeeded"]
         assert ended["letters to flo"][-1] == "succeeded"
     finally:
@@ -55,7 +57,7 @@ def blocks() -> Iterator[tuple[str, str, str, str]]:
 
 
 class Reader:
-    """Somebody at a shell, who types a command, reads what it prints, and looks again where a list is not there yet."""
+    """Somebody at a shell, who types a command, reads what it prints, and looks at a list once there is something."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,30 +72,30 @@ class Reader:
         )
 
     def types(self, commands: list[str], shown: list[str]) -> None:
-        give_up = time.monotonic() + PATIENCE
-        while (missing := missing_in(printed := "".join(map(self._enter, commands)), shown)) is not None:
-            looks_again = commands[-1].startswith("outrider tasks")
-            assert looks_again, f"{commands} should have printed {missing!r}, and printed\n{printed}"
-            assert time.monotonic() < give_up, f"{commands} never printed {missing!r}"
-            commands = commands[-1:]
+        printed = "".join(map(self._enter, commands))
+        missing = missing_in(printed, shown)
+        assert missing is None, f"{commands} should have printed {missing!r}, and printed\n{printed}"
 
     def leaves(self) -> None:
         self._shell.kill()
         self._shell.communicate()
 
     def _enter(self, command: str) -> str:
+        if (state := re.fullmatch(r"outrider tasks --state (\w+)", command)) is not None:
+            wanted = State(state[1])
+            asyncio.run(until(self._folder / "letters" / CLI, lambda task: task.state is wanted))
         cut = CUT.fullmatch(command)
         if cut is None:
             return self._run(command)
         started = self._run(f"{cut['start']} &")
         database, letters = DIES_AFTER[cut["start"].split()[0]]
-        asyncio.run(until_written(self._folder / "letters" / database, letters))
+        asyncio.run(until(self._folder / "letters" / database, partial(has_written, letters)))
         return started + self._run(f"{cut['kill']}; wait $!; test $? = 137")
 
     def _run(self, command: str) -> str:
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
-        self._shell.stdin.write(f"{{ {command}\n}} </dev/null; echo; echo ended with $?\n")
+        self._shell.stdin.write(f"{{ {command}\n}} </dev/null; status=$?; echo; echo ended with $status\n")
         self._shell.stdin.flush()
         watchdog = threading.Timer(PATIENCE, self._shell.kill)
         watchdog.start()
@@ -128,12 +130,15 @@ def missing_in(printed: str, shown: list[str]) -> str | None:
     return None
 
 
-async def until_written(database: Path, letters: int) -> None:
-    """Wait until a task that is alive has written so many letters."""
+def has_written(letters: int, task: TaskRecord) -> bool:
+    return task.state is State.RUNNING and task.progress is not None and task.progress.current == letters
+
+
+async def until(database: Path, fact: Callable[[TaskRecord], bool]) -> None:
+    """Wait until it is so of any task."""
     async with asyncio.timeout(PATIENCE), Outrider().open(str(database), worker=False) as outrider:
         while True:
-            alive = await outrider.tasks.list(states=(State.RUNNING,))
-            if any(task.progress is not None and task.progress.current == letters for task in alive):
+            if any(map(fact, await outrider.tasks.list())):
                 return
             await asyncio.sleep(0.01)
 
