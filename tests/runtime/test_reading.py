@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskHandle
-from outrider.core.errors import InvalidPath, NotFound, TaskFailed
+from outrider.core.errors import InvalidArguments, InvalidPath, NotFound, TaskFailed
 from outrider.core.events import Step
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.records import EventRecord
@@ -328,3 +328,11 @@ async def test_files_are_written_read_listed_and_deleted(store: Store):
             await session.read_file("/given.txt")
         other = await runtime.sessions.create()
         assert await other.files() == []
+
+
+async def test_tasks_are_filtered_by_states_named_as_text_or_refused():
+    async with Outrider().open("memory://", worker=False) as outrider:
+        assert await outrider.tasks.list(states=["running", State.QUEUED]) == []
+        assert await outrider.tasks.list(states="running") == []
+        with pytest.raises(InvalidArguments, match="awaiting_input"):
+            await outrider.tasks.list(states=["asleep"])

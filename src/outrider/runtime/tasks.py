@@ -612,4 +612,15 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     for name in given:
         if name not in known:
             raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
+    if given.get("states") is not None:
+        given = {**given, "states": _states_of(given["states"])}
     return TaskFilter(**given)
+
+
+def _states_of(given: object) -> tuple[State, ...]:
+    """The states that a caller names. Raises InvalidArguments for what is none."""
+    names = given if isinstance(given, list | tuple | set | frozenset) else [given]
+    try:
+        return tuple(State(name) for name in names)
+    except ValueError:
+        raise InvalidArguments(f"states are some of {', '.join(State)}, not {given!r:.100}") from None
