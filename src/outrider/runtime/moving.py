@@ -24,6 +24,7 @@ from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import check_id
+from outrider.runtime.options import check_keys, check_priority
 from outrider.runtime.services import Services
 from outrider.runtime.stream import task_from
 
@@ -161,6 +162,8 @@ async def import_task(services: Services, document: JSONObject, *, session_id: s
     task or an opened session that is there already.
     """
     task = _checked(document)
+    check_keys(task.input, services.settings.limits)
+    check_priority(task.priority)
     await _check_absent(services, task, document)
     home = await _home(services, document, session_id)
     try:

@@ -135,24 +135,32 @@ def _check(options: TaskOptions, limits: Limits) -> None:
     ):
         if value not in choices:
             raise InvalidArguments(f"{name} is one of {', '.join(choices)}, not {value!r:.100}")
-    for name, text, longest in (
-        ("idempotency_key", options.idempotency_key, limits.name),
-        ("concurrency_key", options.concurrency_key, limits.name),
-        ("debounce_key", options.debounce_key, limits.name),
-        ("name", options.name, limits.detail),
-    ):
-        if text is not None:
-            check_name(name, text, longest)
+    check_keys(options, limits)
+    if options.name is not None:
+        check_name("name", options.name, limits.detail)
     if options.debounce_key is not None and options.delay is None and options.start_at is None:
         raise InvalidArguments("a debounced task needs a delay: how long to wait for what follows")
     if options.debounce_max is not None and options.debounce_key is None:
         raise InvalidArguments("debounce_max bounds what a debounce_key puts off, and there is none")
 
 
+def check_keys(given: TaskOptions | Input, limits: Limits) -> None:
+    """Raise InvalidArguments or TooLarge for a key that the queue cannot go by."""
+    for name in ("idempotency_key", "concurrency_key", "debounce_key"):
+        key = getattr(given, name)
+        if key is not None:
+            check_name(name, key, limits.name)
+
+
 def check_name(what: str, text: object, longest: int) -> None:
-    """Raise InvalidArguments for what is no text or none at all, TooLarge for more characters than that."""
+    """Raise InvalidArguments for what is no text or none at all, TooLarge for more characters than that.
+
+    A NUL is refused, since databases end texts with it, and so is what no encoding of text can say.
+    """
     if not isinstance(text, str) or not text:
         raise InvalidArguments(f"{what} is text, and not empty")
+    if "\0" in text or any("\ud800" <= each <= "\udfff" for each in text):
+        raise InvalidArguments(f"{what} has a NUL or half of a surrogate pair in it: {text!r:.100}")
     if len(text) > longest:
         raise TooLarge.of(f"{what}, in characters,", len(text), longest)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider.core.errors import InvalidArguments
+from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import Reprioritized
 from outrider.core.ledger import LimitRemoved, LimitSet, Paused, Resumed
 from outrider.core.queue import Limit, Pause, Scope
 from outrider.core.task import Task
 from outrider.runtime.clock import span
-from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id
 from outrider.runtime.options import Length, check_name, check_priority, is_whole
 from outrider.runtime.records import KeyRecord, LimitRecord, PauseRecord
@@ -57,6 +56,7 @@ class Queue:
 
     async def unlimit(self, key: str) -> bool:
         """Remove the limit of a key; False if there was none. Without any limit a key admits one task at a time."""
+        check_name("the key of a limit", key, self._services.settings.limits.name)
         return await self._services.ledger.control(LimitRemoved(key))
 
     async def limits(self) -> list[LimitRecord]:
@@ -83,15 +83,21 @@ class Queue:
     ) -> bool:
         """Start no more tasks of a session, of a kind, or any at all; what runs goes on. False if it was so already.
 
-        Until `resume`, for all workers. Raises InvalidArguments unless exactly one of the three is named.
+        Until `resume`, for all workers. Raises InvalidArguments unless exactly one of the three is named, NotFound for
+        a session that does not exist.
         """
-        scope, name = _scope(session, kind, everything)
-        check_size("the reason of a pause, with who pauses,", (by, reason), self._services.settings.limits.message)
+        scope, name = self._scope(session, kind, everything)
+        limits = self._services.settings.limits
+        for what, text in (("who pauses", by), ("the reason of a pause", reason)):
+            if text:
+                check_name(what, text, limits.message)
+        if session is not None and await self._services.views.session(session) is None:
+            raise NotFound.of("session", session)
         return await self._services.ledger.control(Paused(Pause(scope, name, self._services.clock.now(), by, reason)))
 
     async def resume(self, *, session: str | None = None, kind: str | None = None, everything: bool = False) -> bool:
         """End that pause, and no other; False if there was none."""
-        return await self._services.ledger.control(Resumed(*_scope(session, kind, everything)))
+        return await self._services.ledger.control(Resumed(*self._scope(session, kind, everything)))
 
     async def pauses(self) -> list[PauseRecord]:
         """Return what is paused."""
@@ -105,15 +111,16 @@ class Queue:
         check_priority(priority)
         return await self._services.lifecycle.move(task_id, Reprioritized(priority))
 
-
-def _scope(session: str | None, kind: str | None, everything: bool) -> tuple[Scope, str]:
-    named: Mapping[Scope, str | None] = {"session": session, "kind": kind, "everything": "" if everything else None}
-    given = [(scope, name) for scope, name in named.items() if name is not None]
-    if len(given) != 1:
-        raise InvalidArguments("name one of session, kind and everything")
-    ((scope, name),) = given
-    if scope == "session":
-        check_id("session", name)
-    elif scope == "kind" and (not name or ":" in name):
-        raise InvalidArguments(f"{name!r:.100} is no kind")
-    return scope, name
+    def _scope(self, session: str | None, kind: str | None, everything: bool) -> tuple[Scope, str]:
+        named: Mapping[Scope, str | None] = {"session": session, "kind": kind, "everything": "" if everything else None}
+        given = [(scope, name) for scope, name in named.items() if name is not None]
+        if len(given) != 1:
+            raise InvalidArguments("name one of session, kind and everything")
+        ((scope, name),) = given
+        if scope == "session":
+            check_id("session", name)
+        elif scope == "kind":
+            check_name("a kind", name, self._services.settings.limits.name)
+            if ":" in name:
+                raise InvalidArguments(f"{name!r:.100} is no kind")
+        return scope, name

@@ -179,6 +179,12 @@ class Known:
         self.watchers.pop(head.id, None)
 
 
+FULL = 1 << 62
+"""More than any limit admits."""
+
+AT_NEXT_CLAIM: Instant = 0
+"""A moment that has come, whatever the time is."""
+
 AT_ONCE = 1000
 """How many tasks one transaction lets in at most, of a key and a route or of a session; the rest come later."""
 
@@ -287,6 +293,7 @@ class Batch:
         self._debounced: dict[tuple[str, str], str] = {}
         self._counted: dict[str, KeyHead] = {}
         self._loosened: dict[str, KeyHead] = {}
+        self._has_written_rates = False
         self._output: dict[int, list[int]] = {}
         self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
 
@@ -328,6 +335,11 @@ class Batch:
             self._follow_ups,
             deadline_at=self._deadline_at,
         )
+
+    @property
+    def has_written_rates(self) -> bool:
+        """Whether it may have moved the moment at which a start returns to a rate that holds tasks back."""
+        return self._has_written_rates
 
     def tell(self, *, session_id: str) -> None:
         """Count a session among those concerned."""
@@ -372,6 +384,9 @@ class Batch:
         if missing := keys - self._known.keys.keys():
             for key, held, spent in self._statements.array("held_of_keys", listed(missing)):
                 self._known.keys[key] = KeyHead(held, spent_of(spent))
+            for key in missing - self._known.keys.keys():
+                # One with a NUL in it, which no JSON carries into SQLite: it stays full, and holds up nobody else.
+                self._known.keys[key] = KeyHead(FULL, (), may_wait=False)
 
     @property
     def gates(self) -> KnownGates:
@@ -433,6 +448,8 @@ class Batch:
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
         self._rows["insert_events"].append((head.number, 1, None, "session.created", new.created_at, data))
         head.seq = 1
+        if new.id in self.gates.gates.sessions:
+            self._known.gates = None  # they name it, and did not know its number
         self._new_sessions.append(
             (
                 head.number,
@@ -1028,9 +1045,8 @@ class Batch:
             known.starts = 0
             opens_at = next_return(limit, known.spent, known.now) if known.may_wait else None
             rates.append((key, encode(known.spent), opens_at))
-        if rates:
-            self._statements.write("upsert_rates", rates)
-            self._counted = {}
+        self._write_rates(rates)
+        self._counted = {}
         for key, known in self._loosened.items():
             if known.may_wait:
                 self.open_key(key, known.places(gates.limit(key), known.now))
@@ -1084,8 +1100,7 @@ class Batch:
             self.open_key(key, known.places(limit, now))
             opens_at = next_return(limit, known.spent, now) if known.may_wait else None
             rates.append((key, encode(known.spent), opens_at))
-        if rates:
-            self._statements.write("upsert_rates", rates)
+        self._write_rates(rates)
 
     def open_limit(self, name: str) -> None:
         """A limit was changed: let in who may start by the new one."""
@@ -1093,11 +1108,18 @@ class Batch:
         first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\0")
         keys = self._statements.array("waiting_keys", first, last)
         self.load_keys(set(keys))
+        rates = []
         for key in keys:
-            known, limit = self._known.keys[key], self.gates.gates.limit(key)
-            self.open_key(key, limit.capacity)  # a claim looks whether there are places and starts
-            if known.spent:
-                self._counted[key] = known
+            known = self._known.keys[key]
+            self.open_key(key, self.gates.gates.limit(key).capacity)  # a claim looks whether there are places and starts
+            if known.spent and known.may_wait:
+                rates.append((key, encode(known.spent), AT_NEXT_CLAIM))  # which knows the time, and asks the new rate
+        self._write_rates(rates)
+
+    def _write_rates(self, rates: Sequence[tuple[str, str, Instant | None]]) -> None:
+        if rates:
+            self._statements.write("upsert_rates", rates)
+            self._has_written_rates = True
 
     def _reopened(self, numbers: Iterable[int]) -> None:
         numbers = list(numbers)

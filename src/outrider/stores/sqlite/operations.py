@@ -101,10 +101,13 @@ def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
         found = _look(batch, claim, routes)
         there = batch.records(found.numbers)
         tasks = _take(batch, there, decide)
-        deadline_at = found.deadline_at
+        deadline_at, opens_at = found.deadline_at, found.opens_at
         if any(task.core.next_deadline_at is not None for task in (*there, *tasks)):
             deadline_at = batch.statements.row("first_deadline")[0]
-        return Claims(tuple(tasks), found.due_at, deadline_at, found.more, found.follow_ups)
+        if batch.has_written_rates:
+            opens_at = batch.statements.row("first_opening")[0]
+        due_at = _earliest(found.due_at, opens_at)
+        return Claims(tuple(tasks), due_at, deadline_at, found.more, found.follow_ups)
 
     return Operation(run, is_late=True)
 
@@ -125,6 +128,7 @@ class _Sight:
     more: bool
     due_at: Instant | None
     deadline_at: Instant | None
+    opens_at: Instant | None
     follow_ups: bool
 
 
@@ -152,7 +156,7 @@ def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
         if those := [row for row, why in aside if why == reason]:
             batch.set_aside(reason, [row[NUMBER] for row in those], {row[KEY] for row in those}, now)
     more = len(numbers) + len(aside) < len(ready) or len(ready) == size
-    return _Sight(numbers, more, _earliest(timed, later, opens_at), deadline, bool(follow_ups))
+    return _Sight(numbers, more, _earliest(timed, later), deadline, opens_at, bool(follow_ups))
 
 
 def _ready_by(batch: Batch, routes: str, now: Instant, size: int) -> list[list[Any]]:

@@ -346,6 +346,9 @@ delete from pauses where scope = ? and name = ?;
 -- first_deadline --
 select min(next_deadline_at) from tasks where next_deadline_at is not null;
 
+-- first_opening --
+select min(opens_at) from rates where opens_at is not null;
+
 -- ready_by --
 -- The same first ready tasks without those that are due after a moment.
 select json_group_array(json((
