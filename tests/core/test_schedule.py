@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from outrider.core.queue import (
     AGEING,
+    LATE,
     SPACING,
     Gates,
     Limit,
@@ -121,7 +122,25 @@ def test_a_start_returns_to_the_rate_and_not_much_later_than_it_might(rate, span
     moment = the(next_return(limit, spent, START + at))
     assert START + at + span <= moment <= START + at + span + span // 100 + 1
     assert starts_left(limit, spent, moment) == rate
-    assert spend(limit, spent, moment, 0) == ()
+    assert spend(limit, spent, moment + span + LATE, 0) == ()
+
+
+@given(
+    st.integers(1, 4),
+    st.sampled_from([100, SECOND, 3 * LATE]),
+    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 300), st.integers(1, 3)), min_size=1, max_size=60),
+)
+def test_claims_that_waited_for_others_and_come_late_start_no_more_than_the_rate(rate, span, tries):
+    limit, clock, starts = Limit("k", rate=rate, span=span), START, list[int]()
+    spent: Spent = ()
+    for pause, late, wanted in tries:  # both in hundredths of a span
+        clock += pause * span // 100
+        now = clock - min(late * span // 100, LATE)
+        admitted = min(wanted, the(starts_left(limit, spent, now)))
+        spent = spend(limit, spent, now, admitted)
+        starts += [now] * admitted
+    for begin in starts:
+        assert sum(begin <= at < begin + span for at in starts) <= rate
 
 
 def test_a_clock_that_was_put_back_holds_nobody_up_for_longer_than_a_span():
@@ -136,7 +155,7 @@ def test_a_rate_costs_no_more_than_its_slices_however_often_it_is_spent():
     spent: Spent = ()
     for n in range(2000):
         spent = spend(limit, spent, START + n * SECOND // 5, 3)
-    assert len(spent) <= 102
+    assert len(spent) <= 112  # those of the span, and of the time by which a claim may be late
 
 
 def test_a_key_has_its_own_limit_or_that_of_its_longest_beginning_or_admits_one_at_a_time():

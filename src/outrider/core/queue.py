@@ -73,25 +73,33 @@ Spent: TypeAlias = tuple[tuple[Instant, int], ...]
 """The starts of a key that count against its rate: how many in the slice that begins then, oldest first."""
 
 
+LATE: Span = 10 * SECOND
+"""By how much the moment of a claim may lie behind that of one that was committed before it: it waited its turn."""
+
+
 def starts_left(limit: Limit, spent: Spent, now: Instant) -> int | None:
     """How many more may start now by the rate of a limit; None for any number.
 
     In no span, wherever it begins, are there more starts than `rate`: a start counts until the whole slice that it
-    fell into is a span past. A slice that lies ahead, since the clock was put back, counts from now.
+    fell into is a span past. One that lies ahead was counted by a claim that was faster; if it lies further ahead, the
+    clock was put back, and it counts from now.
     """
     if limit.rate is None:
         return None
-    return max(0, limit.rate - sum(count for at, count in spent if _returns_at(limit, min(at, now)) > now))
+    if spent and _memory(limit) < spent[-1][0] - now <= LATE:
+        return 0  # so late that the starts before it may be forgotten
+    return max(0, limit.rate - sum(count for at, count in spent if _returns_at(limit, _seen(at, now)) > now))
 
 
 def spend(limit: Limit, spent: Spent, now: Instant, starts: int) -> Spent:
-    """Count so many starts now, and forget what has returned."""
+    """Count so many starts now, and forget what returned so long ago that no late claim has to know of it."""
     width = _width(limit)
     here = now - now % width
     counted: dict[Instant, int] = {}
     for at, count in (*spent, (here, starts)):
-        at = min(at, here)
-        if count and _returns_at(limit, at) > now:
+        if _seen(at, now) != at:
+            at = here
+        if count and _returns_at(limit, at) + _memory(limit) > now:
             counted[at] = counted.get(at, 0) + count
     return tuple(sorted(counted.items()))
 
@@ -100,8 +108,16 @@ def next_return(limit: Limit, spent: Spent, now: Instant) -> Instant | None:
     """When the next start returns to the rate of a limit; None when none is out, or nothing is counted."""
     if limit.rate is None:
         return None
-    moments = (_returns_at(limit, min(at, now)) for at, _ in spent)
+    moments = (_returns_at(limit, _seen(at, now)) for at, _ in spent)
     return min((at for at in moments if at > now), default=None)
+
+
+def _seen(at: Instant, now: Instant) -> Instant:
+    return at if at <= now + LATE else now
+
+
+def _memory(limit: Limit) -> Span:
+    return min(limit.span, LATE)
 
 
 def _width(limit: Limit) -> Span:
