@@ -1,4 +1,4 @@
-"""What nobody may forget: whoever was set aside is let in, though no other task moves, and whoever asks for nonsense."""
+"""Whoever was set aside is let in, though nothing else moves; and who asks for nonsense is refused."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ pytestmark = pytest.mark.anyio
 
 app = Outrider()
 SPAN = 0.3
+gate = asyncio.Event()
 
 
 @app.tool
 async def work(n: int) -> int:
     return n
+
+
+@app.tool
+async def hold() -> None:
+    await gate.wait()
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -50,7 +56,9 @@ async def started_at(runtime: Runtime, ids: list[str]) -> list[datetime]:
 async def test_what_waits_for_a_rate_is_let_in_though_nothing_else_happens(outrider: Runtime, count: int):
     await outrider.queue.limit("mail", rate=1, per=0.05)
     session = await outrider.sessions.create()
-    tasks = await session.spawn_many("work", [{"n": n} for n in range(count)], options=TaskOptions(concurrency_key="mail"))
+    tasks = await session.spawn_many(
+        "work", [{"n": n} for n in range(count)], options=TaskOptions(concurrency_key="mail")
+    )
     await outrider.tasks.wait([task.id for task in tasks], timeout=10)
     assert most_within(await started_at(outrider, [task.id for task in tasks]), 0.05) == 1
 
@@ -67,10 +75,36 @@ async def test_a_limit_set_again_by_another_process_forgets_no_start(tmp_path: P
             # Who opens the database anew knows of no start but by the table, and of no moment of its own.
             async with app.open(url, worker=False) as other:
                 await other.queue.limit("mail", rate=2, concurrency=10 + n, per=SPAN)
-            if all([record.state.is_terminal for record in await outrider.tasks.list(session_id=session.id)]):
+            records = await outrider.tasks.list(session_id=session.id)
+            if all(record.state.is_terminal for record in records):
                 break
             await asyncio.sleep(SPAN / 20)
         assert most_within(await started_at(outrider, ids), SPAN) == 2
+
+
+async def is_full_and_its_rate_open(runtime: Runtime) -> bool:
+    keys = await runtime.queue.keys()
+    return bool(keys) and keys[0].waiting == 1 and keys[0].next_start_at is None
+
+
+async def test_a_place_that_gets_free_long_after_its_rate_opened_is_taken(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/work.db"
+    gate.clear()
+    options = TaskOptions(concurrency_key="mail")
+    async with app.open(url) as outrider:
+        await outrider.queue.limit("mail", concurrency=1, rate=1, per=0.05)
+        session = await outrider.sessions.create()
+        first = await session.spawn("hold", options=options)
+        second = await session.spawn("work", n=2, options=options)
+        async with asyncio.timeout(10):
+            while not await is_full_and_its_rate_open(outrider):  # noqa: ASYNC110 - the store
+                await asyncio.sleep(0.01)
+        await (await session.spawn("work", n=0)).result(timeout=10)  # a claim finds the rate open, the key full
+        async with app.open(url, worker=False) as other:  # whose write makes the worker forget what it knows of keys
+            await other.sessions.create()
+        gate.set()
+        await first.result(timeout=10)
+        assert await second.result(timeout=10) == 2
 
 
 async def test_a_wider_limit_lets_in_at_once_who_waited_for_the_old_one(outrider: Runtime):

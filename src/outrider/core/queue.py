@@ -88,7 +88,12 @@ def starts_left(limit: Limit, spent: Spent, now: Instant) -> int | None:
         return None
     if spent and _memory(limit) < spent[-1][0] - now <= LATE:
         return 0  # so late that the starts before it may be forgotten
-    return max(0, limit.rate - sum(count for at, count in spent if _returns_at(limit, _seen(at, now)) > now))
+    return max(0, limit.rate - starts_out(limit, spent, now))
+
+
+def starts_out(limit: Limit, spent: Spent, now: Instant) -> int:
+    """How many starts have not returned to the rate of a limit."""
+    return sum(count for at, count in spent if _returns_at(limit, _seen(at, now)) > now)
 
 
 def spend(limit: Limit, spent: Spent, now: Instant, starts: int) -> Spent:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
-from outrider.core.queue import Limit, Pause, Scope, next_return
+from outrider.core.queue import Limit, Pause, Scope, next_return, starts_out
 from outrider.core.session import Session
 from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
@@ -467,7 +467,7 @@ class KeyRecord(Record):
             limit=LimitRecord.of(limit),
             held=use.held,
             waiting=use.waiting,
-            started=sum(count for _, count in use.spent),
+            started=0 if limit.rate is None else starts_out(limit, use.spent, now),
             next_start_at=_moment(next_return(limit, use.spent, now)) if use.waiting else None,
         )
 

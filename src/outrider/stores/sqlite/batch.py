@@ -101,6 +101,8 @@ class KeyHead:
     """How many were started in this transaction, not yet counted in `spent`."""
     now: Instant = 0
     """When the last of them was."""
+    freed_at: Instant = 0
+    """When it last left a place that others may take."""
 
     def places(self, limit: Limit, now: Instant) -> int | None:
         """How many more may start now; None for any number."""
@@ -663,7 +665,11 @@ class Batch:
         elif was_held and not is_held:
             self._known.keys[key].held -= 1
         if not is_held:
-            self._loosened[key] = self._known.keys[key]
+            self._loosen(key, core.updated_at)
+
+    def _loosen(self, key: str, now: Instant) -> None:
+        known = self._loosened[key] = self._known.keys[key]
+        known.freed_at = now
 
     def _count_start(self, key: str, now: Instant) -> None:
         known = self._known.keys[key]
@@ -1049,7 +1055,7 @@ class Batch:
         self._counted = {}
         for key, known in self._loosened.items():
             if known.may_wait:
-                self.open_key(key, known.places(gates.limit(key), known.now))
+                self.open_key(key, known.places(gates.limit(key), known.freed_at))
         self._loosened = {}
 
     def open_key(self, key: str, places: int | None) -> None:
@@ -1074,14 +1080,14 @@ class Batch:
         for key in keys:
             if key is None:
                 continue
+            if reason == "paused":  # it may have been let in for a place that others can take
+                self._loosen(key, now)
+                continue
             known = self._known.keys[key]
-            known.now = now
-            if reason == "limit":
-                known.may_wait = True
-                if self.gates.gates.limit(key).rate is not None:
-                    self._counted[key] = known
-            else:  # it may have been let in for a place that others can take
-                self._loosened[key] = known
+            known.may_wait = True
+            if self.gates.gates.limit(key).rate is not None:
+                known.now = now
+                self._counted[key] = known
 
     def places(self, keys: set[str], now: Instant) -> dict[str, int | None]:
         """How many more tasks may start now under each key; None for any number."""
@@ -1111,9 +1117,11 @@ class Batch:
         rates = []
         for key in keys:
             known = self._known.keys[key]
-            self.open_key(key, self.gates.gates.limit(key).capacity)  # a claim looks whether there are places and starts
-            if known.spent and known.may_wait:
-                rates.append((key, encode(known.spent), AT_NEXT_CLAIM))  # which knows the time, and asks the new rate
+            self.open_key(
+                key, self.gates.gates.limit(key).capacity
+            )  # a claim looks whether there are places and starts
+            if known.spent:  # the next claim knows the time, and asks the new rate
+                rates.append((key, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
         self._write_rates(rates)
 
     def _write_rates(self, rates: Sequence[tuple[str, str, Instant | None]]) -> None:
