@@ -29,6 +29,7 @@ from outrider.runtime.lease import locks_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
 
+MOST_PROCESSES = 256
 TICK = 0.2
 """Seconds between two looks at whether to leave or to start over."""
 PAGE = 500
@@ -38,8 +39,8 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     """Run tasks until told to stop; the first SIGTERM or Ctrl-C drains, the second one forces."""
     if arguments.concurrency is not None and arguments.concurrency < 1:
         raise UsageError("--concurrency is a whole number of 1 or more")
-    if arguments.processes < 1:
-        raise UsageError("--processes is a whole number of 1 or more")
+    if not 1 <= arguments.processes <= MOST_PROCESSES:
+        raise UsageError(f"--processes is a whole number from 1 to {MOST_PROCESSES}")
     app = load_apps(names_of(arguments.app))
     if arguments.processes > 1:
         from outrider.cli.crew import Crew
