@@ -617,7 +617,7 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     return TaskFilter(**given)
 
 
-def _states_of(given: object) -> tuple[State, ...]:
+def _states_of(given: Any) -> tuple[State, ...]:
     """The states that a caller names. Raises InvalidArguments for what is none."""
     names = given if isinstance(given, list | tuple | set | frozenset) else [given]
     try:
