@@ -7,6 +7,7 @@ looks into a store, as `outrider tasks` does, needs `open_ledger` and nothing th
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -257,11 +258,11 @@ async def restore(source: str | Path, url: str) -> Restored:
 
 
 def path_of(url: str) -> Path:
-    """The file of the database that a URL names, absolute. Raises InvalidArguments for one in memory."""
+    """The file of the database that a URL names, behind all links. Raises InvalidArguments for one in memory."""
     scheme, path = _split(url)
     if scheme == "memory":
         raise InvalidArguments("a database in memory is kept in no file")
-    return Path(path).absolute()
+    return Path(os.path.realpath(path))
 
 
 def locks_beside(database: Path) -> Path:

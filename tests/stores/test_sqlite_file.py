@@ -19,6 +19,7 @@ import anyio
 import pytest
 
 from outrider.core.errors import (
+    InvalidArguments,
     StoreCorrupt,
     StoreError,
     StoreForeign,
@@ -474,3 +475,15 @@ async def test_a_migration_that_was_changed_afterwards_is_noticed(path: Path):
     record(path, "update migrations set checksum = 'another'")
     error = await refused(path, StoreCorrupt)
     assert "migration 1" in error.message
+
+
+async def test_a_database_behind_a_link_is_the_same_one_with_the_same_files_beside_it(path: Path) -> None:
+    await filled(path)
+    link = path.parent / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(os.path.relpath(path, link.parent))
+    async with opened(link) as scene:
+        assert scene.ledger.path == path
+        with pytest.raises(InvalidArguments, match="belongs to the database itself"):
+            await scene.ledger.save(str(link), replace=True)
+    assert [each.name for each in link.parent.iterdir()] == ["link.db"], "nothing lies beside the link"

@@ -48,7 +48,7 @@ def save(database: Path, target: Path, *, replace: bool = False) -> Saved:
     The file appears whole or not at all. Raises InvalidArguments where it exists already, unless `replace`, and where
     it cannot be written; StoreCorrupt when the database turns out to be damaged.
     """
-    target = target.absolute()
+    target = Path(os.path.realpath(target.parent), target.name)
     _check_target(database, target, replace)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with _writing(part):

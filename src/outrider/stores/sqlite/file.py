@@ -62,7 +62,7 @@ class DatabaseFile:
     """One SQLite database of ours. `lock_timeout` in seconds bounds every wait for others."""
 
     def __init__(self, path: str | Path, lock_timeout: float) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(os.path.realpath(path))  # what lies beside it is found by its name, so it has one only
         self._lock_timeout = lock_timeout
         self._lock = -1
         self._identity: tuple[int, int] | None = None
