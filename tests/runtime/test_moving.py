@@ -240,6 +240,35 @@ BROKEN: dict[str, Any] = {
         **document,
         "child_session": {**document["session"], "id": "session_x", "transcript": [{}]},
     },
+    "a session that it has not opened": lambda document: {
+        **document,
+        "child_session": {**document["session"], "id": "session_x", "transcript": []},
+    },
+    "itself among its children": lambda document: {
+        **document,
+        "children": [
+            {**document["children"][0], "task": {**document["children"][0]["task"], "id": document["task"]["id"]}}
+        ],
+    },
+    "a moment that never comes": lambda document: _with_core(document, started_at=1 << 60),
+    "more than a number": lambda document: _with_core(document, due_at=1 << 70),
+    "fewer failures than none": lambda document: _with_core(document, failures=-9),
+    "an attempt yet to come": lambda document: {
+        **document,
+        "attempts": [{**document["attempts"][0], "attempt": 99}],
+    },
+    "an attempt twice": lambda document: {**document, "attempts": document["attempts"][:1] * 2},
+    "attempts of what never started": lambda document: _with_core(
+        {**document, "attempts": [{**document["attempts"][0], "attempt": document["task"]["core"]["attempt"]}]},
+        started_at=None,
+    ),
+    "a cancel that nobody heeds": lambda document: _with_core(document, cancel_requested_at=1),
+    "output that overlaps": lambda document: {**document, "output": document["output"] * 2},
+    "a question twice": lambda document: {**document, "requests": document["requests"] * 2},
+    "a command that runs elsewhere": lambda document: {
+        **document,
+        "steps": [*document["steps"], {**document["steps"][0], "position": "process!1", "verb": "outlives"}],
+    },
 }
 
 
@@ -256,3 +285,22 @@ async def test_a_document_that_is_not_whole_is_refused_and_nothing_is_made():
             assert refusal.value.code in ("invalid_arguments", "invalid_path", "illegal_move"), name
             assert await there.tasks.list() == [], name
             assert await there.sessions.list() == [], name
+
+
+async def test_a_document_takes_nobody_elses_question_or_session():
+    async with two() as (here, there):
+        document = await (await parked(here)).export()
+        victim = await parked(there)
+        (asked,) = await victim.requests()
+        own = document["requests"][0]["id"]
+        forged = json.loads(json.dumps(document).replace(own, asked.id))
+        with pytest.raises(AlreadyExists, match="question"):
+            await there.tasks.load(forged)
+        linked = through_a_file(document)
+        linked["task"]["live"]["links"]["child_session_id"] = victim.session_id
+        with pytest.raises(AlreadyExists, match="session"):
+            await there.tasks.load(linked)
+        assert await victim.requests() == [asked]
+        assert [
+            task.id for task in await there.tasks.list() if task.kind == "background_tool" and not task.is_terminal
+        ] == [victim.id]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -24,6 +24,7 @@ from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import check_id
+from outrider.runtime.journal import OUTLIVES
 from outrider.runtime.options import check_keys, check_priority
 from outrider.runtime.services import Services
 from outrider.runtime.stream import task_from
@@ -31,6 +32,8 @@ from outrider.runtime.stream import task_from
 FORMAT = "outrider.task"
 VERSION = 1
 MANY = 1_000_000
+EXACT = 1 << 53
+"""Integers below are the same in every reader of JSON, and in every store."""
 MOVED = "moved to another database"
 
 V = TypeVar("V")
@@ -41,7 +44,8 @@ V = TypeVar("V")
 
 async def export_task(services: Services, task: Task, *, events: bool = False) -> dict[str, JSON]:
     """The document of a task that nobody holds. Raises IllegalMove for one that is held, or waits for other tasks."""
-    _check_can_leave(task)
+    steps = await services.views.steps(task.id, values=False)
+    _check_can_leave(task, has_run=any(step.verb == OUTLIVES for step in steps))
     child_id = task.live.links.child_session_id
     child = None if child_id is None else await services.views.session(child_id)
     document = {
@@ -72,7 +76,8 @@ async def give_away(services: Services, document: JSONObject) -> Task:
     return verdict.task
 
 
-def _check_can_leave(task: Task) -> None:
+def _check_can_leave(task: Task, *, has_run: bool) -> None:
+    """`has_run`: something was begun that outlives its worker, such as a command, and is bound to its host."""
     core = task.core
     if core.is_held:
         raise IllegalMove(
@@ -80,6 +85,8 @@ def _check_can_leave(task: Task) -> None:
         )
     if task.live.links.resource_ids and not task.is_terminal:
         raise IllegalMove(f"{task.id} holds resources, which would be released here; export it when it has ended")
+    if has_run and not task.is_terminal:
+        raise IllegalMove(f"what {task.id} has started runs on here; export it when it has ended")
     if core.dependencies or core.returned or any(isinstance(wait, WaitForTasks) for wait in core.waits):
         raise IllegalMove(f"{task.id} waits for other tasks, which would stay here; export it when they have ended")
 
@@ -172,6 +179,9 @@ async def import_task(services: Services, document: JSONObject, *, session_id: s
         change = _adopted(services, task, document, home, luggage)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidArguments(f"the document is not whole: {type(error).__name__} {error}") from None
+    for each in (*children, change):
+        _check_sound(each)
+        await _check_questions(services, each)
     if home.new is not None:
         await services.ledger.create_session(home.new)
     change = evolve(change, files=await _free(services, change))
@@ -219,6 +229,10 @@ def _checked(document: object) -> Task:
         raise InvalidArguments(f"this is no exported task: its format is not {FORMAT!r}")
     if document.get("version") != VERSION:
         raise InvalidArguments(f"the document has version {document.get('version')!r}; this program reads {VERSION}")
+    try:
+        encode(document)
+    except TypeError as error:
+        raise InvalidArguments(f"the document is no JSON: {error}") from None
     for each in (document, *_members(document, "children")):
         for name in ("attempts", "steps", "requests", "messages", "output", "files"):
             _members(each, name)
@@ -227,7 +241,7 @@ def _checked(document: object) -> Task:
         raise InvalidArguments("the document's child_session is no object")
     _members(opened or {"transcript": []}, "transcript")
     task = _read_task(document)
-    _check_can_leave(task)
+    _check_can_leave(task, has_run=any(step.get("verb") == OUTLIVES for step in document["steps"]))
     return task
 
 
@@ -241,9 +255,58 @@ def _members(document: JSONObject, name: str) -> Sequence[JSONObject]:
 async def _check_absent(services: Services, task: Task, document: JSONObject) -> None:
     if await services.views.task(task.id) is not None:
         raise AlreadyExists(f"{task.id} is here already; delete it first, if it may go")
-    opened = document.get("child_session")
-    if opened is not None and await services.views.session(str(opened.get("id"))) is not None:
-        raise AlreadyExists(f"the session {opened.get('id')} that {task.id} opened is here already")
+    if any(each["task"]["id"] == task.id for each in document["children"] if isinstance(each.get("task"), Mapping)):
+        raise InvalidArguments(f"the document has {task.id} among the children of it")
+    opened, linked = document.get("child_session"), task.live.links.child_session_id
+    if opened is not None and (opened.get("id") != linked or linked == task.session_id):
+        raise InvalidArguments(f"the document has a session {opened.get('id')} that {task.id} has not opened")
+    if linked is not None and await services.views.session(linked) is not None:
+        raise AlreadyExists(f"the session {linked} that {task.id} opened is here already")
+
+
+async def _check_questions(services: Services, change: Change) -> None:
+    """A question is known by its id alone: one of another task here would be asked and answered in its place."""
+    for request in (*change.requests, *change.task.core.requests):
+        there = await services.views.request(request.id)
+        if there is not None and there.task_id != change.task.id:
+            raise AlreadyExists(f"the question {request.id} of {change.task.id} is here already, of {there.task_id}")
+
+
+def _check_sound(change: Change) -> None:
+    """What a type does not say, and what would be an error only later, of who reads or goes on with the task."""
+    task, luggage = change.task, change.luggage or Luggage()
+    core = task.core
+    offset = luggage.output[0].offset if luggage.output else 0
+    for piece in luggage.output:
+        if piece.offset != offset or offset < 0:
+            raise InvalidArguments(f"the document's output of {task.id} has a gap or an overlap at {offset}")
+        offset += len(piece.text.encode())
+    attempts = [each.attempt for each in luggage.attempts]
+    if len(set(attempts)) < len(attempts) or not all(0 < each <= core.attempt for each in attempts):
+        raise InvalidArguments(f"the document's attempts of {task.id} are not those up to {core.attempt}")
+    if attempts and core.started_at is None and core.attempt in attempts:
+        raise InvalidArguments(f"the document's {task.id} has attempts and was never started")
+    if core.attempt < 1 or min(core.failures, core.version, core.messages) < 0:
+        raise InvalidArguments(f"the document's {task.id} has a number below 0 that counts something")
+    if core.cancel_requested_at is not None and not task.is_terminal:
+        raise InvalidArguments(f"the document's {task.id} was canceled and has not ended, though nobody holds it")
+    ids = [each.id for each in (*change.requests, *change.messages)]
+    if len(set(ids)) < len(ids):
+        raise InvalidArguments(f"the document's {task.id} has a question or a message twice")
+    for value in (task, luggage, change.steps, change.requests, change.messages, change.files):
+        _check_numbers(value)
+
+
+def _check_numbers(value: object) -> None:
+    """Moments, lengths and counts are numbers that are exact everywhere; those in JSON of the task's own are its."""
+    if isinstance(value, int) and abs(value) >= EXACT:
+        raise InvalidArguments(f"the document has a number that is none of a moment, a length or a count: {value}")
+    if isinstance(value, tuple):
+        for each in value:
+            _check_numbers(each)
+    elif is_dataclass(value):
+        for field in fields(value):
+            _check_numbers(getattr(value, field.name))
 
 
 @dataclass(frozen=True, slots=True)
