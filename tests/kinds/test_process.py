@@ -234,16 +234,20 @@ async def test_it_runs_where_and_with_what_it_was_told(tmp_path: Path, monkeypat
     assert (await run("cat"))[2] == ""
 
 
-async def test_it_has_a_plain_surrounding_of_its_own():
-    """No terminal, no signal ignored, no descriptor of the worker; a session and a group of its own."""
+async def test_it_has_a_plain_surrounding_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """No terminal, no signal ignored, no descriptor of the worker; a session and a group of its own.
+
+    Nor are there secrets of the worker in the supervisor, in which the command can read."""
+    monkeypatch.setenv("A_SECRET", "of the worker")
     program = (
         "import os, signal; print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1], os.getsid(0) == os.getpgrp(), "
         "os.getpid() == os.getpgrp(), [n for n in (1, 2, 3, 13, 15, 25) if signal.getsignal(n) == signal.SIG_IGN])"
     )
     _, _, output = await run("/bin/sh", "-c", f'exec "{PYTHON}" -I -S -c "{program}"')
     assert output == "[0, 1, 2] True True [13, 25]\n"  # those two Python itself ignores
-    _, _, output = await run("/bin/sh", "-c", "trap; grep SigIgn /proc/self/status")
-    assert int(output.split()[1], 16) == 0
+    _, _, output = await run("/bin/sh", "-c", "cat /proc/$PPID/environ; trap; grep SigIgn /proc/self/status")
+    assert "of the worker" not in output
+    assert int(output.rpartition("SigIgn:")[2], 16) == 0
 
 
 # --- limits ------------------------------------------------------------------------------------------
@@ -651,6 +655,28 @@ async def test_a_run_whose_folder_was_deleted_is_ended_before_another_begins():
         assert (await ended(task)).state is State.SUCCEEDED
         assert not is_alive(command["pid"])
         await until(lambda: not is_alive(command["supervisor"]["pid"]))
+
+
+async def test_a_database_that_was_moved_takes_its_command_along_and_a_copy_leaves_it_alone(tmp_path: Path):
+    app, here, there, copy = Outrider(SETTINGS), tmp_path / "here.db", tmp_path / "there.db", tmp_path / "copy.db"
+    shell = "echo run; echo $$ >> pids; while ! test -e done; do sleep 0.02; done; echo end"
+    async with app.open(f"sqlite:///{here}") as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn_process(shell=shell, cwd=tmp_path)
+        await has_printed(task, "run")
+        await runtime.backup(copy)
+        async with app.open(f"sqlite:///{copy}") as other:
+            await until(lambda: len(pids((tmp_path / "pids").read_text())) == 2)
+            assert all(map(is_alive, pids((tmp_path / "pids").read_text())))
+            await other.tasks.cancel(task.id, wait=20)
+        assert (await task.record()).state is State.RUNNING
+    here.rename(there)
+    async with app.open(f"sqlite:///{there}") as runtime:
+        moved = await runtime.task(task.id)
+        (tmp_path / "done").touch()
+        record = await ended(moved)
+        assert (record.state, record.failures, await printed(moved)) == (State.SUCCEEDED, 0, "run\nend\n")
+    assert len(pids((tmp_path / "pids").read_text())) == 2, "the moved one did not start it again"
 
 
 async def test_a_run_of_another_version_is_left_to_one_that_knows_it():

@@ -482,8 +482,9 @@ async def test_a_database_behind_a_link_is_the_same_one_with_the_same_files_besi
     link = path.parent / "elsewhere" / "link.db"
     link.parent.mkdir()
     link.symlink_to(os.path.relpath(path, link.parent))
-    async with opened(link) as scene:
-        assert scene.ledger.path == path
-        with pytest.raises(InvalidArguments, match="belongs to the database itself"):
-            await scene.ledger.save(str(link), replace=True)
+    ledger = await SqliteLedger.open(link)
+    assert ledger.path == path
+    with pytest.raises(InvalidArguments, match="belongs to the database itself"):
+        await ledger.save(str(link), replace=True)
+    await ledger.close()
     assert [each.name for each in link.parent.iterdir()] == ["link.db"], "nothing lies beside the link"

@@ -175,6 +175,8 @@ class Process:
             await self._await_host(task, row, noted["host"])
             return await self._again(task, row, f"it ran on {noted['host']}, which has not come back")
         run = Run(self._folder(task) / noted["folder"], noted["token"])
+        if (owner := await asyncio.to_thread(run.fetch, Path(noted["beside"]))) is not None:
+            return await self._again(task, row, f"it belongs to the database {owner}, of which this is a copy")
         failed = await _failure_since(task, row)
         is_untouched = run.exists and not run.has_started
         if failed is not None and not is_untouched and failed.kind != "exception":  # a fault of ours: the run stands
@@ -207,7 +209,7 @@ class Process:
             "linger": settings.process_linger,
         }
         await asyncio.to_thread(run.prepare, spec, task.spec.get("stdin"))
-        noted = {"host": self._host, "folder": folder.name, "token": token}
+        noted = {"host": self._host, "folder": folder.name, "token": token, "beside": str(folder.parent)}
         row = await task.outlive(f"{POSITION}{number}", encode(noted))
         return _Current(run, row)
 

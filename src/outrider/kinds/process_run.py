@@ -34,6 +34,11 @@ from outrider.kinds.supervisor import ENDED, HEADER, LOCK, LOG, NEWS, ORDERS, OU
 TOKEN = "OUTRIDER_RUN"
 """In the environment of the command and of all that it starts: which run they belong to."""
 
+BESIDE = "-processes"
+"""After the name of a database: the folder of its runs."""
+FOR_PYTHON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+"""What a supervisor has from its worker's environment. The command can read all of that, so nothing else is in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -96,6 +101,7 @@ class Run:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env={name: os.environ[name] for name in FOR_PYTHON if name in os.environ},
                 start_new_session=True,
                 check=False,
             )
@@ -109,6 +115,21 @@ class Run:
             file.write(content)
             file.flush()
             os.fsync(fd)
+
+    def fetch(self, beside: Path) -> Path | None:
+        """Take the folder along from where it was made, if the database was moved and it was not.
+
+        Returns the database that is still there: this one is a copy then, and the run is not its own.
+        """
+        there, database = beside / self.folder.name, Path(str(beside).removesuffix(BESIDE))
+        if there == self.folder or not Run(there).exists:
+            return None
+        if database.exists():
+            return database
+        with suppress(OSError):  # of another file system: what cannot be fetched is ended and done again
+            self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+            os.rename(there, self.folder)  # its supervisor works in the folder, whatever that is called
+        return None
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -362,7 +383,7 @@ class Spool:
 def runs_of(ledger: Ledger) -> tuple[Path, bool]:
     """The folder of a store's runs, beside the database; and whether the store outlives this process."""
     path = getattr(ledger, "path", None)
-    return (_temporary(), False) if path is None else (Path(os.path.abspath(f"{path}-processes")), True)
+    return (_temporary(), False) if path is None else (Path(f"{path}{BESIDE}"), True)
 
 
 @cache

@@ -290,7 +290,7 @@ def _check_sound(change: Change) -> None:
         raise InvalidArguments(f"the document's {task.id} has a number below 0 that counts something")
     if core.cancel_requested_at is not None and not task.is_terminal:
         raise InvalidArguments(f"the document's {task.id} was canceled and has not ended, though nobody holds it")
-    ids = [each.id for each in (*change.requests, *change.messages)]
+    ids = [*(each.id for each in change.requests), *(each.id for each in change.messages)]
     if len(set(ids)) < len(ids):
         raise InvalidArguments(f"the document's {task.id} has a question or a message twice")
     for value in (task, luggage, change.steps, change.requests, change.messages, change.files):
