@@ -460,7 +460,9 @@ async def test_a_lost_worker_is_no_failure_and_the_next_adopts_the_command():
         task = await spawn(runtime, shell=COUNT, success=[4])
         await has_printed(task, "line 2")
         await runtime.crash()
+        assert [(step.verb, step.done) for step in await task.steps()] == [("outlives", False)]
         record = await ended(task)
+        assert [step.done for step in await task.steps()] == [True]
         assert (record.state, record.failures, record.attempt) == (State.SUCCEEDED, 0, 2)
         assert (await task.result())["exit_code"] == 4
         assert (await printed(task)).partition("\n")[2] == COUNTED

@@ -22,7 +22,7 @@ from outrider.core.values import Instant
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.fields import request_fields, task_fields
-from outrider.runtime.journal import DOUBT
+from outrider.runtime.journal import DOUBT, OUTLIVES
 
 
 class Record(BaseModel):
@@ -244,13 +244,16 @@ class StepRecord(Record):
     at: datetime
 
     @classmethod
-    def of(cls, step: Step) -> StepRecord:
-        """The public form of a journal row."""
+    def of(cls, step: Step, *, has_ended: bool) -> StepRecord:
+        """The public form of a journal row, of a task that has ended or not.
+
+        What outlives its worker, as a command does, has no row of its end: it is done with the task.
+        """
         return cls(
             position=step.position,
             verb=step.verb,
             attempt=step.attempt,
-            done=step.done,
+            done=step.done or (has_ended and step.verb == OUTLIVES),
             at=as_datetime(step.created_at),
         )
 

@@ -187,7 +187,9 @@ class Tasks:
 
     async def steps(self, task_id: str) -> Sequence[StepRecord]:
         """Return a task's journal."""
-        return [StepRecord.of(step) for step in await self._services.views.steps(task_id, values=False)]
+        steps = await self._services.views.steps(task_id, values=False)
+        task = await self._services.views.task(task_id)
+        return [StepRecord.of(step, has_ended=task is not None and task.is_terminal) for step in steps]
 
     async def requests(self, task_id: str) -> Sequence[InputRequestRecord]:
         """Return all that a task ever asked, oldest first."""
