@@ -374,9 +374,12 @@ async def test_marked_lines_become_progress_detail_and_artifacts(tmp_path: Path)
 
 
 async def test_files_that_fit_a_pattern_are_kept_also_of_a_command_that_failed(tmp_path: Path):
-    shell = "mkdir -p out/deep; echo 1 > out/a.csv; echo 2 > out/deep/b.csv; head -c 5000 /dev/zero > big.bin; exit 1"
+    shell = (
+        "mkdir -p out/deep; echo 1 > out/a.csv; echo 2 > out/deep/b.csv; head -c 5000 /dev/zero > big.bin; "
+        "ln -s /etc/passwd out/c.csv; exit 1"
+    )
     async with opened(limits=Limits(file=1000)) as runtime:
-        task = await spawn(runtime, shell=shell, cwd=tmp_path, artifacts=["out/**/*.csv", "*.bin", "none*"])
+        task = await spawn(runtime, shell=shell, cwd=tmp_path, artifacts=["out/**/*.csv", "*.bin", "none*", "/etc/passwd"])
         record = await ended(task)
         assert record.state is State.FAILED
         kept = {each.name: (each.size, each.url) for each in record.artifacts}

@@ -216,6 +216,23 @@ async def test_a_follower_who_had_read_what_is_deleted_is_told_nothing():
         assert "log.trimmed" not in [each.type for each in await events(reader)]
 
 
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_a_follower_of_a_session_that_is_deleted_does_not_wait_for_ever(store: Store):
+    async with opened(store) as runtime:
+        session = await runtime.sessions.create()
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async for event in session.events():
+                seen.append(event.seq)
+
+        following = asyncio.ensure_future(follow())
+        await (await session.spawn(say, text="a")).result()
+        await session.delete(cancel=True)
+        with pytest.raises(NotFound):
+            await asyncio.wait_for(following, 20)
+
+
 async def test_pruning_by_hand_takes_what_is_old_and_fits_the_filters():
     async with opened(retention=None, retention_batch=2) as runtime:
         session, other = await runtime.sessions.create(), await runtime.sessions.create()

@@ -684,14 +684,13 @@ def _matches(cwd: Path, patterns: Iterable[str]) -> list[tuple[str, Path]]:
         for name in sorted(glob.iglob(pattern, root_dir=cwd, recursive=True, include_hidden=True)):
             if len(found) > MOST_ARTIFACTS:
                 break
-            path = cwd / name
-            if path.is_file():
+            if (path := _within(cwd, name)) is not None:
                 found.setdefault(name, path)
     return list(found.items())
 
 
 def _within(cwd: Path, name: str) -> Path | None:
-    """The file that a printed line names. One outside of the folder of the command is none: lines may be forged."""
+    """The file of that name. One outside of the folder of the command is none: a line or a link may be forged."""
     try:
         path, folder = (cwd / name).resolve(), cwd.resolve()
         return path if path.is_relative_to(folder) and path.is_file() else None

@@ -288,7 +288,7 @@ class SessionHandle:
         return await self._sessions.delete(self.id, cancel=cancel)
 
     def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:
-        """Yield the session's events, each once, for ever."""
+        """Yield the session's events, each once, for ever. Raises NotFound once it is deleted."""
         return self._sessions.events(self.id, after=after)
 
     async def inbox(self, *, limit: int = 100) -> list[InboxRecord]:

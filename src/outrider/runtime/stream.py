@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from typing import Any
 
+from outrider.core.errors import NotFound
 from outrider.core.ledger import LogRow
 from outrider.core.replay import Snapshot, fold, replay
 from outrider.core.task import Task
@@ -49,7 +50,7 @@ class EventReader:
         return events
 
     async def follow(self) -> AsyncIterator[EventRecord]:
-        """Yield events for ever, waiting for each."""
+        """Yield events for ever, waiting for each. Raises NotFound once the session was deleted."""
         topic = self._task_id or self._session_id
         with self._services.signals.listen([topic, self._session_id]) as bell:
             while True:
@@ -57,6 +58,8 @@ class EventReader:
                 for event in events:
                     yield event
                 if not events:
+                    if await self._services.views.session(self._session_id) is None:
+                        raise NotFound.of("session", self._session_id)
                     await bell.wait()
 
     async def _missing(self, rows: Sequence[LogRow]) -> list[EventRecord]:
