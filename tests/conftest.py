@@ -1,6 +1,9 @@
 """What every test shares: the asyncio backend, and a hypothesis profile for machines whose speed drifts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -8,6 +11,11 @@ from hypothesis import settings
 # A deadline would measure the machine. In CI the examples are the same every time; elsewhere they explore.
 settings.register_profile("outrider", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("outrider")
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # Hundreds of processes are started here: each would compile all that it imports. What is kept is kept elsewhere.
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="outrider-bytecode-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 
 # What several test files share is no test file itself, so its asserts are rewritten by request: here, before any of
