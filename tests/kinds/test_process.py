@@ -379,7 +379,9 @@ async def test_files_that_fit_a_pattern_are_kept_also_of_a_command_that_failed(t
         "ln -s /etc/passwd out/c.csv; exit 1"
     )
     async with opened(limits=Limits(file=1000)) as runtime:
-        task = await spawn(runtime, shell=shell, cwd=tmp_path, artifacts=["out/**/*.csv", "*.bin", "none*", "/etc/passwd"])
+        task = await spawn(
+            runtime, shell=shell, cwd=tmp_path, artifacts=["out/**/*.csv", "*.bin", "none*", "/etc/passwd"]
+        )
         record = await ended(task)
         assert record.state is State.FAILED
         kept = {each.name: (each.size, each.url) for each in record.artifacts}
@@ -543,6 +545,20 @@ async def test_the_folder_of_a_run_is_private_and_goes_when_its_task_has_ended()
         assert all(path.stat().st_mode & 0o077 == 0 for path in run.folder.iterdir() if path.name[0] not in "sr")
         await ended(task)
         await until(lambda: not runs(runtime))
+
+
+async def test_nothing_is_run_from_a_folder_that_others_can_write():
+    async with opened(worker=False) as runtime:
+        folder, _ = runs_of(runtime.ledger)
+        folder.mkdir()
+        folder.chmod(0o777)
+        task = await spawn(runtime, "true")
+        await runtime.start_worker()
+        record = await ended(task)
+        assert (record.state, record.attempt) == (State.FAILED, 1)
+        assert record.error is not None
+        assert "permissions" in record.error.message
+        assert list(folder.iterdir()) == []
 
 
 # --- the supervisor, or the machine, is gone ---------------------------------------------------------

@@ -488,3 +488,13 @@ async def test_a_database_behind_a_link_is_the_same_one_with_the_same_files_besi
         await ledger.save(str(link), replace=True)
     await ledger.close()
     assert [each.name for each in link.parent.iterdir()] == ["link.db"], "nothing lies beside the link"
+
+
+async def test_a_new_database_is_for_its_user_alone_and_one_that_was_made_before_keeps_its_mode(path: Path) -> None:
+    async with opened(path):
+        assert {each.stat().st_mode & 0o077 for each in path.parent.glob("work.db*") if "lock" not in each.name} == {0}
+    made = path.with_name("shared.db")
+    made.touch()
+    made.chmod(0o660)
+    async with opened(made):
+        assert made.stat().st_mode & 0o777 == 0o660

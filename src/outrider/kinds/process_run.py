@@ -73,7 +73,7 @@ class Run:
 
     def prepare(self, spec: Mapping[str, Any], stdin: str | None) -> None:
         """Make the folder with all that a supervisor needs. It blocks, on the disk."""
-        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        _make_private(self.folder.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(mode=0o700)
         for name in (ORDERS, NEWS):
@@ -127,7 +127,7 @@ class Run:
         if database.exists():
             return database
         with suppress(OSError):  # of another file system: what cannot be fetched is ended and done again
-            self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+            _make_private(self.folder.parent)
             os.rename(there, self.folder)  # its supervisor works in the folder, whatever that is called
         return None
 
@@ -395,6 +395,15 @@ def _temporary() -> Path:
 
 _KEPT: list[Any] = []
 """What is deleted when this process ends."""
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder; refuse one in which others could exchange what a supervisor is to run. Raises Failure."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    owners = {found.st_uid, folder.lstat().st_uid}  # a link is to be ours as well
+    if owners != {os.geteuid()} or found.st_mode & 0o022:
+        raise Failure(f"others than the user of this worker can write {folder}; delete it, or see to its permissions")
 
 
 def _kill_if_of(pid: int, token: str | None, own: tuple[Any, Any] | None) -> bool:

@@ -232,9 +232,12 @@ class DatabaseFile:
                 os.close(fd)
 
     def _prepare(self) -> sqlite3.Connection:
+        is_new = not self.path.exists()
         connection = self.connect()
         try:
             self._own(connection)
+            if is_new:  # what lies beside it gets the same mode, of SQLite; who wants another makes an empty file first
+                os.chmod(self.path, 0o600)
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
             self._renew_cache(connection)
