@@ -81,7 +81,7 @@ class Sessions:
         return await delete_session(self._services, session)
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
-        """Yield a session's events, each once, after that number, for ever. Raises NotFound, also when it is deleted."""
+        """Yield a session's events, each once, after that number, for ever. Raises NotFound, also once deleted."""
         await self._session(session_id)
         async for event in EventReader(self._services, session_id, after=after).follow():
             yield event
