@@ -179,7 +179,7 @@ async def test_a_cancel_ends_the_process_politely_if_it_can(tmp_path: Path, tool
 async def test_a_timeout_ends_a_process_that_hears_nothing_and_its_work_is_tried_again(tmp_path: Path, tool: str):
     path = tmp_path / "notes"
     async with session_on() as session:
-        options = TaskOptions(run_timeout=1.0, cancel_grace=1.5, max_failures=2, backoff=0.01)
+        options = TaskOptions(run_timeout=2.5, cancel_grace=1.5, max_failures=2, backoff=0.01)
         task = await session.spawn(tool, path=str(path), options=options)
         with pytest.raises(TaskFailed) as failed:
             await task.result(timeout=30)
