@@ -105,5 +105,6 @@ class LocalModelSettings:
 
 CANCEL_GRACE = timedelta(seconds=10)
 RELEASE_FAILURES = 100
+RELEASE_TIMEOUT = timedelta(minutes=5)
 EXTERNAL_LEASE = timedelta(seconds=60)
 DEFAULT_DATABASE = ".outrider/outrider.db"

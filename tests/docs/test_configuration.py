@@ -18,6 +18,7 @@ from outrider.settings import (
     KIB,
     MIB,
     RELEASE_FAILURES,
+    RELEASE_TIMEOUT,
     LeaseTimes,
     Limits,
     LocalModelSettings,
@@ -134,6 +135,7 @@ def _nothing() -> None:
 def test_what_is_fixed_is_as_listed():
     listed = rows()
     assert listed["what releases a resource may fail, until it is given up"] == f"{RELEASE_FAILURES} times"
+    assert listed["and how long it may take each time"] == f"{RELEASE_TIMEOUT.total_seconds() / 60:g} min"
     lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
     assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"
     assert f"`{DEFAULT_DATABASE}`" in PAGE

@@ -52,7 +52,7 @@ from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
-from outrider.settings import RELEASE_FAILURES
+from outrider.settings import RELEASE_FAILURES, RELEASE_TIMEOUT
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import TaskHandle
@@ -703,6 +703,7 @@ class TaskContext:
             depends_on=(self.id,),
             run_if_dependency_fails=True,
             max_failures=RELEASE_FAILURES,
+            run_timeout=RELEASE_TIMEOUT,
         )
         new = new_task(
             "background_tool", checked, session, options, self._services.clock.now(), self._services.settings.limits
