@@ -1117,9 +1117,8 @@ class Batch:
         rates = []
         for key in keys:
             known = self._known.keys[key]
-            self.open_key(
-                key, self.gates.gates.limit(key).capacity
-            )  # a claim looks whether there are places and starts
+            # A claim looks whether there are places and starts.
+            self.open_key(key, self.gates.gates.limit(key).capacity)
             if known.spent:  # the next claim knows the time, and asks the new rate
                 rates.append((key, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
         self._write_rates(rates)
