@@ -71,6 +71,8 @@ async def test_the_record_tells_iterations_model_usage_and_the_child_session(app
         assert (usage.requests, usage.input_tokens, usage.output_tokens, usage.cached_tokens) == (2, 230, 15, 20)
         assert record.summary == "It is 7."
         assert record.links.child_session_id is not None
+        (*_, last) = [event.task async for event in task.events() if event.task is not None]
+        assert (last.links, last.usage) == (record.links, record.usage)
         child = await outrider.sessions.get(record.links.child_session_id)
         described = await child.record()
         assert (described.parent_session_id, described.parent_task_id) == (session.id, task.id)

@@ -52,6 +52,18 @@ def use_in_thread(task: SyncTaskContext) -> None:
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_the_log_tells_what_a_task_holds(store: Store):
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn(use, end="asking")
+        await runtime.run_until_idle()
+        await task.answer(True)
+        await runtime.run_until_idle()
+        told = [event.task.links.resource_ids async for event in task.events() if event.task is not None]
+        assert told[-1] == (await task.record()).links.resource_ids == ("volume:v1", "volume:v2")
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
 async def test_resources_are_released_after_success_and_not_before(store: Store):
     async with open_test(app, store=store) as runtime:
         session = await runtime.sessions.create()

@@ -786,8 +786,8 @@ class TaskContext:
         return self._attempt.storing()
 
     def report(self, **live: Any) -> None:
-        """Set live values, such as `links`."""
-        self._attempt.update(None, **live)
+        """Set live values, such as `links`. The log is told, or it would not fold to the record."""
+        self._attempt.update(live, **live)
 
     def print_live(self, text: str, stream: str = "stdout") -> None:
         """Print text that the caller knows to be new, whatever the journal holds."""
