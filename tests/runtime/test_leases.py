@@ -16,6 +16,7 @@ from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import WorkerCard
 from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked
 from outrider.runtime.recovery import Recovery, lock_path
+from outrider.runtime.worker import Worker
 from outrider.settings import LeaseTimes
 from outrider.testing import open_test
 
@@ -299,6 +300,38 @@ async def test_a_worker_that_counts_as_lost_stops_its_code_and_leaves_no_task_be
         await runtime.run_until_idle()
         assert await handle.result() == "done"
         assert (await handle.record()).failures == 0
+
+
+async def test_a_worker_that_signs_off_between_two_beats_does_not_take_itself_for_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    async with Outrider(QUICK).open("memory://", worker=False) as runtime:
+        ledger, retire = runtime.ledger, runtime.ledger.retire
+        refused = asyncio.Event()
+
+        async def retire_slowly(worker_id: str) -> None:
+            await retire(worker_id)
+            await asyncio.wait_for(refused.wait(), 10)
+
+        def renew(worker_id: str, timeout: float, renew: Callable[[str, float], bool] = ledger.renew) -> bool:
+            held = renew(worker_id, timeout)
+            if not held:
+                loop.call_soon_threadsafe(loop.call_soon, refused.set)  # after the worker was told
+            return held
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(ledger, "retire", retire_slowly)
+        monkeypatch.setattr(ledger, "renew", renew)
+        job = asyncio.create_task(Worker(runtime.services, locks=None).run())
+        for _ in range(1000):
+            if await runtime.workers():
+                break
+            await asyncio.sleep(0.01)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert refused.is_set()
+        assert "lost" not in caplog.text
 
 
 def test_a_lock_lasts_until_it_is_released(tmp_path: Path):

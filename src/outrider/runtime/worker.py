@@ -644,6 +644,8 @@ class Worker:
         return True
 
     def _on_lost(self) -> None:
+        if self._has_gone:  # it signed off itself, between two beats
+            return
         log.error("this worker counts as lost; its work goes on elsewhere", worker=self.id)
         self._services.telemetry.lease_lost()
         self._stop_holding()
