@@ -211,6 +211,36 @@ async def test_a_backup_that_is_cut_short_leaves_no_file(tmp_path: Path, saved: 
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "first.db"), str(target)])
     assert done.returncode == -signal.SIGKILL
     assert not target.exists()
+    assert list(tmp_path.glob(".never.*.part"))
+
+
+async def test_the_next_backup_takes_away_what_a_killed_one_has_left_and_nothing_that_is_being_written(
+    tmp_path: Path, saved: Path
+):
+    code = (
+        "import sys, os, pathlib, signal\n"
+        "from outrider.stores.sqlite import backup\n"
+        "def sync(path):\n"
+        "    print('half', flush=True)\n"
+        "    signal.pause()\n"
+        "backup._sync = sync\n"
+        "backup.save(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+    )
+    target = tmp_path / "again"
+    command = [sys.executable, "-c", code, str(tmp_path / "first.db"), str(target)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as killed,
+        subprocess.Popen(command, stdout=subprocess.PIPE) as alive,
+    ):
+        for process in (killed, alive):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"half\n"
+        killed.kill()
+        killed.wait()
+        async with app.open(str(tmp_path / "first.db"), worker=False) as runtime:
+            await runtime.backup(target)
+        assert [path.name for path in tmp_path.glob(".again.*.part")] == [f".again.{alive.pid}.part"]
+        alive.kill()
 
 
 async def test_a_copy_is_read_by_nobody_who_may_not_read_the_database(tmp_path: Path, saved: Path):

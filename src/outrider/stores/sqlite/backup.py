@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -135,13 +136,34 @@ def _inspect(part: Path, source: Path, *, is_to_be_used: bool = False) -> int:
 def _writing(part: Path) -> Iterator[None]:
     """What is written here is gone unless it was put in its place; what the disk refuses is named."""
     _discard(part)
+    fd = -1
     try:
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.stat(part)  # another may have taken it for one that was left, before it was locked
+        _discard_left(part)
         yield
     except OSError as error:
         raise StoreError(f"{part.parent} cannot be written ({error})") from error
     finally:
         _discard(part)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _discard_left(part: Path) -> None:
+    """Take away what others were writing in this one's stead when they were killed: their locks went with them."""
+    name = re.compile(re.escape(part.name.removesuffix(f"{os.getpid()}.part")) + r"\d+\.part")
+    with suppress(OSError):
+        left = [other for other in part.parent.iterdir() if other != part and name.fullmatch(other.name)]
+        for other in left:
+            with suppress(OSError):
+                fd = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _discard(other)
+                finally:
+                    os.close(fd)
 
 
 def _give(part: Path, like: Path) -> None:
