@@ -1418,6 +1418,24 @@ class Rates(Contract):
         await scene.apply("task_1", CancelRequested())
         assert await scene.claimed_ids() == ["task_2"]
 
+    async def test_a_start_counts_on_although_its_task_was_pruned(self, scene: Scene):
+        await scene.limit("mail", capacity=None, rate=1, span=10 * SECOND)
+        await scene.many(2, concurrency_key="mail")
+        assert await scene.claimed_ids() == ["task_0"]
+        await scene.succeed("task_0")
+        await scene.ledger.prune(["task_0"], now=scene.now)
+        scene.later(5 * SECOND)
+        assert await scene.claimed_ids() == []
+        scene.later(6 * SECOND)
+        assert await scene.claimed_ids() == ["task_1"]
+        await scene.succeed("task_1")
+        scene.later(11 * SECOND)
+        assert await scene.claimed_ids() == []
+        await scene.ledger.prune(["task_1"], now=scene.now)
+        await scene.create("task_2", concurrency_key="mail")
+        await scene.create("task_3", concurrency_key="mail")
+        assert await scene.claimed_ids() == ["task_2"]
+
     async def test_a_rate_that_is_lifted_holds_nobody_back(self, scene: Scene):
         await scene.limit("mail", capacity=None, rate=1, span=1000 * SECOND)
         await scene.many(3, concurrency_key="mail")

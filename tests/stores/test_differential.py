@@ -502,7 +502,7 @@ class Histories(RuleBasedStateMachine):
     def ended_tasks_are_pruned(self, data: st.DataObject) -> None:
         """Some of those named live and stay, some were never there."""
         named = data.draw(st.lists(st.sampled_from([*self.ids, MISSING]), min_size=1, max_size=4), "named")
-        pruned = self.on_all(lambda ledger: ledger.prune(named))
+        pruned = self.on_all(lambda ledger: ledger.prune(named, now=self.now))
         for id in pruned.task_ids:
             self.seen[id] = []  # a task of that id that is made later is another one
         self.look()

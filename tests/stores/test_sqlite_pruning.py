@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from outrider.core.events import CancelRequested
 from outrider.core.ledger import NoSession
+from outrider.core.values import SECOND
 from outrider.stores.sqlite import SqliteLedger
 from outrider.stores.sqlite.statements import texts
 from tests.stores.scene import SESSION, Scene
@@ -40,7 +42,7 @@ async def test_no_statement_of_pruning_walks_through_a_table(name: str, scene: S
     connection = sqlite3.connect(path)
     plan = [row[3] for row in connection.execute(f"explain query plan {text}", ["[]"] * text.count("?"))]
     connection.close()
-    tables = "tasks|sessions|events|steps|attempts|requests|messages|files|output|outputs|inputs|transcript|inbox"
+    tables = "tasks|sessions|events|steps|attempts|requests|messages|files|output|outputs|inputs|transcript|inbox|rates"
     assert [line for line in plan if re.match(rf"SCAN ({tables}|t)\b", line)] == []
     assert not any("ORDER BY" in line for line in plan)
 
@@ -92,3 +94,23 @@ async def test_the_space_of_what_went_is_used_again(scene: Scene, path: Path):
     first = await fill_and_prune("a")
     assert await fill_and_prune("b") <= first * 1.1
     assert await scene.views.first_seq(SESSION) == (await scene.log())[-1].seq + 601
+
+
+async def test_the_starts_of_keys_that_nobody_uses_any_more_are_forgotten_with_their_tasks(scene: Scene, path: Path):
+    await scene.limit("tenant:*", rate=1, span=10 * SECOND)
+    for n in range(20):
+        await scene.create(f"task_{n}", concurrency_key=f"tenant:{n}")
+    await scene.claim()
+    for n in range(20):
+        await scene.succeed(f"task_{n}")
+    await scene.ledger.prune(["task_0"], now=scene.now)
+    assert _rates(path) == 20  # it still counts
+    scene.later(21 * SECOND)  # the span, and as long as a claim may be late
+    await scene.claim()  # finds that nobody waits for them
+    await scene.ledger.prune([f"task_{n}" for n in range(20)], now=scene.now)
+    assert _rates(path) == 1  # of the key whose task went too early
+
+
+def _rates(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("select count(*) from rates").fetchone()[0])

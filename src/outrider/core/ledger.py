@@ -713,12 +713,15 @@ class Ledger(Protocol):
         """Mark inbox entries up to that seq as delivered; returns how many."""
         ...
 
-    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+    async def prune(
+        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+    ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently.
 
         With a task go its record, journal, attempts, requests, messages, output, files, log entries, undelivered
         wake, and the follow-ups for it, also where it was gone before. A session goes with all that it has. The
-        session of a task that is gone, and that has no task left itself, goes with the last of them.
+        session of a task that is gone, and that has no task left itself, goes with the last of them. Where it is known
+        what time it is `now`, so do the starts of their concurrency keys that count against no rate any more.
 
         What names a pruned task or session goes on naming it. `seq` and `position` are not given again; the
         session's `first_seq` moves beyond the newest entry that went.

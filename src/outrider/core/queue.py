@@ -117,6 +117,11 @@ def next_return(limit: Limit, spent: Spent, now: Instant) -> Instant | None:
     return min((at for at in moments if at > now), default=None)
 
 
+def has_returned(limit: Limit, spent: Spent, now: Instant) -> bool:
+    """Whether none of a key's starts counts any more, for a claim that comes late either: they may be forgotten."""
+    return limit.rate is None or all(_returns_at(limit, _seen(at, now)) + LATE <= now for at, _ in spent)
+
+
 def _seen(at: Instant, now: Instant) -> Instant:
     return at if at <= now + LATE else now
 

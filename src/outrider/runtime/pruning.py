@@ -76,7 +76,7 @@ async def prune_ended(
         )
         if not ids:
             return
-        yield await services.ledger.prune(ids)
+        yield await services.ledger.prune(ids, now=services.clock.now())
 
 
 class Retention:
@@ -115,7 +115,7 @@ class Retention:
         if not ids:
             return interval
         began = time.monotonic()
-        pruned = await services.ledger.prune(ids)
+        pruned = await services.ledger.prune(ids, now=services.clock.now())
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
         return took * (1 / SHARE - 1) if len(ids) == batch or pruned.rest else interval
@@ -139,7 +139,7 @@ async def _prune(services: Services, task_ids: Sequence[str]) -> int:
         gone += await _empty(services, session.id)
     left = task_ids
     while left:
-        pruned = await services.ledger.prune(left)
+        pruned = await services.ledger.prune(left, now=services.clock.now())
         gone += len(pruned.task_ids)
         left = pruned.rest
     return gone

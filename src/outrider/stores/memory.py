@@ -67,6 +67,7 @@ from outrider.core.queue import (
     Pause,
     Scope,
     Spent,
+    has_returned,
     next_return,
     rank_of_moved,
     rank_of_new,
@@ -470,7 +471,9 @@ class MemoryLedger:
         await self._committed(_News())
         return delivered
 
-    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+    async def prune(
+        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+    ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
         self._tables.check_open()
         tables = self._tables
@@ -478,7 +481,7 @@ class MemoryLedger:
         ended = [id for id in named if (row := tables.tasks.get(id)) is not None and row.task.is_terminal]
         owners = [tables.tasks[id].task.session_id for id in ended]
         for task_id in ended:
-            self._forget_task(task_id)
+            self._forget_task(task_id, now)
         gone = named.keys() - tables.tasks.keys()
         tables.follow_ups = {id: each for id, each in tables.follow_ups.items() if each.task_id not in gone}
         busy = {row.task.session_id for row in tables.tasks.values()}
@@ -498,7 +501,7 @@ class MemoryLedger:
         opener = session.parent_task_id
         return opener is not None and opener not in self._tables.tasks and (opener in ended or session.id in owners)
 
-    def _forget_task(self, task_id: str) -> None:
+    def _forget_task(self, task_id: str, now: Instant | None) -> None:
         tables = self._tables
         task = tables.tasks.pop(task_id).task
         session = tables.sessions[task.session_id]
@@ -510,8 +513,13 @@ class MemoryLedger:
         session.files = {path: file for path, file in session.files.items() if not path.startswith(folder)}
         if task.input.idempotency_key is not None:
             del tables.keys[task.session_id, task.input.idempotency_key]
-        if task.input.parent_task_id is not None:
-            tables.children[task.input.parent_task_id].remove(task_id)
+        if (parent := task.input.parent_task_id) is not None:
+            tables.children[parent].remove(task_id)
+            if not tables.children[parent]:
+                del tables.children[parent]
+        key = task.input.concurrency_key
+        if now is not None and key in tables.spent and has_returned(tables.gates.limit(key), tables.spent[key], now):
+            del tables.spent[key]
 
     async def close(self) -> None:
         """Let go of everything; whatever is called afterwards raises StoreUnavailable."""

@@ -40,6 +40,7 @@ from outrider.core.queue import (
     Limit,
     Pause,
     Spent,
+    has_returned,
     next_return,
     rank_of_moved,
     rank_of_new,
@@ -929,7 +930,7 @@ class Batch:
 
     # --- pruning -----------------------------------------------------------------------------------------
 
-    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str]) -> Pruned:
+    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Pruned:
         """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
         statements = self._statements
         places = {id: place for place, id in enumerate(task_ids)}
@@ -937,6 +938,8 @@ class Batch:
         sizes = list(accumulate(row[6] for row in found))
         ended = found[: max(1, bisect_right(sizes, MOST_ROWS))]
         if numbers := [row[0] for row in ended]:
+            if now is not None:
+                self._forget_rates(numbers, now)
             for name in _OF_TASKS:
                 statements.run(name, listed(numbers))
         rest = [row[1] for row in found[len(ended) :]]
@@ -957,6 +960,17 @@ class Batch:
         return Pruned(
             tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
         )
+
+    def _forget_rates(self, numbers: Sequence[int], now: Instant) -> None:
+        """Forget the starts of these tasks' keys that have all returned: of some keys no task will ever come again."""
+        gates = self.gates.gates
+        returned = [
+            key
+            for key, spent in self._statements.array("prunable_rates", listed(numbers))
+            if has_returned(gates.limit(key), spent_of(spent), now)
+        ]
+        if returned:
+            self._statements.run("prune_rates", listed(returned))
 
     def _prune_sessions(self, empty: Sequence[tuple[int, str]]) -> tuple[str, ...]:
         if numbers := [number for number, _ in empty]:

@@ -26,6 +26,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.session import NewSession, Session
+from outrider.core.values import Instant
 from outrider.stores.sqlite import operations
 from outrider.stores.sqlite.file import DatabaseFile
 from outrider.stores.sqlite.views import SqliteViews
@@ -158,9 +159,11 @@ class SqliteLedger:
 
         return await asyncio.to_thread(save, self.path, Path(path), replace=replace)
 
-    async def prune(self, task_ids: Sequence[str], session_ids: Sequence[str] = ()) -> Pruned:
+    async def prune(
+        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+    ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
-        return await self._writer.submit(operations.prune(task_ids, session_ids))
+        return await self._writer.submit(operations.prune(task_ids, session_ids, now))
 
     async def close(self) -> None:
         """Finish what was handed over and let go of the database."""

@@ -334,12 +334,12 @@ def acknowledge(session_id: str, upto: int) -> Operation[int]:
     return Operation(run, is_late=True)
 
 
-def prune(task_ids: Sequence[str], session_ids: Sequence[str]) -> Operation[Pruned]:
+def prune(task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Operation[Pruned]:
     """Delete ended tasks and empty sessions; after all the writes of its transaction, so it sees them."""
     tasks, sessions = tuple(dict.fromkeys(task_ids)), tuple(dict.fromkeys(session_ids))
 
     def run(batch: Batch) -> Pruned:
         batch.flush()
-        return batch.prune(tasks, sessions)
+        return batch.prune(tasks, sessions, now)
 
     return Operation(run, is_late=True)

@@ -320,8 +320,16 @@ insert into rates (key, spent, opens_at)
 values {rows:3}
 on conflict (key) do update set spent = excluded.spent, opens_at = excluded.opens_at;
 
--- delete_rate --
-delete from rates where key = ?;
+-- prunable_rates --
+-- What is spent of the rates of these tasks' keys, of those that nobody waits for.
+select json_group_array(json_array(key, json(spent))) from rates
+where opens_at is null and key in (
+    select concurrency_key from tasks
+    where number in (select value from json_each(?)) and concurrency_key is not null
+);
+
+-- prune_rates --
+delete from rates where key in (select value from json_each(?));
 
 -- upsert_limit --
 insert into limits (key, capacity, rate, span)
