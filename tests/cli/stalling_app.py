@@ -1,6 +1,7 @@
 """An app whose workers lose patience with a blocked event loop soon."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,4 +19,6 @@ def go_on() -> int:
 async def block(task: TaskContext, pids: str) -> None:
     with Path(pids).open("a") as file:
         file.write(f"{os.getpid()}\n")
+    for seconds in ("0.1", "3"):  # one ends before the worker starts over, one after
+        subprocess.Popen(["sleep", seconds])
     time.sleep(3600)

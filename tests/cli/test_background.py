@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,17 @@ def test_a_worker_whose_loop_was_blocked_for_too_long_starts_over_in_place(cli: 
     assert pids.read_text().split() == [str(worker.pid)] * 2
     assert ended(cli, cli.ok("call", "go_on", "--background").out.strip())["result"] == worker.pid
     assert worker.poll() is None
+    eventually(lambda: not _children_of(worker.pid))  # of those that its task had, no zombie stays
     worker.terminate()
+
+
+def _children_of(parent: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(status.parent.name))
+    return found
 
 
 def test_a_worker_leaves_with_its_database(cli: Cli):

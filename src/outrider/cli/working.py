@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -68,6 +69,8 @@ class _Shift:
         self._crew: int | None = arguments.crew
         self._url = url
         self._file = _identity(ledger)
+        self._orphans: list[int] = arguments.bury
+        """Children from before this process started over. Nobody else waits for them: they would stay as zombies."""
         self._stops = 0
 
     async def run(self) -> int:
@@ -163,6 +166,7 @@ class _Shift:
         try:
             while True:
                 await asyncio.wait({job, waiting}, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                self._orphans = [pid for pid in self._orphans if not _is_buried(pid)]
                 if stopped.is_set():
                     return "stopped"
                 if job.done():
@@ -207,9 +211,27 @@ def _identity(ledger: Ledger) -> tuple[int, int] | None:
     return None if found is None else (found.st_dev, found.st_ino)
 
 
+def _children() -> Iterator[int]:
+    """The children of this process, on a system that tells."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        with suppress(OSError, ValueError, IndexError), open(f"/proc/{int(name)}/stat") as file:
+            if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                yield int(name)
+
+
+def _is_buried(child: int) -> bool:
+    """Whether nothing is left of a child, not even a zombie."""
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] == child
+    except ChildProcessError:
+        return True
+
+
 def _start_over() -> None:
     """Become a fresh process with the same arguments. Locks are let go of by it, so the tasks held are recovered."""
-    arguments = [each for each in sys.argv[1:] if not each.startswith("--starting")]
+    arguments = [each for each in sys.argv[1:] if not each.startswith(("--starting", "--bury"))]
+    with suppress(OSError):
+        arguments += [f"--bury={pid}" for pid in _children()]
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
