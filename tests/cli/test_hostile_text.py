@@ -63,7 +63,11 @@ async def poison(database: Path) -> dict[str, str]:
         session = await runtime.sessions.create(id="session_a", title=POISON, labels={POISON: POISON})
         for end in ("return", "fail", "ask", "sleep"):
             options = TaskOptions(
-                name=POISON, labels={POISON: POISON}, origin={"actor": POISON}, max_failures=1, headless=False
+                name=POISON.replace(NUL, ""),
+                labels={POISON: POISON},
+                origin={"actor": POISON},
+                max_failures=1,
+                headless=False,
             )
             task = await session.spawn("plain", end=end, options=options)
             if end in ("ask", "sleep"):
@@ -72,7 +76,7 @@ async def poison(database: Path) -> dict[str, str]:
         await runtime.tasks.wait([ids["return"], ids["fail"]], timeout=30)
         await runtime.tasks.wait([ids["ask"]], timeout=30, on_question=True)
         await _until_said(runtime, ids["sleep"])
-        canceled = await session.spawn("plain", end="sleep", options=TaskOptions(name=POISON))
+        canceled = await session.spawn("plain", end="sleep", options=TaskOptions(name=POISON.replace(NUL, "")))
         await canceled.cancel(reason=POISON, by=POISON, wait=10)
         ids["canceled"] = canceled.id
         await runtime.ledger.register(WorkerCard(f"worker_{POISON}", POISON, POISON, 1, 0, (POISON,), POISON))
