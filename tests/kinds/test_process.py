@@ -778,3 +778,19 @@ async def test_a_failed_task_tells_its_error_to_who_waits_for_the_result():
         with pytest.raises(TaskFailed, match="exit code 1") as failed:
             await task.result(timeout=20)
         assert failed.value.kind == "exit_status"
+
+
+async def test_no_file_of_the_database_is_an_artifact_by_whatever_name(tmp_path: Path):
+    """Whoever closes one lets go of SQLite's locks on it, and another process may delete the log under a worker."""
+    async with opened() as runtime:
+        database = runtime.ledger.path  # type: ignore[attr-defined]  # the store on a file has one
+        folder = database.parent
+        os.link(database, folder / "by another name")
+        shell = f"echo '::artifact {database.name}'; echo '::artifact {database.name}-wal'; echo mine > mine.txt"
+        locks = Path("/proc/locks").read_text()
+        task = await spawn(runtime, shell=shell, cwd=folder, artifacts=["**"])
+        assert (await ended(task)).state is State.SUCCEEDED
+        assert [each.name for each in (await task.record()).artifacts] == ["mine.txt"]
+        inode = f":{os.stat(database).st_ino} "
+        assert sum(inode in line for line in locks.splitlines()) > 0
+        assert sum(inode in line for line in Path("/proc/locks").read_text().splitlines()) > 0

@@ -139,3 +139,13 @@ async def test_numbers_are_told(outrider: Runtime):
     assert (ended.kind, ended.state, ended.count) == ("background_tool", "succeeded", 2)
     assert ended.waited is not None
     assert stats.size > 0
+
+
+async def test_tasks_that_others_do_are_no_problem(outrider: Runtime):
+    session = await outrider.sessions.create()
+    claimed = await session.create("external", {"name": "ci"})
+    await outrider.external.claim("builder", name="ci")
+    assert "by external:builder" in await said(outrider, claimed, "no worker")
+    waiting = await session.create("external", {"name": "ci"})
+    assert "to claim external:ci" in await said(outrider, waiting, "to claim")
+    assert await outrider.doctor.examine() == []

@@ -413,14 +413,20 @@ class _Watch:
                 self._task.progress(told[0], told[1], label=told[2])
             elif verb == "artifact":
                 cwd = Path(self._task.spec["cwd"])
-                await self._leave([(rest, path)] if (path := _within(cwd, rest)) is not None else [])
+                await self._leave([(rest, path)] if (path := _within(cwd, rest, self._database)) is not None else [])
 
     # --- what it leaves ------------------------------------------------------------------------------
 
     async def _collect(self) -> None:
-        found = await asyncio.to_thread(_matches, Path(self._task.spec["cwd"]), self._task.spec.get("artifacts", []))
+        found = await asyncio.to_thread(
+            _matches, Path(self._task.spec["cwd"]), self._task.spec.get("artifacts", []), self._database
+        )
         with suppress(Superseded):
             await self._leave(found)
+
+    @property
+    def _database(self) -> Path | None:
+        return getattr(self._task.services.ledger, "path", None)
 
     async def _leave(self, files: list[tuple[str, Path]]) -> None:
         limit = self._task.services.settings.limits.file
@@ -677,25 +683,38 @@ def _signal_name(number: int) -> str:
 # --- files that it leaves --------------------------------------------------------------------------------
 
 
-def _matches(cwd: Path, patterns: Iterable[str]) -> list[tuple[str, Path]]:
+def _matches(cwd: Path, patterns: Iterable[str], database: Path | None) -> list[tuple[str, Path]]:
     """The files that fit, by name as seen from the folder of the command; each once."""
     found: dict[str, Path] = {}
     for pattern in patterns:
         for name in sorted(glob.iglob(pattern, root_dir=cwd, recursive=True, include_hidden=True)):
             if len(found) > MOST_ARTIFACTS:
                 break
-            if (path := _within(cwd, name)) is not None:
+            if (path := _within(cwd, name, database)) is not None:
                 found.setdefault(name, path)
     return list(found.items())
 
 
-def _within(cwd: Path, name: str) -> Path | None:
-    """The file of that name. One outside of the folder of the command is none: a line or a link may be forged."""
+def _within(cwd: Path, name: str, database: Path | None) -> Path | None:
+    """The file of that name. One outside of the folder of the command is none: a line or a link may be forged.
+
+    Nor is one of the database: whoever closes a file lets go of all locks that the process has on it, SQLite's too.
+    """
     try:
         path, folder = (cwd / name).resolve(), cwd.resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
+        if not path.is_relative_to(folder) or not path.is_file():
+            return None
+        return None if database is not None and _is_of_database(path, database) else path
     except (OSError, ValueError, RuntimeError):
         return None
+
+
+def _is_of_database(path: Path, database: Path) -> bool:
+    own = str(database.resolve())
+    if str(path) == own or str(path).startswith(f"{own}-"):
+        return True
+    files = (Path(f"{own}{suffix}") for suffix in ("", "-wal", "-shm"))
+    return any(file.exists() and os.path.samefile(path, file) for file in files)
 
 
 def _content(path: Path, limit: int) -> tuple[bytes | None, int]:

@@ -13,8 +13,18 @@ from datetime import datetime
 from pathlib import Path
 
 from outrider.core.ledger import Worker
-from outrider.core.queue import next_return, starts_left
-from outrider.core.task import State, Task, Wait, WaitForAnswer, WaitForMessage, WaitForTasks, WaitUntil
+from outrider.core.queue import kind_of, next_return, starts_left
+from outrider.core.task import (
+    EXTERNAL,
+    OUTSIDER,
+    State,
+    Task,
+    Wait,
+    WaitForAnswer,
+    WaitForMessage,
+    WaitForTasks,
+    WaitUntil,
+)
 from outrider.core.values import SECOND, Instant
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
@@ -105,7 +115,7 @@ class Doctor:
                 advice="the next worker frees them",
             )
             for worker_id, count in holders.items()
-            if worker_id not in known
+            if worker_id not in known and not worker_id.startswith(OUTSIDER)
         ]
         return findings
 
@@ -117,7 +127,7 @@ class Doctor:
         findings = []
         unserved: dict[str, int] = {}
         for waiting in told.waiting:
-            if waiting.route not in served:
+            if waiting.route not in served and kind_of(waiting.route) != EXTERNAL:
                 unserved[waiting.route] = unserved.get(waiting.route, 0) + waiting.count
         findings += [
             Finding(
@@ -183,7 +193,9 @@ class Doctor:
             if core.returned:
                 yield "its code has returned; it waits for the children that it owns"
             return
-        if not self._is_served(task, around.workers):
+        if task.input.kind == EXTERNAL:
+            yield f"it waits for a program that is no worker to claim {task.input.route}"
+        elif not self._is_served(task, around.workers):
             yield f"no live worker serves {task.input.route}; start one: outrider worker --app MODULE:APP"
         pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
         if pause is not None:
@@ -215,6 +227,9 @@ class Doctor:
     def _holder_of(self, task: Task, around: Around, now: Instant) -> str:
         worker = next((each for each in around.workers if each.card.id == task.core.worker_id), None)
         since = _moment(task.core.attempt_started_at)
+        holder = task.core.worker_id or ""
+        if holder.startswith(OUTSIDER):
+            return f"attempt {task.core.attempt} is done since {since} by {holder}, a program that is no worker"
         if worker is None:
             return f"attempt {task.core.attempt} is held by {task.core.worker_id}, which nobody knows; it will be freed"
         card, alive = worker.card, self.is_alive(worker)

@@ -194,7 +194,7 @@ def _sync(path: Path) -> None:
 def _check_target(database: Path, target: Path, replace: bool) -> None:
     if not target.parent.is_dir():
         raise InvalidArguments(f"there is no folder {target.parent}")
-    taken = {f"{database}{suffix}" for suffix in ("", *BESIDE, "-lock", "-workers")}
+    taken = {f"{database}{suffix}" for suffix in ("", *BESIDE, "-lock", "-workers", "-worker.log", "-processes")}
     if str(target) in taken or (target.exists() and database.exists() and os.path.samefile(target, database)):
         raise InvalidArguments(f"{target} belongs to the database itself; name another file")
     if target.is_dir():
