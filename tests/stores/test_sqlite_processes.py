@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from outrider.core.errors import StoreFailed
 from outrider.core.ledger import Signal
 from outrider.core.task import State
 from outrider.stores.sqlite import SqliteLedger
@@ -194,3 +195,25 @@ async def test_what_a_killed_writer_acknowledged_is_there(path: Path, enough: in
     connection = sqlite3.connect(path)
     assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+async def test_who_lost_its_log_to_a_stray_reader_acknowledges_nothing_more(tmp_path: Path):
+    """Closing any handle on the file lets go of this process's locks: another that closes it then deletes the log."""
+    path = tmp_path / "work.db"
+    ledger = await SqliteLedger.open(path)
+    scene = Scene(ledger)
+    await scene.session()
+    await scene.create("task_1")
+    path.read_bytes()
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('select count(*) from tasks'); c.close()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    assert not Path(f"{path}-wal").exists()
+    with pytest.raises(StoreFailed, match="lost its locks"):
+        await scene.create("task_2")
+    await ledger.close()
+    again = await SqliteLedger.open(path)
+    assert await again.views.task("task_1") is not None
+    assert list(await again.views.problems(deep=True)) == []
+    await again.close()

@@ -66,6 +66,7 @@ class DatabaseFile:
         self._lock_timeout = lock_timeout
         self._lock = -1
         self._identity: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._place: _Place | None = None
         self._ruin: StoreError | None = None
         _FILES.add(self)
@@ -147,6 +148,28 @@ class DatabaseFile:
             ) from error
         if (found.st_dev, found.st_ino) != self._identity:
             raise StoreUnavailable(f"the database {self.path} has been replaced while it was open; start anew")
+        self.check_log()
+
+    def check_log(self) -> None:
+        """Raise StoreFailed when the WAL that this process writes to has been deleted under it.
+
+        That happens only after this process has lost its locks, which it does when any code in it opens and closes
+        the file by itself: another process that closes the database then takes itself for the last.
+        """
+        try:
+            found = os.stat(f"{self.path}-wal")
+        except OSError:
+            seen = None
+        else:
+            seen = (found.st_dev, found.st_ino)
+        if self._log is None:
+            self._log = seen
+        elif seen != self._log:
+            raise StoreFailed(
+                f"the log of the database {self.path} was deleted under this process, which has lost its locks on it: "
+                "something here opened the database's own files. Nothing goes on here; all that was acknowledged is "
+                "there. Start again, and keep those files from being read"
+            )
 
     def closed(self) -> StoreUnavailable:
         """What every verb raises after `close`."""

@@ -228,6 +228,7 @@ class Writer:
         if self._statements.count != self._tidied:
             self._tidied = self._statements.count
             with suppress(sqlite3.Error, StoreError), self._file.errors():  # who writes next is told what is wrong
+                self._file.check_log()
                 self._connection.execute("pragma wal_checkpoint(passive)").fetchone()
 
     def _has_foreign_news(self) -> bool:
