@@ -34,6 +34,7 @@ try:
 except ModelNotReady as error:
     WEIGHTS, MISSING = Path(), error.message
 
+# Wheels of the server do not exist for every platform; `make setup` goes on without them, and says so.
 real = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 PATIENCE = 60
 

@@ -65,7 +65,7 @@ def test_bash_offers_the_tasks_that_a_command_can_be_about(cli: Cli):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_is_one_that_its_shell_understands(cli: Cli, shell: str):
     if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell} here")
+        pytest.skip(f"there is no {shell} here")  # bash is tested everywhere; a shell that is absent cannot be asked
     script = cli.folder / f"script.{shell}"
     script.write_text(cli.ok("completion", shell).out)
     done = subprocess.run([shell, "-n", script], capture_output=True, text=True, timeout=60)
@@ -74,7 +74,7 @@ def test_the_script_is_one_that_its_shell_understands(cli: Cli, shell: str):
 
 def test_fish_offers_commands_choices_and_tasks(cli: Cli):
     if shutil.which("fish") is None:
-        pytest.skip("there is no fish here")
+        pytest.skip("there is no fish here")  # its script is fish's own language, which nothing else runs
     task_id = cli.ok("call", "add", "a=1", "--json").record["id"]
     program = 'outrider completion fish | source; for line in $argv; complete -C "$line" | cut -f 1; end'
     path = f"{OUTRIDER.parent}{os.pathsep}{cli.env['PATH']}"
@@ -87,7 +87,7 @@ def test_fish_offers_commands_choices_and_tasks(cli: Cli):
 
 def test_zsh_completes_what_is_typed(cli: Cli):
     if shutil.which("zsh") is None:
-        pytest.skip("there is no zsh here")
+        pytest.skip("there is no zsh here")  # likewise zsh's
     cli.env["PATH"] = f"{OUTRIDER.parent}{os.pathsep}{cli.env['PATH']}"
     terminal = cli.shell("exec zsh -f -i")
     terminal.type('autoload -Uz compinit; compinit -u -D; eval "$(outrider completion zsh)"; echo rea""dy\n')

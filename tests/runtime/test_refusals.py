@@ -49,6 +49,11 @@ async def echo(value: int = 0) -> int:
         {"idempotency_key": "k" * 513},
         {"idempotency_key": 7},
         {"name": "n" * 2049},
+        *({flag: value} for flag in ("detached", "headless", "run_if_dependency_fails") for value in (5, "no", None)),
+        *({field: value} for field in ("labels", "origin") for value in ("a", ["a"], 5)),
+        {"depends_on": "abc"},
+        {"depends_on": (5,)},
+        {"retry_of": 5},
         *(
             {length: value}
             for length in ("delay", "run_timeout", "total_timeout", "queue_timeout", "idle_timeout", "backoff")
@@ -250,3 +255,21 @@ async def test_who_cancels_answers_or_writes_is_told_in_few_words():
                 await call
         record = await task.record()
         assert (record.state, record.cancel_requested_at) == (State.AWAITING_INPUT, None)
+
+
+@pytest.mark.parametrize("given", [{"name": 5}, {"type": None}, {"url": 5}, {"media_type": b"x"}], ids=repr)
+async def test_an_artifact_that_no_record_could_hold_is_refused(given):
+    fresh = Outrider()
+
+    @fresh.tool(max_failures=1)
+    async def leave(task: TaskContext) -> None:
+        await task.artifact(**{"name": "report", "url": "x:y", **given})
+
+    async with open_test(fresh) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("leave")
+        await runtime.run_until_idle()
+        (record,) = await runtime.tasks.list()
+        assert record.error is not None
+        assert "is text" in record.error.message
+        assert record.id == task.id

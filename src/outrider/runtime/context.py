@@ -47,7 +47,15 @@ from outrider.runtime.files import clean_path, file_content
 from outrider.runtime.ids import new_id
 from outrider.runtime.journal import DOUBT, FAILED, INSIDE, OUTLIVES, Journal, Position
 from outrider.runtime.log import log
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_same, new_task
+from outrider.runtime.options import (
+    DEFAULT_OPTIONS,
+    Length,
+    TaskOptions,
+    check_same,
+    check_texts,
+    check_texts_if_given,
+    new_task,
+)
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
@@ -735,6 +743,8 @@ class TaskContext:
         with self._at("artifact", position) as place:
             if place.entry is not None:
                 return Artifact(**decode(place.entry.value or b"{}"))
+            check_texts(name=name, type=type)
+            check_texts_if_given(path=path, url=url, media_type=media_type)
             file = None
             size = None
             if content is not None:

@@ -25,15 +25,17 @@ from outrider.core.events import (
 from outrider.core.ledger import Claim, OutputChunk, Report
 from outrider.core.task import EXTERNAL, OUTSIDER, InputRequest, Progress, Task, TaskError, WaitForAnswer
 from outrider.core.values import JSON, JSONObject, difference, evolve
-from outrider.runtime.attempt import shorten
+from outrider.runtime.attempt import check_stream, shorten
 from outrider.runtime.codec import check_size, decode, jsonable
 from outrider.runtime.ids import check_id, new_id
-from outrider.runtime.options import check_page
+from outrider.runtime.options import check_page, check_texts, check_texts_if_given
 from outrider.runtime.records import InputRequestRecord, TaskRecord
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
 
 OVERDUE = 100
+MOST = 1e300
+"""What progress may count to. Not to infinity, of which JSON knows nothing."""
 
 
 def route_of(name: object) -> str:
@@ -76,11 +78,15 @@ class ExternalTasks:
 
         Returns the record: stop when it has `cancel_requested_at`, and say so by `stopped`. Raises LeaseLost.
         """
+        check_texts_if_given(unit=unit, label=label, detail=detail, output=output)
+        check_stream(stream)
         task = await self._held(task_id, attempt)
         now, limits = self._services.clock.now(), self._services.settings.limits
         live = task.live
         if current is not None:
-            live = evolve(live, progress=Progress(current, total, unit, label))
+            live = evolve(
+                live, progress=Progress(_number(current), None if total is None else _number(total), unit, label)
+            )
         if detail is not None:
             live = evolve(live, state_detail=shorten(detail, limits.detail))
         check_size("the report", (current, total, unit, label, detail), limits.message)
@@ -102,6 +108,7 @@ class ExternalTasks:
 
         The answer stands in `tasks.requests`. Raises LeaseLost, InvalidSchema or TooLarge.
         """
+        check_texts(prompt=prompt)
         task = await self._held(task_id, attempt)
         if expected is not None:
             check_schema(expected)
@@ -130,6 +137,7 @@ class ExternalTasks:
         self, task_id: str, attempt: int, result: JSON = None, *, summary: str | None = None
     ) -> TaskRecord:
         """End it with a result. One that does not fit `result_schema` fails it. Raises LeaseLost, TooLarge."""
+        check_texts_if_given(summary=summary)
         task = await self._held(task_id, attempt)
         limits = self._services.settings.limits
         encoded = None if result is None else check_size("the result", result, limits.result)
@@ -153,6 +161,7 @@ class ExternalTasks:
         retryable: bool = True,
     ) -> TaskRecord:
         """Let the attempt fail: it is tried again after a pause while failures are left, if it is `retryable`."""
+        check_texts(message=message, kind=kind)
         task = await self._held(task_id, attempt)
         check_size("the error", (kind, message, details), self._services.settings.limits.message)
         error = TaskError(kind, message, jsonable(details))
@@ -185,6 +194,13 @@ class ExternalTasks:
         for task in await views.overdue(self._services.clock.now(), OVERDUE):
             with suppress(OutriderError):  # somebody else was faster
                 await self._services.lifecycle.move(task, DeadlinePassed(await views.active_at(task.id)))
+
+
+def _number(value: object) -> float:
+    """A number that a report can hold. Raises InvalidArguments."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST:
+        raise InvalidArguments(f"current and total are numbers, not {value!r:.100}")
+    return float(value)
 
 
 def _lost(task_id: str, attempt: int) -> LeaseLost:

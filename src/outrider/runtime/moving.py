@@ -26,6 +26,7 @@ from outrider.runtime.files import clean_path
 from outrider.runtime.ids import check_id
 from outrider.runtime.journal import OUTLIVES
 from outrider.runtime.options import check_keys, check_priority
+from outrider.runtime.records import TaskRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import task_from
 
@@ -295,6 +296,10 @@ def _check_sound(change: Change) -> None:
         raise InvalidArguments(f"the document's {task.id} has a question or a message twice")
     for value in (task, luggage, change.steps, change.requests, change.messages, change.files):
         _check_numbers(value)
+    try:  # what cannot be shown would keep every list that it is in from being shown
+        TaskRecord.of(task)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise InvalidArguments(f"the document's {task.id} has a field that no record can hold: {error}") from None
 
 
 def _check_numbers(value: object) -> None:

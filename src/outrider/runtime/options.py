@@ -80,7 +80,7 @@ def new_task(
 ) -> NewTask:
     """Make a task to be of a checked spec. Raises a Refused for options that make no sense."""
     if options is not DEFAULT_OPTIONS:
-        _check(options, limits)
+        check_options(options, limits)
     check_size("the spec of the task", checked.spec, limits.spec)
     described = (options.name, options.labels, options.origin, options.result_schema, options.message_schema)
     if any(described):
@@ -124,11 +124,21 @@ def new_task(
     return NewTask(task_id, given, _not_before(options, now))
 
 
-def _check(options: TaskOptions, limits: Limits) -> None:
+def check_options(options: TaskOptions, limits: Limits) -> None:
     """Refuse what the record could not say."""
     if options.id is not None:
         check_id("task", options.id)
     check_priority(options.priority)
+    for name in ("run_if_dependency_fails", "detached", "headless"):
+        if not isinstance(getattr(options, name), bool):
+            raise InvalidArguments(f"{name} is True or False, not {getattr(options, name)!r:.100}")
+    for name in ("labels", "origin"):
+        if not isinstance(getattr(options, name), Mapping):
+            raise InvalidArguments(f"{name} is a mapping, not {getattr(options, name)!r:.100}")
+    check_texts_if_given(retry_of=options.retry_of)
+    depends_on: object = options.depends_on
+    if not isinstance(depends_on, list | tuple) or not all(isinstance(each, str) for each in depends_on):
+        raise InvalidArguments("depends_on is a list of the ids of tasks")
     for name, value, choices in (
         ("wake", options.wake, get_args(WakePolicy)),
         ("on_open_children", options.on_open_children, get_args(ChildPolicy)),
@@ -163,6 +173,18 @@ def check_name(what: str, text: object, longest: int) -> None:
         raise InvalidArguments(f"{what} has a NUL or half of a surrogate pair in it: {text!r:.100}")
     if len(text) > longest:
         raise TooLarge.of(f"{what}, in characters,", len(text), longest)
+
+
+def check_texts(**given: object) -> None:
+    """Raise InvalidArguments for what is no text: a record that holds it could be read by nobody."""
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise InvalidArguments(f"{name} is text, not {value!r:.100}")
+
+
+def check_texts_if_given(**given: object) -> None:
+    """Like `check_texts`, and None will do."""
+    check_texts(**{name: value for name, value in given.items() if value is not None})
 
 
 def check_priority(priority: object) -> None:

@@ -29,7 +29,15 @@ from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.forking import heritage_of
 from outrider.runtime.ids import new_id
 from outrider.runtime.moving import export_task, give_away, import_task, spec_of
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page, check_same, new_task
+from outrider.runtime.options import (
+    DEFAULT_OPTIONS,
+    Length,
+    TaskOptions,
+    check_options,
+    check_page,
+    check_same,
+    new_task,
+)
 from outrider.runtime.pruning import delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
@@ -94,6 +102,8 @@ class Tasks:
         executor = services.registry.executor(kind)
         if isinstance(session, str):
             session = await self._session(session)
+        if options is not DEFAULT_OPTIONS:
+            check_options(options, services.settings.limits)
         await self._check_exist([*options.depends_on, *([options.retry_of] if options.retry_of else [])])
         now, limits = services.clock.now(), services.settings.limits
         new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
