@@ -20,6 +20,7 @@ import pytest
 
 from outrider.core.errors import StoreFailed
 from outrider.core.ledger import Signal
+from outrider.core.session import NewSession
 from outrider.core.task import State
 from outrider.stores.sqlite import SqliteLedger
 from tests.stores.scene import SESSION, Scene
@@ -217,3 +218,27 @@ async def test_who_lost_its_log_to_a_stray_reader_acknowledges_nothing_more(tmp_
     assert await again.views.task("task_1") is not None
     assert list(await again.views.problems(deep=True)) == []
     await again.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not tell, and the writer looks")
+async def test_a_writer_at_rest_hears_of_others_and_of_its_own_at_once_and_wakes_for_nothing_else(tmp_path: Path):
+    ledger = await SqliteLedger.open(tmp_path / "work.db")
+    other = await SqliteLedger.open(tmp_path / "work.db")
+    heard: list[Signal] = []
+    ledger.listen(heard.append)
+    other.listen(lambda signal: None)
+    writer = ledger._writer
+    for turn in range(5):
+        with anyio.fail_after(20):
+            while not writer._is_resting:  # noqa: ASYNC110 - a thread's rest rings no bell
+                await anyio.sleep(0.005)
+        heard.clear()
+        with anyio.fail_after(1):  # within the longest rest, so not by looking
+            if turn % 2:
+                await ledger.create_session(NewSession(f"own_{turn}", turn))
+            else:
+                await other.create_session(NewSession(f"other_{turn}", turn))
+                while not any(signal.unknown for signal in heard):  # noqa: ASYNC110 - a list rings no bell
+                    await anyio.sleep(0.001)
+    await other.close()
+    await ledger.close()

@@ -31,7 +31,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
 
 MOST_PROCESSES = 256
-TICK = 0.2
+TICK = 0.5
 """Seconds between two looks at whether to leave or to start over."""
 PAGE = 500
 

@@ -45,6 +45,12 @@ class Recovery:
         """Somebody else has written: the workers may be others now."""
         self._is_old = True
 
+    @property
+    def pause(self) -> float:
+        """How long until the next look, in seconds: whoever is alone has no lock to look at."""
+        interval = self._services.settings.recovery_interval
+        return interval if any(each.card.id != self._own_id for each in self._known) else READ_EVERY * interval
+
     async def look(self) -> int:
         """Recover the work of every worker that is gone; return how many tasks that were.
 

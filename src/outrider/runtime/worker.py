@@ -582,7 +582,7 @@ class Worker:
                 if self._is_ruin(error):
                     return
                 log.error("recovery failed; trying again", reason=str(error))
-            await asyncio.sleep(self._services.settings.recovery_interval)
+            await asyncio.sleep(self._recovery.pause)
 
     async def _count(self) -> None:
         """Keep what the gauges show up to date."""
