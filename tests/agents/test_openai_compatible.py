@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -230,8 +232,8 @@ async def test_the_connections_made_for_a_run_are_closed_with_it(monkeypatch):
 
     made: list[Any] = []
 
-    def noted(*args: Any) -> Any:
-        made.append(resolve(*args))
+    async def noted(*args: Any) -> Any:
+        made.append(await resolve(*args))
         return made[-1]
 
     resolve = serving.resolve
@@ -250,3 +252,42 @@ async def test_a_structured_result_comes_as_the_arguments_of_a_call():
     assert outcome.result == {"n": 3}
     offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in provider.requests[0]["tools"]}
     assert offered["final_result"]["properties"] == {"n": {"type": "integer"}}
+
+
+IMPORTS = """
+import asyncio, sys, threading
+
+from outrider import Outrider, TaskFailed, TaskOptions
+
+
+class Watch:
+    importers = set()
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "openai":
+            self.importers.add(threading.current_thread() is threading.main_thread())
+        return None
+
+
+sys.meta_path.insert(0, Watch())
+
+
+async def main():
+    async with Outrider().open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        model = {"model": "openai:x", "base_url": "http://127.0.0.1:9/v1"}
+        task = await session.spawn_agent("x", model=model, options=TaskOptions(max_failures=1))
+        try:
+            await task.result()
+        except TaskFailed:
+            pass
+    print(Watch.importers)
+
+
+asyncio.run(main())
+"""
+
+
+def test_the_package_of_a_provider_is_never_imported_on_the_event_loop():
+    ran = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert ran.stdout == "{False}\n", ran.stderr

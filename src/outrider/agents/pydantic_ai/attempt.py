@@ -230,7 +230,7 @@ class Attempt:
     async def _open(self, prompt: str | None, history: list[ModelMessage]) -> AsyncGenerator[EngineRun[Any, Any]]:
         brief = self.brief
         choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
-        model = resolve(choice, self) if choice is not None else None
+        model = await resolve(choice, self) if choice is not None else None
         agent, output_type = self._agent(model)
         spent = brief.usage
         # What was made for this run is closed with it: its connections are nobody else's.

@@ -46,16 +46,9 @@ class LocalModel(SpeakingModel):
     """Asks the small model of this machine."""
 
     def __init__(self, name: str, attempt: Attempt) -> None:
-        super().__init__()
-        self._name = name
-        self._attempt = attempt
+        super().__init__(name, attempt)
         self._weights: Path = local.weights(name)
         self._limits = local.settings()
-
-    @property
-    def model_name(self) -> str:
-        """What the task named."""
-        return self._name
 
     @property
     def system(self) -> str:

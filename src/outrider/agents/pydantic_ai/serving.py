@@ -49,11 +49,16 @@ if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
 
 
-def resolve(choice: ModelChoice, attempt: Attempt) -> Model:
+async def resolve(choice: ModelChoice, attempt: Attempt) -> Model:
     """Return the model that a choice names. Raises UnknownName and ModelNotReady."""
     if choice.is_scripted:
         script = scripted.from_json(choice.script) if choice.script is not None else scripted.named(choice.name)
         return ScriptedModel(choice.name, script, attempt)
+    # A provider's package takes a second to import and its client a tenth to make; the loop stays alive meanwhile.
+    return await asyncio.to_thread(_found, choice, attempt)
+
+
+def _found(choice: ModelChoice, attempt: Attempt) -> Model:
     if choice.is_local:
         from outrider.agents.pydantic_ai.local import LocalModel
 
@@ -117,20 +122,23 @@ class ServingModel(WrapperModel):
 class SpeakingModel(Model):
     """Shows by itself what it says, as it says it."""
 
-
-class ScriptedModel(SpeakingModel):
-    """Plays a script, by the number of the open iteration."""
-
-    def __init__(self, name: str, script: scripted.Script, attempt: Attempt) -> None:
+    def __init__(self, name: str, attempt: Attempt) -> None:
         super().__init__()
         self._name = name
-        self._script = script
         self._attempt = attempt
 
     @property
     def model_name(self) -> str:
         """What the task named."""
         return self._name
+
+
+class ScriptedModel(SpeakingModel):
+    """Plays a script, by the number of the open iteration."""
+
+    def __init__(self, name: str, script: scripted.Script, attempt: Attempt) -> None:
+        super().__init__(name, attempt)
+        self._script = script
 
     @property
     def system(self) -> str:
