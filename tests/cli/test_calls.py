@@ -38,6 +38,11 @@ def test_a_text_result_is_printed_as_it_is(cli: Cli):
         ("maybe", {"type": "boolean"}, "maybe"),
         ("", {"type": "string"}, ""),
         ("NaN", None, "NaN"),
+        ("18446744073709551615", None, 2**64 - 1),
+        ("18446744073709551616", None, "18446744073709551616"),
+        ("-9223372036854775809", None, "-9223372036854775809"),
+        ("1" * 5000, None, "1" * 5000),
+        ('{"id": 18446744073709551616}', None, {"id": 2**64}),
     ],
 )
 def test_a_value_is_json_where_it_parses_and_fits_else_text(text: str, schema: dict[str, object] | None, value: object):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -100,6 +101,13 @@ def value_of(text: str, expected: Mapping[str, Any] | None = None) -> JSON:
 
 def _parsed(text: str) -> Any:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
+        orjson.loads(text)  # the stricter of the two
+        found = json.loads(text)  # which keeps what is beyond 64 bits, where the other would round it to a float
+    except ValueError:
         return _NOTHING
+    return _NOTHING if _is_beyond_64_bits(found) else found
+
+
+def _is_beyond_64_bits(value: object) -> bool:
+    """Whether a value is an integer that no record can hold as one: an id of many digits, best kept as text."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
