@@ -194,7 +194,7 @@ async def test_a_script_may_come_with_the_task(engine):
 async def test_text_is_shown_as_it_comes(engine, play):
     shown: list[str] = []
     run = FakeRun(Record())
-    run.output = shown.append  # type: ignore[method-assign, assignment]
+    run.output = shown.append  # type: ignore[method-assign, assignment]  # to see what is shown, in order
     await attempt(engine, play(Reply("abcdefgh", chunks=4)), run)
     assert [text for text in shown if text.strip()] == ["ab", "cd", "ef", "gh"]
 
@@ -434,7 +434,8 @@ async def test_anything_but_a_yes_is_a_no(engine, play):
     brief = play(
         Reply(calls=(Call("publish", {}),)), Reply("Fine."), tools=[bench.tool("publish", requires_approval=True)]
     )
-    await attempt(engine, brief, FakeRun(Record(), ask=lambda *_: Approval("yes")))  # type: ignore[arg-type]
+    unclear = Approval("yes")  # type: ignore[arg-type]  # an answer that is no bool
+    await attempt(engine, brief, FakeRun(Record(), ask=lambda *_: unclear))
     assert bench.calls == []
 
 

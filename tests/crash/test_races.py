@@ -74,10 +74,10 @@ async def test_a_worker_that_breaks_is_followed_by_another():
         claim = ledger.claim
 
         async def broken(*args: Any) -> Any:
-            ledger.claim = claim  # type: ignore[method-assign]
+            ledger.claim = claim  # type: ignore[method-assign]  # as it was
             raise RuntimeError("a defect")
 
-        ledger.claim = broken  # type: ignore[method-assign, assignment]
+        ledger.claim = broken  # type: ignore[method-assign, assignment]  # a claim that fails once
         working = asyncio.create_task(keep_working(runtime.services, locks=None))
         assert await task.result(timeout=30) == "hello"
         working.cancel()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -344,11 +345,11 @@ async def test_abandoned_threads_leave_room_for_others():
     async with open_test(app, threads=2) as runtime:
         stuck = [await spawn(runtime, "ignores") for _ in range(2)]
         for handle in stuck:
-            await runtime.until(lambda handle=handle: _is_held(handle))  # type: ignore[misc]
+            await runtime.until(partial(_is_held, handle))
             await handle.cancel()
         runtime.clock.advance(10)
         for handle in stuck:
-            await runtime.until(lambda handle=handle: has_ended(handle))  # type: ignore[misc]
+            await runtime.until(partial(has_ended, handle))
         try:
             other = await spawn(runtime, "quick")
             await runtime.until(lambda: has_ended(other))

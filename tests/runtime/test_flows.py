@@ -421,7 +421,7 @@ async def test_a_message_that_does_not_fit_is_refused():
             await session.spawn("sleeps", options=TaskOptions(message_schema={"type": "nonsense"}))
         for wrong in (object(), b"bytes", [object()], {"type": "data", "data": float("nan")}):
             with pytest.raises((InvalidAnswer, InvalidArguments)):
-                await handle.message(wrong)  # type: ignore[arg-type]
+                await handle.message(wrong)  # type: ignore[arg-type]  # a wrong type is what is tested
 
 
 # --- results -----------------------------------------------------------------------------------------

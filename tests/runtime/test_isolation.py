@@ -312,7 +312,7 @@ async def test_a_function_that_nobody_else_can_import_is_refused_when_it_is_regi
 
     for fn in (inner, lambda: None, Thing().method):
         with pytest.raises(InvalidArguments, match="another process"):
-            refuser.tool(fn, isolation="process", name="refused")  # type: ignore[call-overload]
+            refuser.tool(fn, isolation="process", name="refused")  # type: ignore[call-overload]  # what no overload takes is to be refused
 
 
 async def test_a_function_whose_name_leads_elsewhere_is_refused_when_it_is_submitted(runtime_of_impostor: Runtime):
@@ -328,7 +328,7 @@ async def runtime_of_impostor() -> AsyncIterator[Runtime]:
     def not_ready() -> None: ...
 
     not_ready.__module__, not_ready.__qualname__ = ready.__module__, "ready"
-    impostor.tool(not_ready, isolation="process", name="impostor")  # type: ignore[call-overload]
+    impostor.tool(not_ready, isolation="process", name="impostor")  # type: ignore[call-overload]  # made to pass for a function here
     async with impostor.open("memory://", worker=False) as runtime:
         yield runtime
 

@@ -443,7 +443,7 @@ async def test_a_step_gives_the_same_value_of_the_same_type_first_and_on_resume(
 
 async def test_a_step_that_returns_what_its_annotation_does_not_allow_fails_before_it_is_journaled():
     def liar() -> int:
-        return "not a number"  # type: ignore[return-value]
+        return "not a number"  # type: ignore[return-value]  # the lie that is to be found out
 
     async def lies(task: TaskContext) -> None:
         await task.step("lie", liar)
@@ -803,7 +803,7 @@ async def test_a_plain_function_has_every_verb_and_resumes_alike(store: Store):
         return {"answer": world.seen["answer"][-1], "once": task.step("once", world.effect, "once", effects="once")}
 
     async def run(after: int | None) -> int:
-        world.__init__()  # type: ignore[misc]
+        world.__init__()  # type: ignore[misc]  # the world begins anew in place
         async with open_test(app, store=store) as runtime:
             session = await runtime.sessions.create()
             handle = await session.spawn("threaded")

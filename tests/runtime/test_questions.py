@@ -10,6 +10,7 @@ import pytest
 
 from outrider import Outrider, State, TaskContext, TaskHandle, TaskOptions
 from outrider.core.errors import InvalidAnswer, NotFound, RequestClosed
+from outrider.core.task import WakePolicy
 from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -280,8 +281,13 @@ async def test_several_questions_are_open_at_once_and_the_oldest_comes_first(sto
 async def test_a_question_wakes_its_session_unless_it_wants_silence():
     app = Outrider()
     async with open_test(app) as runtime:
-        for wake, expected in (("silent", []), ("on_terminal", ["question"]), ("on_activity", ["question"])):
+        policies: dict[WakePolicy, list[str]] = {
+            "silent": [],
+            "on_terminal": ["question"],
+            "on_activity": ["question"],
+        }
+        for wake, expected in policies.items():
             app.registry.tools.pop("asks", None)
-            handle = await asked(runtime, app, str, options=TaskOptions(wake=wake))  # type: ignore[arg-type]
+            handle = await asked(runtime, app, str, options=TaskOptions(wake=wake))
             session = await runtime.sessions.get(handle.session_id)
             assert [entry.reason for entry in await session.inbox()] == expected
