@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
-from weakref import WeakSet
 
 from outrider.core.errors import Failure
 from outrider.core.ledger import Ledger
 from outrider.kinds import supervisor
 from outrider.kinds.supervisor import ENDED, HEADER, LOCK, LOG, NEWS, ORDERS, OUTPUT, PROTOCOL, SPEC, STARTED, STDIN
+from outrider.runtime.forked import forget, keep_from_forks
 
 TOKEN = "OUTRIDER_RUN"
 """In the environment of the command and of all that it starts: which run they belong to."""
@@ -247,7 +247,7 @@ class News:
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._hear)
-        _OPEN.add(self)
+        keep_from_forks(self)
 
     async def wait(self, seconds: float) -> None:
         """Wait for news, at most so long."""
@@ -261,7 +261,7 @@ class News:
 
     def close(self) -> None:
         """Let go of the run: another may adopt it."""
-        _OPEN.discard(self)
+        forget(self)
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -282,18 +282,6 @@ class News:
         if is_over:  # no supervisor holds it now, which would be told again and again; the end is looked for anyway
             self._loop.remove_reader(self._fd)
         self._event.set()
-
-
-_OPEN: WeakSet[News] = WeakSet()
-
-
-def _disown_all() -> None:
-    for news in list(_OPEN):
-        news.disown()
-    _OPEN.clear()
-
-
-os.register_at_fork(after_in_child=_disown_all)
 
 
 class Spool:

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakSet
 
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger
+from outrider.runtime.forked import forget, keep_from_forks
 from outrider.runtime.log import log
 from outrider.settings import WorkerSettings
 
@@ -41,29 +41,17 @@ class Lock:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _LOCKS.add(self)
+        keep_from_forks(self)
 
     def release(self) -> None:
         """Let go, and take the file away."""
-        _LOCKS.discard(self)
+        forget(self)
         self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
     def disown(self) -> None:
         """In a forked copy of this process: the lock is not its own, and must not last as long as it."""
         os.close(self._fd)
-
-
-_LOCKS: WeakSet[Lock] = WeakSet()
-
-
-def _disown_all() -> None:
-    for lock in list(_LOCKS):
-        lock.disown()
-    _LOCKS.clear()
-
-
-os.register_at_fork(after_in_child=_disown_all)
 
 
 def locks_of(ledger: Ledger) -> Path | None:
