@@ -152,14 +152,11 @@ class Soak:
         try:
             async with self._opened() as runtime:
                 self._runtime = runtime
-                await self._begin()
-                until = time.monotonic() + seconds
-                while True:
-                    await self._work(min(phase, max(1.0, until - time.monotonic())))
-                    await self._rest()
-                    if time.monotonic() >= until:
-                        break
-                await self._end()
+                try:
+                    await self._go_through(seconds, phase)
+                except BaseException:
+                    await self._tell_of_the_living()
+                    raise
             self._judge(seconds)
         except BaseException:
             print(f"SEED={self._seed}; last: ", *self._last, sep="\n  ")
@@ -169,6 +166,25 @@ class Soak:
         finally:
             await self._kill_all()
         print(self._report())
+
+    async def _go_through(self, seconds: float, phase: float) -> None:
+        await self._begin()
+        until = time.monotonic() + seconds
+        while True:
+            await self._work(min(phase, max(1.0, until - time.monotonic())))
+            await self._rest()
+            if time.monotonic() >= until:
+                break
+        await self._end()
+
+    async def _tell_of_the_living(self) -> None:
+        """Print what has not ended, why, and how it came to that."""
+        views = self._runtime.services.views
+        for task in await self._runtime.tasks.list(states=tuple(LIVE_STATES), limit=10):
+            told = await self._runtime.doctor.explain(task.id)
+            print(f"--- {task.id} {task.display_name}: {told.phase}", *told.because, sep="\n")
+            print(*await views.attempts(task.id), *await views.steps(task.id), sep="\n")
+            print(*await views.events(task.session_id, task_id=task.id), sep="\n")
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Runtime]:
@@ -247,7 +263,9 @@ class Soak:
         try:
             while (left := until - time.monotonic()) > 0:
                 await asyncio.sleep(min(left, self._chance.uniform(0.3, self._pace)))
-                if watching.done() or any(part.process.returncode is not None for part in self._clients):
+                for ended in [part for part in self._clients if part.process.returncode is not None]:
+                    await self._hear(ended, "anything")  # which says what was wrong
+                if watching.done():
                     break
                 if time.monotonic() < until:
                     (trouble,) = self._chance.choices(list(self._troubles), list(self._troubles.values()))
