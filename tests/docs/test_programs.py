@@ -24,7 +24,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
 KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
-KNOWN_COMMANDS |= {"mkdir", "cat"}
+KNOWN_COMMANDS |= {"mkdir", "cat", "grep"}
+KEYWORDS = {"until", "do", "done"}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:
@@ -84,14 +85,15 @@ def test_the_command_exists_and_takes_these_options(line: str):
 
 
 def commands_in(line: str) -> Iterator[list[str]]:
-    """The simple commands of a line of shell, without comments, assignments and `$( )`."""
+    """The simple commands of a line of shell, without comments, keywords, assignments and `$( )`."""
     words = shlex.shlex(line, posix=True, punctuation_chars="&;|()")
     words.whitespace_split = True
     words.commenters = "#"
     simple: list[str] = []
     for word in [*words, ";"]:
         if set(word) <= set("&;|()"):
-            simple = simple[next((at for at, each in enumerate(simple) if "=" not in each), len(simple)) :]
+            said_first = (at for at, each in enumerate(simple) if "=" not in each and each not in KEYWORDS)
+            simple = simple[next(said_first, len(simple)) :]
             if simple and simple != ["$"]:
                 yield simple
             simple = []
