@@ -1,4 +1,4 @@
-"""`exec`: a command as if it had been typed alone, which the terminal and the worker may leave."""
+"""`exec`: a command in the foreground, with its output and exit code, which the terminal and the worker may leave."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`exec`: a command in the foreground, as if it had been typed alone: its output, and its exit code.
+"""`exec`: a command in the foreground: its output, as it is but on a terminal, and its exit code.
 
 What a reader would get wrong: the command is no child of this program. The terminal may go, and the command runs on;
 what it prints comes by way of the store, which keeps only the end of very much of it.
