@@ -99,7 +99,7 @@ class Doctor:
             where = f"{card.id} ({card.host}, pid {card.pid})"
             if alive is False:
                 text = f"worker {where} is dead, and nobody has cleared up after it; it held {counted(held, 'task')}"
-                findings.append(Finding(level="problem", about="workers", text=text, advice=_START_ONE))
+                findings.append(Finding(level="problem", about="workers", text=text, advice=start_one()))
             elif silent > self._services.settings.lease.lost:
                 text = f"worker {where} has not renewed its lease for {silent:.0f} s; it holds {counted(held, 'task')}"
                 advice = "it was stopped or is cut off from the database; others take over its work" if held else ""
@@ -135,7 +135,7 @@ class Doctor:
                 level="problem",
                 about="queue",
                 text=f"no live worker serves {route}, awaited by {counted(count, 'task')}",
-                advice=_START_ONE,
+                advice=start_one(route),
             )
             for route, count in sorted(unserved.items())
         ]
@@ -197,7 +197,7 @@ class Doctor:
         if task.input.kind == EXTERNAL:
             yield f"it waits for a program that is no worker to claim {task.input.route}"
         elif not self._is_served(task, around.workers):
-            yield f"no live worker serves {task.input.route}; start one: outrider worker --app MODULE:APP"
+            yield f"no live worker serves {task.input.route}; {start_one(task.input.route)}"
         pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
         if pause is not None:
             what = f"{pause.scope} {pause.name}".strip()
@@ -276,7 +276,9 @@ class Doctor:
         return any(task.input.route in worker.card.routes and self.is_alive(worker) is not False for worker in workers)
 
 
-_START_ONE = "start one: outrider worker --app MODULE:APP"
+def start_one(route: str = "") -> str:
+    """What to do where nobody serves a route. Commands, and agents without tools, need no app."""
+    return "start one: outrider worker" + ("" if route in ("process", "subagent") else " --app MODULE:APP")
 
 
 def _moment(moment: Instant | None) -> str:
