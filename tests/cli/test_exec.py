@@ -1,4 +1,4 @@
-"""`exec`: a command as if it had been typed alone, which the terminal and the worker may leave."""
+"""`exec`: a command in the foreground, with its output and exit code, which the terminal and the worker may leave."""
 
 import os
 import signal
@@ -38,6 +38,22 @@ def test_the_surroundings_of_the_command_are_given_by_options(cli: Cli):
     assert done.out == f"{cli.folder}/there\n1 from here\ntyped"
     (task,) = cli.ok("tasks", "--json").records
     assert (task["display_name"], [each["name"] for each in task["artifacts"]]) == ("shown", ["kept.txt"])
+
+
+def test_a_command_that_is_retried_says_what_it_was_made_from_and_that_nothing_repeats_it_by_itself(cli: Cli):
+    assert cli.run("exec", "--env=A=again", "--", "sh", "-c", "echo $A; exit 3").code == 3
+    old = cli.ok("tasks", "--json").record["id"]
+    terminal = cli.terminal("retry", old)
+    assert terminal.end() == 0
+    assert f"{old[-8:]} stays failed; follow it: outrider watch" in terminal.shown
+    assert terminal.shown.rstrip().endswith("start one: outrider worker")
+    cli.ok("worker", "--idle-exit=0.1")
+    (new,) = [each["id"] for each in cli.ok("tasks", "--json").records if each["id"] != old]
+    shown = cli.ok("show", new).out
+    assert shown.splitlines()[1] == f"  a new task, made from {old}, which stays as it ended"
+    assert "retry                none: a command that failed is not run again by itself" in shown
+    assert [name for name in ("usage", "timeouts", "links") if f"  {name} " in shown] == []
+    assert cli.ok("output", new).out == "again\n"
 
 
 def test_a_reader_that_has_enough_ends_the_command(cli: Cli):

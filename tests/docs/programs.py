@@ -27,15 +27,13 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "PATH": path, "USER": "reader", **variables}
 
 
-def run(
-    program: Path, *arguments: str, folder: Path, typed: str = "", **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(program: Path, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a program to its end. It has to end with 0."""
     done = subprocess.run(
         [sys.executable, str(program), *arguments],
         cwd=folder,
         env=environment(**variables),
-        input=typed,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

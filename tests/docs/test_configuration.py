@@ -139,3 +139,12 @@ def test_what_is_fixed_is_as_listed():
     lease = listed["an `external` task is lost without a report for, unless `idle_timeout` says otherwise"]
     assert lease == f"{EXTERNAL_LEASE.total_seconds():g} s"
     assert f"`{DEFAULT_DATABASE}`" in PAGE
+
+
+def test_the_example_is_accepted_and_sets_what_it_says():
+    (source,) = re.findall(r"```python fragment\n(.*?)```", PAGE, re.DOTALL)
+    program: dict[str, object] = {}
+    exec(source, program)
+    app = program["app"]
+    assert isinstance(app, Outrider)
+    assert (app.settings.concurrency, app.settings.lease.lost) == (20, 5)

@@ -51,9 +51,24 @@ def test_a_question_waits_overnight_without_a_worker_and_is_answered_from_anothe
 def test_a_question_that_nobody_answers_takes_its_default(tmp_path: Path):
     program = EXAMPLES / "overnight_approval.py"
     run(program, "evening", folder=tmp_path, DEADLINE="2")
-    morning = lines(run(program, "morning", folder=tmp_path))
-    assert morning[0] == "orders stays as it was"
-    assert morning[1].startswith("succeeded in attempt")
+    *until, result, end = lines(run(program, "morning", folder=tmp_path))
+    assert all(line.startswith("no answer yet; at ") for line in until)
+    assert result == "orders stays as it was"
+    assert end.startswith("succeeded in attempt")
+
+
+def test_an_answer_that_nothing_asks_for_is_refused_in_a_sentence(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "overnight_approval.py"), "answer", "no"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "nothing asks: was there an evening, and no answer yet?\n"
 
 
 def test_the_pipeline_counts_in_children_publishes_after_and_finds_all_done_the_second_time(tmp_path: Path):

@@ -1,7 +1,8 @@
 """What the documents show runs: every python block is a program, unless it says that it is a fragment.
 
-A program is run in a folder of its own, as a file, by a new interpreter; if it only defines `main`, that is run. A
-block that begins with ```` ```python fragment ```` is part of something, and only has to parse (see test_documents).
+A program is run as it stands, as a reader who has pasted it into a file would: in a folder of its own, by a new
+interpreter; and it prints something. A block that begins with ```` ```python fragment ```` is part of something, and
+only has to parse (see test_documents).
 The commands of shell blocks exist, with their options, and those of the README do what it says.
 """
 
@@ -17,13 +18,14 @@ from pathlib import Path
 import pytest
 
 from outrider.cli.arguments import parse
-from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, dismiss_workers, environment, run
+from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, dismiss_workers, environment, lines, run
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
 KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
-KNOWN_COMMANDS |= {"mkdir", "cat"}
+KNOWN_COMMANDS |= {"mkdir", "cat", "grep"}
+KEYWORDS = {"until", "do", "done"}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:
@@ -50,11 +52,26 @@ COMMAND_LINES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", PROGRAMS)
-def test_the_program_runs(source: str, tmp_path: Path):
+def test_the_program_runs_as_it_stands_and_shows_something(source: str, tmp_path: Path):
     program = tmp_path / "program.py"
-    runs_itself = "__main__" in source or "asyncio.run(" in source or "async def main(" not in source
-    program.write_text(source if runs_itself else f"{source}\n\nimport asyncio\n\nasyncio.run(main())\n")
-    run(program, folder=tmp_path, typed="y\n" * 3)
+    program.write_text(source)
+    assert lines(run(program, folder=tmp_path)), "whoever pastes this sees nothing: does it run its main?"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_whatever_defines_main_runs_it(path: Path):
+    defining = [text for _, text in blocks(path, "python") if "async def main(" in text]
+    assert [text for text in defining if "asyncio.run(main())" not in text] == []
+
+
+@pytest.mark.slow
+def test_the_program_of_the_telemetry_page_shows_spans_and_metrics(tmp_path: Path):
+    (source,) = [text for _, text in blocks(ROOT / "docs" / "telemetry.md", "python")]
+    program = tmp_path / "program.py"
+    program.write_text(source)
+    named = set(re.findall(r'"name": "(.+)"', run(program, folder=tmp_path).stdout))
+    assert {"a request", "outrider.task", "outrider.attempt", "outrider.step"} <= named
+    assert {"outrider.task.created", "outrider.task.ended", "outrider.step.duration"} <= named
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
@@ -68,14 +85,15 @@ def test_the_command_exists_and_takes_these_options(line: str):
 
 
 def commands_in(line: str) -> Iterator[list[str]]:
-    """The simple commands of a line of shell, without comments, assignments and `$( )`."""
+    """The simple commands of a line of shell, without comments, keywords, assignments and `$( )`."""
     words = shlex.shlex(line, posix=True, punctuation_chars="&;|()")
     words.whitespace_split = True
     words.commenters = "#"
     simple: list[str] = []
     for word in [*words, ";"]:
         if set(word) <= set("&;|()"):
-            simple = simple[next((at for at, each in enumerate(simple) if "=" not in each), len(simple)) :]
+            said_first = (at for at, each in enumerate(simple) if "=" not in each and each not in KEYWORDS)
+            simple = simple[next(said_first, len(simple)) :]
             if simple and simple != ["$"]:
                 yield simple
             simple = []

@@ -68,7 +68,7 @@ async def test_every_standstill_of_a_task_has_its_reason(outrider: Runtime):
     held = await session.spawn("hold", options=TaskOptions(concurrency_key="door"))
     assert "attempt 1 runs since" in await said(outrider, held, "attempt 1")
     second = await session.spawn("hold", options=TaskOptions(concurrency_key="door"))
-    assert "1 of 1 run (no limit is set, so it is one)" in await said(outrider, second, "door is full")
+    assert "1 of 1 running (no limit is set, so it is one)" in await said(outrider, second, "door is full")
     after = await session.spawn("hold", options=TaskOptions(depends_on=(held.id,)))
     assert held.id in await said(outrider, after, "depends on")
     later = await session.spawn("hold", options=TaskOptions(delay=3600))
@@ -96,7 +96,7 @@ async def test_a_spent_rate_is_told_with_when_it_returns(outrider: Runtime):
     options = TaskOptions(concurrency_key="mail")
     await session.spawn("hold", options=options)
     second = await session.spawn("hold", options=options)
-    assert "1 starts in 3600 s" in await said(outrider, second, "the rate of mail is spent")
+    assert "1 start in 3600 s" in await said(outrider, second, "the rate of mail is spent")
 
 
 async def test_what_nobody_serves_and_who_is_dead_are_problems(outrider: Runtime, tmp_path: Path):
@@ -115,7 +115,7 @@ async def test_what_nobody_serves_and_who_is_dead_are_problems(outrider: Runtime
             session = await elsewhere.sessions.create()
             task = await session.spawn("unheard_of")
         found = await other.doctor.examine()
-        assert any("no live worker serves background_tool:unheard_of, and 1 tasks" in each.text for each in found)
+        assert any("no live worker serves background_tool:unheard_of, awaited by 1 task" in each.text for each in found)
         assert any("worker_gone" in each.text and each.level == "problem" for each in found)
         await said(other, TaskHandle(other.services, await other.tasks.get(task.id)), "no live worker serves")
 

@@ -1,4 +1,4 @@
-"""`exec`: a command in the foreground, as if it had been typed alone: its output, and its exit code.
+"""`exec`: a command in the foreground: its output, as it is but on a terminal, and its exit code.
 
 What a reader would get wrong: the command is no child of this program. The terminal may go, and the command runs on;
 what it prints comes by way of the store, which keeps only the end of very much of it.
@@ -24,6 +24,7 @@ from outrider.cli.values import text_of
 from outrider.cli.workers import ensure_worker
 from outrider.core.errors import OutriderError
 from outrider.core.task import State
+from outrider.core.wording import counted
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.lease import locks_of
@@ -120,7 +121,7 @@ class _Companion(Follower):
         if screen.as_json:
             return
         if piece.lost:
-            screen.note(f"[{piece.lost:,} bytes of output were cut]")
+            screen.note(f"[{counted(piece.lost, 'byte')} of output cut]")
         if piece.stream == "stderr":
             screen.aside(harmless(piece.text) if screen.is_talking else piece.text)
         elif piece.stream:

@@ -21,6 +21,7 @@ from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen, told
 from outrider.core.errors import OutriderError
 from outrider.core.task import State, Task
+from outrider.core.wording import counted
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import TaskHandle
 
@@ -79,7 +80,7 @@ class Follower:
         async for piece in self._task.output():
             self._printed = (self._printed + piece.text)[-65536:]
             if piece.lost:
-                self._display.note(f"[{piece.lost} bytes of output were cut]")
+                self._display.note(f"[{counted(piece.lost, 'byte')} of output cut]")
             self._display.print(piece.text)
 
     async def _look(self) -> None:

@@ -19,6 +19,7 @@ from outrider.cli.looking import states_of
 from outrider.cli.steering import hint_at_worker
 from outrider.cli.terminal import Screen
 from outrider.core.errors import InvalidArguments
+from outrider.core.wording import counted
 from outrider.settings import WorkerSettings
 
 MANY = 1_000_000
@@ -99,6 +100,6 @@ async def prune(arguments: Namespace, screen: Screen) -> int:
     if screen.as_json:
         screen.data({**counts, "dry_run": arguments.dry_run})
     else:
-        said = " and ".join(f"{count:,} {noun if count != 1 else noun[:-1]}" for noun, count in counts.items())
+        said = " and ".join(counted(count, noun.removesuffix("s")) for noun, count in counts.items())
         screen.line(f"{said} {'would go' if arguments.dry_run else 'deleted'}")
     return OK

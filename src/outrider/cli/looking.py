@@ -145,9 +145,13 @@ def _table(glances: Sequence[Glance], screen: Screen) -> None:
 def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
     """A task in words: what is set, by name, then what surrounds it."""
     lines = [f"{record.id}  {on_one_line(record.display_name)}"]
+    if record.retry_of is not None:
+        lines.append(f"  a new task, made from {record.retry_of}, which stays as it ended")
     plain = record.model_dump(mode="json", exclude={"id", "display_name", "input_request", "input_requests"})
+    if record.kind == "process" and not record.spec.get("retry"):
+        plain["retry"] = "none: a command that failed is not run again by itself"
     for name, value in plain.items():
-        if value not in (None, [], {}, "", 0):
+        if not _says_nothing(value):
             lines.append(f"  {name:<20} {_compact(value)}")
     if record.state is State.SUCCEEDED:
         result = beside["result"]
@@ -171,6 +175,10 @@ def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
         text = " ".join(_part(part) for part in each["parts"])
         lines.append(f"message {each['id']}  {each['direction']}  {on_one_line(text)}")
     return lines
+
+
+def _says_nothing(value: Any) -> bool:
+    return value in (None, [], {}, "", 0) or (isinstance(value, dict) and all(map(_says_nothing, value.values())))
 
 
 def _print_message(message: MessageRecord, screen: Screen) -> None:

@@ -10,6 +10,7 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import seconds, whole
+from outrider.core.wording import counted
 
 if TYPE_CHECKING:
     from outrider.runtime.records import LimitRecord
@@ -107,7 +108,7 @@ def _rate(text: str) -> tuple[int, float]:
 def _told(limit: LimitRecord) -> str:
     said = [] if limit.concurrency is None else [f"{limit.concurrency} at once"]
     if limit.rate is not None:
-        said.append(f"{limit.rate} starts in any {limit.per:g} s")
+        said.append(f"{counted(limit.rate, 'start')} in any {limit.per:g} s")
     return on_one_line(f"{limit.key}: {', '.join(said) or 'no bound'}")
 
 

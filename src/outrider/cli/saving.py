@@ -10,6 +10,7 @@ from outrider.cli.database import open_runtime, url_of
 from outrider.cli.exits import OK
 from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
+from outrider.core.wording import counted
 
 
 async def backup(arguments: Namespace, screen: Screen) -> int:
@@ -22,7 +23,7 @@ async def backup(arguments: Namespace, screen: Screen) -> int:
     if screen.as_json:
         screen.data({"backup": saved.path, "size": saved.size, "tasks": saved.tasks, "database": str(database)})
     else:
-        screen.note(f"saved {database}: {saved.tasks:,} tasks, {saved.size:,} bytes")
+        screen.note(f"saved {database}: {counted(saved.tasks, 'task')}, {counted(saved.size, 'byte')}")
         screen.line(saved.path)
     return OK
 
@@ -35,6 +36,6 @@ async def restore(arguments: Namespace, screen: Screen) -> int:
         screen.data({"database": str(done.database), "tasks": done.tasks, "before": before})
     else:
         kept = "" if before is None else f"; what was there until now is {before}"
-        screen.note(f"restored {done.database}: {done.tasks:,} tasks{kept}")
+        screen.note(f"restored {done.database}: {counted(done.tasks, 'task')}{kept}")
         screen.line(str(done.database))
     return OK

@@ -128,7 +128,8 @@ async def retry(arguments: Namespace, screen: Screen) -> int:
     """Do an ended task again, as a new one."""
     async with open_runtime(arguments) as runtime:
         old = await runtime.tasks.find(arguments.task)
-        await _tell_new(runtime, await runtime.tasks.retry(old.id), screen)
+        new = await runtime.tasks.retry(old.id)
+        await _tell_new(runtime, new, screen, f"a new task, from the beginning; {short(old.id)} stays {old.state}")
     return OK
 
 
@@ -136,15 +137,17 @@ async def fork(arguments: Namespace, screen: Screen) -> int:
     """Go on from a step of an ended task, as a new one."""
     async with open_runtime(arguments) as runtime:
         old = await runtime.tasks.find(arguments.task)
-        await _tell_new(runtime, await runtime.tasks.fork(old.id, from_step=arguments.step), screen)
+        new = await runtime.tasks.fork(old.id, from_step=arguments.step)
+        await _tell_new(runtime, new, screen, f"a new task, with steps of the old; {short(old.id)} stays {old.state}")
     return OK
 
 
-async def _tell_new(runtime: Runtime, task: Task, screen: Screen) -> None:
+async def _tell_new(runtime: Runtime, task: Task, screen: Screen, what: str) -> None:
     if screen.as_json:
         screen.record(await runtime.tasks.record(task.id))
     else:
         screen.line(task.id)
+        screen.hint(f"{what}; follow it: outrider watch {short(task.id)}")
     await hint_at_worker(runtime, task, screen)
 
 
@@ -189,6 +192,7 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
 async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
     """Tell a person when nobody is there to go on with the task."""
     from outrider.cli.workers import serves
+    from outrider.runtime.doctor import start_one
 
     if screen.is_talking and not await serves(runtime, task.input.route):
-        screen.hint(f"no worker for {task.input.route} is running here; start one: outrider worker --app MODULE:APP")
+        screen.hint(f"no worker for {task.input.route} is running here; {start_one(task.input.route)}")

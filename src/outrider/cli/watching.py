@@ -21,6 +21,7 @@ from outrider.core.errors import NotFound
 from outrider.core.ledger import News, TaskFilter, Views
 from outrider.core.task import LIVE_STATES, Progress, Task
 from outrider.core.values import Instant
+from outrider.core.wording import counted
 from outrider.runtime.around import Around
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _print_piece(piece: OutputRecord, start: int, screen: Screen) -> None:
     if screen.as_json:
         screen.record(piece)
     elif piece.lost:
-        screen.note(f"[{piece.lost} bytes before this were cut]")
+        screen.note(f"[{counted(piece.lost, 'byte')} cut before this]")
     elif piece.offset < start:  # pieces come whole; the first may begin before what was asked for
         screen.text(piece.text.encode()[start - piece.offset :].decode(errors="replace"))
     else:

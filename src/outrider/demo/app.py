@@ -22,6 +22,7 @@ from outrider.agents.models import choose
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.bootstrap import Outrider
 from outrider.core.values import JSONObject
+from outrider.core.wording import counted
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 
@@ -96,7 +97,7 @@ def make_app(root: Path, model: str) -> Outrider:
             task.detail(f"measuring {group[0]}")
             notes += await task.step(f"measure {number}", measure, group)
             task.progress(len(notes), len(paths), unit="files", label=group[-1])
-            task.output(f"measured {len(notes)} of {len(paths)} files\n")
+            task.output(f"measured {len(notes)} of {counted(len(paths), 'file')}\n")
         found = _summarise(root, notes, cut=len(paths) == MOST_FILES)
         await task.step("keep", task.files.write, SURVEY, encode(found), "application/json")
         return found
@@ -246,7 +247,8 @@ def _report(survey: Mapping[str, Any], texts: list[str]) -> str:
     lines = [
         f"# {survey.get('folder', 'The folder')}",
         "",
-        f"{survey.get('files', 0):,} files, {survey.get('lines', 0):,} lines, {survey.get('bytes', 0):,} bytes"
+        f"{counted(survey.get('files', 0), 'file')}, {counted(survey.get('lines', 0), 'line')}, "
+        f"{counted(survey.get('bytes', 0), 'byte')}"
         + (f" (only the first {MOST_FILES:,} files were surveyed)." if survey.get("cut") else "."),
         "",
         "| kind | files | lines |",
@@ -255,7 +257,7 @@ def _report(survey: Mapping[str, Any], texts: list[str]) -> str:
         "",
         "## Largest",
         "",
-        *(f"- `{each['path']}`: {each['lines']:,} lines" for each in survey.get("largest", ())),
+        *(f"- `{each['path']}`: {counted(each['lines'], 'line')}" for each in survey.get("largest", ())),
         "",
     ]
     if texts:

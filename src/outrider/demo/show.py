@@ -28,6 +28,7 @@ from outrider.agents.models import choose
 from outrider.agents.scripted import NAME as PLAIN_SCRIPTED
 from outrider.core.errors import OutriderError
 from outrider.core.task import State
+from outrider.core.wording import counted
 from outrider.demo.app import CHECKSUMS, PROMPT, REPORT, SCRIPTED, make_app
 from outrider.demo.worker import BETWEEN, MID_TOOL
 from outrider.runtime.facade import Runtime
@@ -285,16 +286,18 @@ class _Show:
         say = self._say_line
         say("")
         for record in records:
-            say(f"{record.display_name}: {record.state}, attempt {record.attempt}, {record.failures} failures counted")
+            failures = counted(record.failures, "failure")
+            say(f"{record.display_name}: {record.state}, attempt {record.attempt}, {failures} counted")
         say(f"steps: {verdict.steps} journaled, {verdict.steps_repeated} repeated, {verdict.steps_cut} cut by a kill")
         say(f"model calls: {verdict.model_calls} journaled, {verdict.model_calls_repeated} repeated")
         say(f"the tool's journal is what its workers noted: {'yes' if is_as_noted else 'NO'}")
-        lines = "every line of it there once" if verdict.command_is_whole else "LINES OF IT LOST OR DOUBLED"
-        say(f"the command: begun {verdict.command_starts} time, {verdict.command_lines} lines, {lines}")
+        begun, lines = counted(verdict.command_starts, "time"), counted(verdict.command_lines, "line")
+        whole = "every line of it there once" if verdict.command_is_whole else "LINES OF IT LOST OR DOUBLED"
+        say(f"the command: begun {begun}, {lines}, {whole}")
         say(f"event log gap-free: {'yes' if verdict.events_gap_free else 'NO'}")
         say(f"report: {verdict.report or 'none'}")
         conclusion = "everything holds" if verdict.ok else "SOMETHING DOES NOT HOLD"
-        say(f"{conclusion}: {verdict.kills} kills, {verdict.seconds} s")
+        say(f"{conclusion}: {counted(verdict.kills, 'kill')}, {verdict.seconds} s")
         if not verdict.ok:
             say(f"the worker's log is {self._folder / 'worker.log'}")
 
@@ -315,7 +318,7 @@ def _story(event: EventRecord) -> str | None:
         if not progress:
             return None
         who = "survey" if progress["unit"] else "checksums"  # a command counts without units
-        return f"{who}: {progress['current']:.0f} of {progress['total']:.0f} files"
+        return f"{who}: {progress['current']:.0f} of {counted(round(progress['total']), 'file')}"
     task = event.task
     if task is None:
         return None

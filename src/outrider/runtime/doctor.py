@@ -26,6 +26,7 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import SECOND, Instant
+from outrider.core.wording import counted
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.lease import boot_id, is_locked, locks_of
@@ -97,21 +98,21 @@ class Doctor:
             silent = (now - worker.beat_at) / SECOND
             where = f"{card.id} ({card.host}, pid {card.pid})"
             if alive is False:
-                text = f"worker {where} is dead, and nobody has cleared up after it; it held {held} tasks"
-                findings.append(Finding(level="problem", about="workers", text=text, advice=_START_ONE))
+                text = f"worker {where} is dead, and nobody has cleared up after it; it held {counted(held, 'task')}"
+                findings.append(Finding(level="problem", about="workers", text=text, advice=start_one()))
             elif silent > self._services.settings.lease.lost:
-                text = f"worker {where} has not renewed its lease for {silent:.0f} s; it holds {held} tasks"
+                text = f"worker {where} has not renewed its lease for {silent:.0f} s; it holds {counted(held, 'task')}"
                 advice = "it was stopped or is cut off from the database; others take over its work" if held else ""
                 findings.append(Finding(level="problem", about="workers", text=text, advice=advice))
             elif held >= card.concurrency > 0:
-                text = f"worker {where} is full: it holds {held} tasks"
+                text = f"worker {where} is full: it holds {counted(held, 'task')}"
                 advice = "more at once: outrider worker --concurrency N; more cores: --processes N"
                 findings.append(Finding(level="note", about="workers", text=text, advice=advice))
         findings += [
             Finding(
                 level="problem",
                 about="workers",
-                text=f"{count} tasks are held by {worker_id}, which nobody knows",
+                text=f"{worker_id}, which nobody knows, holds {counted(count, 'task')}",
                 advice="the next worker frees them",
             )
             for worker_id, count in holders.items()
@@ -133,8 +134,8 @@ class Doctor:
             Finding(
                 level="problem",
                 about="queue",
-                text=f"no live worker serves {route}, and {count} tasks want one",
-                advice=_START_ONE,
+                text=f"no live worker serves {route}, awaited by {counted(count, 'task')}",
+                advice=start_one(route),
             )
             for route, count in sorted(unserved.items())
         ]
@@ -147,7 +148,7 @@ class Doctor:
         for waiting in late:
             waited = (now - (waiting.oldest_due_at or now)) / SECOND
             if waited > 60 and not around.gates.is_paused:
-                text = f"{waiting.count} tasks of {waiting.route} are ready, the oldest for {waited:.0f} s"
+                text = f"{counted(waiting.count, 'ready task')} of {waiting.route}, the oldest for {waited:.0f} s"
                 findings.append(Finding(level="note", about="queue", text=text, advice="its workers may be too few"))
         return findings
 
@@ -196,7 +197,7 @@ class Doctor:
         if task.input.kind == EXTERNAL:
             yield f"it waits for a program that is no worker to claim {task.input.route}"
         elif not self._is_served(task, around.workers):
-            yield f"no live worker serves {task.input.route}; start one: outrider worker --app MODULE:APP"
+            yield f"no live worker serves {task.input.route}; {start_one(task.input.route)}"
         pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
         if pause is not None:
             what = f"{pause.scope} {pause.name}".strip()
@@ -212,7 +213,7 @@ class Doctor:
         if core.readiness == "ready":
             ahead = await self._services.views.ahead(task.id)
             if ahead is not None:
-                yield f"it is ready, and {ahead} tasks of {task.input.route} stand before it"
+                yield f"it is ready, with {counted(ahead, 'task')} of {task.input.route} before it"
                 yield await self._room_for(task, around.workers)
 
     def _end_of(self, task: Task) -> str:
@@ -256,24 +257,28 @@ class Doctor:
         (use,) = await self._services.views.uses([key])
         if limit.capacity is not None and use.held >= limit.capacity:
             source = "" if limit.key else " (no limit is set, so it is one)"
-            yield f"the limit of {key} is full: {use.held} of {limit.capacity} run{source}, and {use.waiting} wait"
+            yield f"the limit of {key} is full: {use.held} of {limit.capacity} running{source}, {use.waiting} waiting"
         left, moment = starts_left(limit, use.spent, now), next_return(limit, use.spent, now)
-        if left == 0 and moment is not None:
-            span = limit.span / SECOND
-            yield f"the rate of {key} is spent: {limit.rate} starts in {span:g} s; the next is at {_moment(moment)}"
+        if limit.rate is not None and left == 0 and moment is not None:
+            rate = f"{counted(limit.rate, 'start')} in {limit.span / SECOND:g} s"
+            yield f"the rate of {key} is spent: {rate}; the next is at {_moment(moment)}"
 
     async def _room_for(self, task: Task, workers: Sequence[Worker]) -> str:
         holders = await self._services.views.holders()
         serving = [worker for worker in workers if task.input.route in worker.card.routes]
         cards = [worker.card for worker in serving]
         room = [f"{card.id} holds {holders.get(card.id, 0)} of {card.concurrency}" for card in cards]
-        return f"it is served by {len(serving)} workers: {'; '.join(room)}" if room else "nobody is there to take it"
+        if not room:
+            return "nobody is there to take it"
+        return f"it is served by {counted(len(serving), 'worker')}: {'; '.join(room)}"
 
     def _is_served(self, task: Task, workers: Iterable[Worker]) -> bool:
         return any(task.input.route in worker.card.routes and self.is_alive(worker) is not False for worker in workers)
 
 
-_START_ONE = "start one: outrider worker --app MODULE:APP"
+def start_one(route: str = "") -> str:
+    """What to do where nobody serves a route. Commands, and agents without tools, need no app."""
+    return "start one: outrider worker" + ("" if route in ("process", "subagent") else " --app MODULE:APP")
 
 
 def _moment(moment: Instant | None) -> str:
