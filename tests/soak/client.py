@@ -329,10 +329,10 @@ class Person:
         """See `go`."""
 
     async def _answer(self, task_id: str, request: Any) -> None:
-        if request.kind == "approval":
-            answer: Any = {"approved": True}
+        if "may or may not" in request.prompt:
+            answer: Any = {"action": "skip", "value": SKIPPED}
         else:
-            answer = {"action": "skip", "value": SKIPPED} if "may or may not" in request.prompt else True
+            answer = {"approved": True} if request.kind == "approval" else True
         with suppress(RequestClosed, TaskFinished, NotFound):
             await self._runtime.tasks.answer(task_id, answer, request_id=request.id, by="person")
             self.done["answer"] += 1
