@@ -29,9 +29,9 @@ PYTHON = sys.executable
 
 
 @asynccontextmanager
-async def opened(settings: WorkerSettings = SETTINGS, **options: Any) -> AsyncIterator[TestRuntime]:
+async def opened(app: Outrider | None = None, **options: Any) -> AsyncIterator[TestRuntime]:
     """A runtime on a file, and nothing of its commands alive afterwards."""
-    async with open_test(Outrider(settings), store="sqlite", clock=SystemClock(), **options) as runtime:
+    async with open_test(app or Outrider(SETTINGS), store="sqlite", clock=SystemClock(), **options) as runtime:
         try:
             yield runtime
         finally:
@@ -518,6 +518,37 @@ async def test_a_command_that_nobody_adopts_is_ended_at_the_limit_and_effects_de
         assert record.error is not None
         assert (record.state, record.error.kind) == (State.FAILED, "interrupted")
         assert "adopt limit" in record.error.message
+
+
+@pytest.mark.parametrize("held_up_by", ["a pause", "a full worker"])
+async def test_a_command_whose_task_waits_for_its_turn_runs_on_past_the_adopt_limit(held_up_by: str):
+    app = Outrider(SETTINGS)
+
+    @app.tool
+    async def busy() -> None:
+        await enough.wait()
+
+    enough = asyncio.Event()
+    async with opened(app, process_adopt_limit=0.3, concurrency=1) as runtime:
+        task = await spawn(runtime, shell=COUNT, success=[4])
+        await has_printed(task, "line 2")
+        if held_up_by == "a pause":
+            await runtime.queue.pause(kind="process")
+            await runtime.drain()
+        else:
+            await (await runtime.sessions.get("here")).spawn("busy", options=TaskOptions(priority=9))
+            await runtime.drain()
+        await runtime.start_worker()
+        (run,) = runs(runtime)
+        command = await until(run.ended)
+        assert (command["reason"], command["code"]) == (None, 4)
+        if held_up_by == "a pause":
+            await runtime.queue.resume(kind="process")
+        else:
+            enough.set()
+        record = await ended(task)
+        assert (record.state, record.failures, record.attempt) == (State.SUCCEEDED, 0, 2)
+        assert (await printed(task)).partition("\n")[2] == COUNTED
 
 
 async def printed_so_far(runtime: TestRuntime, task: TaskHandle) -> str:

@@ -1,6 +1,8 @@
 """Leases: the thread that keeps a worker honest, and who finds a worker that is gone."""
 
 import asyncio
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -209,6 +211,29 @@ async def test_a_worker_of_this_machine_is_gone_as_soon_as_its_lock_is(case: str
             lock.release()
 
 
+async def test_a_lock_of_a_worker_that_died_before_it_was_known_is_taken_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    now = [1000.0]
+    monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
+    async with open_test(Outrider(), worker=False) as runtime:
+        await runtime.ledger.register(card("worker_known", "elsewhere"))
+        held = Lock(lock_path(tmp_path, "worker_held"))
+        for name in ("known", "dead", "young"):
+            lock_path(tmp_path, f"worker_{name}").touch()
+        Will(None, "its store failed").write(lock_path(tmp_path, "worker_dead"))
+        for lock in tmp_path.glob("*.lock"):
+            if lock.stem != "worker_young":
+                os.utime(lock, (0, 0))
+        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
+        await recovery.look()
+        assert len(list(tmp_path.iterdir())) == 5
+        now[0] += 10
+        await recovery.look()
+        assert {path.stem for path in tmp_path.iterdir()} == {"worker_held", "worker_known", "worker_young"}
+        held.release()
+
+
 async def test_a_worker_elsewhere_is_gone_when_its_beat_has_stood_still_for_the_lease_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -332,6 +357,21 @@ async def test_a_worker_that_signs_off_between_two_beats_does_not_take_itself_fo
         await asyncio.sleep(0)
         assert refused.is_set()
         assert "lost" not in caplog.text
+
+
+def test_a_lock_is_on_the_file_that_others_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    path, lock_it, late = tmp_path / "worker.lock", fcntl.flock, [True]
+
+    def stopped_on_the_way(fd: int, how: int) -> None:
+        if late:
+            late.clear()
+            path.unlink()  # somebody took it for that of a worker which is no more
+        lock_it(fd, how)
+
+    monkeypatch.setattr("outrider.runtime.lease.fcntl.flock", stopped_on_the_way)
+    lock = Lock(path)
+    assert is_locked(path)
+    lock.release()
 
 
 def test_a_lock_lasts_until_it_is_released(tmp_path: Path):

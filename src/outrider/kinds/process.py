@@ -31,7 +31,7 @@ from outrider.core.ledger import OutputChunk
 from outrider.core.task import Effects, TaskError, WaitUntil
 from outrider.core.values import JSON, SECOND, JSONObject
 from outrider.kinds.process_output import Printed, Reading, marked_progress
-from outrider.kinds.process_run import TOKEN, News, Run, Spool, runs_of
+from outrider.kinds.process_run import TOKEN, Hold, News, Run, Spool, runs_of
 from outrider.kinds.supervisor import PROTOCOL, boot_id
 from outrider.runtime.attempt import STORE_IS_DOWN, Attempt, shorten
 from outrider.runtime.codec import PLAIN, decode, encode, jsonable
@@ -115,6 +115,7 @@ class Process:
     def __init__(self, host: str | None = None) -> None:
         self._host = host or socket.gethostname()
         self._followed: set[Path] = set()
+        self._kept: dict[Path, Hold] = {}
         self._tended_at = 0.0
 
     def routes(self) -> Iterable[str]:
@@ -144,23 +145,41 @@ class Process:
         return current.value
 
     async def tend(self, services: Services, *, at_once: bool = False) -> None:
-        """Look after the runs of this machine whose tasks have ended: end what still lives, delete what is left."""
+        """Look after the runs of this machine that no attempt here follows.
+
+        Of a task that has ended, end what still lives and delete what is left. Of one that waits for its turn, behind
+        a pause or a full worker, keep the run adopted: that limit is for commands that no worker is there for.
+        """
         if not at_once and time.monotonic() - self._tended_at < TENDED:
             return
-        self._tended_at = time.monotonic()
+        self._tended_at = 0.0 if at_once else time.monotonic()
         folder, _ = runs_of(services.ledger)
         try:
             found = [folder / name for name in os.listdir(folder)]
         except OSError:
-            return
+            found = []
         left = {path: _task_of(path) for path in found if path not in self._followed}
-        if not left:
-            return
-        tasks = {task.id: task for task in await services.views.tasks(list(set(left.values())))}
+        tasks = {task.id: task for task in await services.views.tasks(list(set(left.values())))} if left else {}
+        waiting = set()
         for path, task_id in left.items():
             task = tasks.get(task_id)
-            if path not in self._followed and (task is None or task.is_terminal):
+            if path in self._followed:
+                continue
+            if task is None or task.is_terminal:
                 await asyncio.to_thread(_clear, path, task is not None)
+            elif not task.core.is_held:
+                waiting.add(path)
+        self._keep(folder, set() if at_once else waiting)
+
+    def _keep(self, folder: Path, waiting: set[Path]) -> None:
+        """Hold these runs of a folder, and no others of it."""
+        for path in {path for path in self._kept if path.parent == folder} - waiting:
+            self._kept.pop(path).close()
+        for path in waiting - self._kept.keys():
+            run = Run(path)
+            if run.host() == self._host:
+                with suppress(OSError):  # it is just being made, or deleted
+                    self._kept[path] = Hold(run)
 
     # --- which run counts ----------------------------------------------------------------------------
 
@@ -198,6 +217,7 @@ class Process:
         limits = task.spec.get("limits", {})
         spec = {
             "task": task.id,
+            "host": self._host,
             "argv": task.spec["command"] if "command" in task.spec else ["/bin/sh", "-c", task.spec["shell"]],
             "env": _environment(task, token),
             "cwd": task.spec["cwd"],

@@ -162,6 +162,10 @@ class Run:
         """Which protocol its files follow."""
         return int((self._read(SPEC) or {}).get("protocol", 0))
 
+    def host(self) -> str | None:
+        """Where it was made, the only host that can go on with it."""
+        return (self._read(SPEC) or {}).get("host")
+
     def started(self) -> dict[str, Any] | None:
         """What its supervisor wrote down when it started the command."""
         return self._read(STARTED)
@@ -239,15 +243,34 @@ class Run:
         os.replace(temporary, path)
 
 
-class News:
-    """The end of the news that a worker holds: as long as it is open, the run is adopted."""
+class Hold:
+    """Keeps a run adopted as long as it is open, without a word of it."""
 
     def __init__(self, run: Run) -> None:
         self._fd: int | None = os.open(run.folder / NEWS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        keep_from_forks(self)
+
+    def close(self) -> None:
+        """Let go of the run: another may adopt it."""
+        forget(self)
+        self.disown()
+
+    def disown(self) -> None:
+        """In a forked copy of this process: the run was not adopted by it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class News(Hold):
+    """The hold of the attempt that follows a run, which hears that there is something to read."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        assert self._fd is not None
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._hear)
-        keep_from_forks(self)
 
     async def wait(self, seconds: float) -> None:
         """Wait for news, at most so long."""
@@ -260,18 +283,10 @@ class News:
         self._event.set()
 
     def close(self) -> None:
-        """Let go of the run: another may adopt it."""
-        forget(self)
+        """Let go of the run, and hear nothing more."""
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = None
-
-    def disown(self) -> None:
-        """In a forked copy of this process: the run was not adopted by it."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        super().close()
 
     def _hear(self) -> None:
         assert self._fd is not None

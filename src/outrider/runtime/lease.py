@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ from outrider.settings import WorkerSettings
 EXIT_CODE = 70
 """What a process ends with that could not renew its lease or was blocked for too long (`EX_SOFTWARE`)."""
 
+YOUNG = 10.0
+"""Seconds in which a lock may have been made and not be held yet."""
+
 
 class Lock:
     """A lock on a file that lasts as long as this process, and no longer."""
@@ -39,8 +42,10 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._fd = _locked(path)
+        while not _is_there(path, self._fd):  # it was swept away before it was locked
+            os.close(self._fd)
+            self._fd = _locked(path)
         keep_from_forks(self)
 
     def release(self) -> None:
@@ -52,6 +57,19 @@ class Lock:
     def disown(self) -> None:
         """In a forked copy of this process: the lock is not its own, and must not last as long as it."""
         os.close(self._fd)
+
+
+def _locked(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
+
+
+def _is_there(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def locks_of(ledger: Ledger) -> Path | None:
@@ -73,6 +91,18 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def sweep(locks: Path, known: Collection[str]) -> None:
+    """Delete the locks that nobody holds and no known worker had: of one that died before it was known, say.
+
+    One that was made just now is let be: whoever makes it has yet to lock it.
+    """
+    for lock in locks.glob("*.lock"):
+        with suppress(FileNotFoundError):
+            if lock.stem not in known and time.time() - lock.stat().st_mtime > YOUNG and not is_locked(lock):
+                Will.discard(lock)
+                lock.unlink()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,15 @@ from outrider.core.events import HolderLost, Released, Step
 from outrider.core.ledger import Beat, Views, Worker
 from outrider.core.task import OUTSIDER
 from outrider.runtime.journal import OUTLIVES
-from outrider.runtime.lease import Will, is_locked
+from outrider.runtime.lease import Will, is_locked, sweep
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
 
 READ_EVERY = 4
 """How many looks pass at most before the store is read, though nobody was heard to write."""
+
+SWEPT = 10.0
+"""Seconds between two looks for locks that nobody will take away."""
 
 
 class Recovery:
@@ -36,7 +39,7 @@ class Recovery:
         self._own_id = own_id
         self._beats: dict[str, int] = {}
         self._silence: dict[str, float] = {}
-        self._looked_at = time.monotonic()
+        self._looked_at = self._swept_at = time.monotonic()
         self._known: Sequence[Worker] = ()
         self._is_old = True
         """Whether somebody else has written since the store was read."""
@@ -75,6 +78,9 @@ class Recovery:
             recovered += await self._free_all(unknown, None)
         for gone in self._beats.keys() - known:
             del self._beats[gone], self._silence[gone]
+        if self._locks is not None and time.monotonic() - self._swept_at >= SWEPT:
+            self._swept_at = time.monotonic()
+            sweep(self._locks, known)
         return recovered
 
     def _passed(self) -> float:

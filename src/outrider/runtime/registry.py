@@ -54,10 +54,10 @@ class Executor(Protocol):
 
 @runtime_checkable
 class Tending(Protocol):
-    """An executor whose work leaves something that has to be looked after when its task has ended."""
+    """An executor whose work leaves something that has to be looked after while nobody runs its task."""
 
     async def tend(self, services: Services, *, at_once: bool = False) -> None:
-        """Look after it; called again and again by every worker, and `at_once` by one that leaves.
+        """Look after it; called again and again by every worker, and `at_once` by one that leaves, the last time.
 
         Raises nothing but what the store raises.
         """
