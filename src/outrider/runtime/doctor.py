@@ -210,7 +210,7 @@ class Doctor:
             yield await self._wait_of(wait)
         if core.readiness == "timed" and core.due_at is not None and not core.waits:
             yield f"it is not due before {_moment(core.due_at)}, in {max(0, core.due_at - now) / SECOND:.1f} s"
-        if core.readiness == "ready":
+        if core.readiness == "ready" and pause is None:
             ahead = await self._services.views.ahead(task.id)
             if ahead is not None:
                 yield f"it is ready, with {counted(ahead, 'task')} of {task.input.route} before it"
