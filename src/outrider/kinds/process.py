@@ -467,7 +467,7 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
             raise InvalidArguments("the command has no name")
     else:
         _text("shell", given["shell"])
-    given["cwd"] = _absolute(_text("cwd", given.get("cwd") or os.curdir))
+    given["cwd"] = _absolute(_text("cwd", given.get("cwd", os.curdir)))
     if "env" in given:
         given["env"] = _checked_environment(given["env"])
     if "stdin" in given:
@@ -494,6 +494,8 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    if not path:
+        raise InvalidArguments("cwd is empty; leave it out for the current directory")
     try:
         return _text("cwd", os.path.abspath(path))
     except OSError as error:
