@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 
     from outrider.core.errors import OutriderError
 
-# C0 and C1 controls; marks that turn the direction of writing; line and paragraph separators; lone surrogates.
-_CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff"
+# What nobody sees and what turns the direction of writing: with it, two names that differ look alike. The joiner and
+# non-joiner (U+200D, U+200C) pass, since emoji and the writing of Persian need them; of flags, those spelled in tags
+# (England, Scotland, Wales) do not, for tags can spell anything.
+_HIDDEN = (
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e007f"
+)
+# C0 and C1 controls, line and paragraph separators, lone surrogates, and what is hidden.
+_CONTROL = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_HIDDEN}"
 _IN_LINE = re.compile(f"[{_CONTROL}]")
 _IN_CELLS = re.compile(f"(?!\t)[{_CONTROL}]")
 _IN_TEXT = re.compile(f"(?![\n\t])[{_CONTROL}]")
-_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+_IN_JSON = re.compile(f"[\x7f-\x9f\u2028\u2029{_HIDDEN}]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -45,13 +52,19 @@ def harmless(text: str) -> str:
 def json_text(value: Any, *, indent: bool = False) -> str:
     """A value as JSON in which no character can steer a terminal, and which means the same to a parser."""
     option = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)
-    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", orjson.dumps(value, str, option).decode())
+    return _IN_JSON.sub(_escape_in_json, orjson.dumps(value, str, option).decode())
 
 
 def _escape(match: re.Match[str]) -> str:
     character = match[0]
     number = ord(character)
-    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+    form = f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return _SHORT.get(character) or form
+
+
+def _escape_in_json(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be").hex()  # of two, where one does not hold it
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def told(details: JSON, longest: int = 2000) -> str:
