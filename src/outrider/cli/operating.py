@@ -87,7 +87,7 @@ async def tree(arguments: Namespace, screen: Screen) -> int:
             await runtime.sessions.get(arguments.target)
             target = None
         tasks = await shown(views, arguments.target if target is None else target)
-        around = await Around.look(views)
+        around = await Around.look(runtime.ledger)
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.runtime.facade import Runtime
-from outrider.runtime.lease import is_locked, locks_of
-from outrider.runtime.recovery import lock_path
+from outrider.runtime.lease import is_locked, lock_path, locks_of
 
 
 def check_shareable(ledger: Ledger) -> None:

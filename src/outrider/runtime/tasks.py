@@ -172,7 +172,7 @@ class Tasks:
         views = self._services.views
         steps = await views.steps(task_id, values=False)
         beat = await views.active_at(task_id)
-        around = None if task.is_terminal else await Around.look(views)
+        around = None if task.is_terminal else await Around.look(self._services.ledger)
         if around is not None and (beaten := around.beat(task)) is not None:
             beat = max(beaten, beat or 0)
         return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint_of(task, steps), around=around)
@@ -186,7 +186,7 @@ class Tasks:
         wanted = _filter_of(given) if filter is None else filter
         check_filter(wanted)
         found = await self._services.views.list_tasks(wanted)
-        around = await Around.look(self._services.views)
+        around = await Around.look(self._services.ledger)
         return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
