@@ -7,6 +7,7 @@ tab pass, and untouched when stdout goes elsewhere: `outrider output ID > file` 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,13 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from outrider.core.errors import OutriderError
 from outrider.core.values import JSON
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
-
-    from outrider.core.errors import OutriderError
 
 # What nobody sees and what turns the direction of writing: with it, two names that differ look alike. The joiner and
 # non-joiner (U+200D, U+200C) pass, since emoji and the writing of Persian need them; of flags, those spelled in tags
@@ -77,6 +77,11 @@ def told(details: JSON, longest: int = 2000) -> str:
     return "".join(f"\n  {line}" for line in text.split("\n"))
 
 
+def cannot_write(error: OSError) -> OutriderError:
+    """What to say when the output has nowhere to go: the disk is full, or there is no such place."""
+    return OutriderError(f"stdout cannot be written: {error.strerror}", code="output_failed")
+
+
 def _nowhere() -> IO[str]:
     """In place of a stream that was closed before the program began."""
     return open(os.devnull, "w")
@@ -107,18 +112,26 @@ class Screen:
 
     def data(self, value: Any) -> None:
         """A value as one line of JSON. Escapes in it keep a terminal safe and change nothing for a parser."""
-        self.out.write(json_text(value) + "\n")
-        self.out.flush()
+        self._write(json_text(value) + "\n")
 
     def line(self, text: str) -> None:
         """One line on stdout, which whatever is in the text leaves harmless and one line."""
-        self.out.write(_IN_CELLS.sub(_escape, text) + "\n")
-        self.out.flush()
+        self._write(_IN_CELLS.sub(_escape, text) + "\n")
 
     def text(self, text: str) -> None:
         """What a task made, on stdout: as it is, unless a terminal shows it."""
-        self.out.write(harmless(text) if self.is_terminal else text)
-        self.out.flush()
+        self._write(harmless(text) if self.is_terminal else text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.out.write(text)
+            self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EIO:  # the terminal was closed
+                raise
+            raise cannot_write(error) from error
 
     def note(self, text: str) -> None:
         """One line on stderr about how it goes; not with --json, where nobody reads it."""
