@@ -10,6 +10,7 @@ from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, UNSOUND, UsageError
 from outrider.cli.glance import age_text
 from outrider.cli.terminal import Screen, on_one_line
+from outrider.cli.workers import served
 
 if TYPE_CHECKING:
     from outrider.runtime.records import StatsRecord, WorkerRecord
@@ -68,7 +69,7 @@ def _worker_line(worker: WorkerRecord) -> str:
             f"beat {age_text(int((now - worker.beat_at.timestamp()) * 1e6))} ago",
             f"{worker.held}/{worker.concurrency} tasks",
             worker.version,
-            ", ".join(route for route in worker.routes if not route.startswith("subagent:+")),
+            served(worker.routes),
         )
     )
 

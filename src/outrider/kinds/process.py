@@ -533,7 +533,7 @@ def _checked_limits(given: object) -> dict[str, Any]:
         kinds: Any = int | float if name == "cpu" else int
         if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 1 << 50:
             what = "a number of seconds" if name == "cpu" else "a whole number of bytes"
-            raise InvalidArguments(f"limits.{name} is {what} above 0")
+            raise InvalidArguments(f"limits.{name} is {what} above 0 and below 2**50, not {value!r:.100}")
     return limits
 
 
