@@ -1,12 +1,14 @@
 """Text that is meant to do harm, in every place where a client can put text: no command lets it reach a terminal raw.
 
 Each place has the same poison: sequences that clear, retitle, recolour, link and write the clipboard, marks that turn
-the direction of writing, an 8-bit control, a carriage return and a line of its own that looks like ours.
+the direction of writing, characters that nobody sees, an 8-bit control, a carriage return and a line of its own that
+looks like ours.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sqlite3
 import unicodedata
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from outrider import Outrider, TaskContext, TaskOptions
+from outrider.cli.terminal import harmless, json_text, on_one_line
 from outrider.core.errors import OutriderError
 from outrider.core.ledger import WorkerCard
 from outrider.runtime.facade import Runtime
@@ -24,7 +27,8 @@ from tests.cli.harness import Cli
 NUL = "\0"
 POISON = (
     "\x1b[2J\x1b]0;owned\x07\x1b[31mred\x1b]8;;http://evil.example\x1b\\link\x1b]52;c;aGk=\x07\x9b5m\x9d0;owned\x9c"
-    "\u202egnidaer\u2066\u200f\u061c\u2028\x00\x7f\x08\rFORGED\nFORGED\u2029\u0085FORGED" + "x" * 250
+    "\u202egnidaer\u2066\u200f\u061c\u200b\ufeff\u2060\u00ad\U000e0041\u2028\x00\x7f\x08\rFORGED\nFORGED"
+    "\u2029\u0085FORGED" + "x" * 250
 )
 OURS = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhlmsu]")
 """What rich writes: styles, and moves of the cursor in a live display."""
@@ -39,7 +43,7 @@ async def everywhere(task: TaskContext, end: str) -> str:
     task.output(f"{POISON}\n")
     await task.post(POISON)
     await task.artifact("\u202egnp.exe", POISON)  # controls are refused in a path, marks of direction are not
-    await task.step(POISON[:500], str, POISON)
+    await task.step(POISON[:500].replace(NUL, ""), str, POISON)
     asyncio.get_running_loop().call_soon(forget, POISON)
     match end:
         case "ask":
@@ -173,3 +177,19 @@ async def test_halves_of_characters_are_refused_with_a_word(tmp_path: Path):
                 await made()
             assert caught.value.code in ("invalid_arguments", "refused"), caught.value
         assert not await runtime.tasks.list()
+
+
+def test_what_nobody_sees_is_shown_and_json_with_it_means_the_same():
+    hidden = "\u200b\u200e\u202e\u2066\ufeff\u00ad\U000e0041\U000e007f"
+    assert on_one_line(f"pay{hidden}pal") == r"pay\u200b\u200e\u202e\u2066\ufeff\xad\U000e0041\U000e007fpal"
+    assert harmless(hidden).isascii()
+    told = json_text({hidden: hidden})
+    assert told.isascii()
+    assert json.loads(told) == {hidden: hidden}
+
+
+def test_what_writing_needs_stays_as_it_is():
+    family, persian = "👩\u200d👩\u200d👧", "می\u200cخواهم"
+    assert on_one_line(family) == family
+    assert harmless(persian) == persian
+    assert json_text(family) == f'"{family}"'

@@ -70,3 +70,14 @@ def test_no_value_and_no_traceback_leaves_its_line(
         assert "ValueError" in broke["exception"]
         assert "ValueError" in too["exception"]
     sys.stderr.flush()
+
+
+def test_a_field_called_like_a_part_of_the_object_keeps_its_place_beside_it(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+):
+    from outrider.runtime.log import log
+
+    show_log("info", "json")
+    log.warning("slow", level="hot", time=5, url="u")
+    told = json.loads(capsys.readouterr().err)
+    assert (told["level"], told["level_"], told["time_"], told["url"]) == ("warning", "hot", 5, "u")

@@ -32,6 +32,22 @@ def test_an_operator_sees_who_works_what_waits_and_why(cli: Cli):
     assert "is dead" in cli.run("doctor").out
 
 
+def test_a_list_says_which_tasks_run_on_a_worker_that_is_dead(cli: Cli):
+    task_id = cli.ok("call", "forever", "--background").out.strip()
+    waiting = cli.ok("call", "add", "a=1", "--delay", "1d", "--background").out.strip()
+    eventually(lambda: cli.task(task_id)["worker_id"] is not None)
+    (worker,) = cli.ok("workers", "--json").records
+    assert "its worker is dead" not in cli.ok("tasks").out
+    os.kill(worker["pid"], signal.SIGKILL)
+    eventually(lambda: not is_alive(worker["pid"]))
+    (line,) = [each for each in cli.ok("tasks").out.splitlines() if each.startswith(task_id)]
+    assert "running (its worker is dead)" in line
+    told = {each["id"]: (each["phase"], each["phase_reason"]) for each in cli.ok("tasks", "--json").records}
+    assert told == {task_id: ("executing", "its worker is dead"), waiting: ("delayed", None)}
+    assert cli.task(task_id)["phase_reason"] == "its worker is dead"
+    assert "its worker is dead" in cli.ok("tree", task_id).out
+
+
 def test_several_worker_processes_live_and_drain_together_and_a_dead_one_is_replaced(cli: Cli):
     crew = cli.start("worker", "--processes", "2")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskHandle, TaskOptions
-from outrider.core.errors import InvalidAnswer, NotFound, Refused, RequestClosed, TaskFinished
+from outrider.core.errors import InvalidAnswer, InvalidArguments, NotFound, Refused, RequestClosed, TaskFinished
 from outrider.runtime.isolated_context import IsolatedContext
 from outrider.testing import TestRuntime, open_test
 from tests.docs.programs import ROOT
@@ -331,7 +331,7 @@ async def test_progress_never_jumps_back():
     async def speaks(task: TaskContext) -> None:
         task.progress("most of it")  # type: ignore[arg-type]  # that is the mistake
 
-    assert await refusal(speaks) is TypeError
+    assert await refusal(speaks) is InvalidArguments
 
 
 async def test_detail_tells_the_last_and_is_cut(capsys: pytest.CaptureFixture[str]):

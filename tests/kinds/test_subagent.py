@@ -314,10 +314,10 @@ async def test_a_tool_that_raises_fails_the_attempt_and_a_retry_asks_no_kept_mod
         assert len(await task.attempts()) >= 3
 
 
-async def test_an_unknown_model_is_rejected_with_the_known_ones(app):
+async def test_an_unknown_model_is_rejected_with_some_of_the_known_ones(app):
     async with at_work(app) as (_, session):
         task = await session.spawn_agent("Hello.", model="nobody:knows")
-        with pytest.raises(TaskFailed, match=r"known: .*scripted") as failure:
+        with pytest.raises(TaskFailed, match="are known, such as") as failure:
             await task.result(timeout=30)
         assert failure.value.kind == "rejected"
         assert (await task.record()).attempt == 1

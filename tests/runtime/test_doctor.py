@@ -82,12 +82,25 @@ async def test_every_standstill_of_a_task_has_its_reason(outrider: Runtime):
     await outrider.queue.pause(kind="background_tool", reason="a reason", by="ada")
     paused = await session.spawn("hold")
     assert "by ada: a reason" in await said(outrider, paused, "background_tool is paused")
-    await said(outrider, paused, "of 150")
+    assert len((await outrider.doctor.explain(paused.id)).because) == 1
     await paused.cancel(reason="enough", by="eve")
     assert await said(outrider, paused, "canceled") == (await outrider.doctor.explain(paused.id)).because[0]
     assert "by eve: enough" in await said(outrider, paused, "canceled")
     with pytest.raises(NotFound):
         await outrider.doctor.explain("task_none")
+
+
+async def test_a_task_behind_a_full_worker_is_told_its_place_and_the_room(tmp_path: Path):
+    global gate
+    gate = asyncio.Event()
+    async with app.open(f"{tmp_path}/work.db", concurrency=1) as outrider:
+        session = await outrider.sessions.create()
+        held = await session.spawn("hold")
+        await said(outrider, held, "attempt 1")
+        second, third = await session.spawn("hold"), await session.spawn("hold")
+        await said(outrider, second, "it is ready, with 0 tasks of background_tool:hold before it")
+        assert "holds 1 of 1" in await said(outrider, third, "with 1 task of background_tool:hold before it")
+        await outrider.tasks.cancel_many([held.id, second.id, third.id])
 
 
 async def test_a_spent_rate_is_told_with_when_it_returns(outrider: Runtime):

@@ -16,8 +16,8 @@ import pytest
 from outrider import Outrider, State, TaskContext, TaskOptions, WorkerSettings
 from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import WorkerCard
-from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked
-from outrider.runtime.recovery import Recovery, lock_path
+from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked, lock_path
+from outrider.runtime.recovery import Recovery
 from outrider.runtime.worker import Worker
 from outrider.settings import LeaseTimes
 from outrider.testing import open_test

@@ -87,3 +87,22 @@ async def test_what_is_not_to_be_logged_is_not_even_put_together(monkeypatch: py
         session = await runtime.sessions.create()
         await (await session.spawn("asks")).cancel()
     assert lines(caplog) == []
+
+
+async def test_a_field_may_be_called_like_a_part_of_the_line(caplog: pytest.LogCaptureFixture):
+    own = Outrider()
+
+    @own.tool
+    async def tells(task: TaskContext) -> None:
+        task.log.warning("it is so", event="mine", method_name="m", self=1)
+        task.log.warning(event="alone")
+
+    async with open_test(own) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn("tells")
+        await runtime.run_until_idle()
+        await task.result()
+        found = [getattr(record, "outrider", {}) for record in caplog.records]
+        (told,) = [fields for fields in found if fields.get("event") == "it is so"]
+        assert (told["task"], told["event_"], told["method_name_"], told["self_"]) == (task.id, "mine", "m", 1)
+        assert [fields["event"] for fields in found if fields.get("event") == "alone"] == ["alone"]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
+from outrider.agents.models import ModelChoice
 from outrider.core.errors import OutriderError, Refused, UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
@@ -128,6 +129,15 @@ class AgentBrief:
     transcript: Sequence[JSON] = ()
     iterations: int = 0
     usage: Usage = field(default_factory=Usage)
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An engine that can tell whether it knows a model before it is to run it."""
+
+    def check_model(self, choice: ModelChoice) -> None:
+        """Raise UnknownName for a model that it does not know. Whether its key is here does not count."""
+        ...
 
 
 class AgentRun(Protocol):

@@ -65,17 +65,18 @@ def choose(
     the engine; the same keys are read from `settings`, where they weigh less. Raises InvalidArguments.
     """
     merged: dict[str, JSON] = dict(settings or {})
+    name: JSON = None
     if isinstance(model, str):
-        name: JSON = model
-    else:
+        name = model
+    elif isinstance(model, Mapping):
         merged.update(model)
         name = merged.pop("model", None)
     if not isinstance(name, str) or not name:
-        raise InvalidArguments("a model is a name, or an object with a name under 'model'", details={"model": name})
+        raise InvalidArguments(f"a model is a name, or an object with a name under 'model', not {model!r:.100}")
     base_url = merged.pop("base_url", None)
     if base_url is None and name.partition(":")[0] in ("openai", "openai-chat"):
         base_url = (os.environ if environ is None else environ).get(BASE_URL_VARIABLE) or None
     key_variable = merged.pop("key_variable", KEY_VARIABLE)
-    if not isinstance(base_url, str | None) or not isinstance(key_variable, str):
+    if base_url == "" or not isinstance(base_url, str | None) or not isinstance(key_variable, str):
         raise InvalidArguments("base_url and key_variable are strings", details={"model": name})
     return ModelChoice(name, base_url, key_variable, merged.pop("script", None), merged)

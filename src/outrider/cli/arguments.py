@@ -26,6 +26,12 @@ IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
 _PATHS = ("db", "file", "line", "path")
+_NAMES = (
+    *("after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key", "in_reply_to"),
+    *("kind", "model", "name", "rate", "reason", "request", "session", "state", "stdin", "step"),
+)
+"""The options that may not be empty: left out they mean something else."""
+_FLAGS = {"step": "from"}
 _TAKES_VALUE = ("--db", "--log-level", "--log-format")
 
 
@@ -85,6 +91,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if name == "exec":
         arguments.command += typed  # whatever it looks like
     _check_text(arguments)
+    _check_given(arguments)
     arguments.log_format = arguments.log_format or _log_format()
     return command, arguments
 
@@ -116,6 +123,15 @@ def _check_text(arguments: argparse.Namespace) -> None:
                     each.encode()
                 except UnicodeEncodeError as error:
                     raise UsageError(f"{each!r} is not UTF-8") from error
+
+
+def _check_given(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an option that names nothing: mostly a variable of a script that is not set."""
+    for name in _NAMES:
+        given = getattr(arguments, name, None)
+        if "" in (given if isinstance(given, list) else [given]):
+            option = _FLAGS.get(name, name.replace("_", "-"))
+            raise UsageError(f"--{option} is empty; give it a value or leave it out")
 
 
 def _tell(text: str) -> NoReturn:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.looking import states_of
 from outrider.cli.steering import hint_at_worker
-from outrider.cli.terminal import Screen
-from outrider.core.errors import InvalidArguments
+from outrider.cli.terminal import Screen, cannot_write
+from outrider.core.errors import IllegalMove, InvalidArguments
 from outrider.core.wording import counted
 from outrider.settings import WorkerSettings
 
@@ -30,14 +30,27 @@ async def export(arguments: Namespace, screen: Screen) -> int:
     """Write a task as one document to stdout."""
     async with open_runtime(arguments) as runtime:
         task = await runtime.tasks.find(arguments.task)
+        if arguments.move and task.is_terminal:
+            raise IllegalMove(
+                f"{task.id} has ended as {task.state}, so there is nothing left to go on with elsewhere; "
+                "without --move it is exported as it ended"
+            )
         document = await runtime.tasks.export(task.id, events=arguments.events)
         screen.data(document)
         if arguments.move:
-            with suppress(OSError):  # a pipe; whoever reads it sees to that
-                os.fsync(screen.out.fileno())
+            _settle(screen)
             await runtime.tasks.give_away(document)
             screen.note(f"{short(task.id)} has ended here; import it elsewhere")
     return OK
+
+
+def _settle(screen: Screen) -> None:
+    """See that the document is on the disk before the task ends here. A pipe has none: its reader sees to that."""
+    try:
+        os.fsync(screen.out.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise cannot_write(error) from error
 
 
 async def load(arguments: Namespace, screen: Screen) -> int:

@@ -29,7 +29,7 @@ class _AsText(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    """One object: `time`, `level`, `logger`, `event`, and the fields of the entry."""
+    """One object: `time`, `level`, `logger`, `event`, and the fields of the entry; one called alike gets a `_`."""
 
     def format(self, record: logging.LogRecord) -> str:
         import json
@@ -40,7 +40,8 @@ class _AsJson(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         told = {"time": moment.replace("+00:00", "Z"), "level": record.levelname.lower(), "logger": record.name}
         # In ASCII, and so harmless whatever the values hold; a lone surrogate has no form in UTF-8.
-        return json.dumps({**told, **{name: each for name, each in fields.items() if name not in told}}, default=str)
+        beside = {f"{name}_" if name in told else name: each for name, each in fields.items()}
+        return json.dumps({**told, **beside}, default=str)
 
 
 def show_log(level: str, form: str = "text") -> None:

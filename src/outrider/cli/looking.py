@@ -34,7 +34,7 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     )
     async with open_store(arguments) as ledger:
         found = list(await ledger.views.list_tasks(wanted))
-        around = await Around.look(ledger.views)
+        around = await Around.look(ledger)
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 

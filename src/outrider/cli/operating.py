@@ -10,6 +10,7 @@ from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, UNSOUND, UsageError
 from outrider.cli.glance import age_text
 from outrider.cli.terminal import Screen, on_one_line
+from outrider.cli.workers import served
 
 if TYPE_CHECKING:
     from outrider.runtime.records import StatsRecord, WorkerRecord
@@ -68,7 +69,7 @@ def _worker_line(worker: WorkerRecord) -> str:
             f"beat {age_text(int((now - worker.beat_at.timestamp()) * 1e6))} ago",
             f"{worker.held}/{worker.concurrency} tasks",
             worker.version,
-            ", ".join(route for route in worker.routes if not route.startswith("subagent:+")),
+            served(worker.routes),
         )
     )
 
@@ -87,7 +88,7 @@ async def tree(arguments: Namespace, screen: Screen) -> int:
             await runtime.sessions.get(arguments.target)
             target = None
         tasks = await shown(views, arguments.target if target is None else target)
-        around = await Around.look(views)
+        around = await Around.look(runtime.ledger)
     if screen.as_json:
         from outrider.runtime.fields import task_fields
 

@@ -13,7 +13,7 @@ from typing import cast
 
 from outrider.cli import exits
 from outrider.cli.arguments import Command, parse
-from outrider.cli.terminal import Screen
+from outrider.cli.terminal import Screen, cannot_write
 from outrider.core.errors import OutriderError
 
 Code = Callable[[Namespace, Screen], Awaitable[int] | int]
@@ -34,6 +34,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         code = exits.INTERRUPTED
     except BrokenPipeError:
         code = exits.BROKEN_PIPE
+    except OSError as error:  # of --help and --version, which are written by nobody else
+        screen.error(cannot_write(error))
+        code = exits.INTERNAL
     return _leave(code)
 
 
@@ -71,8 +74,8 @@ def _leave(code: int) -> int:
         try:
             stream.flush()
         except OSError as error:
-            if stream is sys.stdout and isinstance(error, BrokenPipeError):
-                code = exits.BROKEN_PIPE
+            if stream is sys.stdout:
+                code = exits.BROKEN_PIPE if isinstance(error, BrokenPipeError) else code or exits.INTERNAL
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())  # the interpreter flushes once more on its way out
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):

@@ -10,9 +10,12 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import seconds, whole
+from outrider.core.ledger import TaskFilter
+from outrider.core.queue import kind_of
 from outrider.core.wording import counted
 
 if TYPE_CHECKING:
+    from outrider.runtime.facade import Runtime
     from outrider.runtime.records import LimitRecord
 
 
@@ -68,6 +71,12 @@ async def pause(arguments: Namespace, screen: Screen) -> int:
 
     async with open_runtime(arguments, create=True) as runtime:
         changed = await runtime.queue.pause(**_scope(arguments), by=user_name(), reason=arguments.reason)
+        known = None if arguments.kind is None else await _kinds(runtime, arguments.kind)
+    if known is not None and arguments.kind not in known:
+        screen.note(
+            f"nothing of kind {arguments.kind!r} is here yet, and no worker serves it; "
+            f"the pause holds all the same (kinds that are known: {', '.join(sorted(known))})"
+        )
     screen.note("paused; what runs goes on" if changed else "it was paused already")
     return OK
 
@@ -89,6 +98,14 @@ async def priority(arguments: Namespace, screen: Screen) -> int:
             screen.record(await runtime.tasks.record(task.id))
     screen.note(f"{short(task.id)} has priority {arguments.priority}")
     return OK
+
+
+async def _kinds(runtime: Runtime, asked: str) -> set[str]:
+    """The kinds that come with Outrider, those that a worker serves, and the one asked for if a task has it."""
+    views = runtime.services.views
+    served = {kind_of(route) for worker in await views.workers() for route in worker.card.routes}
+    used = {task.input.kind for task in await views.list_tasks(TaskFilter(kind=asked, limit=1))}
+    return {"background_tool", "external", "process", "subagent"} | served | used
 
 
 def _scope(arguments: Namespace) -> dict[str, Any]:

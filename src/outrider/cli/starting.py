@@ -7,12 +7,12 @@ it is a worker that lives already, or one that is started for it.
 from __future__ import annotations
 
 import getpass
-import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from outrider.agents.engine import DEFAULT_ENGINE, Choosy, load_engine
 from outrider.agents.local import weights
 from outrider.agents.models import choose
 from outrider.bootstrap import Outrider
@@ -23,7 +23,7 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.following import Follower
 from outrider.cli.glance import short
 from outrider.cli.terminal import Screen
-from outrider.cli.values import pairs, value_of
+from outrider.cli.values import pairs, text_of, value_of
 from outrider.cli.workers import check_shareable, ensure_worker
 from outrider.core.values import JSON
 from outrider.runtime.handles import SessionHandle, TaskHandle
@@ -33,6 +33,9 @@ DEFAULT_SESSION = "session_default"
 """The session of whoever names none: an idempotency key means something only within one."""
 DRAIN = 5.0
 """Seconds that other tasks get to finish their step when the task that was waited for has ended."""
+
+COMMON = ("anthropic", "google", "openai")
+"""Providers that the engine need not be asked about, which takes a second or two."""
 
 Start = Callable[[SessionHandle, TaskOptions], Awaitable[TaskHandle]]
 
@@ -56,14 +59,14 @@ async def run(arguments: Namespace, screen: Screen) -> int:
     """Run an agent on a prompt."""
     names = names_of(arguments.app)
     app = load_apps(names)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = text_of("-") if arguments.prompt == "-" else arguments.prompt
     approval = arguments.require_approval
     model: JSON = arguments.model or (None if arguments.agent else environment("OUTRIDER_MODEL"))
     if isinstance(model, str) and model.startswith("{"):
         model = value_of(model)
     if model is None and arguments.agent is None:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
-    _check_model(model)
+    _check_model(model, app.registry.agents.get(arguments.agent))
 
     async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
         return await session.spawn_agent(
@@ -110,10 +113,20 @@ async def start_task(
     return OK
 
 
-def _check_model(model: JSON) -> None:
-    """Refuse a local model that is not here, before there is a task: whoever asks is who can install it."""
-    if isinstance(model, str | dict) and (choice := choose(model)).is_local:
+def _check_model(model: JSON, agent: object) -> None:
+    """Refuse a model that nobody knows, or a local one that is not here, before there is a task.
+
+    The worker is of this machine and this environment, so what is unknown here is unknown there.
+    """
+    if not isinstance(model, str | dict):
+        return
+    choice = choose(model)
+    if choice.is_local:
         weights(choice.name)
+    elif choice.base_url is None and choice.provider not in COMMON:
+        engine = load_engine(getattr(agent, "engine", DEFAULT_ENGINE))
+        if isinstance(engine, Choosy):
+            engine.check_model(choice)
 
 
 async def _leave(task: TaskHandle, screen: Screen) -> None:

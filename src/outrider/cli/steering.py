@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from outrider.cli.exits import OK, TIMEOUT, UsageError, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen
-from outrider.cli.values import pairs, value_of
+from outrider.cli.values import pairs, text_of, value_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State, Task
@@ -25,7 +24,7 @@ async def message(arguments: Namespace, screen: Screen) -> int:
     """Send a task a message."""
     from outrider.cli.starting import user_name
 
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    text = text_of("-") if arguments.text == "-" else arguments.text
     async with open_runtime(arguments) as runtime:
         task = await runtime.tasks.find(arguments.task)
         sent = await runtime.tasks.message(task.id, text, in_reply_to=arguments.in_reply_to, sender=user_name())

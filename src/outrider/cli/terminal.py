@@ -7,6 +7,7 @@ tab pass, and untouched when stdout goes elsewhere: `outrider output ID > file` 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,20 +16,26 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from outrider.core.errors import OutriderError
 from outrider.core.values import JSON
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
-    from outrider.core.errors import OutriderError
-
-# C0 and C1 controls; marks that turn the direction of writing; line and paragraph separators; lone surrogates.
-_CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff"
+# What nobody sees and what turns the direction of writing: with it, two names that differ look alike. The joiner and
+# non-joiner (U+200D, U+200C) pass, since emoji and the writing of Persian need them; of flags, those spelled in tags
+# (England, Scotland, Wales) do not, for tags can spell anything.
+_HIDDEN = (
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e007f"
+)
+# C0 and C1 controls, line and paragraph separators, lone surrogates, and what is hidden.
+_CONTROL = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_HIDDEN}"
 _IN_LINE = re.compile(f"[{_CONTROL}]")
 _IN_CELLS = re.compile(f"(?!\t)[{_CONTROL}]")
 _IN_TEXT = re.compile(f"(?![\n\t])[{_CONTROL}]")
-_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+_IN_JSON = re.compile(f"[\x7f-\x9f\u2028\u2029{_HIDDEN}]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -45,13 +52,19 @@ def harmless(text: str) -> str:
 def json_text(value: Any, *, indent: bool = False) -> str:
     """A value as JSON in which no character can steer a terminal, and which means the same to a parser."""
     option = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)
-    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", orjson.dumps(value, str, option).decode())
+    return _IN_JSON.sub(_escape_in_json, orjson.dumps(value, str, option).decode())
 
 
 def _escape(match: re.Match[str]) -> str:
     character = match[0]
     number = ord(character)
-    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+    form = f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return _SHORT.get(character) or form
+
+
+def _escape_in_json(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be").hex()  # of two, where one does not hold it
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def told(details: JSON, longest: int = 2000) -> str:
@@ -62,6 +75,11 @@ def told(details: JSON, longest: int = 2000) -> str:
     if len(text) > longest:
         text = f"{text[:longest]}\n… cut here, of {len(text):,} characters; outrider show --json has all"
     return "".join(f"\n  {line}" for line in text.split("\n"))
+
+
+def cannot_write(error: OSError) -> OutriderError:
+    """What to say when the output has nowhere to go: the disk is full, or there is no such place."""
+    return OutriderError(f"stdout cannot be written: {error.strerror}", code="output_failed")
 
 
 def _nowhere() -> IO[str]:
@@ -94,18 +112,26 @@ class Screen:
 
     def data(self, value: Any) -> None:
         """A value as one line of JSON. Escapes in it keep a terminal safe and change nothing for a parser."""
-        self.out.write(json_text(value) + "\n")
-        self.out.flush()
+        self._write(json_text(value) + "\n")
 
     def line(self, text: str) -> None:
         """One line on stdout, which whatever is in the text leaves harmless and one line."""
-        self.out.write(_IN_CELLS.sub(_escape, text) + "\n")
-        self.out.flush()
+        self._write(_IN_CELLS.sub(_escape, text) + "\n")
 
     def text(self, text: str) -> None:
         """What a task made, on stdout: as it is, unless a terminal shows it."""
-        self.out.write(harmless(text) if self.is_terminal else text)
-        self.out.flush()
+        self._write(harmless(text) if self.is_terminal else text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.out.write(text)
+            self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EIO:  # the terminal was closed
+                raise
+            raise cannot_write(error) from error
 
     def note(self, text: str) -> None:
         """One line on stderr about how it goes; not with --json, where nobody reads it."""

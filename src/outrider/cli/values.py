@@ -16,6 +16,7 @@ from outrider.core.values import JSON
 
 LONGEST = 36_525 * 86_400.0
 """Seconds. What is longer is a slip, and beyond what a clock can add to now."""
+MOST_BYTES = 1 << 50
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _NOTHING = object()
@@ -45,18 +46,22 @@ def size(text: str) -> int:
     if match is None:
         raise UsageError(f"{text!r} is no size; write 65536, 512K, 100M or 2G")
     factor: int = 1024 ** " KMGT".index(match[2].upper() or " ")
-    return round(float(match[1]) * factor)
+    found = round(float(match[1]) * factor)
+    if not 0 < found < MOST_BYTES:
+        raise UsageError(f"{text!r} is no size that anything has; from 1 byte to less than 1024T will do")
+    return found
 
 
 def text_of(path: str) -> str:
     """The text in a file, of stdin for `-`. Raises UsageError where there is none, or it is no UTF-8."""
+    name = "stdin" if path == "-" else repr(path)
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return raw.decode()
     except OSError as error:
-        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path!r} is not UTF-8 text, and only that can be given") from None
+        raise UsageError(f"{name} is not UTF-8 text, and only that can be given") from None
 
 
 def pair(text: str, what: str) -> tuple[str, str]:

@@ -239,7 +239,7 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
     ):
         while True:
             tasks = await (everything.look() if target is None else shown(views, target))
-            live.update(tree_of(tasks, await Around.look(views)), refresh=True)
+            live.update(tree_of(tasks, await Around.look(runtime.ledger)), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
             await asyncio.sleep(FRAME)

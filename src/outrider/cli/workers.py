@@ -12,15 +12,32 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.runtime.facade import Runtime
-from outrider.runtime.lease import is_locked, locks_of
-from outrider.runtime.recovery import lock_path
+from outrider.runtime.lease import is_locked, lock_path, locks_of
+
+FEW = 6
+"""How many names of a kind a line has room for."""
+
+
+def served(routes: Iterable[str]) -> str:
+    """What a worker serves, to be read in a line: each kind once, with the first of its names and how many more."""
+    kinds: dict[str, list[str]] = {}
+    for route in routes:
+        kind, _, name = route.partition(":")
+        if name.startswith("+"):  # an agent with that tool: said by the tool
+            continue
+        kinds.setdefault(kind, []).extend([name] if name else [])
+    said = []
+    for kind, names in kinds.items():
+        more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+        said.append(f"{kind} ({', '.join(names[:FEW])}{more})" if names else kind)
+    return ", ".join(said)
 
 
 def check_shareable(ledger: Ledger) -> None:

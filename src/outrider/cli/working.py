@@ -22,6 +22,7 @@ from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import url_of
 from outrider.cli.exits import OK, STORE, UsageError
 from outrider.cli.terminal import Screen
+from outrider.cli.workers import served
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger, TaskFilter
 from outrider.core.task import LIVE_STATES
@@ -142,8 +143,7 @@ class _Shift:
         if self._screen.as_json:
             self._screen.data({"worker": worker.id, "pid": os.getpid(), "database": self._url, "routes": routes})
         else:
-            named = [route for route in routes if not route.startswith("subagent:+")]
-            self._note(f"{worker.id} (pid {os.getpid()}) works on {self._url}; serves {', '.join(named)}")
+            self._note(f"{worker.id} (pid {os.getpid()}) works on {self._url}; serves {served(routes)}")
 
     def _note(self, text: str) -> None:
         self._screen.note(f"{time.strftime('%H:%M:%S')} {text}")

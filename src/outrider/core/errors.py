@@ -47,6 +47,9 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from outrider.core.values import JSON
 
+FEW = 8
+"""How many names a refusal lists; its details have them all."""
+
 
 class OutriderError(Exception):
     """The root. `code` is stable, `message` is for people, `details` is JSON for programs."""
@@ -159,10 +162,23 @@ class UnknownName(Refused):
     def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
         """For a `noun` (kind, tool, agent, model, step), with the names that would have been right."""
         names = sorted(known)
-        listed = ", ".join(names) if names else "none"
         return cls(
-            f"unknown {noun} {name!r}; known: {listed}", details={noun: name, "known": names}, code=f"unknown_{noun}"
+            f"unknown {noun} {name!r}; {_listed(name, names)}",
+            details={noun: name, "known": names},
+            code=f"unknown_{noun}",
         )
+
+
+def _listed(name: str, known: list[str]) -> str:
+    """The names that would have been right; of many only those that are near, and how many there are."""
+    if len(known) <= FEW:
+        return f"known: {', '.join(known) or 'none'}"
+    from difflib import get_close_matches
+
+    heads = {each.partition(":")[0]: each for each in reversed(known)}
+    near = get_close_matches(name, known, 3)
+    near = near or [heads[head] for head in get_close_matches(name.partition(":")[0], heads, 3)]
+    return f"near: {', '.join(near)}" if near else f"{len(known)} are known, such as {', '.join(known[:FEW])}"
 
 
 class TooLarge(Refused):

@@ -376,13 +376,15 @@ class Phase:
     reason: str | None = None
 
 
-def phase_of(task: Task, *, is_served: bool = True, paused: str | None = None) -> Phase | None:
+def phase_of(task: Task, *, is_served: bool = True, paused: str | None = None, is_lost: bool = False) -> Phase | None:
     """Derive the phase of a task; None for one that awaits input or has ended.
 
-    `is_served` says whether any worker serves its route, `paused` what of it is paused (everything, kind, session):
-    neither stands in the record.
+    `is_served` says whether any worker serves its route, `paused` what of it is paused (everything, kind, session),
+    `is_lost` whether its holder is dead: none of them stands in the record.
     """
     core = task.core
+    if core.state is State.RUNNING and core.is_held and is_lost:
+        return Phase("executing", "its worker is dead")
     if core.readiness == "ready" and paused is not None:
         return Phase("blocked" if core.state is State.QUEUED else "waiting", f"{paused} paused")
     if core.readiness == "ready" and not is_served and task.input.kind != EXTERNAL:

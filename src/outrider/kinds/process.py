@@ -487,7 +487,7 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
             raise InvalidArguments("the command has no name")
     else:
         _text("shell", given["shell"])
-    given["cwd"] = _absolute(_text("cwd", given.get("cwd") or os.curdir))
+    given["cwd"] = _absolute(_text("cwd", given.get("cwd", os.curdir)))
     if "env" in given:
         given["env"] = _checked_environment(given["env"])
     if "stdin" in given:
@@ -514,6 +514,8 @@ def _checked(spec: JSONObject) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    if not path:
+        raise InvalidArguments("cwd is empty; leave it out for the current directory")
     try:
         return _text("cwd", os.path.abspath(path))
     except OSError as error:
@@ -551,7 +553,7 @@ def _checked_limits(given: object) -> dict[str, Any]:
         kinds: Any = int | float if name == "cpu" else int
         if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 1 << 50:
             what = "a number of seconds" if name == "cpu" else "a whole number of bytes"
-            raise InvalidArguments(f"limits.{name} is {what} above 0")
+            raise InvalidArguments(f"limits.{name} is {what} above 0 and below 2**50, not {value!r:.100}")
     return limits
 
 

@@ -23,6 +23,7 @@ from outrider.agents.engine import (
     ToolSpec,
     load_engine,
 )
+from outrider.agents.models import choose
 from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
@@ -88,6 +89,13 @@ class Subagent:
         limit = spec.get("max_iterations")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InvalidArguments("max_iterations is a whole number of 1 or more")
+        system_prompt, settings = spec.get("system_prompt"), spec.get("model_settings")
+        if not isinstance(system_prompt, str | None):
+            raise InvalidArguments(f"system_prompt is text, not {system_prompt!r:.100}")
+        if not isinstance(settings, Mapping | None):
+            raise InvalidArguments(f"model_settings is an object, not {settings!r:.100}")
+        if spec.get("model") is not None:
+            choose(spec["model"], settings)
         agent = self._agent(spec)
         tools = self._tool_names(spec, agent)
         for name in tools:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.core.ledger import Views, Worker
+from outrider.core.ledger import Ledger, Worker
 from outrider.core.queue import Gates
 from outrider.core.task import Phase, Task, phase_of
 from outrider.core.values import Instant
+from outrider.runtime.lease import locks_of, seen_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +21,33 @@ class Around:
 
     workers: Sequence[Worker]
     gates: Gates
+    dead: frozenset[str] = frozenset()
+    """The ids of those workers that are seen to be dead; one of another machine is not."""
     _served: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        routes = (route for worker in self.workers for route in worker.card.routes)
-        object.__setattr__(self, "_served", frozenset(routes))
+        living = (worker.card for worker in self.workers if worker.card.id not in self.dead)
+        object.__setattr__(self, "_served", frozenset(route for card in living for route in card.routes))
 
     @classmethod
-    async def look(cls, views: Views) -> Around:
-        """Read it."""
-        return cls(await views.workers(), await views.gates())
+    async def look(cls, ledger: Ledger) -> Around:
+        """Read it, with two queries and a look at the lock of each worker."""
+        workers, locks = await ledger.views.workers(), locks_of(ledger)
+        dead = frozenset(each.card.id for each in workers if seen_alive(each, locks) is False)
+        return cls(workers, await ledger.views.gates(), dead)
 
     def phase(self, task: Task) -> Phase | None:
         """The phase of a task, as far as anybody can tell."""
         pause = self.gates.pause_of(task.input.kind, task.session_id) if self.gates.is_paused else None
-        return phase_of(task, is_served=self.is_served(task), paused=None if pause is None else pause.scope)
+        return phase_of(
+            task,
+            is_served=self.is_served(task),
+            paused=None if pause is None else pause.scope,
+            is_lost=task.core.worker_id in self.dead,
+        )
 
     def is_served(self, task: Task) -> bool:
-        """Whether a worker serves the route of a task."""
+        """Whether a worker that may live serves the route of a task."""
         return task.input.route in self._served
 
     def beat(self, task: Task) -> Instant | None:

@@ -127,6 +127,8 @@ def span(value: timedelta | float) -> Span:
     Raises InvalidArguments for what is no number, and for more than a hundred years.
     """
     try:
+        if isinstance(value, bool | str | bytes):  # of which float() would make a number
+            raise TypeError
         seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArguments(f"a length of time is a timedelta or a number of seconds, not {value!r:.100}") from None
@@ -136,9 +138,14 @@ def span(value: timedelta | float) -> Span:
 
 
 def instant(value: datetime) -> Instant:
-    """Return a moment in microseconds since the Unix epoch. Refuses a datetime without a time zone."""
-    if value.tzinfo is None:
-        raise ValueError(f"{value!r} has no time zone")
+    """Return a moment in microseconds since the Unix epoch.
+
+    Raises InvalidArguments for what is no datetime, and for one without a time zone.
+    """
+    if not isinstance(value, datetime):
+        raise InvalidArguments(f"a moment is a datetime with a time zone, not {value!r:.100}")
+    if value.utcoffset() is None:
+        raise InvalidArguments(f"{value!r} has no time zone, so nobody can tell which moment that is")
     return round((value - _EPOCH) / timedelta(microseconds=1))
 
 

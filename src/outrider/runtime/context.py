@@ -43,7 +43,7 @@ from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
 from outrider.runtime.failures import revive, tell
-from outrider.runtime.files import clean_path, file_content
+from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import new_id
 from outrider.runtime.journal import DOUBT, FAILED, INSIDE, OUTLIVES, Journal, Position
 from outrider.runtime.log import log
@@ -51,10 +51,16 @@ from outrider.runtime.options import (
     DEFAULT_OPTIONS,
     Length,
     TaskOptions,
+    check_ids,
+    check_lists,
+    check_mappings,
+    check_name,
+    check_options,
     check_same,
     check_texts,
     check_texts_if_given,
     new_task,
+    not_negative,
 )
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
@@ -134,7 +140,7 @@ class TaskContext:
 
     @property
     def log(self) -> Any:
-        """A structured logger that names the task and the attempt."""
+        """A structured logger that names the task and the attempt. A field called `event` is logged as `event_`."""
         return log.bind(task=self.id, attempt=self.attempt)
 
     @property
@@ -161,6 +167,7 @@ class TaskContext:
         if self._attempt.journal.is_replaying:
             return
         self._check_stop()
+        check_lists(steps=steps)
         progress = Progress(
             _number(current),
             None if total is None else _number(total),
@@ -232,6 +239,7 @@ class TaskContext:
 
         Raises what `fn` raises, unjournaled, and TypeError for a result that is not JSON.
         """
+        _check_step(name, fn)
         with self._at("step", name) as position:
             shape = shape_of(fn)
             begun = await self.begin_step(position, effects, shape)
@@ -353,8 +361,7 @@ class TaskContext:
         if on_expiry is None:
             on_expiry = "remind" if default is _UNSET else "default"
         with self._at("ask", name) as position:
-            shape = shape_for(expected) if expected is not None and not isinstance(expected, Mapping) else PLAIN
-            schema = expected if isinstance(expected, Mapping) else shape.schema() or None
+            shape, schema = _expected(expected)
             answer = await self._ask_at(
                 position.name,
                 position.ordinal,
@@ -445,6 +452,7 @@ class TaskContext:
         details: JSON,
     ) -> InputRequest:
         now = self._services.clock.now()
+        check_texts(prompt=prompt)
         if kind not in get_args(RequestKind) or on_expiry not in get_args(ExpiryPolicy):
             raise InvalidArguments(f"no question is of kind {kind!r:.100} with on_expiry={on_expiry!r:.100}")
         if expected is not None:
@@ -457,7 +465,7 @@ class TaskContext:
             raise InvalidAnswer(f"a denial, which is False, does not fit what is expected: {problem}")
         if remind_every is not None and span(remind_every) < SECOND:
             raise InvalidArguments("remind_every is a second or more")
-        deadline_at = None if deadline is None else now + span(deadline)
+        deadline_at = None if deadline is None else now + not_negative("deadline", deadline)
         remind_at = None
         if deadline_at is not None and remind_before is not None:
             remind_at = max(now, deadline_at - span(remind_before))
@@ -523,6 +531,7 @@ class TaskContext:
                 if child is None:
                     raise NotFound.of("task", child_id)
                 return self._handle(child)
+            check_mappings(given=given)
             return self._handle(await self._create_child(place, tool, kind, options, {**given, **arguments}))
 
     async def _create_child(
@@ -533,6 +542,8 @@ class TaskContext:
         options: TaskOptions,
         arguments: Mapping[str, Any],
     ) -> Task:
+        check_mappings(arguments=arguments)
+        check_options(options, self._services.settings.limits)
         registry, parent = self._services.registry, self._attempt.record
         spec = tool_spec(tool, arguments) if kind == "background_tool" else dict(arguments)
         checked = registry.executor(kind).check(spec)
@@ -571,7 +582,9 @@ class TaskContext:
         resumed task gets those it got the first time. A task that is named twice is waited for once. Raises NotFound
         for one that does not exist, or does not any more.
         """
-        ids = tuple(task if isinstance(task, str) else task.id for task in tasks)
+        check_lists(tasks=tasks)
+        ids: tuple[Any, ...] = tuple(getattr(task, "id", task) for task in tasks)
+        check_ids(tasks=ids)
         with self._at("wait_for", name) as position:
             if self.id in ids:
                 raise InvalidArguments("a task cannot wait for itself")
@@ -624,6 +637,7 @@ class TaskContext:
         with self._at("post", name) as position:
             if position.entry is not None:
                 return MessageRecord.model_validate_json(position.entry.value or b"{}")
+            check_texts_if_given(in_reply_to=in_reply_to)
             message = Message(
                 id=new_id("tmsg"),
                 task_id=self.id,
@@ -688,6 +702,7 @@ class TaskContext:
         Durable when it returns, so call it before the resource is taken. The hook is called at least once, by any
         worker that knows it, and again while it fails. Raises UnknownName where no such hook is registered.
         """
+        check_texts(resource=resource, resource_id=resource_id)
         held = f"{resource}:{resource_id}"
         self._check_name(held)
         with self._open():
@@ -744,7 +759,7 @@ class TaskContext:
             if place.entry is not None:
                 return Artifact(**decode(place.entry.value or b"{}"))
             check_texts(name=name, type=type)
-            check_texts_if_given(path=path, url=url, media_type=media_type)
+            check_texts_if_given(url=url, media_type=media_type)
             file = None
             size = None
             if content is not None:
@@ -878,9 +893,7 @@ class TaskContext:
         return position
 
     def _check_name(self, name: str) -> None:
-        limit = self._services.settings.limits.name
-        if len(name) > limit:
-            raise TooLarge.of(f"the name {name:.40}…, in characters,", len(name), limit)
+        check_name("the name of a position", name, self._services.settings.limits.name)
         if DOUBT in name or INSIDE in name:
             raise InvalidArguments(f"the name {name!r} has {DOUBT!r} or {INSIDE!r} in it, which mark positions of ours")
 
@@ -936,7 +949,7 @@ class TaskFiles:
     async def read(self, path: str) -> bytes:
         """Return a file's content. Raises NotFound."""
         attempt = self._attempt
-        clean = clean_path(path, task_id=_task_of(path))
+        clean = clean_path(path, task_id=task_of(path))
         content = await attempt.services.views.file(attempt.record.session_id, clean)
         if content is None:
             raise NotFound.of("file", clean)
@@ -963,6 +976,7 @@ class TaskFiles:
 
     async def list(self, prefix: str = "/") -> list[FileRecord]:
         """Return the files below a prefix, in the order of their paths."""
+        check_texts(prefix=prefix)
         views = self._attempt.services.views
         return [FileRecord.of(info) for info in await views.files(self._attempt.record.session_id, prefix=prefix)]
 
@@ -1003,30 +1017,45 @@ def message_parts(content: Parts, limit: int) -> tuple[JSONObject, ...]:
 
 
 def tool_spec(tool: str | Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spec of a `background_tool`."""
+    """Return the spec of a `background_tool`. Raises InvalidArguments."""
+    check_mappings(arguments=arguments)
     return {
         "tool": tool if isinstance(tool, str) else getattr(tool, "__name__", str(tool)),
         "arguments": dict(arguments),
     }
 
 
-def _task_of(path: str) -> str | None:
-    parts = path.strip("/").split("/")
-    return parts[1] if len(parts) > 2 and parts[0] == ".tasks" else None
-
-
-def _number(value: float) -> float:
+def _number(value: Any) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise TypeError(f"progress takes numbers, and {value!r} is none")
+        raise InvalidArguments(f"progress takes numbers, and {value!r:.100} is none")
     return number
 
 
 def _short(text: object) -> str:
     return shorten(well_formed(str(text)), 256)
+
+
+def _check_step(name: object, fn: object) -> None:
+    check_texts(**{"the name of a step": name})
+    if not callable(fn):
+        raise InvalidArguments(
+            f"step {name!r:.100} is given a function and its arguments, not what it returned: {fn!r:.100}"
+        )
+
+
+def _expected(expected: Any) -> tuple[Shape, JSONObject | None]:
+    """What a question expects, a type or a JSON Schema, as both. Raises InvalidArguments for what is neither."""
+    if expected is None or isinstance(expected, Mapping):
+        return PLAIN, expected
+    shape = shape_for(expected)
+    try:
+        return shape, shape.schema() or None
+    except Exception as error:  # noqa: BLE001 - pydantic's, of several families, or that of a type's own code
+        raise InvalidArguments(f"{expected!r:.100} is neither a type nor a JSON Schema: {error!s:.200}") from None
 
 
 def _wants_key(fn: Callable[..., Any]) -> bool:
@@ -1142,6 +1171,7 @@ class SyncTaskContext:
 
     def step(self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any) -> T:
         """Run `fn` in this thread and journal its result; see `TaskContext.step`."""
+        _check_step(name, fn)
         shape = shape_of(fn)
         step = ExitStack()  # entered and closed on the loop, around what this thread does
         position: Position | None = None

@@ -7,7 +7,6 @@ somebody should know; whoever finds nothing finds an empty list.
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,9 +28,8 @@ from outrider.core.values import SECOND, Instant
 from outrider.core.wording import counted
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
-from outrider.runtime.lease import boot_id, is_locked, locks_of
+from outrider.runtime.lease import locks_of, seen_alive
 from outrider.runtime.records import Explanation, Finding
-from outrider.runtime.recovery import lock_path
 from outrider.runtime.services import Services
 
 LITTLE_SPACE = 256 * 1024 * 1024
@@ -50,10 +48,7 @@ class Doctor:
 
     def is_alive(self, worker: Worker) -> bool | None:
         """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
-        card = worker.card
-        if self._locks is None or card.host != socket.gethostname():
-            return None
-        return card.boot_id == boot_id() and is_locked(lock_path(self._locks, card.id))
+        return seen_alive(worker, self._locks)
 
     # --- all of it -----------------------------------------------------------------------------------
 
@@ -68,7 +63,7 @@ class Doctor:
             for text in await views.problems(deep=deep)
         ]
         findings += await self._of_storage()
-        around = await Around.look(views)
+        around = await Around.look(self._services.ledger)
         findings += await self._of_workers(around)
         findings += await self._of_queue(around)
         return findings
@@ -159,7 +154,7 @@ class Doctor:
         from outrider.runtime.tasks import Tasks
 
         task = await Tasks(self._services).get(task_id)
-        around = await Around.look(self._services.views)
+        around = await Around.look(self._services.ledger)
         phase = around.phase(task)
         return Explanation(
             task_id=task.id,

@@ -28,7 +28,7 @@ from outrider.core.values import JSON, JSONObject, difference, evolve
 from outrider.runtime.attempt import check_stream, shorten
 from outrider.runtime.codec import check_size, decode, jsonable
 from outrider.runtime.ids import check_id, new_id
-from outrider.runtime.options import check_page, check_texts, check_texts_if_given
+from outrider.runtime.options import check_flags, check_page, check_texts, check_texts_if_given, is_whole
 from outrider.runtime.records import InputRequestRecord, TaskRecord
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
@@ -80,13 +80,14 @@ class ExternalTasks:
         """
         check_texts_if_given(unit=unit, label=label, detail=detail, output=output)
         check_stream(stream)
+        progress = None
+        if current is not None:
+            progress = Progress(_number(current), None if total is None else _number(total), unit, label)
         task = await self._held(task_id, attempt)
         now, limits = self._services.clock.now(), self._services.settings.limits
         live = task.live
-        if current is not None:
-            live = evolve(
-                live, progress=Progress(_number(current), None if total is None else _number(total), unit, label)
-            )
+        if progress is not None:
+            live = evolve(live, progress=progress)
         if detail is not None:
             live = evolve(live, state_detail=shorten(detail, limits.detail))
         check_size("the report", (current, total, unit, label, detail), limits.message)
@@ -162,6 +163,7 @@ class ExternalTasks:
     ) -> TaskRecord:
         """Let the attempt fail: it is tried again after a pause while failures are left, if it is `retryable`."""
         check_texts(message=message, kind=kind)
+        check_flags(retryable=retryable)
         task = await self._held(task_id, attempt)
         check_size("the error", (kind, message, details), self._services.settings.limits.message)
         error = TaskError(kind, message, jsonable(details))
@@ -173,6 +175,9 @@ class ExternalTasks:
 
     async def _held(self, task_id: str, attempt: int) -> Task:
         """The task, if that attempt of an outsider holds it. Raises LeaseLost, InvalidArguments for another kind."""
+        check_texts(task_id=task_id)
+        if not is_whole(attempt):
+            raise InvalidArguments(f"attempt is the number of an attempt, not {attempt!r:.100}")
         task = await self._services.views.task(task_id)
         if task is not None and task.input.kind != EXTERNAL:
             raise InvalidArguments(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from os import PathLike, fspath
+from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
@@ -48,9 +48,10 @@ class Runtime:
         It holds all that was acknowledged before. Raises InvalidArguments where the file exists already, unless
         `replace`, and for a store that is kept in no file.
         """
+        name = _path_of(path)
         if not isinstance(self.ledger, Savable):
             raise InvalidArguments("this store is kept in no file, so there is nothing to save")
-        return await self.ledger.save(fspath(path), replace=replace)
+        return await self.ledger.save(name, replace=replace)
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the registered workers, with what each holds."""
@@ -66,3 +67,14 @@ class Runtime:
         if length <= 0:
             raise InvalidArguments("within is a length of time, and not none")
         return StatsRecord.of(await self.services.views.statistics(self.services.clock.now() - length), length)
+
+
+def _path_of(given: str | PathLike[str]) -> str:
+    """A path that some file may have. Raises InvalidArguments."""
+    try:
+        path = fsencode(given)
+    except (TypeError, UnicodeEncodeError):
+        path = b""
+    if not path or b"\0" in path:
+        raise InvalidArguments(f"the path of a backup is text or a Path that can name a file, not {given!r:.100}")
+    return fsdecode(path)

@@ -6,15 +6,25 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from outrider.core.errors import InvalidArguments, NotFound
+from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Effects, Task
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import NOTHING, Parts, tool_spec
-from outrider.runtime.files import clean_path, file_content
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_page
+from outrider.runtime.files import clean_path, file_content, task_of
+from outrider.runtime.options import (
+    DEFAULT_OPTIONS,
+    Length,
+    TaskOptions,
+    check_count,
+    check_lists,
+    check_mappings,
+    check_options,
+    check_page,
+    check_texts,
+)
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -178,6 +188,7 @@ class SessionHandle:
 
         Raises UnknownName, InvalidArguments or another Refused; nothing is written then.
         """
+        check_mappings(given=given)
         return await self.create("background_tool", tool_spec(tool, {**given, **arguments}), options=options)
 
     async def spawn_many(
@@ -189,6 +200,7 @@ class SessionHandle:
         options: TaskOptions = DEFAULT_OPTIONS,
     ) -> list[TaskHandle]:
         """Start one tool many times, in few transactions."""
+        check_lists(arguments=arguments)
         specs = [tool_spec(tool, each) for each in arguments]
         created = await self._tasks.create_many(self._session, "background_tool", specs, options)
         return [TaskHandle(self._services, task) for task in created]
@@ -210,8 +222,7 @@ class SessionHandle:
         `tools` are names of registered tools; `model` is any model string that the engine knows, or an object of
         `model` and its settings.
         """
-        if isinstance(tools, str):
-            raise InvalidArguments("tools is a list of names of registered tools")
+        check_lists(tools=tools)
         given = {
             "prompt": prompt,
             "model": model,
@@ -255,21 +266,26 @@ class SessionHandle:
         The result is an object of `exit_code`, `signal`, `duration`, `cpu_time`, `max_rss`, `output_bytes`, `tail`.
         Raises InvalidArguments.
         """
+        if options is not DEFAULT_OPTIONS:
+            check_options(options, self._services.settings.limits)
+        if command is not None:
+            check_lists(command=command)
+        check_lists(artifacts=artifacts, success=success)
         limits = {"cpu": cpu_limit, "memory": memory_limit, "output": output_limit, "kept": keep_output}
         given = {
-            "command": command if command is None or isinstance(command, str) else list(command),
+            "command": None if command is None else list(command),
             "shell": shell,
-            "cwd": None if cwd is None else os.fspath(cwd),
-            "env": None if env is None else dict(env),
+            "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
+            "env": env,
             "clean_env": clean_env,
             "stdin": stdin,
             "limits": {name: limit for name, limit in limits.items() if limit is not None} or None,
-            "artifacts": list(artifacts) if not isinstance(artifacts, str) else artifacts,
+            "artifacts": list(artifacts) or None,
             "effects": effects,
             "success": list(success),
             "retry": (options.max_failures or 1) > 1 if retry is None else retry,
         }
-        spec = {name: value for name, value in given.items() if value is not None and value != []}
+        spec = {name: value for name, value in given.items() if value is not None}
         return await self.create("process", spec, options=options)
 
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
@@ -297,16 +313,17 @@ class SessionHandle:
 
     async def acknowledge(self, upto: int) -> int:
         """Mark inbox entries up to that seq as delivered; return how many."""
+        check_count("upto", upto)
         return await self._services.ledger.acknowledge(self.id, upto)
 
     async def files(self, prefix: str = "/") -> list[FileRecord]:
         """Return the session's files below a prefix."""
+        check_texts(prefix=prefix)
         return [FileRecord.of(info) for info in await self._services.views.files(self.id, prefix=prefix)]
 
     async def read_file(self, path: str) -> bytes:
         """Return a file's content. Raises NotFound, InvalidPath."""
-        parts = path.strip("/").split("/")
-        clean = clean_path(path, task_id=parts[1] if parts[0] == ".tasks" and len(parts) > 2 else None)
+        clean = clean_path(path, task_id=task_of(path))
         content = await self._services.views.file(self.id, clean)
         if content is None:
             raise NotFound.of("file", clean)

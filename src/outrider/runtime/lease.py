@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outrider.core.errors import StoreError
-from outrider.core.ledger import Ledger
+from outrider.core.ledger import Ledger, Worker
 from outrider.runtime.forked import forget, keep_from_forks
 from outrider.runtime.log import log
 from outrider.settings import WorkerSettings
@@ -76,6 +77,11 @@ def locks_of(ledger: Ledger) -> Path | None:
     """The folder for the locks of a store's workers, beside the database; None for one in memory."""
     path = getattr(ledger, "path", None)
     return None if path is None else Path(f"{path}-workers")
+
+
+def lock_path(locks: Path, worker_id: str) -> Path:
+    """Where the lock of a worker is."""
+    return locks / f"{worker_id}.lock"
 
 
 def is_locked(path: Path) -> bool:
@@ -249,6 +255,14 @@ class LeaseThread(threading.Thread):
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._loop_thread)
         return "" if frame is None else "".join(traceback.format_stack(frame, limit=12))
+
+
+def seen_alive(worker: Worker, locks: Path | None) -> bool | None:
+    """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
+    card = worker.card
+    if locks is None or card.host != socket.gethostname():
+        return None
+    return card.boot_id == boot_id() and is_locked(lock_path(locks, card.id))
 
 
 def boot_id() -> str:

@@ -8,8 +8,8 @@ write JSON. structlog is imported by the first line: a command that logs nothing
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from functools import cache
+from collections.abc import Callable, MutableMapping
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _logger() -> BoundLogger:
 
     logger: BoundLogger = structlog.wrap_logger(
         LOGGER,
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=_lenient(structlog.stdlib.BoundLogger),
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
@@ -76,6 +76,28 @@ def _logger() -> BoundLogger:
         ],
     )
     return logger
+
+
+def _lenient(kind: type[BoundLogger]) -> type[BoundLogger]:
+    """A logger whose fields may be called anything: `event`, which structlog calls the text, is then `event_`."""
+
+    def taking(name: str) -> Callable[..., Any]:
+        tell = getattr(kind, name)
+
+        @wraps(tell)
+        def told(self: BoundLogger, /, *given: Any, **fields: Any) -> Any:
+            if given:
+                fields = {f"{each}_" if each in _TAKEN else each: value for each, value in fields.items()}
+            return tell(self, *given, **fields)
+
+        return told
+
+    return type("Logger", (kind,), {name: taking(name) for name in _LEVELS})
+
+
+_LEVELS = ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception")
+_TAKEN = ("event", "method_name", "self")
+"""What structlog's own parameters are called."""
 
 
 def _rendered(_: object, __: str, fields: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:

@@ -384,8 +384,8 @@ def _file(services: Services, given: JSONObject, task: Task) -> FileWrite:
     return FileWrite(task.session_id, path, content, str(given["media_type"]), int(given["created_at"]), task.id)
 
 
-def _read_task(document: JSONObject) -> Task:
-    given = document.get("task")
+def _read_task(document: object) -> Task:
+    given = document.get("task") if isinstance(document, Mapping) else None
     if not isinstance(given, Mapping):
         raise InvalidArguments("the document has no task")
     try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
+from outrider.core.ledger import TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, Task, Timeouts, WakePolicy
+from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, State, Task, Timeouts, WakePolicy
 from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.clock import LONGEST, instant, span
 from outrider.runtime.codec import check_size, jsonable
@@ -67,6 +68,8 @@ DEFAULT_OPTIONS = TaskOptions()
 MOST_PRIORITY = 1000
 MOST_FAILURES = 1_000_000
 LONGEST_PAGE = 10_000
+MOST_COUNT = (1 << 63) - 1
+"""What every store can count to."""
 
 
 def new_task(
@@ -116,7 +119,7 @@ def new_task(
         on_open_children=options.on_open_children,
         retry=_retry(options, checked.retry or _RETRY),
         timeouts=_timeouts(options, checked.timeouts or NO_TIMEOUTS),
-        cancel_grace=_CANCEL_GRACE if options.cancel_grace is None else _positive("cancel_grace", options.cancel_grace),
+        cancel_grace=_cancel_grace(options),
         result_schema=options.result_schema,
         message_schema=options.message_schema,
         retry_of=options.retry_of,
@@ -126,19 +129,17 @@ def new_task(
 
 def check_options(options: TaskOptions, limits: Limits) -> None:
     """Refuse what the record could not say."""
+    if not isinstance(options, TaskOptions):
+        raise InvalidArguments(f"options is a TaskOptions, not {options!r:.100}")
     if options.id is not None:
         check_id("task", options.id)
     check_priority(options.priority)
-    for name in ("run_if_dependency_fails", "detached", "headless"):
-        if not isinstance(getattr(options, name), bool):
-            raise InvalidArguments(f"{name} is True or False, not {getattr(options, name)!r:.100}")
-    for name in ("labels", "origin"):
-        if not isinstance(getattr(options, name), Mapping):
-            raise InvalidArguments(f"{name} is a mapping, not {getattr(options, name)!r:.100}")
+    check_flags(
+        run_if_dependency_fails=options.run_if_dependency_fails, detached=options.detached, headless=options.headless
+    )
+    check_mappings(labels=options.labels, origin=options.origin)
     check_texts_if_given(retry_of=options.retry_of)
-    depends_on: object = options.depends_on
-    if not isinstance(depends_on, list | tuple) or not all(isinstance(each, str) for each in depends_on):
-        raise InvalidArguments("depends_on is a list of the ids of tasks")
+    check_ids(depends_on=options.depends_on)
     for name, value, choices in (
         ("wake", options.wake, get_args(WakePolicy)),
         ("on_open_children", options.on_open_children, get_args(ChildPolicy)),
@@ -180,11 +181,74 @@ def check_texts(**given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, str):
             raise InvalidArguments(f"{name} is text, not {value!r:.100}")
+        if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+            raise InvalidArguments(f"{name} is no Unicode text: {value!r:.100}")
 
 
 def check_texts_if_given(**given: object) -> None:
     """Like `check_texts`, and None will do."""
     check_texts(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_flags(**given: object) -> None:
+    """Raise InvalidArguments for what is neither True nor False: what a text says would be taken for True."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InvalidArguments(f"{name} is True or False, not {value!r:.100}")
+
+
+def check_mappings(**given: object) -> None:
+    """Raise InvalidArguments for what is no mapping with text for keys."""
+    for name, value in given.items():
+        if not isinstance(value, Mapping):
+            raise InvalidArguments(f"{name} is a mapping, not {value!r:.100}")
+        if not all(isinstance(key, str) for key in value):
+            raise InvalidArguments(f"the keys of {name} are text: {value!r:.100}")
+
+
+def check_lists(**given: object) -> None:
+    """Raise InvalidArguments for what is no list. A text is none: its characters are what nobody means."""
+    for name, value in given.items():
+        if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+            raise InvalidArguments(f"{name} is a list, not {value!r:.100}")
+
+
+def check_ids(**given: object) -> None:
+    """Raise InvalidArguments for what is no list or tuple of texts."""
+    for name, value in given.items():
+        if not isinstance(value, list | tuple):
+            raise InvalidArguments(f"{name} is a list of ids, not {value!r:.100}")
+        for each in value:
+            check_texts(**{f"an id of {name}": each})
+
+
+def check_count(what: str, value: object) -> None:
+    """Raise InvalidArguments for what is no place in a sequence: a whole number from 0."""
+    if not is_whole(value) or not 0 <= cast(int, value) <= MOST_COUNT:
+        raise InvalidArguments(f"{what} is a whole number from 0, not {value!r:.100}")
+
+
+def check_filter(filter: TaskFilter) -> None:
+    """Raise InvalidArguments for a filter that no list can go by."""
+    if not isinstance(filter, TaskFilter):
+        raise InvalidArguments(f"a filter is a TaskFilter, not {filter!r:.100}")
+    texts = ("session_id", "root_session_id", "parent_task_id", "organization_id", "kind", "after")
+    check_texts_if_given(**{name: getattr(filter, name) for name in texts})
+    check_mappings(labels=filter.labels)
+    check_texts(**{f"the label {name}": value for name, value in filter.labels.items()})
+    check_flags(newest_first=filter.newest_first)
+    check_page(filter.limit)
+    if filter.states is not None:
+        states_of(filter.states)
+
+
+def states_of(given: Any) -> tuple[State, ...]:
+    """The states that a caller names, in a list or alone. Raises InvalidArguments for what is none."""
+    names = given if isinstance(given, list | tuple | set | frozenset) else [given]
+    try:
+        return tuple(State(name) for name in names)
+    except ValueError:
+        raise InvalidArguments(f"states are some of {', '.join(State)}, not {given!r:.100}") from None
 
 
 def check_priority(priority: object) -> None:
@@ -229,9 +293,9 @@ def retry_policy(base: Retry, max_failures: int | None, backoff: Length | None, 
         raise InvalidArguments(f"max_failures is a whole number from 1, which means no retry, to {MOST_FAILURES}")
     return Retry(
         max_failures=base.max_failures if max_failures is None else max_failures,
-        initial=base.initial if backoff is None else _positive("backoff", backoff),
+        initial=base.initial if backoff is None else not_negative("backoff", backoff),
         factor=base.factor,
-        maximum=base.maximum if backoff_max is None else _positive("backoff_max", backoff_max),
+        maximum=base.maximum if backoff_max is None else not_negative("backoff_max", backoff_max),
     )
 
 
@@ -246,10 +310,10 @@ def timeouts_of(
     if queue is None and run is None and idle is None and total is None:
         return base
     return Timeouts(
-        queue=base.queue if queue is None else _positive("queue_timeout", queue),
-        run=base.run if run is None else _positive("run_timeout", run),
-        idle=base.idle if idle is None else _positive("idle_timeout", idle),
-        total=base.total if total is None else _positive("total_timeout", total),
+        queue=base.queue if queue is None else _timeout("queue_timeout", queue),
+        run=base.run if run is None else _timeout("run_timeout", run),
+        idle=base.idle if idle is None else _timeout("idle_timeout", idle),
+        total=base.total if total is None else _timeout("total_timeout", total),
     )
 
 
@@ -261,27 +325,42 @@ def _timeouts(options: TaskOptions, base: Timeouts) -> Timeouts:
     return timeouts_of(base, options.queue_timeout, options.run_timeout, options.idle_timeout, options.total_timeout)
 
 
-def _positive(name: str, length: Length) -> int:
-    value = span(length)
+def _cancel_grace(options: TaskOptions) -> int:
+    return _CANCEL_GRACE if options.cancel_grace is None else not_negative("cancel_grace", options.cancel_grace)
+
+
+def not_negative(name: str, length: Length) -> int:
+    """A length of time in microseconds. Raises InvalidArguments with the name that it goes by."""
+    try:
+        value = span(length)
+    except InvalidArguments as error:
+        raise InvalidArguments(f"{name}: {error.message}") from None
     if value < 0:
         raise InvalidArguments(f"{name} cannot be negative")
     return value
 
 
+def _timeout(name: str, length: Length) -> int:
+    value = not_negative(name, length)
+    if value == 0:
+        raise InvalidArguments(f"{name} is more than 0, at which nothing could ever run; leave it out for no such end")
+    return value
+
+
 def _debounce_until(options: TaskOptions, now: Instant) -> Instant | None:
-    return None if options.debounce_max is None else now + _positive("debounce_max", options.debounce_max)
+    return None if options.debounce_max is None else now + not_negative("debounce_max", options.debounce_max)
 
 
 def _not_before(options: TaskOptions, now: Instant) -> Instant | None:
     if options.delay is not None and options.start_at is not None:
         raise InvalidArguments("give delay or start_at, not both")
     if options.delay is not None:
-        return now + _positive("delay", options.delay)
+        return now + not_negative("delay", options.delay)
     if options.start_at is not None:
         try:
             moment = instant(options.start_at)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise InvalidArguments(f"start_at: {error}") from None
+        except InvalidArguments as error:
+            raise InvalidArguments(f"start_at: {error.message}") from None
         if moment - now > span(LONGEST):
             raise InvalidArguments("start_at is within a hundred years")
         return moment

@@ -15,7 +15,7 @@ from outrider.core.queue import Limit, Pause, Scope
 from outrider.core.task import Task
 from outrider.runtime.clock import span
 from outrider.runtime.ids import check_id
-from outrider.runtime.options import Length, check_name, check_priority, is_whole
+from outrider.runtime.options import Length, check_flags, check_name, check_priority, check_texts, is_whole
 from outrider.runtime.records import KeyRecord, LimitRecord, PauseRecord
 from outrider.runtime.services import Services
 
@@ -89,7 +89,7 @@ class Queue:
         scope, name = self._scope(session, kind, everything)
         limits = self._services.settings.limits
         for what, text in (("who pauses", by), ("the reason of a pause", reason)):
-            if text:
+            if text is not None:
                 check_name(what, text, limits.message)
         if session is not None and await self._services.views.session(session) is None:
             raise NotFound.of("session", session)
@@ -108,10 +108,12 @@ class Queue:
 
     async def reprioritize(self, task_id: str, priority: int) -> Task:
         """Give a task another priority; it keeps the time that it has waited. Raises NotFound or TaskFinished."""
+        check_texts(task_id=task_id)
         check_priority(priority)
         return await self._services.lifecycle.move(task_id, Reprioritized(priority))
 
     def _scope(self, session: str | None, kind: str | None, everything: bool) -> tuple[Scope, str]:
+        check_flags(everything=everything)
         named: Mapping[Scope, str | None] = {"session": session, "kind": kind, "everything": "" if everything else None}
         given = [(scope, name) for scope, name in named.items() if name is not None]
         if len(given) != 1:

@@ -17,7 +17,7 @@ from outrider.core.events import HolderLost, Released, Step
 from outrider.core.ledger import Beat, Views, Worker
 from outrider.core.task import OUTSIDER
 from outrider.runtime.journal import OUTLIVES
-from outrider.runtime.lease import Will, is_locked, sweep
+from outrider.runtime.lease import Will, is_locked, lock_path, sweep
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
 
@@ -156,8 +156,3 @@ async def has_journaled(views: Views, beat: Beat) -> bool:
 
 def _has_grown(steps: Sequence[Step], beat: Beat) -> bool:
     return any(step.attempt == beat.attempt and step.done for step in steps)
-
-
-def lock_path(locks: Path, worker_id: str) -> Path:
-    """Where the lock of a worker is."""
-    return locks / f"{worker_id}.lock"

@@ -250,19 +250,19 @@ class Registry:
         self.agents: dict[str, object] = {}
         self.executors: dict[str, Executor] = {}
 
-    def tool(self, name: str) -> Tool:
+    def tool(self, name: object) -> Tool:
         """The tool of that name. Raises UnknownName with the names that are known."""
-        try:
-            return self.tools[name]
-        except KeyError:
-            raise UnknownName.of("tool", name, self.tools) from None
+        found = self.tools.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise UnknownName.of("tool", str(name), self.tools)
+        return found
 
-    def executor(self, kind: str) -> Executor:
+    def executor(self, kind: object) -> Executor:
         """The executor of that kind. Raises UnknownName with the kinds that are known."""
-        try:
-            return self.executors[kind]
-        except KeyError:
-            raise UnknownName.of("kind", kind, self.executors) from None
+        found = self.executors.get(kind) if isinstance(kind, str) else None
+        if found is None:
+            raise UnknownName.of("kind", str(kind), self.executors)
+        return found
 
     def routes(self) -> tuple[str, ...]:
         """All that a worker with this registry serves."""

@@ -5,6 +5,7 @@ A schema may come from anybody, a model too. It is read as it stands: what it re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime, time
 from functools import cache, lru_cache
 from typing import Any
@@ -16,12 +17,13 @@ from outrider.core.values import JSON, JSONObject
 
 
 def check_schema(schema: JSONObject) -> None:
-    """Raise InvalidSchema if a value is not a JSON Schema (draft 2020-12), or refers to something outside itself."""
+    """Raise InvalidSchema if a value is no object that is a JSON Schema (draft 2020-12) and stands for itself."""
+    if not isinstance(schema, Mapping):  # True and False are schemas, too, and no record has room for them
+        raise InvalidSchema(f"a JSON Schema is an object, not {schema!r:.100}")
     text = _text_of(schema)
     if text is None:
-        _check(schema)
-    else:
-        _check_text(text)
+        raise InvalidSchema(f"a JSON Schema is JSON, and this is not: {schema!r:.100}")
+    _check_text(text)
 
 
 @lru_cache(maxsize=512)

@@ -12,7 +12,15 @@ from outrider.core.session import NewSession, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, Task
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
-from outrider.runtime.options import check_page
+from outrider.runtime.options import (
+    check_count,
+    check_flags,
+    check_mappings,
+    check_name,
+    check_page,
+    check_texts,
+    check_texts_if_given,
+)
 from outrider.runtime.pruning import delete_session, live_in
 from outrider.runtime.records import EventRecord, SessionRecord
 from outrider.runtime.services import Services
@@ -45,6 +53,10 @@ class Sessions:
         if id is not None:
             check_id("session", id)
         limits = self._services.settings.limits
+        check_texts_if_given(agent=agent, title=title)
+        check_name("organization_id", organization_id, limits.name)
+        if labels is not None:
+            check_mappings(labels=labels)
         check_size("the description of the session (agent, title, labels)", (agent, title, labels), limits.spec)
 
         new = NewSession(
@@ -53,7 +65,7 @@ class Sessions:
             organization_id=organization_id,
             agent=agent,
             title=title,
-            labels=dict(labels or {}),
+            labels={name: str(value) for name, value in (labels or {}).items()},
         )
         return SessionHandle(self._services, await self._services.ledger.create_session(new))
 
@@ -65,6 +77,7 @@ class Sessions:
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[SessionRecord]:
         """Return sessions, newest first, after the one of that id."""
+        check_texts_if_given(after=after)
         return [
             SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=check_page(limit))
         ]
@@ -75,6 +88,7 @@ class Sessions:
         Returns how many tasks went. While any of them lives it is refused with NotEnded and nothing is deleted; with
         `cancel` they are canceled first, detached ones too, and waited for as long as their grace. Raises NotFound.
         """
+        check_flags(cancel=cancel)
         session = await self._session(session_id)
         if cancel:
             await self._cancel(await live_in(self._services, session))
@@ -82,6 +96,7 @@ class Sessions:
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a session's events, each once, after that number, for ever. Raises NotFound, also once deleted."""
+        check_count("after", after)
         await self._session(session_id)
         async for event in EventReader(self._services, session_id, after=after).follow():
             yield event
@@ -100,6 +115,7 @@ class Sessions:
                 await tasks.wait([task.id for task in live], timeout=grace + _LEEWAY)
 
     async def _session(self, session_id: str) -> Session:
+        check_texts(session_id=session_id)
         session = await self._services.views.session(session_id)
         if session is None:
             raise NotFound.of("session", session_id)

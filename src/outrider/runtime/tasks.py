@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from outrider.core.errors import (
     IllegalMove,
@@ -20,7 +20,7 @@ from outrider.core.errors import (
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Existing, TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import LIVE_STATES, Input, NewTask, State, Task
+from outrider.core.task import LIVE_STATES, Direction, Input, NewTask, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.clock import span
@@ -33,10 +33,18 @@ from outrider.runtime.options import (
     DEFAULT_OPTIONS,
     Length,
     TaskOptions,
+    check_count,
+    check_filter,
+    check_flags,
+    check_ids,
+    check_mappings,
     check_options,
-    check_page,
     check_same,
+    check_texts,
+    check_texts_if_given,
     new_task,
+    not_negative,
+    states_of,
 )
 from outrider.runtime.pruning import delete_task, prune_ended
 from outrider.runtime.records import (
@@ -100,11 +108,13 @@ class Tasks:
         """Create many tasks of one kind with the same options, in few transactions."""
         services = self._services
         executor = services.registry.executor(kind)
-        if isinstance(session, str):
+        for spec in specs:
+            check_mappings(spec=spec)
+        if not isinstance(session, Session):
             session = await self._session(session)
         if options is not DEFAULT_OPTIONS:
             check_options(options, services.settings.limits)
-        await self._check_exist([*options.depends_on, *([options.retry_of] if options.retry_of else [])])
+        await self._check_exist([*options.depends_on, *([] if options.retry_of is None else [options.retry_of])])
         now, limits = services.clock.now(), services.settings.limits
         new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
         made = await services.lifecycle.create(new)
@@ -114,6 +124,7 @@ class Tasks:
         return [verdict.task for verdict in made]
 
     async def _session(self, session_id: str) -> Session:
+        check_texts(session_id=session_id)
         session = await self._services.views.session(session_id)
         if session is None:
             raise NotFound.of("session", session_id)
@@ -128,7 +139,8 @@ class Tasks:
                 raise NotFound.of("task", task_id)
 
     async def get(self, task_id: str) -> Task:
-        """Return a task. Raises NotFound."""
+        """Return a task. Raises NotFound, InvalidArguments for what is no id."""
+        check_texts(task_id=task_id)
         task = await self._services.views.task(task_id)
         if task is None:
             raise NotFound.of("task", task_id)
@@ -139,6 +151,7 @@ class Tasks:
 
         Raises NotFound, or InvalidArguments when it fits several.
         """
+        check_texts(task_id=part)
         views = self._services.views
         task = await views.task(part)
         if task is not None:
@@ -159,7 +172,7 @@ class Tasks:
         views = self._services.views
         steps = await views.steps(task_id, values=False)
         beat = await views.active_at(task_id)
-        around = None if task.is_terminal else await Around.look(views)
+        around = None if task.is_terminal else await Around.look(self._services.ledger)
         if around is not None and (beaten := around.beat(task)) is not None:
             beat = max(beaten, beat or 0)
         return TaskRecord.of(task, heartbeat_at=beat, checkpoint=checkpoint_of(task, steps), around=around)
@@ -170,10 +183,10 @@ class Tasks:
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
-        wanted = filter or _filter_of(given)
-        check_page(wanted.limit)
+        wanted = _filter_of(given) if filter is None else filter
+        check_filter(wanted)
         found = await self._services.views.list_tasks(wanted)
-        around = await Around.look(self._services.views)
+        around = await Around.look(self._services.ledger)
         return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
@@ -197,18 +210,24 @@ class Tasks:
 
     async def steps(self, task_id: str) -> Sequence[StepRecord]:
         """Return a task's journal."""
+        check_texts(task_id=task_id)
         steps = await self._services.views.steps(task_id, values=False)
         task = await self._services.views.task(task_id)
         return [StepRecord.of(step, has_ended=task is not None and task.is_terminal) for step in steps]
 
     async def requests(self, task_id: str) -> Sequence[InputRequestRecord]:
         """Return all that a task ever asked, oldest first."""
+        check_texts(task_id=task_id)
         return [InputRequestRecord.of(request) for request in await self._services.views.requests(task_id)]
 
     async def messages(
         self, task_id: str, *, direction: Literal["inbound", "outbound"] | None = None, after: str | None = None
     ) -> Sequence[MessageRecord]:
         """Return a task's thread, after the message of that id."""
+        check_texts(task_id=task_id)
+        check_texts_if_given(after=after)
+        if direction not in (None, *get_args(Direction)):
+            raise InvalidArguments(f"direction is one of {', '.join(get_args(Direction))}, not {direction!r:.100}")
         found = await self._services.views.messages(task_id, direction=direction, after=after)
         return [MessageRecord.of(message) for message in found]
 
@@ -228,9 +247,10 @@ class Tasks:
         Raises InvalidAnswer if it does not fit what is expected, RequestClosed if the request is no longer
         pending, NotFound if there is no such request.
         """
+        check_texts_if_given(request_id=request_id, by=by, via=via)
         check_size("who answers, and how,", (by, via), self._services.settings.limits.name)
         task = await self.get(task_id)
-        request = task.core.request(request_id) if request_id else next(iter(task.core.requests), None)
+        request = task.core.request(request_id) if request_id is not None else next(iter(task.core.requests), None)
         if request is None:
             await self._explain_missing(task_id, request_id)
         assert request is not None
@@ -261,6 +281,7 @@ class Tasks:
         self, task_id: str, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
     ) -> MessageRecord:
         """Send a task a message from its session. Raises TaskFinished if it has ended."""
+        check_texts_if_given(in_reply_to=in_reply_to, sender=sender)
         limits = self._services.settings.limits
         task = await self.get(task_id)
         parts = message_parts(content, limits.message)
@@ -305,6 +326,9 @@ class Tasks:
         Raises NotFound, IllegalMove while the old one lives, UnknownName for a step that its journal does not have,
         CannotFork for an agent, whose progress is in its session, and a Refused for arguments that do not fit.
         """
+        check_texts_if_given(from_step=from_step)
+        if arguments is not None:
+            check_mappings(arguments=arguments)
         old = await self._ended(task_id)
         given = self._again(old)
         if arguments:
@@ -396,12 +420,13 @@ class Tasks:
 
         `states` are some of the three that a task ends in.
         """
+        check_texts_if_given(organization_id=organization_id, session_id=session_id, kind=kind)
         tasks = sessions = 0
-        before = self._services.clock.now() - span(older_than)
+        before = self._services.clock.now() - not_negative("older_than", older_than)
         async for pruned in prune_ended(
             self._services,
             before,
-            states=None if states is None else tuple(states),
+            states=None if states is None else states_of(states),
             organization_id=organization_id,
             session_id=session_id,
             kind=kind,
@@ -423,17 +448,17 @@ class Tasks:
 
         With `wait`, give those whose holder has to stop first that long, and say where each ended.
         """
-        limits = self._services.settings.limits
-        check_size("the reason of a cancel, with who cancels,", (reason, by), limits.message)
+        self._check_cancel(reason, by, include_detached)
+        patience = None if wait is None else span(wait)
         before = await self.get(task_id)
         was_terminal = {before.id} if before.is_terminal else set()
-        event = CancelRequested(by, reason, include_detached, None if grace is None else span(grace))
+        event = CancelRequested(by, reason, include_detached, None if grace is None else not_negative("grace", grace))
         await self._services.lifecycle.move(before, event)
         tree, ended_before = await self._cancel_below(task_id, include_detached)
         ids = [task_id, *tree]
         left = was_terminal | ended_before
-        if wait is not None:
-            await self._wait_for_end([each for each in ids if each not in left], span(wait))
+        if patience is not None:
+            await self._wait_for_end([each for each in ids if each not in left], patience)
         records = {task.id: task for task in await self._services.views.tasks(ids)}
         ids = [each for each in ids if each in records]  # what has ended may be deleted meanwhile
         canceled, requested = [], []
@@ -472,8 +497,11 @@ class Tasks:
         """
         if (ids is None) == (filter is None):
             raise InvalidArguments("name the tasks to cancel by ids or by a filter, not both")
-        limits = self._services.settings.limits
-        check_size("the reason of a cancel, with who cancels,", (reason, by), limits.message)
+        if ids is not None:
+            check_ids(ids=ids)
+        if filter is not None:
+            check_filter(filter)
+        self._check_cancel(reason, by, include_detached)
         event = CancelRequested(by, reason, include_detached)
         canceled, requested, left = builtins.list[str](), builtins.list[str](), builtins.list[str]()
         async for batch in self._batches(ids, filter):
@@ -490,6 +518,11 @@ class Tasks:
         while await self._services.lifecycle.apply_follow_ups():
             pass
         return BulkReceipt(canceled=tuple(canceled), requested=tuple(requested), left=tuple(left))
+
+    def _check_cancel(self, reason: object, by: object, include_detached: object) -> None:
+        check_texts_if_given(reason=reason, by=by)
+        check_flags(include_detached=include_detached)
+        check_size("the reason of a cancel, with who cancels,", (reason, by), self._services.settings.limits.message)
 
     async def _batches(self, ids: Sequence[str] | None, filter: TaskFilter | None) -> AsyncIterator[Sequence[Task]]:
         views = self._services.views
@@ -538,6 +571,9 @@ class Tasks:
         """Wait until all of these tasks have ended, or one, with `any`; with `on_question`, a pending question
         counts as well. Raises NotFound, and WaitTimeout when the time is over.
         """
+
+        check_ids(task_ids=task_ids)
+        check_flags(any=any, on_question=on_question)
 
         def is_ready(task: Task) -> bool:
             return task.is_terminal or (on_question and bool(task.core.requests))
@@ -600,6 +636,7 @@ class Tasks:
 
     async def events(self, task_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a task's events, each once, after that number of its session's log, until the task has ended."""
+        check_count("after", after)
         task = await self.get(task_id)
         reader = EventReader(self._services, task.session_id, after=after, task_id=task_id)
         with self._services.signals.listen([task_id]) as bell:
@@ -616,6 +653,8 @@ class Tasks:
 
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
+        check_texts(task_id=task_id)
+        check_count("start", start)
         return read_output(self._services, task_id, start, follow=follow)
 
 
@@ -625,14 +664,5 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
         if name not in known:
             raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
     if given.get("states") is not None:
-        given = {**given, "states": _states_of(given["states"])}
+        given = {**given, "states": states_of(given["states"])}
     return TaskFilter(**given)
-
-
-def _states_of(given: Any) -> tuple[State, ...]:
-    """The states that a caller names. Raises InvalidArguments for what is none."""
-    names = given if isinstance(given, list | tuple | set | frozenset) else [given]
-    try:
-        return tuple(State(name) for name in names)
-    except ValueError:
-        raise InvalidArguments(f"states are some of {', '.join(State)}, not {given!r:.100}") from None

@@ -30,10 +30,10 @@ from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
-from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id
+from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id, lock_path
 from outrider.runtime.log import log, log_move
 from outrider.runtime.pruning import Retention
-from outrider.runtime.recovery import Recovery, has_journaled, lock_path
+from outrider.runtime.recovery import Recovery, has_journaled
 from outrider.runtime.registry import Tending
 from outrider.runtime.services import Services
 from outrider.runtime.telemetry import COUNT_INTERVAL, Counted

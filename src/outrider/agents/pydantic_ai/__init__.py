@@ -9,7 +9,9 @@ import pydantic_ai
 from pydantic_ai.durable_exec import replay_scope
 
 from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun
+from outrider.agents.models import ModelChoice
 from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, ungrouped
+from outrider.agents.pydantic_ai.serving import check_model
 
 __all__ = ["PydanticAI"]
 
@@ -21,6 +23,10 @@ class PydanticAI:
     """Runs agents with pydantic-ai: plain ones of a prompt and tools, and any `pydantic_ai.Agent` as it is."""
 
     name = "pydantic-ai"
+
+    def check_model(self, choice: ModelChoice) -> None:
+        """See `Choosy.check_model`."""
+        check_model(choice)
 
     async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
         """See `Engine.run`."""

@@ -78,6 +78,15 @@ def _found(choice: ModelChoice, attempt: Attempt) -> Model:
         raise ModelNotReady(f"model {choice.name!r} cannot be used: {error}") from error
 
 
+def check_model(choice: ModelChoice) -> None:
+    """Raise UnknownName for a model that cannot be found by its name, without making it."""
+    if choice.is_scripted:
+        if choice.script is None:
+            scripted.named(choice.name)
+    elif not choice.is_local and choice.compatible_name is None:
+        _check_provider(choice.name)
+
+
 class ServingModel(WrapperModel):
     """Sends the request: with the history whole, and its text shown as it comes."""
 
