@@ -45,6 +45,7 @@ async def outrider(tmp_path: Path) -> AsyncIterator[Runtime]:
     gate = asyncio.Event()
     async with app.open(f"{tmp_path}/work.db") as runtime:
         yield runtime
+        gate.set()  # else whoever holds would be waited for
 
 
 async def said(outrider: Runtime, task: TaskHandle, phrase: str) -> str:
