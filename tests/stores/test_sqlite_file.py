@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -32,6 +33,7 @@ from outrider.core.errors import (
 from outrider.core.events import MessageReceived
 from outrider.stores.sqlite import SqliteLedger
 from outrider.stores.sqlite.file import DatabaseFile
+from outrider.stores.sqlite.statements import Statements
 from tests.stores.scene import Scene
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +135,30 @@ async def test_what_was_acknowledged_is_there_after_opening_again(path: Path):
     async with opened(path) as scene:
         assert [(await scene.task(f"task_{n}")).id for n in range(3)] == ["task_0", "task_1", "task_2"]
         assert [row.seq for row in await scene.log()] == [1, 2, 3, 4]
+
+
+async def test_closing_waits_for_the_read_under_way(path: Path):
+    """SQLite crashes the process when a connection is closed under a thread that reads."""
+    ledger = await SqliteLedger.open(path)
+    begun = threading.Event()
+
+    def close() -> None:
+        begun.wait()
+        ledger.views.close()
+
+    closing = threading.Thread(target=close)
+
+    def read_slowly(read: Statements) -> Any:
+        begun.set()
+        closing.join(0.2)
+        return read.array("workers")
+
+    closing.start()
+    assert ledger.views._now(read_slowly) == []
+    closing.join()
+    with pytest.raises(StoreUnavailable):
+        await ledger.views.workers()
+    await ledger.close()
 
 
 async def test_closing_leaves_all_in_the_one_file(path: Path):

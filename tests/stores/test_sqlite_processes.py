@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from outrider.core.ledger import Signal
 from outrider.core.session import NewSession
 from outrider.core.task import State
 from outrider.stores.sqlite import SqliteLedger
+from outrider.stores.sqlite.watch import Watch
 from tests.stores.scene import SESSION, Scene
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -242,3 +244,18 @@ async def test_a_writer_at_rest_hears_of_others_and_of_its_own_at_once_and_wakes
                     await anyio.sleep(0.001)
     await other.close()
     await ledger.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is watched")
+def test_a_watch_that_was_closed_writes_to_no_file_that_has_its_number_by_now(tmp_path: Path):
+    path = tmp_path / "watched"
+    path.touch()
+    watch = Watch.of(path)
+    assert watch is not None
+    watch.close()
+    files = [(tmp_path / f"file {n}").open("w+b") for n in range(3)]
+    watch.wake()
+    assert [file.read() for file in files] == [b"", b"", b""]
+    assert [file.seek(0, os.SEEK_END) for file in files] == [0, 0, 0]
+    for file in files:
+        file.close()

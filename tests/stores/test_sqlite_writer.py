@@ -313,12 +313,12 @@ async def test_the_few_tasks_that_live_are_listed_without_going_through_those_th
         await scene.apply(f"task_{n:03}", CancelRequested())
     await scene.create("task_live")
     views = sqlite_of(scene).views
-    views._statements()
+    await views.workers()
     counts: list[int] = []
 
     async def look(*states: State) -> list[str]:
         steps: list[None] = []
-        views._connections[0].set_progress_handler(lambda: steps.append(None), 1)
+        views._readers[0].connection.set_progress_handler(lambda: steps.append(None), 1)
         found = await views.list_tasks(TaskFilter(states=states, limit=50))
         counts.append(len(steps))
         return [task.id for task in found]

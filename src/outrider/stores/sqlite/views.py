@@ -60,6 +60,21 @@ SHORT = 100
 """Up to how many rows a read counts as short."""
 
 
+class _Reader:
+    """One thread's connection. Whoever closes it waits for the read under way: SQLite would crash."""
+
+    __slots__ = ("connection", "lock", "statements")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.statements = Statements(connection)
+        self.lock = threading.Lock()
+
+    def close(self) -> None:
+        with self.lock:
+            self.connection.close()
+
+
 class SqliteViews:
     """Reads on connections of its own."""
 
@@ -67,15 +82,17 @@ class SqliteViews:
         self._file = file
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix=POOL)
         self._of_thread = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._readers: list[_Reader] = []
+        self._lock = threading.Lock()
         self._is_closed = False
 
     def close(self) -> None:
         """Let go of all connections. Blocks until reads under way have ended."""
-        self._is_closed = True
+        with self._lock:  # from here on there is no new one
+            self._is_closed = True
         self._pool.shutdown()
-        for connection in self._connections:
-            connection.close()
+        for reader in self._readers:
+            reader.close()
 
     # --- tasks -------------------------------------------------------------------------------------------
 
@@ -346,27 +363,33 @@ class SqliteViews:
 
     async def _later(self, read: Callable[[Statements], T]) -> T:
         """Read in the pool."""
-        if self._is_closed:
-            raise self._file.closed()
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._now, read)
 
     def _now(self, read: Callable[[Statements], T]) -> T:
+        self._check_open()
+        reader: _Reader | None = getattr(self._of_thread, "reader", None)
+        if reader is None:
+            reader = self._of_thread.reader = self._new_reader()
+        with reader.lock:
+            self._check_open()  # once more: another thread may have closed it just now
+            with self._file.errors():
+                return read(reader.statements)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise self._file.closed()
-        with self._file.errors():
-            return read(self._statements())
 
     async def _read(self, rows: int, read: Callable[[Statements], T]) -> T:
         return await (self._short(read) if rows <= SHORT else self._later(read))
 
-    def _statements(self) -> Statements:
-        statements: Statements | None = getattr(self._of_thread, "statements", None)
-        if statements is None:
-            is_pooled = threading.current_thread().name.startswith(POOL)
-            connection = self._file.connect(readonly=True, timeout=None if is_pooled else 0)
-            self._connections.append(connection)
-            statements = self._of_thread.statements = Statements(connection)
-        return statements
+    def _new_reader(self) -> _Reader:
+        is_pooled = threading.current_thread().name.startswith(POOL)
+        with self._lock, self._file.errors():
+            self._check_open()
+            reader = _Reader(self._file.connect(readonly=True, timeout=None if is_pooled else 0))
+            self._readers.append(reader)
+        return reader
 
 
 def session_by_id(read: Statements, session_id: str) -> Session | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Watch:
         self._identity = _identity(path)
         self._changes = descriptor
         self._wakes, self._wake = os.pipe2(_FLAGS)
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._poll = select.poll()
         self._poll.register(self._changes, select.POLLIN)
         self._poll.register(self._wakes, select.POLLIN)
@@ -63,14 +66,17 @@ class Watch:
         return bool(self._poll.poll(timeout * 1000))
 
     def wake(self) -> None:
-        """End a wait, or the next one. From any thread."""
-        with suppress(BlockingIOError):  # it is full of such calls already
-            os.write(self._wake, b"\0")
+        """End a wait, or the next one. From any thread, and after it was closed: it does nothing then."""
+        with self._lock, suppress(BlockingIOError):  # it is full of such calls already
+            if not self._is_closed:  # else the number may be that of another file by now, and it would be written to
+                os.write(self._wake, b"\0")
 
     def close(self) -> None:
         """Let go of it."""
-        for descriptor in (self._changes, self._wakes, self._wake):
-            os.close(descriptor)
+        with self._lock:
+            self._is_closed = True
+            for descriptor in (self._changes, self._wakes, self._wake):
+                os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
