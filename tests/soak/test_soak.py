@@ -350,13 +350,21 @@ class Soak:
         """Not with the lock of the database in hand: everybody else would be told, rightly, that it is locked."""
         self._victim.signal(signal.SIGSTOP, pids)
         try:
-            while not await self._is_free():
+            while not (await self._have_stopped(pids) and await self._is_free()):
                 self._victim.signal(signal.SIGCONT, pids)
                 await asyncio.sleep(0.05)
                 self._victim.signal(signal.SIGSTOP, pids)
             await asyncio.sleep(seconds)
         finally:
             self._victim.signal(signal.SIGCONT, pids)
+
+    async def _have_stopped(self, pids: list[int]) -> bool:
+        """Whether their threads stand still, which takes a moment: until then one may still take the lock."""
+        for _ in range(100):
+            if all(state == "T" for pid in pids for state in _states_of_threads(pid)):
+                return True
+            await asyncio.sleep(0.005)
+        return False
 
     async def _is_free(self) -> bool:
         """Whether nobody keeps the lock of the database for longer than others have it."""
@@ -603,6 +611,15 @@ _KEPT = (
 
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.exists() else []
+
+
+def _states_of_threads(pid: int) -> list[str]:
+    """Of those that live: T for one that stands still."""
+    states = []
+    for thread in _entries(Path(f"/proc/{pid}/task")):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            states.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def _command(pid: int) -> str:
