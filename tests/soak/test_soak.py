@@ -292,7 +292,7 @@ class Soak:
         self._most["processes"] = max(self._most["processes"], len(ours))
         self._most["database"] = max(self._most["database"], size_of(self._database))
         self._most["wal"] = max(self._most["wal"], size_of(Path(f"{self._database}-wal")))
-        for part in self._parts.values():
+        for part in list(self._parts.values()):
             now = vitals(part.pid)
             if now is not None:
                 self._most[f"{part.name} rss"] = max(self._most[f"{part.name} rss"], now.rss)
@@ -488,7 +488,7 @@ class Soak:
             await asyncio.sleep(0.1)
 
     def _measure(self) -> Sample:
-        found = {part.name: vitals(part.pid) for part in self._parts.values()}
+        found = {part.name: vitals(part.pid) for part in list(self._parts.values())}
         return Sample(
             time.monotonic() - self._began,
             {name: each for name, each in found.items() if each is not None},
@@ -535,7 +535,7 @@ class Soak:
         for pid in processes_of(self._token, self._folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for part in self._parts.values():
+        for part in list(self._parts.values()):
             await part.process.wait()
             await asyncio.gather(*part.readers)
 
