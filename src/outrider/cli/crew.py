@@ -94,4 +94,4 @@ class Crew:
                 process.send_signal(number)
 
     def _note(self, text: str) -> None:
-        self._screen.note(f"{time.strftime('%H:%M:%S')} {text}")
+        self._screen.stamped(text)

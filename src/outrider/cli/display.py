@@ -86,7 +86,8 @@ class Lines(Silence):
         said = "  ".join(filter(None, [glance.name, glance.standing, news]))
         if said != self._last:
             self._last = said
-            self.note(f"{time.strftime('%H:%M:%S')} {said}")
+            self._begin_line()
+            self._screen.stamped(said)
 
     def print(self, text: str) -> None:
         """The text as it is."""
@@ -95,13 +96,14 @@ class Lines(Silence):
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        if self._mid_line:
-            self._screen.aside("\n")
-            self._mid_line = False
+        self._begin_line()
         self._screen.note(text)
 
     def close(self) -> None:
         """End the last line."""
+        self._begin_line()
+
+    def _begin_line(self) -> None:
         if self._mid_line:
             self._screen.aside("\n")
             self._mid_line = False

@@ -6,6 +6,7 @@ what it prints comes by way of the store, which keeps only the end of very much 
 
 from __future__ import annotations
 
+import re
 import signal
 from argparse import Namespace
 from typing import Any
@@ -32,6 +33,8 @@ from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
 
 TIMED_OUT, OUR_FAULT, CANCELED = 124, 125, 130
+_CUT = re.compile(r"\[… ([\d,]+) bytes were cut here")
+"""The mark in its output where some of it was dropped before anybody could keep it."""
 
 
 async def execute(arguments: Namespace, screen: Screen) -> int:
@@ -107,6 +110,7 @@ class _Companion(Follower):
 
     def __init__(self, runtime: Runtime, task: TaskHandle, screen: Screen, after: int) -> None:
         super().__init__(runtime, task, screen, after, display=_Plain(screen))
+        self._shown = self._lost = 0
 
     async def _follow_output(self) -> None:
         try:
@@ -120,6 +124,8 @@ class _Companion(Follower):
         screen = self._screen
         if screen.as_json:
             return
+        self._shown += len(piece.text.encode())
+        self._lost += piece.lost + sum(int(count.replace(",", "")) for count in _CUT.findall(piece.text))
         if piece.lost:
             screen.note(f"[{counted(piece.lost, 'byte')} of output cut]")
         if piece.stream == "stderr":
@@ -138,7 +144,15 @@ class _Companion(Follower):
             )
         elif record.error is not None and not _is_plain_exit(record):
             self._screen.note(f"outrider: {record.error.message}")
-        return exit_code_of(record, result)
+        code = exit_code_of(record, result)
+        if not self._lost or self._screen.as_json:
+            return code
+        lost = max(self._lost, _printed(record, result) - self._shown)  # what was cut may have been in what was cut
+        self._screen.note(
+            f"outrider: {counted(lost, 'byte')} of its output were cut, as it came faster than it could be kept; have a"
+            " command with much to say write to a file"
+        )
+        return code if code or self._screen.is_terminal else OUR_FAULT
 
 
 def exit_code_of(record: TaskRecord, result: Any) -> int:
@@ -161,6 +175,12 @@ def exit_code_of(record: TaskRecord, result: Any) -> int:
             return 128 + signal.Signals[name]
         return 128 + int(name.removeprefix("signal ")) if name.startswith("signal ") else OUR_FAULT
     return OUR_FAULT
+
+
+def _printed(record: TaskRecord, result: Any) -> int:
+    """How many bytes a command has printed in all, as far as is known."""
+    told = result if record.error is None else record.error.details
+    return int(told.get("output_bytes") or 0) if isinstance(told, dict) else 0
 
 
 def _is_plain_exit(record: TaskRecord) -> bool:

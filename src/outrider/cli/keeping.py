@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import open_runtime, url_of
-from outrider.cli.exits import OK, UsageError
+from outrider.cli.exits import OK
 from outrider.cli.glance import short
 from outrider.cli.looking import states_of
 from outrider.cli.steering import hint_at_worker
 from outrider.cli.terminal import Screen, cannot_write
+from outrider.cli.values import bytes_of
 from outrider.core.errors import IllegalMove, InvalidArguments
 from outrider.core.wording import counted
 from outrider.settings import WorkerSettings
+
+MOST_OF_A_TASK = 1 << 30
+"""Bytes of an exported task that are read at most."""
 
 MANY = 1_000_000
 """More than which a dry run does not count."""
@@ -70,11 +72,7 @@ async def load(arguments: Namespace, screen: Screen) -> int:
 def _document(path: str) -> dict[str, Any]:
     """What a file has. Raises UsageError for one that cannot be read, InvalidArguments for what is no JSON object."""
     try:
-        text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
-    try:
-        document = orjson.loads(text)
+        document = orjson.loads(bytes_of(path, MOST_OF_A_TASK))
     except orjson.JSONDecodeError as error:
         raise InvalidArguments(f"{path!r} is no exported task: {error}") from None
     if not isinstance(document, dict):

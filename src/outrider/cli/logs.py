@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,11 +38,22 @@ class _AsJson(logging.Formatter):
         fields: dict[str, Any] = dict(getattr(record, "outrider", {"event": record.getMessage()}))
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        told = {"time": moment.replace("+00:00", "Z"), "level": record.levelname.lower(), "logger": record.name}
+        told = _head(record.created, record.levelname.lower(), record.name)
         # In ASCII, and so harmless whatever the values hold; a lone surrogate has no form in UTF-8.
         beside = {f"{name}_" if name in told else name: each for name, each in fields.items()}
         return json.dumps({**told, **beside}, default=str)
+
+
+def _head(at: float, level: str, logger: str) -> dict[str, str]:
+    moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return {"time": moment.replace("+00:00", "Z"), "level": level, "logger": logger}
+
+
+def entry(level: str, event: str) -> str:
+    """What the command line itself says, as an entry of the log in JSON."""
+    import json
+
+    return json.dumps({**_head(time.time(), level, "outrider.cli"), "event": event})
 
 
 def show_log(level: str, form: str = "text") -> None:

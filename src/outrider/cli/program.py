@@ -48,6 +48,7 @@ def _perform(command: Command, arguments: Namespace, screen: Screen) -> int:
 
     level = "info" if arguments.verbose and arguments.log_level == "warning" else arguments.log_level
     show_log(level, arguments.log_format)
+    screen.logs_json = arguments.log_format == "json"
     module, _, function = command.code.partition(":")
     code: Code = getattr(import_module(f"outrider.cli.{module}"), function)
     try:

@@ -156,7 +156,10 @@ async def wait(arguments: Namespace, screen: Screen) -> int:
     codes: list[int] = []
     async with open_runtime(arguments) as runtime:
         names = dict.fromkeys(arguments.tasks)
-        waiting = list(dict.fromkeys([(await runtime.tasks.find(name)).id for name in names]))
+        found = [await runtime.tasks.find(name) for name in names]
+        waiting = list(dict.fromkeys([task.id for task in found]))
+        for task in {task.input.route: task for task in found if not task.is_terminal}.values():
+            await hint_at_worker(runtime, task, screen)
         while waiting and not (arguments.any and codes):
             left = None if until is None else max(0.0, until - time.monotonic())
             try:
@@ -189,9 +192,9 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
 
 
 async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
-    """Tell a person when nobody is there to go on with the task."""
+    """Say so when nobody is there to go on with the task."""
     from outrider.cli.workers import serves
     from outrider.runtime.doctor import start_one
 
-    if screen.is_talking and not await serves(runtime, task.input.route):
-        screen.hint(f"no worker for {task.input.route} is running here; {start_one(task.input.route)}")
+    if not screen.as_json and not task.is_terminal and not await serves(runtime, task.input.route):
+        screen.note(f"no worker for {task.input.route} is running here; {start_one(task.input.route)}")

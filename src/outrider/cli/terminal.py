@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
@@ -100,6 +101,8 @@ class Screen:
         self.is_terminal = self.out.isatty()
         self.is_talking = self.err.isatty()
         """Whether a person sees stderr."""
+        self.logs_json = False
+        """Whether what is said on stderr is entries of a log in JSON."""
 
     @property
     def can_ask(self) -> bool:
@@ -136,7 +139,16 @@ class Screen:
     def note(self, text: str) -> None:
         """One line on stderr about how it goes; not with --json, where nobody reads it."""
         if not self.as_json:
-            self.aside(harmless(text) + "\n")
+            self.aside(self._entry("info", text) if self.logs_json else harmless(text) + "\n")
+
+    def _entry(self, level: str, text: str) -> str:
+        from outrider.cli.logs import entry
+
+        return entry(level, text) + "\n"
+
+    def stamped(self, text: str) -> None:
+        """A note with the time of the day, which an entry of a log has anyway."""
+        self.note(text if self.logs_json else f"{time.strftime('%H:%M:%S')} {text}")
 
     def aside(self, text: str) -> None:
         """Text on stderr as it is. If nobody is there any more to read it, so be it: the work matters more."""
@@ -154,6 +166,8 @@ class Screen:
         if self.as_json:
             problem = {"code": error.code, "message": error.message, "details": error.details}
             self.aside(json_text({"error": problem}) + "\n")
+        elif self.logs_json:
+            self.aside(self._entry("error", error.message))
         else:
             name = "outrider:"
             if self.is_talking and not os.environ.get("NO_COLOR"):

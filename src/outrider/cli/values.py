@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +15,8 @@ from outrider.core.values import JSON
 LONGEST = 36_525 * 86_400.0
 """Seconds. What is longer is a slip, and beyond what a clock can add to now."""
 MOST_BYTES = 1 << 50
+MOST_TEXT = 16 << 20
+"""Bytes of text that are read at most; how much of it may be used is for whoever gets it to say."""
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _NOTHING = object()
@@ -52,14 +52,27 @@ def size(text: str) -> int:
     return found
 
 
+def bytes_of(path: str, most: int) -> bytes:
+    """What is in a file, or comes from stdin for `-`. Raises UsageError where there is none, or more than so much.
+
+    It reads no further than that: what comes may never end.
+    """
+    name = "stdin" if path == "-" else repr(path)
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            raw = file.read(most + 1)
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror}") from None
+    if len(raw) > most:
+        raise UsageError(f"{name} has more than {most:,} bytes, and no more can be given")
+    return raw
+
+
 def text_of(path: str) -> str:
     """The text in a file, of stdin for `-`. Raises UsageError where there is none, or it is no UTF-8."""
     name = "stdin" if path == "-" else repr(path)
     try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return raw.decode()
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror}") from None
+        return bytes_of(path, MOST_TEXT).decode()
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not UTF-8 text, and only that can be given") from None
 

@@ -146,7 +146,7 @@ class _Shift:
             self._note(f"{worker.id} (pid {os.getpid()}) works on {self._url}; serves {served(routes)}")
 
     def _note(self, text: str) -> None:
-        self._screen.note(f"{time.strftime('%H:%M:%S')} {text}")
+        self._screen.stamped(text)
 
     async def _registered(self, worker: Worker, job: asyncio.Task[None]) -> None:
         """Wait until everybody can see that this worker lives; then let go of the lock of the start."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
@@ -13,12 +14,13 @@ from outrider.core.errors import (
     InvalidArguments,
     NotFound,
     RequestClosed,
+    Superseded,
     TaskCanceled,
     TaskFailed,
     WaitTimeout,
 )
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
-from outrider.core.ledger import Existing, TaskFilter
+from outrider.core.ledger import Beat, Existing, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, Direction, Input, NewTask, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
@@ -60,6 +62,7 @@ from outrider.runtime.records import (
     TaskRecord,
     checkpoint_of,
 )
+from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader, read_output
@@ -456,6 +459,7 @@ class Tasks:
         await self._services.lifecycle.move(before, event)
         tree, ended_before = await self._cancel_below(task_id, include_detached)
         ids = [task_id, *tree]
+        await self._end_lost(ids)
         left = was_terminal | ended_before
         if patience is not None:
             await self._wait_for_end([each for each in ids if each not in left], patience)
@@ -554,6 +558,18 @@ class Tasks:
             while level and await self._services.lifecycle.apply_follow_ups(task_ids=level):
                 pass
         return found, ended
+
+    async def _end_lost(self, ids: Sequence[str]) -> None:
+        """Settle what a dead worker of this machine holds: nobody would, as long as no other one lives."""
+        held = [task for task in await self._services.views.tasks(ids) if task.core.is_held]
+        if not held:
+            return
+        dead = (await Around.look(self._services.ledger)).dead
+        for task in held:
+            if task.core.worker_id in dead and task.core.cancel_requested_at is not None:
+                beat = Beat(task.id, task.core.attempt, task.core.version)
+                with suppress(NotFound, Superseded):  # a worker was faster
+                    await self._services.lifecycle.move(task.id, await loss_of(self._services.views, beat))
 
     async def _wait_for_end(self, ids: Sequence[str], length: int) -> None:
         until = self._services.clock.now() + length
