@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from outrider.core.task import Live, State, WaitForMessage
 from outrider.stores.migrate import known
 from outrider.stores.sqlite import SqliteLedger
 from outrider.stores.sqlite.statements import Statements, texts, wide
+from outrider.stores.sqlite.writer import Writer
 from tests.stores.scene import ROUTE, SESSION, START, Ear, Scene
 
 pytestmark = pytest.mark.anyio
@@ -216,6 +219,39 @@ async def test_verbs_may_be_called_from_another_loop(scene: Scene):
     ear = Ear(scene.ledger)
     assert isinstance(await anyio.to_thread.run_sync(elsewhere), Committed)
     await ear.hears(lambda signal: "task_1" in signal.task_ids)
+
+
+class ClosedMeanwhile(deque[Any]):
+    """The queue of a writer, which is closed from another thread before what comes first is in it."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def append(self, handed: Any) -> None:
+        self._close()
+        super().append(handed)
+
+    def appendleft(self, handed: Any) -> None:
+        self._close()
+        super().appendleft(handed)
+
+    def _close(self) -> None:
+        closing = threading.Thread(target=self._writer.close)
+        closing.start()
+        closing.join()
+
+
+async def test_what_is_handed_over_in_the_moment_of_closing_is_refused_and_not_forgotten(tmp_path: Path):
+    for hand_over in (
+        lambda ledger: ledger.retire("nobody"),
+        lambda ledger: anyio.to_thread.run_sync(ledger.renew, "nobody", 60.0),
+    ):
+        ledger = await SqliteLedger.open(tmp_path / "work.db")
+        ledger._writer._queue = ClosedMeanwhile(ledger._writer)
+        with anyio.fail_after(20), pytest.raises(StoreUnavailable, match="was closed"):
+            await hand_over(ledger)
+        await ledger.close()
 
 
 async def test_what_was_handed_over_before_closing_is_written(scene: Scene, tmp_path: Path):
