@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.options import Length
     from outrider.runtime.registry import Isolation
+    from outrider.runtime.services import Services
     from outrider.stores.sqlite.backup import Restored
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -217,11 +218,34 @@ class Outrider:
                 job = asyncio.create_task(keep_working(services, locks=locks_of(ledger)), name="outrider-worker")
             yield Runtime(services)
         finally:
-            if job is not None:
-                job.cancel()
-                await asyncio.gather(job, return_exceptions=True)
-            services.signals.close()
-            await ledger.close()
+            await _whatever_cancels(_close(services, ledger, job))
+
+
+async def _close(services: Services, ledger: Ledger, worker: asyncio.Task[None] | None) -> None:
+    if worker is not None:
+        worker.cancel()
+        await asyncio.wait([worker])
+        if not worker.cancelled():
+            worker.exception()  # it was logged, and the loop need not complain of it
+    services.signals.close()
+    await ledger.close()
+
+
+async def _whatever_cancels(closing: Coroutine[Any, Any, None]) -> None:
+    """See it through: a worker that is cut off while it drains would go on renewing its lease, and serve nobody.
+
+    A scope of anyio cancels whoever is in it again and again until it has left.
+    """
+    job = asyncio.get_running_loop().create_task(closing)
+    cancelled: asyncio.CancelledError | None = None
+    while not job.done():
+        try:
+            await asyncio.wait([job])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    job.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def open_ledger(url: str) -> Ledger:

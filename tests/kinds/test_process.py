@@ -390,6 +390,19 @@ async def test_files_that_fit_a_pattern_are_kept_also_of_a_command_that_failed(t
         assert kept == {"out/a.csv": (2, None), "out/deep/b.csv": (2, None), "big.bin": (5000, big)}
 
 
+async def test_links_that_lead_in_circles_do_not_keep_a_command_from_ending(tmp_path: Path):
+    shell = "mkdir -p out/.deep; echo 1 > out/.deep/a.csv; ln -s . one; ln -s . two; ln -s .. out/three"
+    async with opened() as runtime:
+        task = await spawn(runtime, shell=shell, cwd=tmp_path, artifacts=["**/*.csv", f"{tmp_path}/out/**", "../**"])
+        assert [each.name for each in (await ended(task)).artifacts] == ["out/.deep/a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["x" * 5000, "/" * 300, "**/..", ".", "[", "**.csv/**", "***"])
+async def test_no_pattern_breaks_a_command_that_ran(pattern: str, tmp_path: Path):
+    record, _, _ = await run("true", cwd=tmp_path, artifacts=[pattern])
+    assert record.state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -2,10 +2,13 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from outrider import Outrider, State, SyncTaskContext, TaskContext
+from outrider import Outrider, State, SyncTaskContext, TaskContext, WorkerSettings
 from outrider.testing import Store, open_test
 
 pytestmark = pytest.mark.anyio
@@ -139,3 +142,46 @@ async def test_nothing_is_begun_any_more(store: Store):
         await runtime.start_worker()
         await runtime.run_until_idle()
         assert len(runs) == 50, "each once"
+
+
+@pytest.mark.parametrize("how", ["a scope of anyio", "cancelled twice"])
+async def test_whoever_is_cancelled_once_more_while_the_worker_drains_leaves_nothing_behind(how: str, tmp_path: Path):
+    app, url = Outrider(WorkerSettings(drain_timeout=0.1)), f"sqlite:///{tmp_path}/work.db"
+    started, draining, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @app.tool
+    async def slow() -> str:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            draining.set()
+            await go_on.wait()
+            raise
+        raise AssertionError("nobody stopped it")
+
+    async def work() -> None:
+        async with app.open(url) as runtime:
+            await (await runtime.sessions.create()).spawn(slow)
+            await asyncio.sleep(60)
+
+    async def work_in_a_scope() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await work()
+
+    scopes = list[anyio.CancelScope]()
+    threads = set(threading.enumerate())
+    working = asyncio.create_task(work_in_a_scope() if how.startswith("a scope") else work())
+    await started.wait()
+    for cancel in [scopes[0].cancel] if scopes else [working.cancel, working.cancel]:
+        cancel()
+        await draining.wait()
+    await anyio.lowlevel.checkpoint()
+    go_on.set()
+    await asyncio.wait([working])
+    left = {each.name for each in set(threading.enumerate()) - threads if not each.name.startswith("asyncio")}
+    assert left == set()
+    async with app.open(url, worker=False) as runtime:
+        assert await runtime.workers() == []
+        assert [each.worker_id for each in await runtime.tasks.list()] == [None]

@@ -265,6 +265,9 @@ BROKEN: dict[str, Any] = {
     "a cancel that nobody heeds": lambda document: _with_core(document, cancel_requested_at=1),
     "output that overlaps": lambda document: {**document, "output": document["output"] * 2},
     "a question twice": lambda document: {**document, "requests": document["requests"] * 2},
+    "a backoff that is no number": lambda document: _with_retry(document, factor=float("nan")),
+    "a backoff that soon is none": lambda document: _with_retry(document, factor=1e300),
+    "progress without end": lambda document: _with_live(document, progress={"current": float("inf")}),
     "a command that runs elsewhere": lambda document: {
         **document,
         "steps": [*document["steps"], {**document["steps"][0], "position": "process!1", "verb": "outlives"}],
@@ -274,6 +277,16 @@ BROKEN: dict[str, Any] = {
 
 def _with_core(document: dict[str, Any], **core: Any) -> dict[str, Any]:
     return {**document, "task": {**document["task"], "core": {**document["task"]["core"], **core}}}
+
+
+def _with_retry(document: dict[str, Any], **retry: Any) -> dict[str, Any]:
+    given = document["task"]["input"]
+    given = {**given, "retry": {**given.get("retry", {}), **retry}}
+    return {**document, "task": {**document["task"], "input": given}}
+
+
+def _with_live(document: dict[str, Any], **live: Any) -> dict[str, Any]:
+    return {**document, "task": {**document["task"], "live": {**document["task"].get("live", {}), **live}}}
 
 
 async def test_a_document_that_is_not_whole_is_refused_and_nothing_is_made():

@@ -518,9 +518,17 @@ async def test_a_database_behind_a_link_is_the_same_one_with_the_same_files_besi
 
 async def test_a_new_database_is_for_its_user_alone_and_one_that_was_made_before_keeps_its_mode(path: Path) -> None:
     async with opened(path):
-        assert {each.stat().st_mode & 0o077 for each in path.parent.glob("work.db*") if "lock" not in each.name} == {0}
+        assert {each.stat().st_mode & 0o077 for each in path.parent.glob("work.db*")} == {0}
     made = path.with_name("shared.db")
     made.touch()
     made.chmod(0o660)
     async with opened(made):
-        assert made.stat().st_mode & 0o777 == 0o660
+        modes = {each.name: each.stat().st_mode & 0o777 for each in path.parent.glob("shared.db*")}
+        assert modes == dict.fromkeys(["shared.db", "shared.db-lock", "shared.db-shm", "shared.db-wal"], 0o660)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_no_other_user_can_keep_a_private_database_locked(shared_path: Path) -> None:
+    async with opened(shared_path):
+        with unprivileged(), pytest.raises(PermissionError):
+            os.close(os.open(f"{shared_path}-lock", os.O_RDONLY))

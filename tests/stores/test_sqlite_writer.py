@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,8 @@ from outrider.core.machine import apply
 from outrider.core.task import Live, State, WaitForMessage
 from outrider.stores.migrate import known
 from outrider.stores.sqlite import SqliteLedger
-from outrider.stores.sqlite.statements import texts, wide
+from outrider.stores.sqlite.statements import Statements, texts, wide
+from outrider.stores.sqlite.writer import Writer
 from tests.stores.scene import ROUTE, SESSION, START, Ear, Scene
 
 pytestmark = pytest.mark.anyio
@@ -218,6 +221,39 @@ async def test_verbs_may_be_called_from_another_loop(scene: Scene):
     await ear.hears(lambda signal: "task_1" in signal.task_ids)
 
 
+class ClosedMeanwhile(deque[Any]):
+    """The queue of a writer, which is closed from another thread before what comes first is in it."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def append(self, handed: Any) -> None:
+        self._close()
+        super().append(handed)
+
+    def appendleft(self, handed: Any) -> None:
+        self._close()
+        super().appendleft(handed)
+
+    def _close(self) -> None:
+        closing = threading.Thread(target=self._writer.close)
+        closing.start()
+        closing.join()
+
+
+async def test_what_is_handed_over_in_the_moment_of_closing_is_refused_and_not_forgotten(tmp_path: Path):
+    for hand_over in (
+        lambda ledger: ledger.retire("nobody"),
+        lambda ledger: anyio.to_thread.run_sync(ledger.renew, "nobody", 60.0),
+    ):
+        ledger = await SqliteLedger.open(tmp_path / "work.db")
+        ledger._writer._queue = ClosedMeanwhile(ledger._writer)
+        with anyio.fail_after(20), pytest.raises(StoreUnavailable, match="was closed"):
+            await hand_over(ledger)
+        await ledger.close()
+
+
 async def test_what_was_handed_over_before_closing_is_written(scene: Scene, tmp_path: Path):
     ledger = await SqliteLedger.open(tmp_path / "another.db")
     other = Scene(ledger)
@@ -372,3 +408,44 @@ def test_no_statement_walks_through_a_table_that_grows(plans: sqlite3.Connection
     walks = [step for step in plan if step.startswith("SCAN") and "INDEX" not in step]
     assert {step.split()[1].partition("-")[0] for step in walks} - NO_TABLE <= READ_THROUGH, plan
     assert not any(step.startswith("SCAN t") and "MATERIALIZE t" not in plan for step in walks), plan
+
+
+def work_of(plans: sqlite3.Connection, name: str, *parameters: object) -> int:
+    """How many instructions SQLite's machine takes for a statement."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    Statements(plans).run(name, *parameters).fetchall()  # compiled before it is counted
+    plans.set_progress_handler(step, 1)
+    Statements(plans).run(name, *parameters).fetchall()
+    plans.set_progress_handler(None, 1)
+    return steps
+
+
+def test_a_debounce_key_is_looked_up_at_the_same_price_however_many_tasks_it_stood_for(plans: sqlite3.Connection):
+    plans.execute(
+        "insert into sessions (number, id, organization_id, root_session_id, labels, created_at, updated_at)"
+        " values (1, 's', 'o', 's', '{}', 0, 0)"
+    )
+    before = work_of(plans, "debounced", '[["s", "key"]]')
+    plans.executemany(
+        "insert into tasks (id, session, organization_id, kind, route, priority, debounce_key, detached, created_at,"
+        " state, version, attempt, failures, updated_at, rank, started_at, finished_at)"
+        " values (?, 1, 'o', 'k', 'k', 0, 'key', 0, 0, 'succeeded', 2, 1, 0, 0, 0, 0, 0)",
+        [(f"t{n}",) for n in range(500)],
+    )
+    assert work_of(plans, "debounced", '[["s", "key"]]') == before
+
+
+def test_output_is_trimmed_at_the_same_price_however_much_is_kept(plans: sqlite3.Connection):
+    def pieces(first: int, last: int) -> None:
+        rows = [(start,) for start in range(first, last)]
+        plans.executemany("insert into output (task, start, size, stream, at, text) values (1, ?, 1, '', 0, 'x')", rows)
+
+    pieces(10, 20)
+    before = work_of(plans, "trim_output", 1, 5)
+    pieces(20, 1000)
+    assert work_of(plans, "trim_output", 1, 5) == before

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import glob
 import os
+import re
 import secrets
 import shlex
 import signal
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -709,12 +710,28 @@ def _matches(cwd: Path, patterns: Iterable[str], database: Path | None) -> list[
     """The files that fit, by name as seen from the folder of the command; each once."""
     found: dict[str, Path] = {}
     for pattern in patterns:
-        for name in sorted(glob.iglob(pattern, root_dir=cwd, recursive=True, include_hidden=True)):
-            if len(found) > MOST_ARTIFACTS:
-                break
-            if (path := _within(cwd, name, database)) is not None:
-                found.setdefault(name, path)
+        fitting = ((name, path) for name in _named(cwd, pattern) if (path := _within(cwd, name, database)) is not None)
+        found.update(nsmallest(MOST_ARTIFACTS + 1, fitting))  # a tree may have millions
     return list(found.items())
+
+
+def _named(cwd: Path, pattern: str) -> Iterator[str]:
+    """What a pattern names below the folder of the command; of one that leads out of it nothing is looked at.
+
+    `**` enters no folder by way of a link: two links to the folder that they are in make more paths than can be walked.
+    """
+    parts = os.path.relpath(cwd / pattern, cwd).split(os.sep)
+    if parts[0] in (os.curdir, os.pardir):
+        return
+    # Nowhere but alone does `**` mean any folders, and alone at the end it means what is in them too.
+    parts = [part if part == "**" else re.sub(r"\*+", "*", part) for part in parts]
+    if parts[-1] == "**":
+        parts.append("*")
+    # Of a name too long for any file, and of folders a thousand deep: what is found until then is found.
+    with suppress(OSError, RecursionError):
+        for path in cwd.glob(os.sep.join(parts)):
+            if os.path.isfile(path):
+                yield str(path.relative_to(cwd))
 
 
 def _within(cwd: Path, name: str, database: Path | None) -> Path | None:

@@ -23,11 +23,12 @@ class Around:
     gates: Gates
     dead: frozenset[str] = frozenset()
     """The ids of those workers that are seen to be dead; one of another machine is not."""
-    _served: frozenset[str] = field(init=False)
+    served: frozenset[str] = field(init=False)
+    """The routes that a worker serves which may live."""
 
     def __post_init__(self) -> None:
         living = (worker.card for worker in self.workers if worker.card.id not in self.dead)
-        object.__setattr__(self, "_served", frozenset(route for card in living for route in card.routes))
+        object.__setattr__(self, "served", frozenset(route for card in living for route in card.routes))
 
     @classmethod
     async def look(cls, ledger: Ledger) -> Around:
@@ -48,7 +49,7 @@ class Around:
 
     def is_served(self, task: Task) -> bool:
         """Whether a worker that may live serves the route of a task."""
-        return task.input.route in self._served
+        return task.input.route in self.served
 
     def beat(self, task: Task) -> Instant | None:
         """When the worker that holds a task last showed that it lives."""

@@ -7,7 +7,7 @@ somebody should know; whoever finds nothing finds an empty list.
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -118,12 +118,10 @@ class Doctor:
     async def _of_queue(self, around: Around) -> list[Finding]:
         now = self._services.clock.now()
         told = await self._services.views.statistics(now)
-        living = [worker for worker in around.workers if self.is_alive(worker) is not False]
-        served = {route for worker in living for route in worker.card.routes}
         findings = []
         unserved: dict[str, int] = {}
         for waiting in told.waiting:
-            if waiting.route not in served and kind_of(waiting.route) != EXTERNAL:
+            if waiting.route not in around.served and kind_of(waiting.route) != EXTERNAL:
                 unserved[waiting.route] = unserved.get(waiting.route, 0) + waiting.count
         findings += [
             Finding(
@@ -139,7 +137,11 @@ class Doctor:
             reason = f": {pause.reason}" if pause.reason else ""
             text = f"{what} is paused since {_moment(pause.at)}{_by(pause.by)}{reason}"
             findings.append(Finding(level="note", about="queue", text=text, advice="outrider resume"))
-        late = [w for w in told.waiting if w.readiness == "ready" and w.route in served and w.oldest_due_at is not None]
+        late = [
+            w
+            for w in told.waiting
+            if w.readiness == "ready" and w.route in around.served and w.oldest_due_at is not None
+        ]
         for waiting in late:
             waited = (now - (waiting.oldest_due_at or now)) / SECOND
             if waited > 60 and not around.gates.is_paused:
@@ -191,7 +193,7 @@ class Doctor:
             return
         if task.input.kind == EXTERNAL:
             yield f"it waits for a program that is no worker to claim {task.input.route}"
-        elif not self._is_served(task, around.workers):
+        elif not around.is_served(task):
             yield f"no live worker serves {task.input.route}; {start_one(task.input.route)}"
         pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
         if pause is not None:
@@ -266,9 +268,6 @@ class Doctor:
         if not room:
             return "nobody is there to take it"
         return f"it is served by {counted(len(serving), 'worker')}: {'; '.join(room)}"
-
-    def _is_served(self, task: Task, workers: Iterable[Worker]) -> bool:
-        return any(task.input.route in worker.card.routes and self.is_alive(worker) is not False for worker in workers)
 
 
 def start_one(route: str = "") -> str:

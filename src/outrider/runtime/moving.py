@@ -11,6 +11,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from math import isfinite
 from typing import Any, TypeVar, cast
 
 from outrider.core import machine
@@ -35,6 +36,8 @@ VERSION = 1
 MANY = 1_000_000
 EXACT = 1 << 53
 """Integers below are the same in every reader of JSON, and in every store."""
+MOST_FACTOR = 1000
+"""Of a backoff: the power of a larger one, after some failures, is no number any more."""
 MOVED = "moved to another database"
 
 V = TypeVar("V")
@@ -294,6 +297,10 @@ def _check_sound(change: Change) -> None:
     ids = [*(each.id for each in change.requests), *(each.id for each in change.messages)]
     if len(set(ids)) < len(ids):
         raise InvalidArguments(f"the document's {task.id} has a question or a message twice")
+    if not 0 <= task.input.retry.factor <= MOST_FACTOR:
+        raise InvalidArguments(
+            f"the document's {task.id} has a factor of its backoff that is none from 0 to {MOST_FACTOR}"
+        )
     for value in (task, luggage, change.steps, change.requests, change.messages, change.files):
         _check_numbers(value)
     try:  # what cannot be shown would keep every list that it is in from being shown
@@ -304,7 +311,7 @@ def _check_sound(change: Change) -> None:
 
 def _check_numbers(value: object) -> None:
     """Moments, lengths and counts are numbers that are exact everywhere; those in JSON of the task's own are its."""
-    if isinstance(value, int) and abs(value) >= EXACT:
+    if (isinstance(value, int) and abs(value) >= EXACT) or (isinstance(value, float) and not isfinite(value)):
         raise InvalidArguments(f"the document has a number that is none of a moment, a length or a count: {value}")
     if isinstance(value, tuple):
         for each in value:

@@ -226,7 +226,7 @@ def _exists(target: Path) -> InvalidArguments:
 @contextmanager
 def _alone(database: Path) -> Iterator[None]:
     """Hold the lock beside the database, on which all that write it or begin to use it queue."""
-    lock = os.open(f"{database}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = os.open(f"{database}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         give_up = time.monotonic() + PATIENCE
         while True:

@@ -86,7 +86,7 @@ class DatabaseFile:
         with self.errors():
             try:
                 self._make_folder()
-                self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise self._refused(error) from error
             try:
@@ -261,6 +261,7 @@ class DatabaseFile:
             self._own(connection)
             if is_new:  # what lies beside it gets the same mode, of SQLite; who wants another makes an empty file first
                 os.chmod(self.path, 0o600)
+            self._share_lock()
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
             self._renew_cache(connection)
@@ -293,6 +294,13 @@ class DatabaseFile:
                 f"the file system of {self.path} cannot share memory between processes, which SQLite's WAL needs; "
                 "put the database on a local disk"
             )
+
+    def _share_lock(self) -> None:
+        """Let those open the lock who may open the database, and nobody else: to hold it takes no more than that."""
+        found = os.stat(self.path)
+        with suppress(PermissionError):  # it is another user's, who has seen to it
+            os.fchown(self._lock, -1, found.st_gid)
+            os.fchmod(self._lock, found.st_mode & 0o666)
 
     def _renew_cache(self, connection: sqlite3.Connection) -> None:
         """Write the WAL into the database anew if a process before this one was refused a sync.

@@ -102,6 +102,7 @@ class Writer:
         self._is_in_pass = False
         self._submitted = 0
         self._is_closing = False
+        self._has_ended = False
         self._pause = SHORTEST_PAUSE
         self._watch: Watch | None = None
         self._is_resting = False
@@ -128,6 +129,8 @@ class Writer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._queue.append((operation, future))
+        if self._has_ended:
+            self._refuse_rest()
         self._submitted += 1
         if not self._is_in_pass:
             self._is_in_pass = True
@@ -149,6 +152,8 @@ class Writer:
             raise self._file.closed()
         ticket = Ticket()
         self._queue.appendleft((operation, ticket))
+        if self._has_ended:
+            self._refuse_rest()
         if self._is_idle:
             self._ring()
         if not ticket.done.wait(timeout):
@@ -187,9 +192,17 @@ class Writer:
                 if not all(isinstance(waiter, Ticket) for _, waiter in batch):  # a lease renewed is no sign of work
                     self._pause = SHORTEST_PAUSE
         finally:
+            self._has_ended = True
+            self._refuse_rest()
             self._connection.close()
             if self._watch is not None:
                 self._watch.close()
+
+    def _refuse_rest(self) -> None:
+        """Tell those who handed something over as this ended: they had seen it open, and would wait for ever."""
+        with suppress(IndexError):
+            while True:
+                self._reply([self._queue.popleft()], [None], self._file.closed(), NOTHING)
 
     def _take(self) -> list[Handed]:
         queue = self._queue

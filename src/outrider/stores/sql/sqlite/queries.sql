@@ -185,8 +185,8 @@ on conflict (task) do update set first = excluded.first, next = excluded.next;
 insert into output (task, start, size, stream, at, text) values {rows:6};
 
 -- trim_output --
--- Drop the pieces that lie wholly before an offset.
-delete from output where task = ? and start + size <= ?;
+-- Drop the pieces that lie wholly before an offset. What begins after it is not looked at: it may be a great many.
+delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
 
 -- first_output --
 select min(start) from output where task = ?;
