@@ -69,6 +69,20 @@ def test_the_worker_is_killed_and_another_goes_on_where_it_was(cli: Cli):
     worker.terminate()
 
 
+def test_what_a_killed_worker_held_is_canceled_though_no_other_lives(cli: Cli):
+    hold = cli.folder / "hold"
+    hold.touch()
+    told = cli.ok("call", "steps", f"notes={cli.folder / 'notes'}", "upto=4", f"hold={hold}", "--background")
+    task_id = told.out.strip()
+    eventually(lambda: cli.task(task_id)["state"] == "running")
+    (pid,) = cli.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not is_alive(pid))
+    assert "canceled" in cli.ok("cancel", task_id).out
+    assert cli.task(task_id)["state"] == "canceled"
+    assert "deleted" in cli.ok("delete", task_id).out
+
+
 def test_ten_commands_start_one_worker(cli: Cli):
     started = [cli.start("call", "add", f"a={n}", "--background") for n in range(6)]
     ids = [process.communicate(timeout=60)[0].strip() for process in started]

@@ -1,6 +1,7 @@
 """`exec`: a command in the foreground, with its output and exit code, which the terminal and the worker may leave."""
 
 import os
+import re
 import signal
 from functools import partial
 
@@ -17,6 +18,15 @@ def test_output_and_exit_code_are_those_of_the_command(cli: Cli):
     assert (done.code, done.out, done.err) == (3, "--json --help --\n", "err\n")
     assert cli.run("exec", "no-such-command").code == 127
     assert cli.run("exec", "--", "sh", "-c", "kill -TERM $$").code == 143
+
+
+def test_output_that_was_cut_on_its_way_into_a_pipe_is_counted_and_no_success(cli: Cli):
+    done = cli.run("exec", "--", "sh", "-c", "head -c 60000000 /dev/zero | tr '\\0' 'x'")
+    said = done.err.splitlines()[-1]
+    assert done.code == 125, said
+    found = re.match(r"outrider: ([\d,]+) bytes of its output were cut", said)
+    assert found, said
+    assert int(found[1].replace(",", "")) + done.out.count("x") == 60_000_000
 
 
 def test_what_outrider_itself_refuses_is_told_from_what_the_command_does(cli: Cli):

@@ -14,11 +14,23 @@ NASTY = "two\nlines\r\x1b[2J\u2028 {'event': 1} \ud800"
 
 def test_json_is_one_object_a_line_with_the_fields_of_each_transition(cli: Cli):
     done = cli.ok("call", "add", "a=1", "--log-level=info", "--log-format=json")
-    moved = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
-    assert [each["to"] for each in moved if each["event"] == "task moved"][-1] == "succeeded"
+    entries = [json.loads(line) for line in done.err.splitlines()]  # what the command itself says, too
+    assert {each["logger"] for each in entries} == {"outrider", "outrider.cli"}
+    moved = [each for each in entries if each["event"] == "task moved"]
+    assert moved[-1]["to"] == "succeeded"
     for each in moved:
         assert {"time", "level", "logger", "event", "task", "session", "kind", "name", "by", "to"} <= set(each)
         assert each["time"].endswith("Z")
+
+
+def test_all_that_a_worker_says_is_json_when_its_log_is(cli: Cli):
+    cli.ok("call", "add", "a=1", "--background", "--idle-exit=0.1")
+    done = cli.ok("worker", "--app", "example_app", "--idle-exit=0.1", "--log-format=json")
+    events = [json.loads(line)["event"] for line in done.err.splitlines()]
+    assert any("works on" in event for event in events)
+    assert any("leaves" in event for event in events)
+    refused = cli.run("show", "nothing", "--log-format=json")
+    assert json.loads(refused.err)["level"] == "error"
 
 
 def test_the_environment_sets_the_form_and_the_option_goes_before_it(cli: Cli):

@@ -77,6 +77,17 @@ def test_stdin_that_is_no_text_is_refused(cli: Cli):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have a file that is always full")
+@pytest.mark.parametrize("words", [("exec", "--stdin", "-", "--", "head", "-1"), ("run", "-"), ("message", "x", "-")])
+def test_stdin_without_end_is_read_no_further_than_anybody_could_use(cli: Cli, words: tuple[str, ...]):
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        ended = subprocess.run(
+            [OUTRIDER, *words], cwd=cli.folder, stdin=endless.stdout, capture_output=True, text=True, check=False
+        )
+        endless.kill()
+    assert ended.returncode == 2
+    assert "stdin has more than 16,777,216 bytes" in ended.stderr
+
+
 def test_an_output_that_is_full_is_said_plainly_and_a_task_that_was_to_move_stays(cli: Cli):
     task = cli.ok("call", "add", "a=1", "--delay", "1d", "--background", "--idle-exit", "0.1").out.strip()
     for words in (("export", task, "--move"), ("export", task), ("tasks",), ("show", task), ("--help",)):

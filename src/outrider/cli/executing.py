@@ -26,6 +26,7 @@ from outrider.cli.workers import ensure_worker
 from outrider.core.errors import OutriderError
 from outrider.core.task import State
 from outrider.core.wording import counted
+from outrider.runtime.attempt import CUT
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.lease import locks_of
@@ -33,7 +34,7 @@ from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
 
 TIMED_OUT, OUR_FAULT, CANCELED = 124, 125, 130
-_CUT = re.compile(r"\[… ([\d,]+) bytes were cut here")
+_CUT = re.compile(re.escape(CUT).replace(re.escape("{count:,}"), r"([\d,]+)"))
 """The mark in its output where some of it was dropped before anybody could keep it."""
 
 
@@ -124,8 +125,9 @@ class _Companion(Follower):
         screen = self._screen
         if screen.as_json:
             return
-        self._shown += len(piece.text.encode())
-        self._lost += piece.lost + sum(int(count.replace(",", "")) for count in _CUT.findall(piece.text))
+        cuts = _CUT.findall(piece.text)
+        self._shown += len(_CUT.sub("", piece.text).encode())
+        self._lost += piece.lost + sum(int(count.replace(",", "")) for count in cuts)
         if piece.lost:
             screen.note(f"[{counted(piece.lost, 'byte')} of output cut]")
         if piece.stream == "stderr":

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from outrider.kinds.process_run import Piece, Place
+from outrider.runtime.attempt import CUT
 from outrider.runtime.log import log
 
 State: TypeAlias = dict[str, Any]
 
 STREAMS = {1: "stdout", 2: "stderr"}
-CUT = "\n[… {count:,} bytes were cut here: output came faster than it could be kept …]\n"
 LONGEST_MARK = 4096
 """Characters of a line that may be a mark."""
 _MARK = re.compile(r"::(progress|detail|artifact) (.+)")
