@@ -34,7 +34,7 @@ from outrider.bootstrap import Outrider, open_ledger
 from outrider.core.errors import StoreUnavailable, Superseded
 from outrider.core.events import HolderEvent
 from outrider.core.ledger import Ledger
-from outrider.core.values import Instant
+from outrider.core.values import Instant, Span
 from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Alarm, Clock, as_datetime, instant, span
 from outrider.runtime.facade import Runtime
@@ -74,6 +74,10 @@ class ManualClock:
 
     def now(self) -> Instant:
         """The present moment in microseconds since the Unix epoch."""
+        return self._now
+
+    def passed(self) -> Span:
+        """The same: nobody sets it."""
         return self._now
 
     @property

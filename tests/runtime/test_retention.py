@@ -17,7 +17,7 @@ from outrider.core.task import State
 from outrider.runtime.pruning import Retention
 from outrider.runtime.records import EventRecord
 from outrider.runtime.stream import EventReader
-from outrider.testing import Reply, Store, TestRuntime, open_test, replies, script
+from outrider.testing import ManualClock, Reply, Store, TestRuntime, open_test, replies, script
 
 pytestmark = pytest.mark.anyio
 
@@ -271,6 +271,33 @@ async def test_a_worker_deletes_what_ended_longer_ago_than_the_setting_keeps_it(
 
         await runtime.until(all_gone)
         assert {each.id for each in await session.tasks()} == {live.id, young.id}
+
+
+class Settable(ManualClock):
+    """One that may be set, while time passes as before."""
+
+    ahead = timedelta()
+
+    def now(self) -> int:
+        return super().now() + round(self.ahead.total_seconds() * 1_000_000)
+
+
+async def test_nothing_is_deleted_for_a_clock_that_jumped_ahead_unless_it_stays_so_for_a_day():
+    clock = Settable()
+    async with open_test(app, clock=clock, worker=False) as runtime:
+        retention = Retention(runtime.services, "worker_1")
+        clock.advance(timedelta(days=2))
+        assert retention.trusts_the_clock()
+        clock.ahead = timedelta(days=400)
+        assert not retention.trusts_the_clock()
+        clock.advance(timedelta(hours=23))
+        assert not retention.trusts_the_clock()
+        clock.ahead = timedelta()
+        assert retention.trusts_the_clock()
+        clock.ahead = timedelta(days=400)
+        assert not retention.trusts_the_clock()
+        clock.advance(timedelta(hours=25))
+        assert retention.trusts_the_clock()
 
 
 async def test_of_several_workers_the_one_that_has_been_there_longest_is_on_duty():

@@ -256,8 +256,7 @@ class Submitter:
         options = TaskOptions(debounce_key=f"key {chance.random()}", delay=0.4, debounce_max=5.0)
         tasks = [await self._home.spawn("noop", n=n, options=options) for n in range(4)]
         results = {task.id: await task.result() for task in tasks}
-        assert results[tasks[-1].id] == 3, results  # an earlier one may have started before the next was asked for
-        assert len(results) < len(tasks), results
+        assert results[tasks[-1].id] == 3, results  # each of those before may have started before the next was made
 
     async def _move(self, chance: random.Random) -> None:
         task = await self._home.spawn("march", steps=1, options=TaskOptions(delay=3600.0))

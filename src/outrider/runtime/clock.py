@@ -37,6 +37,10 @@ class Clock(Protocol):
         """The present moment in microseconds since the Unix epoch."""
         ...
 
+    def passed(self) -> Span:
+        """The microseconds since a moment of its own, which go on evenly whatever `now` is set to."""
+        ...
+
     def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
         """Call `callback` on the running loop once the moment has come."""
         ...
@@ -48,6 +52,10 @@ class SystemClock:
     def now(self) -> Instant:
         """The present moment in microseconds since the Unix epoch."""
         return time.time_ns() // 1000
+
+    def passed(self) -> Span:
+        """The microseconds since the machine was started, without those in which it slept."""
+        return time.monotonic_ns() // 1000
 
     def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
         """Call back once the moment has come, by this clock or by the running loop's timer, whichever says so first."""

@@ -14,12 +14,18 @@ from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderE
 from outrider.core.ledger import Pruned, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
-from outrider.core.values import SECOND, Instant, evolve
+from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
 
 SHARE = 0.05
 """How much of a store's time the duty takes at most: after a batch it rests for as long as makes that."""
+
+JUMP: Span = 3600 * SECOND
+"""By how much the clock may get ahead of the time that has passed before it is doubted."""
+
+BELIEVED: Span = 86_400 * SECOND
+"""After how long it is believed all the same."""
 
 PAGE = 1000
 NAMED = 5
@@ -88,6 +94,8 @@ class Retention:
     def __init__(self, services: Services, own_id: str) -> None:
         self._services = services
         self._own_id = own_id
+        self._ahead = self._measure()
+        self._doubts_since: Span | None = None
 
     async def run(self) -> None:
         """Do it for ever."""
@@ -97,11 +105,32 @@ class Retention:
         while True:
             rest = settings.retention_interval
             try:
-                if await self.is_on_duty():
+                if self.trusts_the_clock() and await self.is_on_duty():
                     rest = await self._look(round(settings.retention * SECOND), rest)
             except OutriderError as error:
                 log.error("old tasks could not be deleted; trying again", reason=str(error))
             await asyncio.sleep(rest)
+
+    def trusts_the_clock(self) -> bool:
+        """Whether the clock has gone as time has passed since this worker began: what a clock that was set wrong takes
+        for old would be gone for good. A difference that has stood for a day is the truth.
+        """
+        ahead, now = self._measure(), self._services.clock.passed()
+        if ahead - self._ahead <= JUMP:
+            self._doubts_since = None
+            return True
+        if self._doubts_since is None:
+            self._doubts_since = now
+            jumped = round((ahead - self._ahead) / SECOND)
+            log.warning("the clock jumped ahead; nothing old is deleted for a day, or until it is set back", by=jumped)
+        if now - self._doubts_since < BELIEVED:
+            return False
+        self._ahead, self._doubts_since = ahead, None
+        return True
+
+    def _measure(self) -> int:
+        """How far the clock is ahead of the time that has passed, in microseconds."""
+        return self._services.clock.now() - self._services.clock.passed()
 
     async def is_on_duty(self) -> bool:
         """Whether this worker is the one that has been there longest."""
