@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +204,7 @@ class Outrider:
                 "database under `if __name__ == '__main__':`"
             )
         from outrider.runtime.clock import SystemClock
+        from outrider.runtime.ending import see_through
         from outrider.runtime.facade import Runtime
         from outrider.runtime.lease import locks_of
         from outrider.runtime.services import Services
@@ -218,7 +219,7 @@ class Outrider:
                 job = asyncio.create_task(keep_working(services, locks=locks_of(ledger)), name="outrider-worker")
             yield Runtime(services)
         finally:
-            await _whatever_cancels(_close(services, ledger, job))
+            await see_through(_close(services, ledger, job))
 
 
 async def _close(services: Services, ledger: Ledger, worker: asyncio.Task[None] | None) -> None:
@@ -229,23 +230,6 @@ async def _close(services: Services, ledger: Ledger, worker: asyncio.Task[None] 
             worker.exception()  # it was logged, and the loop need not complain of it
     services.signals.close()
     await ledger.close()
-
-
-async def _whatever_cancels(closing: Coroutine[Any, Any, None]) -> None:
-    """See it through: a worker that is cut off while it drains would go on renewing its lease, and serve nobody.
-
-    A scope of anyio cancels whoever is in it again and again until it has left.
-    """
-    job = asyncio.get_running_loop().create_task(closing)
-    cancelled: asyncio.CancelledError | None = None
-    while not job.done():
-        try:
-            await asyncio.wait([job])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    job.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 async def open_ledger(url: str) -> Ledger:

@@ -9,6 +9,8 @@ import anyio.lowlevel
 import pytest
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, WorkerSettings
+from outrider.runtime.lease import locks_of
+from outrider.runtime.worker import Worker
 from outrider.testing import Store, open_test
 
 pytestmark = pytest.mark.anyio
@@ -185,3 +187,32 @@ async def test_whoever_is_cancelled_once_more_while_the_worker_drains_leaves_not
     async with app.open(url, worker=False) as runtime:
         assert await runtime.workers() == []
         assert [each.worker_id for each in await runtime.tasks.list()] == [None]
+
+
+async def test_a_worker_that_is_cancelled_twice_signs_off_all_the_same(tmp_path: Path):
+    app = Outrider(WorkerSettings(drain_timeout=0.1))
+    started, draining, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @app.tool
+    async def slow() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            draining.set()
+            await go_on.wait()
+            raise
+
+    async with app.open(f"{tmp_path}/work.db", worker=False) as runtime:
+        await (await runtime.sessions.create()).spawn(slow)
+        worker = Worker(runtime.services, locks=locks_of(runtime.ledger))
+        job = asyncio.create_task(worker.run())
+        await started.wait()
+        for _ in range(2):
+            job.cancel()
+            await draining.wait()
+        await anyio.lowlevel.checkpoint()
+        go_on.set()
+        await asyncio.wait([job])
+        assert await runtime.workers() == []
+        assert not list(Path(f"{tmp_path}/work.db-workers").iterdir())

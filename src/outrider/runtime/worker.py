@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
@@ -29,6 +29,7 @@ from outrider.core.task import NewTask, Task, TaskError
 from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
+from outrider.runtime.ending import see_through
 from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id, lock_path
 from outrider.runtime.log import log, log_move
@@ -170,19 +171,28 @@ class Worker:
             await self._work()
         finally:
             self._stop_starting()
-            await asyncio.shield(self._drain())
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            stop_listening()
-            restore()
-            self._has_gone = True
-            await asyncio.shield(self._sign_off(lock))
-            if lease is not None:
-                lease.stop()
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            await see_through(self._leave(lock, lease, helpers, (stop_listening, restore)))
         if self._ruin is not None:
             raise self._ruin
+
+    async def _leave(
+        self,
+        lock: Lock | None,
+        lease: LeaseThread | None,
+        helpers: list[asyncio.Task[None]],
+        undo: Iterable[Callable[[], object]],
+    ) -> None:
+        await self._drain()
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        for each in undo:
+            each()
+        self._has_gone = True
+        await self._sign_off(lock)
+        if lease is not None:
+            lease.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _present_itself(self, lock: Lock | None) -> LeaseThread:
         from outrider import __version__
