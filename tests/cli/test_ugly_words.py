@@ -98,6 +98,13 @@ def test_an_output_that_is_full_is_said_plainly_and_a_task_that_was_to_move_stay
     assert cli.task(task)["state"] == "queued"
 
 
+def test_a_current_directory_that_was_deleted_is_said_plainly(cli: Cli):
+    gone = cli.folder / "gone"
+    command = f"mkdir {gone}; cd {gone}; rmdir {gone}; exec {OUTRIDER} call add a=1 --app example_app"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "the current directory was deleted" in ended.stderr) == (3, True), ended.stderr
+
+
 def test_what_has_ended_is_exported_but_not_moved(cli: Cli):
     cli.ok("call", "add", "a=1")
     (task,) = cli.ok("tasks", "--json").records

@@ -52,7 +52,10 @@ def load_app(name: str) -> Outrider:
     """The app that `MODULE:APP` names, or makes, where APP is a function. APP is `app` when left out."""
     module_name, _, attribute = name.partition(":")
     attribute = attribute or "app"
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise InvalidArguments("the current directory was deleted; go to one that exists") from None
     if here not in sys.path:
         sys.path.insert(0, here)
     try:

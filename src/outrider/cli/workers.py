@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from outrider.core.errors import InvalidArguments
@@ -97,7 +98,7 @@ def _start(locks: Path, apps: Sequence[str], idle_exit: float, starting: int) ->
     # What is ignored stays ignored in the child, so a hang-up that somebody sends it does no harm (as with nohup).
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with open(log, "ab") as output:
+        with open(log, "ab", opener=partial(os.open, mode=0o600)) as output:
             subprocess.Popen(
                 [*command, f"--starting={starting}"],
                 stdin=subprocess.DEVNULL,

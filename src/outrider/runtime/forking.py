@@ -47,7 +47,13 @@ def _before(rows: Sequence[Step], position: str | None) -> list[Step]:
         return list(rows)
     target = next((row for row in rows if row.position == position), None)
     if target is None:
-        raise UnknownName.of("step", position, [row.position for row in rows])
+        known = [row.position for row in rows]
+        refusal = UnknownName.of("step", position, known)
+        raise UnknownName(
+            f"{refusal.message}; a step that failed has left nothing: leave it out to go on after all that was done",
+            details=refusal.details,
+            code=refusal.code,
+        )
     return [row for row in rows if row.ordinal < target.ordinal and not position.startswith(row.position + INSIDE)]
 
 
