@@ -11,6 +11,7 @@ import orjson
 
 from outrider.cli.exits import UsageError
 from outrider.core.values import JSON
+from outrider.core.wording import counted
 
 LONGEST = 36_525 * 86_400.0
 """Seconds. What is longer is a slip, and beyond what a clock can add to now."""
@@ -64,7 +65,7 @@ def bytes_of(path: str, most: int) -> bytes:
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from None
     if len(raw) > most:
-        raise UsageError(f"{name} has more than {most:,} bytes, and no more can be given")
+        raise UsageError(f"{name} has more than {counted(most, 'byte')}, and no more can be given")
     return raw
 
 
