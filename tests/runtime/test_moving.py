@@ -263,6 +263,7 @@ BROKEN: dict[str, Any] = {
         started_at=None,
     ),
     "a cancel that nobody heeds": lambda document: _with_core(document, cancel_requested_at=1),
+    "an end while it lives": lambda document: _with_core(document, finished_at=1),
     "output that overlaps": lambda document: {**document, "output": document["output"] * 2},
     "a question twice": lambda document: {**document, "requests": document["requests"] * 2},
     "a backoff that is no number": lambda document: _with_retry(document, factor=float("nan")),

@@ -292,6 +292,8 @@ def _check_sound(change: Change) -> None:
         raise InvalidArguments(f"the document's {task.id} has attempts and was never started")
     if core.attempt < 1 or min(core.failures, core.version, core.messages) < 0:
         raise InvalidArguments(f"the document's {task.id} has a number below 0 that counts something")
+    if task.is_terminal is (core.finished_at is None):
+        raise InvalidArguments(f"the document's {task.id} is {core.state}, which its finished_at contradicts")
     if core.cancel_requested_at is not None and not task.is_terminal:
         raise InvalidArguments(f"the document's {task.id} was canceled and has not ended, though nobody holds it")
     ids = [*(each.id for each in change.requests), *(each.id for each in change.messages)]
