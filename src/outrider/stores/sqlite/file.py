@@ -255,12 +255,10 @@ class DatabaseFile:
                 os.close(fd)
 
     def _prepare(self) -> sqlite3.Connection:
-        is_new = not self.path.exists()
+        self._make_private()
         connection = self.connect()
         try:
             self._own(connection)
-            if is_new:  # what lies beside it gets the same mode, of SQLite; who wants another makes an empty file first
-                os.chmod(self.path, 0o600)
             self._share_lock()
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
@@ -273,11 +271,20 @@ class DatabaseFile:
             connection.close()
             raise
 
+    def _make_private(self) -> None:
+        """A new file is for its user alone from the first; what lies beside it gets the same mode, of SQLite."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise self._refused(error) from error
+
     def _own(self, connection: sqlite3.Connection) -> None:
         """Make an empty file ours; refuse one that belongs to another program, untouched.
 
-        Only SQLite may open the file: when a process closes any descriptor of a file, the kernel drops all the
-        locks that the process has on it, those of its other connections too.
+        Only SQLite may open a file that is there: when a process closes any descriptor of a file, the kernel drops all
+        the locks that the process has on it, those of its other connections too.
         """
         (owner,) = connection.execute("pragma application_id").fetchone()
         if owner != APPLICATION_ID:
