@@ -146,25 +146,32 @@ async def test_nothing_is_begun_any_more(store: Store):
         assert len(runs) == 50, "each once"
 
 
+class Slow:
+    """An app with a tool that has to be told to stop, and then takes until it may go on."""
+
+    def __init__(self) -> None:
+        self.app = Outrider(WorkerSettings(drain_timeout=0.1))
+        self.started, self.draining, self.go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        @self.app.tool
+        async def slow() -> None:
+            self.started.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.draining.set()
+                await self.go_on.wait()
+                raise
+
+
 @pytest.mark.parametrize("how", ["a scope of anyio", "cancelled twice"])
 async def test_whoever_is_cancelled_once_more_while_the_worker_drains_leaves_nothing_behind(how: str, tmp_path: Path):
-    app, url = Outrider(WorkerSettings(drain_timeout=0.1)), f"sqlite:///{tmp_path}/work.db"
-    started, draining, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    @app.tool
-    async def slow() -> str:
-        started.set()
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            draining.set()
-            await go_on.wait()
-            raise
-        raise AssertionError("nobody stopped it")
+    slow, url = Slow(), f"sqlite:///{tmp_path}/work.db"
+    app = slow.app
 
     async def work() -> None:
         async with app.open(url) as runtime:
-            await (await runtime.sessions.create()).spawn(slow)
+            await (await runtime.sessions.create()).spawn("slow")
             await asyncio.sleep(60)
 
     async def work_in_a_scope() -> None:
@@ -175,12 +182,12 @@ async def test_whoever_is_cancelled_once_more_while_the_worker_drains_leaves_not
     scopes = list[anyio.CancelScope]()
     threads = set(threading.enumerate())
     working = asyncio.create_task(work_in_a_scope() if how.startswith("a scope") else work())
-    await started.wait()
+    await slow.started.wait()
     for cancel in [scopes[0].cancel] if scopes else [working.cancel, working.cancel]:
         cancel()
-        await draining.wait()
+        await slow.draining.wait()
     await anyio.lowlevel.checkpoint()
-    go_on.set()
+    slow.go_on.set()
     await asyncio.wait([working])
     left = {each.name for each in set(threading.enumerate()) - threads if not each.name.startswith("asyncio")}
     assert left == set()
@@ -190,29 +197,17 @@ async def test_whoever_is_cancelled_once_more_while_the_worker_drains_leaves_not
 
 
 async def test_a_worker_that_is_cancelled_twice_signs_off_all_the_same(tmp_path: Path):
-    app = Outrider(WorkerSettings(drain_timeout=0.1))
-    started, draining, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    @app.tool
-    async def slow() -> None:
-        started.set()
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            draining.set()
-            await go_on.wait()
-            raise
-
-    async with app.open(f"{tmp_path}/work.db", worker=False) as runtime:
-        await (await runtime.sessions.create()).spawn(slow)
+    slow = Slow()
+    async with slow.app.open(f"{tmp_path}/work.db", worker=False) as runtime:
+        await (await runtime.sessions.create()).spawn("slow")
         worker = Worker(runtime.services, locks=locks_of(runtime.ledger))
         job = asyncio.create_task(worker.run())
-        await started.wait()
+        await slow.started.wait()
         for _ in range(2):
             job.cancel()
-            await draining.wait()
+            await slow.draining.wait()
         await anyio.lowlevel.checkpoint()
-        go_on.set()
+        slow.go_on.set()
         await asyncio.wait([job])
         assert await runtime.workers() == []
         assert not list(Path(f"{tmp_path}/work.db-workers").iterdir())
