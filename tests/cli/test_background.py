@@ -69,7 +69,8 @@ def test_the_worker_is_killed_and_another_goes_on_where_it_was(cli: Cli):
     worker.terminate()
 
 
-def test_what_a_killed_worker_held_is_canceled_though_no_other_lives(cli: Cli):
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_what_a_killed_worker_held_is_canceled_though_no_other_lives(cli: Cli, all_of_them: bool):
     hold = cli.folder / "hold"
     hold.touch()
     told = cli.ok("call", "steps", f"notes={cli.folder / 'notes'}", "upto=4", f"hold={hold}", "--background")
@@ -78,7 +79,7 @@ def test_what_a_killed_worker_held_is_canceled_though_no_other_lives(cli: Cli):
     (pid,) = cli.worker_pids()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid))
-    assert "canceled" in cli.ok("cancel", task_id).out
+    assert "canceled" in cli.ok("cancel", "--all" if all_of_them else task_id).out
     assert cli.task(task_id)["state"] == "canceled"
     assert "deleted" in cli.ok("delete", task_id).out
 

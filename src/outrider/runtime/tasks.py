@@ -521,7 +521,10 @@ class Tasks:
             left.extend(sorted(done))
         while await self._services.lifecycle.apply_follow_ups():
             pass
-        return BulkReceipt(canceled=tuple(canceled), requested=tuple(requested), left=tuple(left))
+        settled = await self._end_lost(requested)
+        canceled.extend(each for each in requested if each in settled)
+        waiting = tuple(each for each in requested if each not in settled)
+        return BulkReceipt(canceled=tuple(canceled), requested=waiting, left=tuple(left))
 
     def _check_cancel(self, reason: object, by: object, include_detached: object) -> None:
         check_texts_if_given(reason=reason, by=by)
@@ -559,17 +562,20 @@ class Tasks:
                 pass
         return found, ended
 
-    async def _end_lost(self, ids: Sequence[str]) -> None:
-        """Settle what a dead worker of this machine holds: nobody would, as long as no other one lives."""
+    async def _end_lost(self, ids: Sequence[str]) -> set[str]:
+        """Settle what a dead worker of this machine holds, and return which: nobody would while no other lives."""
         held = [task for task in await self._services.views.tasks(ids) if task.core.is_held]
+        settled = set[str]()
         if not held:
-            return
+            return settled
         dead = (await Around.look(self._services.ledger)).dead
         for task in held:
             if task.core.worker_id in dead and task.core.cancel_requested_at is not None:
                 beat = Beat(task.id, task.core.attempt, task.core.version)
                 with suppress(NotFound, Superseded):  # a worker was faster
                     await self._services.lifecycle.move(task.id, await loss_of(self._services.views, beat))
+                    settled.add(task.id)
+        return settled
 
     async def _wait_for_end(self, ids: Sequence[str], length: int) -> None:
         until = self._services.clock.now() + length
