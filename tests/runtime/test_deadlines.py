@@ -207,6 +207,47 @@ async def test_signs_of_life_hold_off_the_idle_deadline_and_silence_does_not(sig
         assert await timed_out(handle) == "idle"
 
 
+async def test_a_sign_of_life_on_its_way_to_the_store_counts(monkeypatch: pytest.MonkeyPatch, store: Store):
+    app, said = Outrider(), list[int]()
+    beats, stored = asyncio.Semaphore(0), asyncio.Event()
+
+    @app.tool
+    async def beats_for_a_while(task: TaskContext) -> None:
+        while True:
+            await beats.acquire()
+            task.heartbeat()
+            said.append(1)
+
+    async with open_test(app, store=store) as runtime:
+        ledger = runtime._store
+        report, on_its_way = ledger.report, list[int]()
+
+        async def report_late(reports: Any) -> Any:
+            on_its_way.append(1)
+            await stored.wait()
+            return await report(reports)
+
+        monkeypatch.setattr(ledger, "report", report_late)
+        handle = await spawn(runtime, "beats_for_a_while", idle_timeout=60, max_failures=1)
+        await runtime.until(lambda: runtime._crews[0].worker.held == 1)
+        runtime.clock.advance(45)
+        beats.release()
+        await runtime.until(lambda: bool(on_its_way))
+        moved = (await handle.record()).version
+        runtime.clock.advance(45)
+
+        async def has_looked() -> bool:
+            return (await handle.record()).version > moved
+
+        await runtime.until(has_looked)
+        record = await handle.record()
+        assert (record.state, record.phase_reason) == (State.RUNNING, None), "it beat 45 seconds ago"
+        stored.set()
+        runtime.clock.advance(61)
+        await runtime.until(lambda: has_ended(handle))
+        assert await timed_out(handle) == "idle"
+
+
 async def test_the_total_deadline_holds_over_attempts_waits_and_questions(store: Store):
     app, runs = Outrider(), list[int]()
     hanging(app, runs)

@@ -98,7 +98,7 @@ class Attempt:
         self.live_is_dirty = False
         self.delta: dict[str, Any] = {}
         self.reported_at = 0.0
-        self.active_at: Instant = services.clock.now()
+        self.active_at: Instant = task.core.attempt_started_at or 0
         self.touched = False
         self.is_told_to_stop = False
         self.is_over = False

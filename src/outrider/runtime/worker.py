@@ -577,7 +577,7 @@ class Worker:
             active_at = await self._services.views.active_at(task.id)
             attempt = self._held.get(task.id)
             if attempt is not None and attempt.number == task.core.attempt:
-                active_at = max(active_at or 0, attempt.active_at) if attempt.touched else active_at
+                active_at = max(active_at or 0, attempt.active_at)  # what it said last may not be stored yet
             try:
                 await self._services.lifecycle.move(task, DeadlinePassed(active_at))
             except OutriderError as error:
