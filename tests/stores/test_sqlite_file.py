@@ -33,7 +33,7 @@ from outrider.core.errors import (
 from outrider.core.events import MessageReceived
 from outrider.stores.sqlite import SqliteLedger
 from outrider.stores.sqlite.file import DatabaseFile
-from outrider.stores.sqlite.statements import Statements
+from outrider.stores.statements import Statements
 from tests.stores.scene import Scene
 
 pytestmark = pytest.mark.anyio

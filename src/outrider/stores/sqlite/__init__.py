@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file, a writing thread, readers beside it.
 
-`ledger` is the door; `writer` groups what callers hand over (`operations`) into transactions, and `batch`
-judges and writes each of them; `views` reads; `file` opens, locks and explains.
+`ledger` is the door; `writer` commits what callers hand over; `views` says where a read runs; `file` opens, locks and
+explains. What it shares with the other SQL store lies beside this package.
 """
 
 from outrider.stores.sqlite.ledger import SqliteLedger

@@ -13,11 +13,11 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import chain
 from typing import Any
 
-from outrider.stores.rows import MOVED, decode, encode
+from outrider.stores.rows import MOVED, decode
+from outrider.stores.statements import read_statements
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """How many rows a statement may take."""
@@ -30,8 +30,8 @@ _TASK = (
 )
 
 
-class Statements:
-    """Runs the named statements on a connection, and counts them."""
+class SqliteStatements:
+    """`Statements` on an SQLite connection. Its arrays are read as one JSON text in one row."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
@@ -55,6 +55,13 @@ class Statements:
         text = self._run(name, parameters).fetchone()[0]
         return [] if text is None else decode(text)
 
+    tasks = array
+
+    def document(self, name: str, *parameters: Any) -> Any:
+        """The one JSON value that a query makes, decoded; None where there is none."""
+        row = self.row(name, *parameters)
+        return None if row is None or row[0] is None else decode(row[0])
+
     def texts(self, name: str) -> list[str]:
         """The first column of every row of a query, as it is."""
         self.count += 1
@@ -66,6 +73,8 @@ class Statements:
         text = self._texts[name].replace("{conditions}", conditions).replace("{direction}", direction)
         found = self._execute(text, parameters).fetchone()[0]
         return [] if found is None else decode(found)
+
+    filtered_tasks = filtered
 
     def write(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a `{rows}` statement for all rows, in as few statements as they make."""
@@ -101,13 +110,7 @@ _NUMBERED = re.compile(r"\?(\d+)")
 
 @cache
 def _numbered() -> Mapping[str, str]:
-    source = files("outrider.stores").joinpath("sql/sqlite/queries.sql").read_text()
-    parts = re.split(r"^-- (\w+) --$", source, flags=re.MULTILINE)
-    statements = {}
-    for name, body in zip(parts[1::2], parts[2::2], strict=True):
-        lines = (line for line in body.splitlines() if line.strip() and not line.startswith("--"))
-        statements[name] = "\n".join(lines).rstrip(";").replace("{task}", _TASK)
-    return statements
+    return {name: text.replace("{task}", _TASK) for name, text in read_statements("sqlite").items()}
 
 
 @cache
@@ -119,8 +122,3 @@ def wide(name: str, size: int) -> str:
         return f"select * from (values {', '.join([row] * size)}) where column1 is not null"
 
     return re.sub(r"values \{rows:(\d+)\}", rows, texts()[name])
-
-
-def listed(values: Sequence[Any] | set[Any] | frozenset[Any]) -> str:
-    """Values as the JSON array that a query takes."""
-    return encode(list(values))

@@ -1,4 +1,4 @@
-"""Reading. Each view is one statement, so what it returns is one moment of the database.
+"""Where the SQLite store reads.
 
 Reads that are known to be short run right on the event loop: 20 us there against 100 us and more by way of a
 thread. Those that may return much go to a small pool, each thread with a connection of its own.
@@ -9,55 +9,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from outrider.core.change import AttemptEnd, LogType
 from outrider.core.errors import StoreLocked
-from outrider.core.events import Message, Step
-from outrider.core.ledger import (
-    Beat,
-    Ended,
-    FileInfo,
-    InboxRow,
-    KeyUse,
-    LogRow,
-    News,
-    Output,
-    OutputRow,
-    PendingFollowUp,
-    Statistics,
-    Storage,
-    TaskFilter,
-    TranscriptRow,
-    Waiting,
-    Worker,
-)
-from outrider.core.queue import Gates
-from outrider.core.session import Session
-from outrider.core.task import Direction, InputRequest, State, Task
-from outrider.core.values import Instant
-from outrider.stores.rows import (
-    STATES,
-    decode,
-    read_attempt,
-    read_card,
-    read_follow_up,
-    read_message,
-    read_request,
-    read_snapshot,
-)
-from outrider.stores.sqlite.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
+from outrider.core.ledger import Storage
 from outrider.stores.sqlite.file import DatabaseFile
-from outrider.stores.sqlite.statements import Statements, listed
+from outrider.stores.sqlite.statements import SqliteStatements
+from outrider.stores.statements import Statements
+from outrider.stores.views import SqlViews
 
 T = TypeVar("T")
 
 READERS = 3
 POOL = "outrider-reader"
-SHORT = 100
-"""Up to how many rows a read counts as short."""
 
 
 class _Reader:
@@ -67,7 +33,7 @@ class _Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self.statements = Statements(connection)
+        self.statements = SqliteStatements(connection)
         self.lock = threading.Lock()
 
     def close(self) -> None:
@@ -75,10 +41,11 @@ class _Reader:
             self.connection.close()
 
 
-class SqliteViews:
+class SqliteViews(SqlViews):
     """Reads on connections of its own."""
 
     def __init__(self, file: DatabaseFile) -> None:
+        super().__init__("sqlite")
         self._file = file
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix=POOL)
         self._of_thread = threading.local()
@@ -93,266 +60,6 @@ class SqliteViews:
         self._pool.shutdown()
         for reader in self._readers:
             reader.close()
-
-    # --- tasks -------------------------------------------------------------------------------------------
-
-    async def task(self, task_id: str) -> Task | None:
-        """The task of that id."""
-        found = await self._short(lambda read: tasks_of(read.array("tasks_by_id", listed([task_id]))))
-        return found[0] if found else None
-
-    async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
-        """The tasks of these ids that exist, in no particular order."""
-        return await self._read(len(ids), lambda read: tasks_of(read.array("tasks_by_id", listed(ids))))
-
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
-        """Ids of tasks that begin or end with `part`, in their order."""
-        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
-
-    async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
-        """A page in the order of ids, which is the order of creation."""
-        found = await self._read(filter.limit, lambda read: _page(read, filter))
-        found.sort(key=lambda task: task.id, reverse=filter.newest_first)
-        return found[: filter.limit]
-
-    async def children(self, task_id: str) -> Sequence[Task]:
-        """The tasks whose parent this is, ended ones too."""
-        return await self._later(lambda read: tasks_of(read.array("children", task_id)))
-
-    async def held_by(self, worker_id: str) -> Sequence[Beat]:
-        """What that worker holds now."""
-        return await self._short(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
-
-    async def holders(self) -> Mapping[str, int]:
-        """How many tasks each worker holds now, by its id; those that hold any, registered or not."""
-        return await self._short(lambda read: dict(read.array("holders")))
-
-    async def active_at(self, task_id: str) -> Instant | None:
-        """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
-        row = await self._short(lambda read: read.row("active_at", task_id))
-        return None if row is None else row[0]
-
-    async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
-        """Tasks whose next deadline has passed, earliest first."""
-        found = await self._read(limit, lambda read: tasks_of(read.array("overdue", now, limit)))
-        return sorted(found, key=lambda task: (task.core.next_deadline_at or 0, task.id))
-
-    async def follow_ups(self, limit: int, task_ids: Sequence[str] | None = None) -> Sequence[PendingFollowUp]:
-        """Follow-ups that wait, oldest first; of these tasks only, when given."""
-
-        def read_all(read: Statements) -> list[PendingFollowUp]:
-            if task_ids is None:
-                rows = read.array("follow_ups", limit)
-            else:
-                rows = read.array("follow_ups_of", listed(task_ids), limit)
-            return [PendingFollowUp(id, task_id, read_follow_up(event)) for id, task_id, event in rows]
-
-        return await self._read(limit, read_all)
-
-    async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
-        """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
-
-        def read_all(read: Statements) -> list[Step]:
-            return [
-                Step(
-                    task_id, position, ordinal, verb, attempt, at, None if value is None else value.encode(), bool(done)
-                )
-                for position, ordinal, verb, attempt, at, value, done in read.array(
-                    "steps" if values else "steps_without_values", task_id
-                )
-            ]
-
-        return await self._later(read_all)
-
-    async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
-        """The task's closed attempts, in order."""
-        return await self._short(lambda read: [read_attempt(task_id, *row) for row in read.array("attempts", task_id)])
-
-    async def requests(self, task_id: str) -> Sequence[InputRequest]:
-        """All requests the task ever made, oldest first."""
-        return await self._short(lambda read: [read_request(data) for data in read.array("requests", task_id)])
-
-    async def request(self, request_id: str) -> InputRequest | None:
-        """The request of that id, pending or closed."""
-        row = await self._short(lambda read: read.row("request", request_id))
-        return None if row is None else read_request(decode(row[0]))
-
-    async def messages(
-        self, task_id: str, *, direction: Direction | None = None, after: str | None = None, limit: int = 1000
-    ) -> Sequence[Message]:
-        """The task's thread in the order it was written, after the message of that id."""
-
-        def read_all(read: Statements) -> list[Message]:
-            return [read_message(data) for data in read.array("messages", task_id, direction, after, limit)]
-
-        return await self._read(limit, read_all)
-
-    async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
-        """Output from the byte offset `start` on, at most `limit` pieces, whole: the first may begin before it."""
-
-        def read_all(read: Statements) -> Output:
-            row = read.row("output", task_id, start, limit)
-            if row is None:
-                return Output((), 0, 0)
-            first, end, pieces = decode(row[0])
-            rows = tuple(OutputRow(stream, offset, text, at) for stream, offset, _, text, at in pieces)
-            return Output(rows, first, pieces[-1][1] + pieces[-1][2] if pieces else end)
-
-        return await self._read(limit, read_all)
-
-    async def ended(
-        self,
-        before: Instant,
-        limit: int,
-        *,
-        states: tuple[State, ...] | None = None,
-        organization_id: str | None = None,
-        session_id: str | None = None,
-        kind: str | None = None,
-    ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first."""
-        conditions, values = ["finished_at < ?"], [before]
-        filter = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
-        _narrow(filter, conditions, values)
-        where = " and ".join(conditions)
-        return await self._later(lambda read: cast("list[str]", read.filtered("ended", where, "asc", *values, limit)))
-
-    async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
-        """The sessions that these tasks opened, in no particular order."""
-        return await self._read(
-            len(task_ids), lambda read: [_session(row) for row in read.array("child_sessions", listed(task_ids))]
-        )
-
-    async def count_by_state(self) -> Mapping[State, int]:
-        """How many tasks there are in each state."""
-        return await self._short(lambda read: {STATES[state]: count for state, count in read.array("counts")})
-
-    async def gates(self) -> Gates:
-        """All limits and pauses."""
-        return await self._short(lambda read: gates_of(*read.array("gates")))
-
-    async def ahead(self, task_id: str) -> int | None:
-        """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
-        row = await self._later(lambda read: read.row("ahead", task_id))
-        return None if row is None else cast(int, row[0])
-
-    async def statistics(self, since: Instant) -> Statistics:
-        """What waits now, and what ended since a moment. Looks at each of those: for people, not for programs."""
-
-        def read_all(read: Statements) -> Statistics:
-            states = {STATES[state]: count for state, count in read.array("counts")}
-            waiting = tuple(Waiting(*row) for row in read.array("waiting"))
-            ended = tuple(
-                Ended(kind, STATES[state], *rest) for kind, state, *rest in read.array("ended_by_kind", since)
-            )
-            pages, free, page = read.row("storage")
-            return Statistics(states, waiting, ended, Storage(pages * page, free * page, self._file.log_size()))
-
-        return await self._later(read_all)
-
-    async def problems(self, *, deep: bool = False) -> Sequence[str]:
-        """What is wrong with the database, in words; nothing if it is sound."""
-
-        def read_all(read: Statements) -> list[str]:
-            found = read.texts("integrity" if deep else "quick_integrity")
-            wrong = [] if found == ["ok"] else found
-            for state, count, there in read.array("miscounted"):
-                wrong.append(f"the count of {state} tasks is {count}, and there are {there}")
-            return wrong
-
-        return await self._later(read_all)
-
-    async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
-        """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
-
-        def read_all(read: Statements) -> list[KeyUse]:
-            found = read.array("keys_in_use") if keys is None else keys
-            return [
-                KeyUse(key, held, waiting, spent_of(spent))
-                for key, held, waiting, spent in read.array("uses", listed(found))
-            ]
-
-        return await self._later(read_all)
-
-    # --- sessions ----------------------------------------------------------------------------------------
-
-    async def session(self, session_id: str) -> Session | None:
-        """The session of that id."""
-        return await self._short(lambda read: session_by_id(read, session_id))
-
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
-        """Sessions newest first, after the one of that id."""
-        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
-
-    async def events(
-        self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
-    ) -> Sequence[LogRow]:
-        """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
-
-        def read_all(read: Statements) -> list[LogRow]:
-            if task_id is None:
-                rows = read.array("events", session_id, after, limit)
-            else:
-                rows = read.array("events_of_task", task_id, session_id, after, limit)
-            rows.sort(key=lambda row: row[1])
-            return [_log_row(session_id, row) for row in rows]
-
-        return await self._read(limit, read_all)
-
-    async def position(self) -> int:
-        """The position of the newest log entry of all sessions, 0 if there is none."""
-        return await self._short(lambda read: cast(int, read.row("position")[0]))
-
-    async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
-        """The log entries of all sessions with a position greater than `after`, in order."""
-        found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])
-        return sorted(found, key=lambda each: each.position)
-
-    async def first_seq(self, session_id: str) -> int:
-        """The number of the oldest entry kept; 1 unless the log was trimmed."""
-        row = await self._short(lambda read: read.row("first_seq", session_id))
-        return 1 if row is None else cast(int, row[0])
-
-    async def file(self, session_id: str, path: str) -> bytes | None:
-        """The content of a session's file."""
-        task_id, rest = owner_of(path) or (None, None)
-        row = await self._short(lambda read: read.row("file", session_id, task_id, rest, path))
-        return None if row is None else row[0]
-
-    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
-        """The session's files below a prefix, in the order of their paths."""
-        first, last = _owners_below(prefix)
-
-        def read_all(read: Statements) -> list[FileInfo]:
-            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, first, last, limit)
-            return [FileInfo(session_id, *row) for row in rows]
-
-        return await self._later(read_all)
-
-    async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
-        """Transcript entries numbered above `after`, in order."""
-
-        def read_all(read: Statements) -> list[TranscriptRow]:
-            rows = read.array("transcript", session_id, after, limit)
-            return [TranscriptRow(number, task_id, turn, message.encode()) for number, task_id, turn, message in rows]
-
-        return await self._read(limit, read_all)
-
-    async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
-        """Undelivered entries, oldest first."""
-
-        def read_all(read: Statements) -> list[InboxRow]:
-            return [InboxRow(seq, session_id, *row) for seq, *row in read.array("inbox", session_id, limit)]
-
-        return await self._read(limit, read_all)
-
-    async def workers(self) -> Sequence[Worker]:
-        """All registered workers."""
-        return await self._short(
-            lambda read: [Worker(read_card(card), beat, beat_at) for card, beat, beat_at in read.array("workers")]
-        )
-
-    # --- where a read runs -------------------------------------------------------------------------------
 
     async def _short(self, read: Callable[[Statements], T]) -> T:
         """Read right here, which the caller knows to be short; wait for a lock elsewhere."""
@@ -380,9 +87,6 @@ class SqliteViews:
         if self._is_closed:
             raise self._file.closed()
 
-    async def _read(self, rows: int, read: Callable[[Statements], T]) -> T:
-        return await (self._short(read) if rows <= SHORT else self._later(read))
-
     def _new_reader(self) -> _Reader:
         is_pooled = threading.current_thread().name.startswith(POOL)
         with self._lock, self._file.errors():
@@ -391,81 +95,12 @@ class SqliteViews:
             self._readers.append(reader)
         return reader
 
+    # --- what only SQLite has ----------------------------------------------------------------------------
 
-def session_by_id(read: Statements, session_id: str) -> Session | None:
-    """The session of that id, on any connection."""
-    row = read.row("session", session_id)
-    return None if row is None else _session(row)
+    def _storage(self, read: Statements) -> Storage:
+        pages, free, page = read.row("storage")
+        return Storage(pages * page, free * page, self._file.log_size())
 
-
-def _session(row: Sequence[Any]) -> Session:
-    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at = row
-    return Session(
-        id, organization, root, parent, parent_task, agent, title, decode(labels), driver, seq, created_at, updated_at
-    )
-
-
-def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
-    position, seq, task_id, type, at, data, input = row
-    encoded = read_snapshot(data, input) if type == "task.created" else data.encode()
-    return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
-
-
-def _owners_below(prefix: str) -> tuple[str, str]:
-    """The first and the last task id whose folder may hold files below a prefix."""
-    if TASKS_FOLDER.startswith(prefix):
-        return "", AFTER_ANY
-    if not prefix.startswith(TASKS_FOLDER):
-        return AFTER_ANY, ""
-    task_id, slash, _ = prefix[len(TASKS_FOLDER) :].partition("/")
-    return task_id, task_id if slash else task_id + AFTER_ANY
-
-
-# --- a page of tasks ---------------------------------------------------------------------------------
-
-_IN_SESSION = "session = (select number from sessions where id = ?)"
-_LABELLED = (
-    "exists (select 1 from inputs i, json_each(i.data, '$.labels') label"
-    " where i.task = tasks.number and label.key = ? and label.value = ?)"
-)
-
-
-def _page(read: Statements, filter: TaskFilter) -> list[Task]:
-    """At least the page asked for, unsorted. A tree is its root session and what is below: one range each."""
-    if filter.root_session_id is None:
-        return _range(read, filter, [], [])
-    return [
-        *_range(read, filter, [_IN_SESSION, "root_session_id is null"], [filter.root_session_id]),
-        *_range(read, filter, ["root_session_id = ?"], [filter.root_session_id]),
-    ]
-
-
-def _range(read: Statements, filter: TaskFilter, conditions: list[str], values: list[Any]) -> list[Task]:
-    _narrow(filter, conditions, values)
-    states = listed([state.value for state in (State if filter.states is None else filter.states)])
-    direction = "desc" if filter.newest_first else "asc"
-    where = " and ".join(conditions) or "true"
-    return tasks_of(read.filtered("tasks_where", where, direction, *values, filter.limit, states))
-
-
-def _narrow(filter: TaskFilter, conditions: list[str], values: list[Any]) -> None:
-    """Add the conditions of a filter on the table of tasks, and their values."""
-
-    def add(condition: str, *given: Any) -> None:
-        conditions.append(condition)
-        values.extend(given)
-
-    if filter.session_id is not None:
-        add(_IN_SESSION, filter.session_id)
-    if filter.parent_task_id is not None:
-        add("parent_task_id = ?", filter.parent_task_id)
-    if filter.organization_id is not None:
-        add("organization_id = ?", filter.organization_id)
-    if filter.states is not None:
-        add("state in (select value from json_each(?))", listed([state.value for state in filter.states]))
-    if filter.kind is not None:
-        add("kind = ?", filter.kind)
-    for name, value in filter.labels.items():
-        add(_LABELLED, name, value)
-    if filter.after is not None:
-        add("id < ?" if filter.newest_first else "id > ?", filter.after)
+    def _damage(self, read: Statements, deep: bool) -> list[str]:
+        found = read.texts("integrity" if deep else "quick_integrity")
+        return [] if found == ["ok"] else found

@@ -510,6 +510,16 @@ from (
 ) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
+-- in_session --
+session = (select number from sessions where id = ?)
+
+-- in_states --
+state in (select value from json_each(?))
+
+-- labelled --
+exists (select 1 from inputs i, json_each(i.data, '$.labels') label
+where i.task = tasks.number and label.key = ? and label.value = ?)
+
 -- children --
 select {task}
 from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number

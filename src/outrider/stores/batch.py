@@ -1,6 +1,6 @@
 """One transaction of many operations: look up all that they concern, judge them in order, write what is left.
 
-Between `load` and `flush` nothing is written. The heads of the tasks and sessions concerned stand in memory
+Between `load` and `finish` nothing is written. The heads of the tasks and sessions concerned stand in memory
 and move on with each operation, so that an operation sees what those before it did, as if each had been a
 transaction of its own; then every table is written once.
 """
@@ -51,9 +51,9 @@ from outrider.core.queue import (
 from outrider.core.session import NewSession, Session
 from outrider.core.task import TERMINAL, Core, State, Task
 from outrider.core.values import Instant, difference, evolve
+from outrider.stores.parcel import Parcel
 from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
-from outrider.stores.sqlite.parcel import Parcel
-from outrider.stores.sqlite.statements import Statements, listed
+from outrider.stores.statements import Statements, listed
 
 TASKS_FOLDER = "/.tasks/"
 AFTER_ANY = "\U0010ffff"
@@ -135,6 +135,11 @@ class SessionHead:
     transcript: int
     inbox: int
     updated_at: Instant
+    base: tuple[int, int, int] = (0, 0, 0)
+    """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
+
+    def __post_init__(self) -> None:
+        self.base = (self.seq, self.transcript, self.inbox)
 
 
 @dataclass(slots=True, eq=False)
@@ -279,7 +284,7 @@ def owner_of(path: str) -> tuple[str, str] | None:
 
 
 class Batch:
-    """The transaction being made. Use: `load`, the judging verbs in order, `flush`; `signal` after the commit.
+    """The transaction being made. Use: `load`, the judging verbs in order, `finish`; `signal` after the commit.
 
     It changes what is `known` as it goes, so if the transaction fails, all of that has to be forgotten.
     """
@@ -312,6 +317,8 @@ class Batch:
         self._ended: list[str] = []
         self._steps: list[tuple[int, Step]] = []
         self._forgotten: list[tuple[int, str]] = []
+        self._events: list[tuple[Any, ...]] = []
+        self._transcript: list[tuple[Any, ...]] = []
         self._inbox: dict[tuple[int, str], tuple[Any, ...]] = {}
         self._trims: dict[int, int] = {}
 
@@ -395,7 +402,7 @@ class Batch:
     def gates(self) -> KnownGates:
         """The limits and pauses."""
         if self._known.gates is None:
-            limits, pauses = self._statements.array("gates")
+            limits, pauses = self._statements.document("gates")
             self._known.gates = KnownGates(
                 gates_of(limits, pauses),
                 frozenset(session for *_, is_over, session in pauses if session is not None and not is_over),
@@ -413,7 +420,7 @@ class Batch:
         heads = self._known.numbered
         unread = [number for number in numbers if (head := heads.get(number)) is None or head.task is None]
         if unread:
-            for row in self._statements.array("tasks_by_number", listed(unread)):
+            for row in self._statements.tasks("tasks_by_number", listed(unread)):
                 head, task = head_of(row)
                 head = self._tasks.setdefault(head.id, head)
                 head.task = task
@@ -433,10 +440,21 @@ class Batch:
     def _session_of(self, head: TaskHead) -> SessionHead:
         return self._sessions[head.session_id]
 
-    def _next_numbers(self) -> list[int]:
+    def _number_task(self) -> int:
+        return self._next_number(0)
+
+    def _number_session(self) -> int:
+        return self._next_number(1)
+
+    def _next_number(self, which: int) -> int:
         if self._known.numbers is None:
             self._known.numbers = list(self._statements.row("last_numbers"))
-        return self._known.numbers
+        self._known.numbers[which] += 1
+        return self._known.numbers[which]
+
+    def _session_created(self, session_id: str) -> None:
+        if session_id in self.gates.gates.sessions:
+            self._known.gates = None  # they name it, and did not know its number
 
     # --- sessions ----------------------------------------------------------------------------------------
 
@@ -445,17 +463,14 @@ class Batch:
         if new.id in self._sessions:
             return None
         session = session_of(new)
-        numbers = self._next_numbers()
-        numbers[1] += 1
-        head = self._sessions[new.id] = SessionHead(numbers[1], new.id, 0, 0, 0, 0, new.created_at)
+        number = self._number_session()
+        self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, 0, new.created_at)
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
-        self._rows["insert_events"].append((head.number, 1, None, "session.created", new.created_at, data))
-        head.seq = 1
-        if new.id in self.gates.gates.sessions:
-            self._known.gates = None  # they name it, and did not know its number
+        self._events.append((number, 1, None, "session.created", new.created_at, data))
+        self._session_created(new.id)
         self._new_sessions.append(
             (
-                head.number,
+                number,
                 new.id,
                 new.organization_id,
                 session.root_session_id,
@@ -475,9 +490,14 @@ class Batch:
         self._session_ids.add(new.id)
         return evolve(session, last_seq=1)
 
+    def with_counters(self, session: Session) -> Session:
+        """A session that was read, as it is at this point."""
+        head = self._sessions[session.id]
+        return evolve(session, last_seq=head.seq, updated_at=head.updated_at)
+
     def _log(self, session: SessionHead, task: int | None, type: str, at: Instant, data: str) -> None:
         session.seq += 1
-        self._rows["insert_events"].append((session.number, session.seq, task, type, at, data))
+        self._events.append((session.number, session.seq, task, type, at, data))
         self._touch(session, at)
 
     def _touch(self, session: SessionHead, at: Instant) -> None:
@@ -581,9 +601,7 @@ class Batch:
     def _create(self, parcel: Parcel, session: SessionHead) -> TaskHead:
         task = parcel.change.task
         given, core = task.input, task.core
-        numbers = self._next_numbers()
-        numbers[0] += 1
-        number, due_at = numbers[0], core.due_at or 0
+        number, due_at = self._number_task(), core.due_at or 0
         if core.readiness in (None, "blocked"):  # it does not stand in the queue, so it moves no tail
             rank = rank_of_resumed(due_at, given.priority)
         else:
@@ -745,9 +763,7 @@ class Batch:
 
     def _append(self, session: SessionHead, task_id: str, iteration: int, message: bytes) -> None:
         session.transcript += 1
-        self._rows["insert_transcript"].append(
-            (session.number, session.transcript, task_id, iteration, message.decode())
-        )
+        self._transcript.append((session.number, session.transcript, task_id, iteration, message.decode()))
         self._touched[session.number] = session
 
     def _tell(self, entry: InboxEntry, at: Instant) -> None:
@@ -986,7 +1002,7 @@ class Batch:
     # --- writing -----------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write everything taken in so far, each table once. Records that verdicts tell are read just before."""
+        """Write what was taken in so far, each table once. Records that verdicts tell are read just before."""
         if self._unread:
             self._read_current()
         write, rows = self._statements.write, self._rows
@@ -1006,19 +1022,7 @@ class Batch:
                 [(head.number, head.live, head.active_at, head.active_attempt) for head in self._lives.values()],
             )
             self._lives = {}
-        if self._touched:
-            write(
-                "update_sessions",
-                [
-                    (head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at)
-                    for head in self._touched.values()
-                ],
-            )
-            self._touched = {}
         self._flush_steps()
-        if self._inbox:
-            rows["upsert_inbox"] = list(self._inbox.values())
-            self._inbox = {}
         for name, batch in rows.items():
             write(name, batch)
         rows.clear()
@@ -1030,11 +1034,32 @@ class Batch:
             self._settled = []
         if self._trims:
             self._flush_output()
-        if self._counts:
-            write("update_counts", [count for count in self._counts.items() if count[1]])
-            self._counts.clear()
         if self._loosened or self._counted:
             self._flush_keys()
+
+    def finish(self) -> None:
+        """Write all that is left: what many transactions want to write comes last, so that none holds it for long."""
+        self.flush()
+        if self._touched:
+            self._write_sessions(list(self._touched.values()))
+            self._touched = {}
+        for name, rows in (
+            ("insert_events", self._events),
+            ("insert_transcript", self._transcript),
+            ("upsert_inbox", list(self._inbox.values())),
+            ("update_counts", sorted(count for count in self._counts.items() if count[1])),
+        ):
+            if rows:
+                self._statements.write(name, rows)
+        self._events, self._transcript = [], []
+        self._inbox.clear()
+        self._counts.clear()
+
+    def _write_sessions(self, heads: Sequence[SessionHead]) -> None:
+        self._statements.write(
+            "update_sessions",
+            [(head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at) for head in heads],
+        )
 
     def _flush_steps(self) -> None:
         for task, prefix in self._forgotten:
@@ -1165,7 +1190,7 @@ class Batch:
     def _read_current(self) -> None:
         found = {
             task.id: task
-            for task in tasks_of(self._statements.array("tasks_by_id", listed({id for id, _ in self._unread})))
+            for task in tasks_of(self._statements.tasks("tasks_by_id", listed({id for id, _ in self._unread})))
         }
         for task_id, fill in self._unread:
             fill(found.get(task_id))

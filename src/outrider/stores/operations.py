@@ -33,11 +33,11 @@ from outrider.core.ledger import (
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
+from outrider.stores.batch import Batch, Wanted, owner_of
+from outrider.stores.parcel import pack
 from outrider.stores.rows import LIVE, encode
-from outrider.stores.sqlite.batch import Batch, Wanted, owner_of
-from outrider.stores.sqlite.parcel import pack
-from outrider.stores.sqlite.statements import listed
-from outrider.stores.sqlite.views import session_by_id
+from outrider.stores.statements import listed
+from outrider.stores.views import session_by_id
 
 R = TypeVar("R")
 
@@ -75,7 +75,7 @@ def create_session(new: NewSession) -> Operation[Session]:
         batch.flush()
         found = session_by_id(batch.statements, new.id)
         assert found is not None
-        return found
+        return batch.with_counters(found)
 
     return Operation(run, lambda wanted: wanted.sessions.add(new.id))
 
@@ -134,12 +134,12 @@ class _Sight:
 
 def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
     statements, now, size = batch.statements, claim.now, claim.limit + 1
-    by_route, timed, deadline, follow_ups, opens_at = statements.array("look", routes, size)
+    by_route, timed, deadline, follow_ups, opens_at = statements.document("look", routes, size)
     if any(moment is not None and moment <= now for moment in (timed, opens_at)):
         statements.run("come", routes, now, COME_AT_ONCE)
         batch.forget_timed()
         batch.open_rates(now)
-        by_route, timed, deadline, follow_ups, opens_at = statements.array("look", routes, size)
+        by_route, timed, deadline, follow_ups, opens_at = statements.document("look", routes, size)
     ready, later = sorted(chain.from_iterable(by_route))[:size], None
     if any(row[DUE_AT] > now for row in ready):
         # A claim that waited in the queue finds tasks that were made after its moment. They are for the next.
@@ -160,7 +160,7 @@ def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
 
 
 def _ready_by(batch: Batch, routes: str, now: Instant, size: int) -> list[list[Any]]:
-    return sorted(chain.from_iterable(batch.statements.array("ready_by", routes, size, now)))[:size]
+    return sorted(chain.from_iterable(batch.statements.document("ready_by", routes, size, now)))[:size]
 
 
 def _walk(batch: Batch, ready: Sequence[list[Any]], claim: Claim) -> tuple[list[int], list[tuple[list[Any], str]]]:
@@ -328,7 +328,7 @@ def acknowledge(session_id: str, upto: int) -> Operation[int]:
     """Drop inbox entries that were delivered."""
 
     def run(batch: Batch) -> int:
-        batch.flush()
+        batch.finish()
         return batch.statements.run("acknowledge", session_id, upto).rowcount
 
     return Operation(run, is_late=True)
@@ -339,7 +339,7 @@ def prune(task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | No
     tasks, sessions = tuple(dict.fromkeys(task_ids)), tuple(dict.fromkeys(session_ids))
 
     def run(batch: Batch) -> Pruned:
-        batch.flush()
+        batch.finish()
         return batch.prune(tasks, sessions, now)
 
     return Operation(run, is_late=True)

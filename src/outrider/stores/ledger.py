@@ -1,0 +1,117 @@
+"""The verbs that both SQL stores share: each hands an operation to the writer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from outrider.core.change import Change
+from outrider.core.events import FileWrite, Step
+from outrider.core.ledger import (
+    Claim,
+    Claims,
+    Decide,
+    Listener,
+    Order,
+    OutputChunk,
+    Page,
+    Pruned,
+    Report,
+    Signal,
+    Verdict,
+    WorkerCard,
+)
+from outrider.core.session import NewSession, Session
+from outrider.core.values import Instant
+from outrider.stores import operations
+from outrider.stores.operations import Operation
+
+R = TypeVar("R")
+
+
+class SqlLedger(ABC):
+    """A `Ledger` but for how it is opened, how a lease is renewed, and how it is closed."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[object, Listener] = {}
+
+    @abstractmethod
+    async def _do(self, operation: Operation[R]) -> R:
+        """Hand an operation to the writer, and wait until it is committed."""
+
+    @abstractmethod
+    def _listeners_changed(self) -> None:
+        """Somebody listens now."""
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` on the opening loop after each commit, ours or another process's."""
+        key = object()
+        self._listeners[key] = listener
+        self._listeners_changed()
+        return lambda: self._listeners.pop(key, None) and None
+
+    def _tell(self, signal: Signal) -> None:
+        for listener in tuple(self._listeners.values()):
+            listener(signal)
+
+    async def create_session(self, new: NewSession) -> Session:
+        """Create a session, or return the one of that id. Logs `session.created`."""
+        return await self._do(operations.create_session(new))
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
+        """Commit each Change whole or not at all, in the order given; one verdict for each."""
+        return await self._do(operations.commit(changes))
+
+    async def claim(self, claim: Claim, decide: Decide) -> Claims:
+        """Take ready tasks that nobody holds, committing what `decide` makes of each; it runs in the writing thread."""
+        return await self._do(operations.claim(claim, decide))
+
+    async def control(self, order: Order) -> bool:
+        """Set or remove a limit, pause or resume; False if all was so already."""
+        return await self._do(operations.control(order))
+
+    async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
+        """Write live values; False for each whose attempt no longer holds its task."""
+        return await self._do(operations.report(reports))
+
+    async def journal(self, steps: Sequence[Step]) -> Sequence[bool]:
+        """Write journal rows, replacing those of the same position; False for each whose attempt is over."""
+        return await self._do(operations.journal(steps))
+
+    async def append(self, page: Page) -> bool:
+        """Append a finished iteration; False, and nothing written, if the attempt is over."""
+        return await self._do(operations.append(page))
+
+    async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
+        """Append output; False for each whose attempt is over."""
+        return await self._do(operations.print(chunks))
+
+    async def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
+        """Write a file whole, replacing one of that path; False if the fencing (task id, attempt) is over.
+
+        Raises NotFound when there is no such session.
+        """
+        return await self._do(operations.write_file(file, fence))
+
+    async def delete_file(self, session_id: str, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        return await self._do(operations.delete_file(session_id, path))
+
+    async def register(self, card: WorkerCard) -> None:
+        """Make a worker known."""
+        await self._do(operations.register(card))
+
+    async def retire(self, worker_id: str) -> None:
+        """Forget a worker. The tasks it held must have been settled before."""
+        await self._do(operations.retire(worker_id))
+
+    async def acknowledge(self, session_id: str, upto: int) -> int:
+        """Mark inbox entries up to that seq as delivered; returns how many."""
+        return await self._do(operations.acknowledge(session_id, upto))
+
+    async def prune(
+        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+    ) -> Pruned:
+        """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
+        return await self._do(operations.prune(task_ids, session_ids, now))

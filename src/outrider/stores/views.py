@@ -1,0 +1,404 @@
+"""Reading, for both SQL stores. Each view is one statement, so what it returns is one moment of the database.
+
+A store says where a read runs, and how one reads what only it has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from outrider.core.change import AttemptEnd, LogType
+from outrider.core.events import Message, Step
+from outrider.core.ledger import (
+    Beat,
+    Ended,
+    FileInfo,
+    InboxRow,
+    KeyUse,
+    LogRow,
+    News,
+    Output,
+    OutputRow,
+    PendingFollowUp,
+    Statistics,
+    Storage,
+    TaskFilter,
+    TranscriptRow,
+    Waiting,
+    Worker,
+)
+from outrider.core.queue import Gates
+from outrider.core.session import Session
+from outrider.core.task import Direction, InputRequest, State, Task
+from outrider.core.values import Instant
+from outrider.stores.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
+from outrider.stores.rows import (
+    STATES,
+    decode,
+    read_attempt,
+    read_card,
+    read_follow_up,
+    read_message,
+    read_request,
+    read_snapshot,
+)
+from outrider.stores.statements import Statements, listed, read_statements
+
+T = TypeVar("T")
+
+SHORT = 100
+"""Up to how many rows a read counts as short."""
+
+
+class SqlViews(ABC):
+    """The views of a store with SQL."""
+
+    def __init__(self, dialect: str) -> None:
+        self._texts = read_statements(dialect)
+
+    @abstractmethod
+    async def _short(self, read: Callable[[Statements], T]) -> T:
+        """Read what is known to be short."""
+
+    @abstractmethod
+    async def _later(self, read: Callable[[Statements], T]) -> T:
+        """Read what may return much, where nobody else is held up."""
+
+    async def _read(self, rows: int, read: Callable[[Statements], T]) -> T:
+        return await (self._short(read) if rows <= SHORT else self._later(read))
+
+    @abstractmethod
+    def _storage(self, read: Statements) -> Storage:
+        """What the database takes on its disk."""
+
+    # --- tasks -------------------------------------------------------------------------------------------
+
+    async def task(self, task_id: str) -> Task | None:
+        """The task of that id."""
+        found = await self._short(lambda read: tasks_of(read.tasks("tasks_by_id", listed([task_id]))))
+        return found[0] if found else None
+
+    async def tasks(self, ids: Sequence[str]) -> Sequence[Task]:
+        """The tasks of these ids that exist, in no particular order."""
+        return await self._read(len(ids), lambda read: tasks_of(read.tasks("tasks_by_id", listed(ids))))
+
+    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order."""
+        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
+
+    async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
+        """A page in the order of ids, which is the order of creation."""
+        found = await self._read(filter.limit, lambda read: self._page(read, filter))
+        found.sort(key=lambda task: task.id, reverse=filter.newest_first)
+        return found[: filter.limit]
+
+    async def children(self, task_id: str) -> Sequence[Task]:
+        """The tasks whose parent this is, ended ones too."""
+        return await self._later(lambda read: tasks_of(read.tasks("children", task_id)))
+
+    async def held_by(self, worker_id: str) -> Sequence[Beat]:
+        """What that worker holds now."""
+        return await self._short(lambda read: [Beat(*row) for row in read.array("held_by", worker_id)])
+
+    async def holders(self) -> Mapping[str, int]:
+        """How many tasks each worker holds now, by its id; those that hold any, registered or not."""
+        return await self._short(lambda read: dict(read.array("holders")))
+
+    async def active_at(self, task_id: str) -> Instant | None:
+        """The newest recorded sign of life (report or appended page) of the task's current attempt, if any."""
+        row = await self._short(lambda read: read.row("active_at", task_id))
+        return None if row is None else row[0]
+
+    async def overdue(self, now: Instant, limit: int) -> Sequence[Task]:
+        """Tasks whose next deadline has passed, earliest first."""
+        found = await self._read(limit, lambda read: tasks_of(read.tasks("overdue", now, limit)))
+        return sorted(found, key=lambda task: (task.core.next_deadline_at or 0, task.id))
+
+    async def follow_ups(self, limit: int, task_ids: Sequence[str] | None = None) -> Sequence[PendingFollowUp]:
+        """Follow-ups that wait, oldest first; of these tasks only, when given."""
+
+        def read_all(read: Statements) -> list[PendingFollowUp]:
+            if task_ids is None:
+                rows = read.array("follow_ups", limit)
+            else:
+                rows = read.array("follow_ups_of", listed(task_ids), limit)
+            return [PendingFollowUp(id, task_id, read_follow_up(event)) for id, task_id, event in rows]
+
+        return await self._read(limit, read_all)
+
+    async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
+        """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
+
+        def read_all(read: Statements) -> list[Step]:
+            return [
+                Step(
+                    task_id, position, ordinal, verb, attempt, at, None if value is None else value.encode(), bool(done)
+                )
+                for position, ordinal, verb, attempt, at, value, done in read.array(
+                    "steps" if values else "steps_without_values", task_id
+                )
+            ]
+
+        return await self._later(read_all)
+
+    async def attempts(self, task_id: str) -> Sequence[AttemptEnd]:
+        """The task's closed attempts, in order."""
+        return await self._short(lambda read: [read_attempt(task_id, *row) for row in read.array("attempts", task_id)])
+
+    async def requests(self, task_id: str) -> Sequence[InputRequest]:
+        """All requests the task ever made, oldest first."""
+        return await self._short(lambda read: [read_request(data) for data in read.array("requests", task_id)])
+
+    async def request(self, request_id: str) -> InputRequest | None:
+        """The request of that id, pending or closed."""
+        row = await self._short(lambda read: read.row("request", request_id))
+        return None if row is None else read_request(decode(row[0]))
+
+    async def messages(
+        self, task_id: str, *, direction: Direction | None = None, after: str | None = None, limit: int = 1000
+    ) -> Sequence[Message]:
+        """The task's thread in the order it was written, after the message of that id."""
+
+        def read_all(read: Statements) -> list[Message]:
+            return [read_message(data) for data in read.array("messages", task_id, direction, after, limit)]
+
+        return await self._read(limit, read_all)
+
+    async def output(self, task_id: str, *, start: int = 0, limit: int = 1000) -> Output:
+        """Output from the byte offset `start` on, at most `limit` pieces, whole: the first may begin before it."""
+
+        def read_all(read: Statements) -> Output:
+            found = read.document("output", task_id, start, limit)
+            if found is None:
+                return Output((), 0, 0)
+            first, end, pieces = found
+            rows = tuple(OutputRow(stream, offset, text, at) for stream, offset, _, text, at in pieces)
+            return Output(rows, first, pieces[-1][1] + pieces[-1][2] if pieces else end)
+
+        return await self._read(limit, read_all)
+
+    async def ended(
+        self,
+        before: Instant,
+        limit: int,
+        *,
+        states: tuple[State, ...] | None = None,
+        organization_id: str | None = None,
+        session_id: str | None = None,
+        kind: str | None = None,
+    ) -> Sequence[str]:
+        """Ids of tasks that ended before a moment, the longest ended first."""
+        conditions, values = ["finished_at < ?"], [before]
+        filter = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
+        self._narrow(filter, conditions, values)
+        where = " and ".join(conditions)
+        return await self._later(lambda read: cast("list[str]", read.filtered("ended", where, "asc", *values, limit)))
+
+    async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
+        """The sessions that these tasks opened, in no particular order."""
+        return await self._read(
+            len(task_ids), lambda read: [_session(row) for row in read.array("child_sessions", listed(task_ids))]
+        )
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        """How many tasks there are in each state."""
+        return await self._short(lambda read: {STATES[state]: count for state, count in read.array("counts")})
+
+    async def gates(self) -> Gates:
+        """All limits and pauses."""
+        return await self._short(lambda read: gates_of(*read.document("gates")))
+
+    async def ahead(self, task_id: str) -> int | None:
+        """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
+        row = await self._later(lambda read: read.row("ahead", task_id))
+        return None if row is None else cast(int, row[0])
+
+    async def statistics(self, since: Instant) -> Statistics:
+        """What waits now, and what ended since a moment. Looks at each of those: for people, not for programs."""
+
+        def read_all(read: Statements) -> Statistics:
+            states = {STATES[state]: count for state, count in read.array("counts")}
+            waiting = tuple(Waiting(*row) for row in read.array("waiting"))
+            ended = tuple(
+                Ended(kind, STATES[state], *rest) for kind, state, *rest in read.array("ended_by_kind", since)
+            )
+            return Statistics(states, waiting, ended, self._storage(read))
+
+        return await self._later(read_all)
+
+    async def problems(self, *, deep: bool = False) -> Sequence[str]:
+        """What is wrong with the database, in words; nothing if it is sound."""
+
+        def read_all(read: Statements) -> list[str]:
+            wrong = self._damage(read, deep)
+            for state, count, there in read.array("miscounted"):
+                wrong.append(f"the count of {state} tasks is {count}, and there are {there}")
+            return wrong
+
+        return await self._later(read_all)
+
+    @abstractmethod
+    def _damage(self, read: Statements, deep: bool) -> list[str]:
+        """What is wrong with the files of the database."""
+
+    async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
+        """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
+
+        def read_all(read: Statements) -> list[KeyUse]:
+            found = read.array("keys_in_use") if keys is None else keys
+            return [
+                KeyUse(key, held, waiting, spent_of(spent))
+                for key, held, waiting, spent in read.array("uses", listed(found))
+            ]
+
+        return await self._later(read_all)
+
+    # --- sessions ----------------------------------------------------------------------------------------
+
+    async def session(self, session_id: str) -> Session | None:
+        """The session of that id."""
+        return await self._short(lambda read: session_by_id(read, session_id))
+
+    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id."""
+        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
+
+    async def events(
+        self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
+    ) -> Sequence[LogRow]:
+        """Log entries with a `seq` greater than `after`, in order; of one task only, when given."""
+
+        def read_all(read: Statements) -> list[LogRow]:
+            if task_id is None:
+                rows = read.array("events", session_id, after, limit)
+            else:
+                rows = read.array("events_of_task", task_id, session_id, after, limit)
+            rows.sort(key=lambda row: row[1])
+            return [_log_row(session_id, row) for row in rows]
+
+        return await self._read(limit, read_all)
+
+    async def position(self) -> int:
+        """The position of the newest log entry of all sessions, 0 if there is none."""
+        return await self._short(lambda read: cast(int, read.row("position")[0]))
+
+    async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
+        """The log entries of all sessions with a position greater than `after`, in order."""
+        found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])
+        return sorted(found, key=lambda each: each.position)
+
+    async def first_seq(self, session_id: str) -> int:
+        """The number of the oldest entry kept; 1 unless the log was trimmed."""
+        row = await self._short(lambda read: read.row("first_seq", session_id))
+        return 1 if row is None else cast(int, row[0])
+
+    async def file(self, session_id: str, path: str) -> bytes | None:
+        """The content of a session's file."""
+        task_id, rest = owner_of(path) or (None, None)
+        row = await self._short(lambda read: read.row("file", session_id, task_id, rest, path))
+        return None if row is None else row[0]
+
+    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths."""
+        first, last = _owners_below(prefix)
+
+        def read_all(read: Statements) -> list[FileInfo]:
+            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, first, last, limit)
+            return [FileInfo(session_id, *row) for row in rows]
+
+        return await self._later(read_all)
+
+    async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
+        """Transcript entries numbered above `after`, in order."""
+
+        def read_all(read: Statements) -> list[TranscriptRow]:
+            rows = read.array("transcript", session_id, after, limit)
+            return [TranscriptRow(number, task_id, turn, message.encode()) for number, task_id, turn, message in rows]
+
+        return await self._read(limit, read_all)
+
+    async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
+        """Undelivered entries, oldest first."""
+
+        def read_all(read: Statements) -> list[InboxRow]:
+            return [InboxRow(seq, session_id, *row) for seq, *row in read.array("inbox", session_id, limit)]
+
+        return await self._read(limit, read_all)
+
+    async def workers(self) -> Sequence[Worker]:
+        """All registered workers."""
+        return await self._short(
+            lambda read: [Worker(read_card(card), beat, beat_at) for card, beat, beat_at in read.array("workers")]
+        )
+
+    # --- a page of tasks ---------------------------------------------------------------------------------
+
+    def _page(self, read: Statements, filter: TaskFilter) -> list[Task]:
+        """At least the page asked for, unsorted. A tree is its root session and what is below: one range each."""
+        if filter.root_session_id is None:
+            return self._range(read, filter, [], [])
+        root = filter.root_session_id
+        return [
+            *self._range(read, filter, [self._texts["in_session"], "root_session_id is null"], [root]),
+            *self._range(read, filter, ["root_session_id = ?"], [root]),
+        ]
+
+    def _range(self, read: Statements, filter: TaskFilter, conditions: list[str], values: list[Any]) -> list[Task]:
+        self._narrow(filter, conditions, values)
+        states = listed([state.value for state in (State if filter.states is None else filter.states)])
+        direction = "desc" if filter.newest_first else "asc"
+        where = " and ".join(conditions) or "true"
+        return tasks_of(read.filtered_tasks("tasks_where", where, direction, *values, filter.limit, states))
+
+    def _narrow(self, filter: TaskFilter, conditions: list[str], values: list[Any]) -> None:
+        """Add the conditions of a filter on the table of tasks, and their values."""
+
+        def add(condition: str, *given: Any) -> None:
+            conditions.append(condition)
+            values.extend(given)
+
+        if filter.session_id is not None:
+            add(self._texts["in_session"], filter.session_id)
+        if filter.parent_task_id is not None:
+            add("parent_task_id = ?", filter.parent_task_id)
+        if filter.organization_id is not None:
+            add("organization_id = ?", filter.organization_id)
+        if filter.states is not None:
+            add(self._texts["in_states"], listed([state.value for state in filter.states]))
+        if filter.kind is not None:
+            add("kind = ?", filter.kind)
+        for name, value in filter.labels.items():
+            add(self._texts["labelled"], name, value)
+        if filter.after is not None:
+            add("id < ?" if filter.newest_first else "id > ?", filter.after)
+
+
+def session_by_id(read: Statements, session_id: str) -> Session | None:
+    """The session of that id, on any connection."""
+    row = read.row("session", session_id)
+    return None if row is None else _session(row)
+
+
+def _session(row: Sequence[Any]) -> Session:
+    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at = row
+    return Session(
+        id, organization, root, parent, parent_task, agent, title, decode(labels), driver, seq, created_at, updated_at
+    )
+
+
+def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
+    position, seq, task_id, type, at, data, input = row
+    encoded = read_snapshot(data, input) if type == "task.created" else data.encode()
+    return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
+
+
+def _owners_below(prefix: str) -> tuple[str, str]:
+    """The first and the last task id whose folder may hold files below a prefix."""
+    if TASKS_FOLDER.startswith(prefix):
+        return "", AFTER_ANY
+    if not prefix.startswith(TASKS_FOLDER):
+        return AFTER_ANY, ""
+    task_id, slash, _ = prefix[len(TASKS_FOLDER) :].partition("/")
+    return task_id, task_id if slash else task_id + AFTER_ANY
