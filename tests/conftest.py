@@ -1,13 +1,16 @@
-"""What every test shares: the asyncio backend, and a hypothesis profile for machines whose speed drifts."""
+"""What every test shares: the asyncio backend, a hypothesis profile for machines whose speed drifts, PostgreSQL."""
 
 import atexit
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.servers import RUNNING, Host, Server, SharedServers, fresh_database, programs_of, versions
 
 # A deadline would measure the machine. In CI the examples are the same every time; elsewhere they explore.
 settings.register_profile("outrider", deadline=None, derandomize="CI" in os.environ)
@@ -33,3 +36,51 @@ pytest.register_assert_rewrite("tests.stores.contract", "tests.stores.scene", "t
 def anyio_backend() -> str:
     """Tests marked `anyio` run on asyncio, the only loop the runtime supports."""
     return "asyncio"
+
+
+# --- PostgreSQL --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_servers() -> Iterator[SharedServers]:
+    """The servers that this process has started by now; another process of the same run has its own."""
+    servers = SharedServers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def postgres_version() -> str:
+    """The newest at hand; to run on the oldest too: `@pytest.mark.parametrize("postgres_version", versions())`."""
+    return versions()[-1]
+
+
+@pytest.fixture
+def postgres(postgres_servers: SharedServers, postgres_version: str) -> Host:
+    """A server that runs, shared with other tests: not to be stopped, nor its settings changed."""
+    return postgres_servers.of(postgres_version)
+
+
+@pytest.fixture
+def postgres_url(postgres: Host) -> Iterator[str]:
+    """The address of an empty database of the test's own."""
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def own_postgres(postgres_version: str) -> Iterator[Server]:
+    """A server of the test's own, to be stopped and killed."""
+    with Server(programs_of(postgres_version)) as server:
+        yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what the servers said last."""
+    report = yield
+    if report.failed:
+        for server in RUNNING:
+            title = f"PostgreSQL {server.version} at {server.url()}, its last words"
+            report.sections.append((title, "\n".join(server.log().splitlines()[-40:])))
+    return report

@@ -32,11 +32,14 @@ def main(folder: str, user: str, command: list[str]) -> int:
         prctl(SET_CHILD_SUBREAPER, 1)
     program = start(command, folder, user)
     os.write(1, b"%d\n" % program.pid)
-    threading.Thread(target=watch, args=(program, folder, owner), daemon=True).start()
+    is_orphaned = threading.Event()
+    threading.Thread(target=watch, args=(program, owner, is_orphaned), daemon=True).start()
     status = program.wait()
     with suppress(ChildProcessError):
         while True:  # none of its processes is left when we end
             os.wait()
+    if is_orphaned.is_set():
+        shutil.rmtree(folder, ignore_errors=True)
     return status
 
 
@@ -62,7 +65,7 @@ def start(command: list[str], folder: str, user: str) -> subprocess.Popen[bytes]
     )
 
 
-def watch(program: subprocess.Popen[bytes], folder: str, owner: int) -> None:
+def watch(program: subprocess.Popen[bytes], owner: int, is_orphaned: threading.Event) -> None:
     """Pass signals on until the owner is gone, then end all."""
     # A child that the owner forked may hold the other end of our input: so the owner is looked for as well.
     while os.getppid() == owner:
@@ -71,12 +74,11 @@ def watch(program: subprocess.Popen[bytes], folder: str, owner: int) -> None:
             if not byte:
                 break
             send(program, byte[0])
+    is_orphaned.set()
     send(program, signal.SIGQUIT)  # PostgreSQL ends its children and removes its shared memory
     with suppress(subprocess.TimeoutExpired):
         program.wait(PATIENCE)
     send(program, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
 
 
 def send(program: subprocess.Popen[bytes], number: int) -> None:
