@@ -18,7 +18,9 @@ from typing import Any
 from benchmarks import work
 from benchmarks.harness import Figures, Place, Settings, check
 from benchmarks.tasks import check_crowd, run_crowd
-from outrider.stores.sqlite import batch, operations, statements, writer
+from outrider.stores import batch, operations
+from outrider.stores import writer as group
+from outrider.stores.sqlite import statements, writer
 
 WRITES = (
     "insert_tasks",
@@ -82,14 +84,14 @@ class _Spans:
 def _measured(spans: _Spans) -> Iterator[None]:
     places: list[tuple[Any, str, str | Callable[..., str]]] = [
         (writer.Writer, "__init__", "rest"),
-        (writer.Writer, "_commit", "rest"),
-        (writer.Writer, "_reply", "reply"),
+        (group.GroupWriter, "_commit", "rest"),
+        (group.GroupWriter, "_reply", "reply"),
         (writer.Writer, "_has_foreign_news", "begin"),
         (batch.Batch, "load", "read"),
         (operations, "_look", "read"),
         (batch.Batch, "commit", "apply"),
         (batch.Batch, "records", "read"),
-        (statements.Statements, "write", _name_of),
+        (statements.SqliteStatements, "write", _name_of),
     ]
     before = [getattr(owner, name) for owner, name, _ in places]
     for (owner, name, part), function in zip(places, before, strict=True):
@@ -126,5 +128,5 @@ class _Timed:
         return getattr(self._connection, name)
 
 
-def _name_of(_: statements.Statements, name: str, __: Any) -> str:
+def _name_of(_: statements.SqliteStatements, name: str, __: Any) -> str:
     return name if name in WRITES else "other_writes"

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.servers import RUNNING, Host, Server, SharedServers, fresh_database, programs_of, versions
+from tests.servers import RUNNING, SERVERS, Host, Server, SharedServers, fresh_database, programs_of, versions
 
 # A deadline would measure the machine. In CI the examples are the same every time; elsewhere they explore.
 settings.register_profile("outrider", deadline=None, derandomize="CI" in os.environ)
@@ -41,12 +41,11 @@ def anyio_backend() -> str:
 # --- PostgreSQL --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def postgres_servers() -> Iterator[SharedServers]:
     """The servers that this process has started by now; another process of the same run has its own."""
-    servers = SharedServers()
-    yield servers
-    servers.close()
+    yield SERVERS
+    SERVERS.close()
 
 
 @pytest.fixture

@@ -327,6 +327,10 @@ class SharedServers:
         self._hosts.clear()
 
 
+SERVERS: Final = SharedServers()
+"""Those of this process; `tests/conftest.py` stops them."""
+
+
 def versions() -> tuple[str, ...]:
     """The oldest and the newest version at hand, to run a test on each: `parametrize("postgres_version", versions())`.
 

@@ -192,9 +192,10 @@ class Outrider:
     ) -> AsyncIterator[Runtime]:
         """Open a store, with a worker inside unless `worker=False`.
 
-        `url` is `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, or `memory://`. On the way out the
-        worker drains: steps in flight finish, the rest is handed over. Raises InvalidArguments for any other form of
-        URL, options after the path too, and a StoreError if the store cannot be opened.
+        `url` is `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, `postgresql://user@host/database`, or
+        `memory://`. On the way out the worker drains: steps in flight finish, the rest is handed over. Raises
+        InvalidArguments for any other form of URL, options after the path too (but for those of PostgreSQL), and a
+        StoreError if the store cannot be opened.
         """
         from outrider.runtime import isolated
 
@@ -239,6 +240,14 @@ async def open_ledger(url: str) -> Ledger:
         from outrider.stores.memory import MemoryLedger
 
         return MemoryLedger()
+    if scheme == "postgresql":
+        try:
+            from outrider.stores.postgres import PostgresLedger
+        except ImportError as error:
+            raise InvalidArguments(
+                f"PostgreSQL needs the extra `postgres`: pip install 'outrider[postgres]' ({error})"
+            ) from error
+        return await PostgresLedger.open(path)
     from outrider.stores.sqlite import SqliteLedger
 
     return await SqliteLedger.open(path)
@@ -270,6 +279,10 @@ def path_of(url: str) -> Path:
     scheme, path = _split(url)
     if scheme == "memory":
         raise InvalidArguments("a database in memory is kept in no file")
+    if scheme == "postgresql":
+        raise InvalidArguments(
+            "a PostgreSQL database is no file: save it with pg_dump, and put it back with pg_restore"
+        )
     return Path(os.path.realpath(path))
 
 
@@ -285,6 +298,8 @@ def _split(url: str) -> tuple[str, str]:
         if not url or "\0" in url or url.lower().startswith(_NO_PATHS):
             raise InvalidArguments(f"{url!r} names no file: write {_FORMS}, or a plain path")
         return "sqlite", url
+    if scheme in ("postgresql", "postgres"):
+        return "postgresql", url
     if scheme not in ("sqlite", "memory"):
         raise InvalidArguments(f"{url!r} names no store; known: {_FORMS}")
     path = unquote(rest[1:])
@@ -299,7 +314,7 @@ def _split(url: str) -> tuple[str, str]:
     return scheme, path
 
 
-_FORMS = "sqlite:///relative.db, sqlite:////absolute.db or memory://"
+_FORMS = "sqlite:///relative.db, sqlite:////absolute.db, postgresql://user@host/database or memory://"
 _NO_PATHS = ("sqlite:", "memory:", "file:", ":memory:")
 _NO_RETRY = Retry()
 _NO_TIMEOUTS = Timeouts()

@@ -194,21 +194,37 @@ def card(worker_id: str, host: str = "here", boot: str | None = None) -> WorkerC
     return WorkerCard(worker_id, host, boot_id() if boot is None else boot, 1, 0)
 
 
-@pytest.mark.parametrize("case", ["lock held", "lock released", "no lock", "another boot"])
-async def test_a_worker_of_this_machine_is_gone_as_soon_as_its_lock_is(case: str, tmp_path: Path):
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_a_worker_of_this_machine_is_gone_as_soon_as_its_lock_is(is_held: bool, tmp_path: Path):
     async with open_test(Outrider(), worker=False) as runtime:
-        await runtime.ledger.register(card("worker_dead", boot="earlier" if case == "another boot" else None))
-        lock = None if case == "no lock" else Lock(lock_path(tmp_path, "worker_dead"))
-        if lock is not None and case == "lock released":
+        await runtime.ledger.register(card("worker_other"))
+        lock = Lock(lock_path(tmp_path, "worker_other"))
+        if not is_held:
             lock.release()
-            lock_path(tmp_path, "worker_dead").touch()
-        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
-        await recovery.look()
-        left = [worker.id for worker in await runtime.workers()]
-        assert left == (["worker_dead"] if case == "lock held" else [])
-        if lock is not None and case != "lock released":
-            assert is_locked(lock.path) is (case == "lock held")
+            lock.path.touch()
+        await Recovery(runtime.services, "here", tmp_path, "worker_me").look()
+        assert [worker.id for worker in await runtime.workers()] == (["worker_other"] if is_held else [])
+        if is_held:
+            assert is_locked(lock.path)
             lock.release()
+
+
+async def test_of_a_worker_that_has_no_lock_here_only_its_silence_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    now = [1000.0]
+    monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
+    async with open_test(Outrider(), worker=False) as runtime:
+        await runtime.ledger.register(card("worker_namesake"))  # of another machine with the name of this one
+        recovery = Recovery(runtime.services, "here", tmp_path, "worker_me")
+        for _ in range(5):
+            now[0] += 0.99
+            await recovery.look()
+            assert [worker.id for worker in await runtime.workers()] == ["worker_namesake"]
+        for _ in range(10):
+            now[0] += 0.99
+            await recovery.look()
+        assert await runtime.workers() == []
 
 
 async def test_a_lock_of_a_worker_that_died_before_it_was_known_is_taken_away(
@@ -225,7 +241,7 @@ async def test_a_lock_of_a_worker_that_died_before_it_was_known_is_taken_away(
         for lock in tmp_path.glob("*.lock"):
             if lock.stem != "worker_young":
                 os.utime(lock, (0, 0))
-        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
+        recovery = Recovery(runtime.services, "here", tmp_path, "worker_me")
         await recovery.look()
         assert len(list(tmp_path.iterdir())) == 5
         now[0] += 10
@@ -242,7 +258,7 @@ async def test_a_worker_elsewhere_is_gone_when_its_beat_has_stood_still_for_the_
     async with open_test(Outrider(), worker=False) as runtime:
         for name in ("worker_dead", "worker_alive"):
             await runtime.ledger.register(card(name, "elsewhere"))
-        recovery = Recovery(runtime.services, "here", boot_id(), None, "worker_me")
+        recovery = Recovery(runtime.services, "here", None, "worker_me")
         for second in range(11):
             now[0] += 0.99
             runtime.ledger.renew("worker_alive", 1)
@@ -259,7 +275,7 @@ async def test_no_jump_of_a_clock_takes_anybody_for_lost(monkeypatch: pytest.Mon
     monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
     async with open_test(Outrider(), worker=False) as runtime:
         await runtime.ledger.register(card("worker_alive", "elsewhere"))
-        recovery = Recovery(runtime.services, "here", boot_id(), None, "worker_me")
+        recovery = Recovery(runtime.services, "here", None, "worker_me")
         await recovery.look()
         runtime.clock.advance(3600)
         await recovery.look()
@@ -283,7 +299,7 @@ async def test_the_culprit_of_a_will_is_charged_and_the_others_go_on_unharmed(tm
         await runtime.until(lambda: len(started) == 2)
         worker_id = runtime._crews[0].worker.id
         Will(culprit.id, "its code blocked the event loop for 30 s").write(lock_path(tmp_path, worker_id))
-        recovery = Recovery(runtime.services, "here", boot_id(), tmp_path, "worker_me")
+        recovery = Recovery(runtime.services, "here", tmp_path, "worker_me")
         (worker,) = [each for each in await runtime.services.views.workers() if each.card.id == worker_id]
         runtime._kill()
         await recovery._bury(worker)

@@ -2174,7 +2174,7 @@ class Pruning(Contract):
         await scene.apply("task_1", CancelRequested())
         position = await scene.views.position()
         await scene.ledger.prune(["task_1"])
-        assert await scene.views.position() == position
+        assert await scene.views.position() <= position
         await scene.create("task_2")
         (news,) = await scene.views.news(after=position)
         assert news.task_id == "task_2"

@@ -71,7 +71,7 @@ async def ensure_worker(runtime: Runtime, route: str, apps: Sequence[str], idle_
     try:
         if await serves(runtime, route):
             return None
-        return _start(locks, apps, idle_exit, starting)
+        return _start(runtime.ledger, locks, apps, idle_exit, starting)
     finally:
         os.close(starting)
 
@@ -89,11 +89,16 @@ def _lock_of_start(locks: Path, apps: Sequence[str]) -> int | None:
     return fd
 
 
-def _start(locks: Path, apps: Sequence[str], idle_exit: float, starting: int) -> Path:
+def _start(ledger: Ledger, locks: Path, apps: Sequence[str], idle_exit: float, starting: int) -> Path:
     """Start a worker in a session of its own; it holds `starting` until it is registered."""
-    database = str(locks).removesuffix("-workers")
-    log = Path(f"{database}-worker.log")
-    command = [sys.executable, "-m", "outrider.cli", "worker", f"--db={database}", f"--idle-exit={idle_exit}"]
+    beside = str(locks).removesuffix("-workers")
+    log = Path(f"{beside}-worker.log")
+    command = [sys.executable, "-m", "outrider.cli", "worker", f"--idle-exit={idle_exit}"]
+    environment = dict(os.environ)
+    if (url := getattr(ledger, "url", None)) is None:
+        command += [f"--db={beside}"]
+    else:  # it may hold a password, which everybody could read among the arguments
+        environment["OUTRIDER_DB"] = url
     command += [f"--app={app}" for app in apps]
     # What is ignored stays ignored in the child, so a hang-up that somebody sends it does no harm (as with nohup).
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -101,6 +106,7 @@ def _start(locks: Path, apps: Sequence[str], idle_exit: float, starting: int) ->
         with open(log, "ab", opener=partial(os.open, mode=0o600)) as output:
             subprocess.Popen(
                 [*command, f"--starting={starting}"],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outrider.core.errors import StoreError
-from outrider.core.ledger import Ledger, Worker
+from outrider.core.ledger import Ledger, Worker, WorkerCard
 from outrider.runtime.forked import forget, keep_from_forks
 from outrider.runtime.log import log
 from outrider.settings import WorkerSettings
@@ -74,9 +74,8 @@ def _is_there(path: Path, fd: int) -> bool:
 
 
 def locks_of(ledger: Ledger) -> Path | None:
-    """The folder for the locks of a store's workers, beside the database; None for one in memory."""
-    path = getattr(ledger, "path", None)
-    return None if path is None else Path(f"{path}-workers")
+    """The folder on this machine for the locks of a store's workers; None for one in memory."""
+    return getattr(ledger, "locks", None)
 
 
 def lock_path(locks: Path, worker_id: str) -> Path:
@@ -260,9 +259,18 @@ class LeaseThread(threading.Thread):
 def seen_alive(worker: Worker, locks: Path | None) -> bool | None:
     """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
     card = worker.card
-    if locks is None or card.host != socket.gethostname():
+    return None if locks is None else seen_here(card, locks, socket.gethostname())
+
+
+def seen_here(card: WorkerCard, locks: Path, host: str) -> bool | None:
+    """Whether a worker of the machine `host`, which is this one, lives; None where its lock is not here.
+
+    Two machines may have one name: a worker of another has left no lock here, and nothing is known of it.
+    """
+    lock = lock_path(locks, card.id)
+    if card.host != host or not lock.exists():
         return None
-    return card.boot_id == boot_id() and is_locked(lock_path(locks, card.id))
+    return is_locked(lock)
 
 
 def boot_id() -> str:

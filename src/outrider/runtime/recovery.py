@@ -17,7 +17,7 @@ from outrider.core.events import HolderLost, Released, Step
 from outrider.core.ledger import Beat, Views, Worker
 from outrider.core.task import OUTSIDER
 from outrider.runtime.journal import OUTLIVES
-from outrider.runtime.lease import Will, is_locked, lock_path, sweep
+from outrider.runtime.lease import Will, lock_path, seen_here, sweep
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
 
@@ -31,10 +31,9 @@ SWEPT = 10.0
 class Recovery:
     """What one worker knows of the others."""
 
-    def __init__(self, services: Services, host: str, boot: str, locks: Path | None, own_id: str) -> None:
+    def __init__(self, services: Services, host: str, locks: Path | None, own_id: str) -> None:
         self._services = services
         self._host = host
-        self._boot = boot
         self._locks = locks
         self._own_id = own_id
         self._beats: dict[str, int] = {}
@@ -92,19 +91,19 @@ class Recovery:
     def _is_gone(self, worker: Worker, passed: float) -> bool:
         card = worker.card
         is_silent = self._is_silent(worker, passed)
-        if self._locks is None or card.host != self._host:
+        if self._locks is None:
             return is_silent
         if self._is_unlocked(worker):
             return True
         # With a will it is leaving, and its process says when.
-        return is_silent and Will.read(lock_path(self._locks, card.id)) is None
+        return is_silent and (card.host != self._host or Will.read(lock_path(self._locks, card.id)) is None)
 
     def _is_unlocked(self, worker: Worker) -> bool:
         """Whether another worker of this machine is known to be dead."""
         card = worker.card
-        if self._locks is None or card.host != self._host or card.id == self._own_id:
+        if self._locks is None or card.id == self._own_id:
             return False
-        return card.boot_id != self._boot or not is_locked(lock_path(self._locks, card.id))
+        return seen_here(card, self._locks, self._host) is False
 
     def _is_silent(self, worker: Worker, passed: float) -> bool:
         name = worker.card.id

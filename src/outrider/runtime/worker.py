@@ -70,7 +70,7 @@ class Worker:
         self._host = host or socket.gethostname()
         self._on_end = on_end
         self._bell = Bell(services.clock)
-        self._recovery = Recovery(services, self._host, boot_id(), locks, self.id)
+        self._recovery = Recovery(services, self._host, locks, self.id)
         self._tending = [each for each in services.registry.executors.values() if isinstance(each, Tending)]
         self._held: dict[str, Attempt] = {}
         self._open: set[Attempt] = set()

@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.errors import NotFound
@@ -54,6 +54,13 @@ from outrider.core.values import Instant, difference, evolve
 from outrider.stores.parcel import Parcel
 from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
 from outrider.stores.statements import Statements, listed
+
+Ready: TypeAlias = Sequence[Any]
+"""A task that may be claimed: rank, number, due_at, concurrency key, number of its session."""
+
+Look: TypeAlias = "tuple[list[Ready], Instant | None, Instant | None, bool, Instant | None]"
+"""The first ready tasks in their order; when the first timed one is due; the earliest deadline of any task; whether
+follow-ups wait; when a start returns to a rate that holds tasks back."""
 
 TASKS_FOLDER = "/.tasks/"
 AFTER_ANY = "\U0010ffff"
@@ -240,6 +247,10 @@ class Wanted:
     keys: list[tuple[str, str]] = field(default_factory=list)
     debounced: list[tuple[str, str]] = field(default_factory=list)
     concurrency: set[str] = field(default_factory=set)
+    new_of: set[str] = field(default_factory=set)
+    """The parents of new tasks."""
+    is_held: bool = False
+    """Whether a task is to be held from its first moment."""
     logging: set[str] = field(default_factory=set)
 
     def change(self, parcel: Parcel) -> None:
@@ -256,6 +267,10 @@ class Wanted:
             self.debounced.append((task.input.session_id, task.input.debounce_key))
         if task.input.concurrency_key is not None:
             self.concurrency.add(task.input.concurrency_key)
+        if change.before is None:
+            self.is_held = self.is_held or task.core.worker_id is not None
+            if task.input.parent_task_id is not None:
+                self.new_of.add(task.input.parent_task_id)
         for follow_up in change.follow_ups:
             (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
         self.tasks.update(change.watches)
@@ -414,6 +429,15 @@ class Batch:
         """Limits or pauses were written."""
         self._known.gates = None
         self._ready = True
+
+    def look(self, routes: str, size: int) -> Look:
+        """All that a claim has to know, at once."""
+        by_route, timed, deadline, follow_ups, opens_at = self._statements.document("look", routes, size)
+        return sorted(chain.from_iterable(by_route))[:size], timed, deadline, bool(follow_ups), opens_at
+
+    def ready_by(self, routes: str, size: int, now: Instant) -> list[Ready]:
+        """The first ready tasks of these routes that are due by a moment."""
+        return sorted(chain.from_iterable(self._statements.document("ready_by", routes, size, now)))[:size]
 
     def records(self, numbers: Sequence[int]) -> list[Task]:
         """The tasks of these numbers, in their order. To be called when all was flushed."""
@@ -630,7 +654,7 @@ class Batch:
                 parcel.live,
             )
         )
-        self._new_inputs.append((number, parcel.input))
+        self._new_inputs.append(self._input_row(number, parcel))
         self._counts[parcel.columns[0]] += 1
         if given.idempotency_key is not None:
             self._keys[given.session_id, given.idempotency_key] = task.id
@@ -658,6 +682,9 @@ class Batch:
             is_large=parcel.input is not None and len(parcel.input) > LARGE,
         )
         return head
+
+    def _input_row(self, number: int, parcel: Parcel) -> tuple[Any, ...]:
+        return number, parcel.input
 
     def _move(self, parcel: Parcel, head: TaskHead) -> None:
         task = parcel.change.task
@@ -971,11 +998,15 @@ class Batch:
                 self._known.forget(head)
         for session, ids in untold.items():
             statements.run("prune_inbox", session, listed(ids))
-        owners = listed({row[2] for row in ended})
-        empty = statements.array("empty_sessions", listed(session_ids), listed([row[1] for row in ended]), owners)
+        empty = self._empty_sessions(
+            listed(session_ids), listed([row[1] for row in ended]), listed({row[2] for row in ended})
+        )
         return Pruned(
             tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
         )
+
+    def _empty_sessions(self, *named: str) -> list[Any]:
+        return self._statements.array("empty_sessions", *named)
 
     def _forget_rates(self, numbers: Sequence[int], now: Instant) -> None:
         """Forget the starts of these tasks' keys that have all returned: of some keys no task will ever come again."""
@@ -1044,7 +1075,7 @@ class Batch:
             self._write_sessions(list(self._touched.values()))
             self._touched = {}
         for name, rows in (
-            ("insert_events", self._events),
+            ("insert_events", self._event_rows()),
             ("insert_transcript", self._transcript),
             ("upsert_inbox", list(self._inbox.values())),
             ("update_counts", sorted(count for count in self._counts.items() if count[1])),
@@ -1054,6 +1085,9 @@ class Batch:
         self._events, self._transcript = [], []
         self._inbox.clear()
         self._counts.clear()
+
+    def _event_rows(self) -> list[tuple[Any, ...]]:
+        return self._events
 
     def _write_sessions(self, heads: Sequence[SessionHead]) -> None:
         self._statements.write(
@@ -1150,7 +1184,7 @@ class Batch:
     def open_limit(self, name: str) -> None:
         """A limit was changed: let in who may start by the new one."""
         wide = name.endswith(EVERY)
-        first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\0")
+        first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\x01")
         keys = self._statements.array("waiting_keys", first, last)
         self.load_keys(set(keys))
         rates = []

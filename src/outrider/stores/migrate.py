@@ -10,7 +10,7 @@ import hashlib
 import re
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -73,26 +73,30 @@ def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
     applied = {
         number: rest for number, *rest in connection.execute("select number, checksum, tolerated from migrations")
     }
-    _check(applied, migrations, path)
+    check(applied, migrations, f"the database {path}")
     for migration in migrations:
         if migration.number not in applied:
             _apply(connection, migration)
 
 
-def _check(applied: dict[int, list[object]], migrations: Sequence[Migration], path: Path) -> None:
+def check(applied: Mapping[int, Sequence[object]], migrations: Sequence[Migration], database: str) -> None:
+    """Compare what was applied, number by checksum and whether it is tolerated, with what is known.
+
+    Raises StoreNewer and StoreCorrupt as `migrate` does; `database` is what they call it.
+    """
     texts = {migration.number: migration for migration in migrations}
     for number, (checksum, tolerated) in applied.items():
         migration = texts.get(number)
         if migration is None:
             if not tolerated:
                 raise StoreNewer(
-                    f"the database {path} has schema {number}, which this version of Outrider does not know (it knows "
+                    f"{database} has schema {number}, which this version of Outrider does not know (it knows "
                     f"{max(texts, default=0)}); use a later version"
                 )
         elif checksum != migration.checksum:
             raise StoreCorrupt(
-                f"migration {number} ({migration.name}) of the database {path} is not the one of this program; the "
-                "file was made by a changed or unreleased version: use that one, or start a new database"
+                f"migration {number} ({migration.name}) of {database} is not the one of this program; "
+                "it was made by a changed or unreleased version: use that one, or start a new database"
             )
 
 

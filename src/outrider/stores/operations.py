@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Generic, TypeVar, assert_never
+from typing import Any, Generic, Literal, TypeVar, assert_never
 
 from outrider.core.change import Change
 from outrider.core.events import FileWrite, Step
@@ -33,7 +32,7 @@ from outrider.core.ledger import (
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
-from outrider.stores.batch import Batch, Wanted, owner_of
+from outrider.stores.batch import Batch, Ready, Wanted, owner_of
 from outrider.stores.parcel import pack
 from outrider.stores.rows import LIVE, encode
 from outrider.stores.statements import listed
@@ -62,6 +61,8 @@ class Operation(Generic[R]):
     run: Callable[[Batch], R]
     want: Callable[[Wanted], None] = _nothing
     is_late: bool = False
+    gates: Literal["", "read", "change"] = ""
+    """What it does with limits and pauses beyond what it wants looked up."""
 
 
 def create_session(new: NewSession) -> Operation[Session]:
@@ -109,7 +110,7 @@ def claim(claim: Claim, decide: Decide) -> Operation[Claims]:
         due_at = _earliest(found.due_at, opens_at)
         return Claims(tuple(tasks), due_at, deadline_at, found.more, found.follow_ups)
 
-    return Operation(run, is_late=True)
+    return Operation(run, is_late=True, gates="read")
 
 
 def _resume(batch: Batch) -> None:
@@ -134,23 +135,23 @@ class _Sight:
 
 def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
     statements, now, size = batch.statements, claim.now, claim.limit + 1
-    by_route, timed, deadline, follow_ups, opens_at = statements.document("look", routes, size)
+    ready, timed, deadline, follow_ups, opens_at = batch.look(routes, size)
     if any(moment is not None and moment <= now for moment in (timed, opens_at)):
         statements.run("come", routes, now, COME_AT_ONCE)
         batch.forget_timed()
         batch.open_rates(now)
-        by_route, timed, deadline, follow_ups, opens_at = statements.document("look", routes, size)
-    ready, later = sorted(chain.from_iterable(by_route))[:size], None
+        ready, timed, deadline, follow_ups, opens_at = batch.look(routes, size)
+    later = None
     if any(row[DUE_AT] > now for row in ready):
         # A claim that waited in the queue finds tasks that were made after its moment. They are for the next.
-        ready = _ready_by(batch, routes, now, size)
+        ready = batch.ready_by(routes, size, now)
         if len(ready) < size:  # then few are left to look through
             later = statements.row("ready_later", routes, now)[0]
     numbers, aside = _walk(batch, ready, claim)
     if aside and len(numbers) < claim.limit and len(ready) == size:
         # Those that may not start hid others that may: once more, further.
         size += SET_ASIDE_AT_ONCE
-        ready = _ready_by(batch, routes, now, size)
+        ready = batch.ready_by(routes, size, now)
         numbers, aside = _walk(batch, ready, claim)
     for reason in ("limit", "paused"):
         if those := [row for row, why in aside if why == reason]:
@@ -159,18 +160,14 @@ def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
     return _Sight(numbers, more, _earliest(timed, later), deadline, opens_at, bool(follow_ups))
 
 
-def _ready_by(batch: Batch, routes: str, now: Instant, size: int) -> list[list[Any]]:
-    return sorted(chain.from_iterable(batch.statements.document("ready_by", routes, size, now)))[:size]
-
-
-def _walk(batch: Batch, ready: Sequence[list[Any]], claim: Claim) -> tuple[list[int], list[tuple[list[Any], str]]]:
+def _walk(batch: Batch, ready: Sequence[Ready], claim: Claim) -> tuple[list[int], list[tuple[Ready, str]]]:
     """The numbers of those that may start, up to the limit of the claim, and the rows before that may not, with why."""
     paused, keys = batch.gates.paused, {row[KEY] for row in ready if row[KEY] is not None}
     if not paused and not keys:
         return [row[NUMBER] for row in ready[: claim.limit]], []
     places = batch.places(keys, claim.now)
     numbers: list[int] = []
-    aside: list[tuple[list[Any], str]] = []
+    aside: list[tuple[Ready, str]] = []
     for row in ready:
         if len(numbers) == claim.limit:
             break
@@ -302,7 +299,7 @@ def control(order: Order) -> Operation[bool]:
                 assert_never(order)
         return changed
 
-    return Operation(run, is_late=True)
+    return Operation(run, is_late=True, gates="change")
 
 
 def register(card: WorkerCard) -> Operation[Any]:

@@ -44,7 +44,7 @@ from outrider.stores.rows import (
     read_request,
     read_snapshot,
 )
-from outrider.stores.statements import Statements, listed, read_statements
+from outrider.stores.statements import Statements, listed
 
 T = TypeVar("T")
 
@@ -55,8 +55,9 @@ SHORT = 100
 class SqlViews(ABC):
     """The views of a store with SQL."""
 
-    def __init__(self, dialect: str) -> None:
-        self._texts = read_statements(dialect)
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """`texts` are the statements by name, of which the conditions are put into others."""
+        self._texts = texts
 
     @abstractmethod
     async def _short(self, read: Callable[[Statements], T]) -> T:

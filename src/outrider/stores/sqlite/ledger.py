@@ -58,6 +58,11 @@ class SqliteLedger(SqlLedger):
         return self._file.path
 
     @property
+    def locks(self) -> Path:
+        """The folder for the locks of workers, beside the file."""
+        return Path(f"{self._file.path}-workers")
+
+    @property
     def views(self) -> SqliteViews:
         """The reading half."""
         return self._views

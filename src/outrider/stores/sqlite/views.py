@@ -16,7 +16,7 @@ from typing import TypeVar
 from outrider.core.errors import StoreLocked
 from outrider.core.ledger import Storage
 from outrider.stores.sqlite.file import DatabaseFile
-from outrider.stores.sqlite.statements import SqliteStatements
+from outrider.stores.sqlite.statements import SqliteStatements, texts
 from outrider.stores.statements import Statements
 from outrider.stores.views import SqlViews
 
@@ -45,7 +45,7 @@ class SqliteViews(SqlViews):
     """Reads on connections of its own."""
 
     def __init__(self, file: DatabaseFile) -> None:
-        super().__init__("sqlite")
+        super().__init__(texts())
         self._file = file
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix=POOL)
         self._of_thread = threading.local()

@@ -1,0 +1,214 @@
+"""The database: connecting, bringing the schema up to date, and what its failures are called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg import Connection, errors
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import set_json_loads
+from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.types.string import StrBinaryDumper
+
+from outrider.core.errors import (
+    InvalidArguments,
+    StoreCorrupt,
+    StoreError,
+    StoreForeign,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+    StoreUnavailable,
+)
+from outrider.stores.migrate import Migration, check, known
+from outrider.stores.postgres.statements import DUMPERS
+
+OLDEST_SERVER = 15
+
+CONNECT_TIMEOUT = 10
+"""Seconds."""
+
+_MIGRATING = 8390880602276358243
+"""The advisory lock of who brings the schema up to date."""
+
+_LEDGER = """
+create table if not exists migrations (
+    number integer primary key,
+    name text not null,
+    checksum text not null,
+    tolerated boolean not null,
+    applied_at bigint not null
+)
+"""
+
+SETTINGS = (
+    # Plans are made once for each statement and connection. They look for few rows in tables that may be large, by an
+    # index; what else seems best while a table is small would stay in use when it has grown.
+    "set plan_cache_mode = force_generic_plan",
+    "set enable_seqscan = off",
+    "set enable_hashjoin = off",
+    "set enable_mergejoin = off",
+    "set jit = off",
+    # Who waits for a lock waits for a transaction of some milliseconds. What takes longer than this is cut off.
+    "set lock_timeout = '10s'",
+    "set idle_in_transaction_session_timeout = '60s'",
+)
+
+
+class Database:
+    """A PostgreSQL database of ours, by its URL."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parameters = conninfo_to_dict(url)
+        except psycopg.Error as error:
+            raise InvalidArguments(f"the URL of the database is not understood ({_first_line(error)})") from None
+        self.url = url
+        parameters.setdefault("application_name", "outrider")
+        parameters.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        # A peer that is gone is noticed in seconds, not in the hours that the kernel takes by itself.
+        for name, value in (
+            ("keepalives_idle", 5),
+            ("keepalives_interval", 2),
+            ("keepalives_count", 3),
+            ("tcp_user_timeout", 10_000),
+        ):
+            parameters.setdefault(name, value)
+        self._conninfo = make_conninfo("", **parameters)
+        host = parameters.get("host") or "the local socket"
+        port = f":{parameters['port']}" if parameters.get("port") else ""
+        self.name = f"the database {parameters.get('dbname') or parameters.get('user') or 'postgres'} at {host}{port}"
+        """What errors call it: nothing secret is in there."""
+
+    def connect(self, *, timeout: float | None = None) -> Connection[Any]:
+        """A new connection, ready for our statements. Raises StoreUnavailable and the like.
+
+        What is done on it takes `timeout` seconds at most, where that is given.
+        """
+        with self.errors():
+            connection = psycopg.connect(self._conninfo, autocommit=True)
+            try:
+                connection.prepare_threshold = 0
+                connection.prepared_max = 1000
+                set_json_loads(orjson.loads, connection)
+                adapters = connection.adapters
+                adapters.register_dumper(int, Int8BinaryDumper)
+                adapters.register_dumper(str, StrBinaryDumper)
+                for kind, dumper in DUMPERS:
+                    adapters.register_dumper(kind, dumper)
+                for setting in SETTINGS:
+                    connection.execute(setting)
+                if timeout is not None:
+                    connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def is_lost(self, error: psycopg.Error) -> bool:
+        """Whether the connection broke, so that it is not known what the server did."""
+        return isinstance(self.explain(error), StoreUnavailable)
+
+    def closed(self) -> StoreUnavailable:
+        """What every verb raises after `close`."""
+        return StoreUnavailable(f"{self.name} was closed", code="store_closed")
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Give what psycopg raises in here its name in the tree of errors."""
+        try:
+            yield
+        except psycopg.Error as error:
+            known = self.explain(error)
+            if known is None:
+                raise
+            raise known from error
+
+    def explain(self, error: psycopg.Error) -> StoreError | None:
+        """What a failure means for the store; None for one that is an operation's own fault."""
+        said = _first_line(error)
+        match error:
+            case errors.DeadlockDetected() | errors.SerializationFailure():
+                return None
+            case errors.DiskFull():
+                return StoreFull(f"no space is left for {self.name} ({said}); free some and go on")
+            case errors.ReadOnlySqlTransaction() | errors.InsufficientPrivilege():
+                return StoreReadOnly(
+                    f"{self.name} cannot be written ({said}); check the rights of the user, and that the server is no "
+                    "standby"
+                )
+            case errors.LockNotAvailable() | errors.QueryCanceled():
+                return StoreLocked(f"somebody keeps {self.name} locked ({said})")
+            case errors.UndefinedTable() | errors.UndefinedColumn():
+                return StoreCorrupt(f"{self.name} is damaged: somebody has changed its schema ({said})")
+            case errors.DataCorrupted() | errors.IndexCorrupted():
+                return StoreCorrupt(f"{self.name} is damaged ({said}); restore a backup")
+            case psycopg.OperationalError() | psycopg.InterfaceError() | errors.InternalError_():
+                return StoreUnavailable(f"{self.name} cannot be used ({said}); see that the server runs and lets us in")
+        return None
+
+    def prepare(self, migrations: Sequence[Migration] | None = None) -> str:
+        """Check that the database is ours, and bring its schema up to date; others wait meanwhile. Returns its id.
+
+        Raises StoreForeign for one with the tables of another program, StoreNewer for a schema that only a later
+        program knows, StoreCorrupt where a migration that was applied had another text.
+        """
+        with self.connect() as connection, self.errors():
+            if connection.info.server_version < OLDEST_SERVER * 10_000:
+                found = connection.info.server_version // 10_000
+                raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")
+            migrations = known("postgres") if migrations is None else migrations
+            with connection.transaction():
+                connection.execute("select pg_advisory_xact_lock(%s)", [_MIGRATING])
+                self._own(connection)
+                applied = {
+                    number: rest
+                    for number, *rest in connection.execute("select number, checksum, tolerated from migrations")
+                }
+                check(applied, migrations, self.name)
+                for migration in migrations:
+                    if migration.number not in applied:
+                        self._apply(connection, migration)
+                self._move_origin(connection)
+                (id,) = connection.execute("select id::text from origin").fetchone() or ("",)
+            return str(id)
+
+    def _own(self, connection: Connection[Any]) -> None:
+        (ours, others) = connection.execute(
+            "select to_regclass('migrations') is not null and to_regclass('tasks') is not null,"
+            " array(select tablename::text from pg_tables where schemaname = current_schema()"
+            " and tablename in ('tasks', 'sessions', 'events', 'migrations'))"
+        ).fetchone() or (False, [])
+        if not ours and others:
+            raise StoreForeign(
+                f"{self.name} has tables of another program ({', '.join(others)}); use a database or schema of our own"
+            )
+        connection.execute(_LEDGER)
+
+    def _apply(self, connection: Connection[Any], migration: Migration) -> None:
+        connection.execute(migration.sql.encode(), prepare=False)
+        connection.execute(
+            "insert into migrations (number, name, checksum, tolerated, applied_at) values (%s, %s, %s, %s, %s)",
+            [migration.number, migration.name, migration.checksum, migration.is_tolerated, time.time_ns() // 1000],
+        )
+
+    def _move_origin(self, connection: Connection[Any]) -> None:
+        """Where this is a copy of the database under another server, its positions must not begin anew."""
+        connection.execute(
+            """
+            update origin
+            set position = last.position + 1
+            from (select max(position) as position from events) last
+            where last.position >= origin.position + (pg_current_xact_id()::text::bigint << 20)
+            """
+        )
+
+
+def _first_line(error: psycopg.Error) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,161 @@
+"""News between processes: what each commit concerns, told by NOTIFY on a connection of its own.
+
+Never in the writing transaction: notifications are queued under one lock of the whole server. What several commits
+concern is told in one. News may be lost, while the connection is broken or behind a pooler that shares connections out
+by transaction; so now and then this looks whether the log has grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg import Connection
+
+from outrider.core.errors import StoreError
+from outrider.core.ledger import Signal
+from outrider.stores.postgres.database import Database
+
+CHANNEL = "outrider"
+
+MOST = 7000
+"""Bytes of a notification; the server takes 8000. What is more is told as "look"."""
+
+BREATH = 0.002
+"""Seconds between two notifications: what is committed meanwhile goes together."""
+
+LOOK = 2.0
+"""Seconds after which to look at the log when nothing was heard."""
+
+PAUSE = 0.5
+"""Seconds between two attempts to connect."""
+
+_UNKNOWN = Signal(unknown=True)
+
+
+class News:
+    """Tells other processes of our commits, and `hear`s of theirs, on `loop`."""
+
+    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop, hear: Callable[[Signal], None]) -> None:
+        self._database = database
+        self._loop = loop
+        self._hear = hear
+        self._pending: list[Signal] = []
+        self._wakes, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._seen = -1
+        self._thread = threading.Thread(target=self._run, name="outrider-news", daemon=True)
+        self._thread.start()
+
+    def tell(self, signal: Signal) -> None:
+        """Tell others of a commit, soon. From any thread."""
+        if signal.task_ids or signal.session_ids or signal.ready or signal.follow_ups:
+            self._pending.append(signal)
+            self._ring()
+
+    def close(self) -> None:
+        """Tell what is left, and let go of the connection. Blocks; safe to repeat."""
+        self._is_closed = True
+        self._ring()
+        self._thread.join()
+        with self._lock:
+            if self._wake >= 0:
+                os.close(self._wakes)
+                os.close(self._wake)
+                self._wake = -1
+
+    def _ring(self) -> None:
+        with self._lock, suppress(BlockingIOError):
+            if self._wake >= 0:
+                os.write(self._wake, b"\0")
+
+    # --- the thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            try:
+                with self._database.connect() as connection, self._database.errors():
+                    connection.execute(f"listen {CHANNEL}")
+                    self._say(_UNKNOWN)  # what happened until now was not heard
+                    self._serve(connection)
+            except (StoreError, psycopg.Error):
+                self._pending.clear()
+                self._rest(PAUSE)
+
+    def _serve(self, connection: Connection[Any]) -> None:
+        own = connection.info.backend_pid
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        poll.register(self._wakes, select.POLLIN)
+        look_at = time.monotonic() + LOOK
+        while True:
+            poll.poll(max(0.0, look_at - time.monotonic()) * 1000)
+            self._drain()
+            for notice in connection.notifies(timeout=0):
+                if notice.pid != own:
+                    self._say(_read(notice.payload))
+                    look_at = time.monotonic() + LOOK
+            if self._pending:
+                pending, self._pending = self._pending, []
+                connection.execute("select pg_notify(%s, %s)", [CHANNEL, _write(pending)])
+                self._rest(BREATH)
+            if self._is_closed and not self._pending:
+                return
+            if time.monotonic() >= look_at:
+                self._look(connection)
+                look_at = time.monotonic() + LOOK
+
+    def _look(self, connection: Connection[Any]) -> None:
+        row = connection.execute("select max(position) from events").fetchone()
+        seen = 0 if row is None or row[0] is None else int(row[0])
+        if seen != self._seen:
+            self._seen = seen
+            self._say(_UNKNOWN)
+
+    def _say(self, signal: Signal) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody listens any more
+            self._loop.call_soon_threadsafe(self._hear, signal)
+
+    def _rest(self, seconds: float) -> None:
+        if not self._is_closed:
+            time.sleep(seconds)
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._wakes, 4096):
+                pass
+
+
+def _write(signals: list[Signal]) -> str:
+    """Several signals as one notification."""
+    deadlines = [signal.deadline_at for signal in signals if signal.deadline_at is not None]
+    data = orjson.dumps(
+        [
+            list(frozenset().union(*(signal.task_ids for signal in signals))),
+            list(frozenset().union(*(signal.moved for signal in signals))),
+            list(frozenset().union(*(signal.session_ids for signal in signals))),
+            any(signal.ready for signal in signals),
+            any(signal.follow_ups for signal in signals),
+            min(deadlines, default=None),
+        ]
+    )
+    return data.decode() if len(data) <= MOST else ""
+
+
+def _read(payload: str) -> Signal:
+    try:
+        task_ids, moved, session_ids, ready, follow_ups, deadline_at = orjson.loads(payload)
+    except ValueError:
+        return _UNKNOWN
+    return Signal(
+        frozenset(task_ids), frozenset(moved), frozenset(session_ids), ready, follow_ups, deadline_at=deadline_at
+    )

@@ -1,0 +1,91 @@
+"""Where the PostgreSQL store reads: in a few threads, each with a connection of its own, never on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+
+from outrider.core.errors import StoreUnavailable
+from outrider.core.ledger import Storage
+from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.statements import PostgresStatements, conditions
+from outrider.stores.statements import Statements
+from outrider.stores.views import SqlViews
+
+T = TypeVar("T")
+
+READERS = 4
+
+
+class _Reader(threading.local):
+    connection: Connection[Any] | None = None
+    statements: PostgresStatements | None = None
+
+
+class PostgresViews(SqlViews):
+    """Reads on connections of its own. Each is made when it is first needed."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(conditions())
+        self._database = database
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outrider-reader")
+        self._reader = _Reader()
+        self._connections: set[Connection[Any]] = set()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let go of all connections. Blocks until reads under way have ended."""
+        self._is_closed = True
+        self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    async def _short(self, read: Callable[[Statements], T]) -> T:
+        return await self._later(read)
+
+    async def _later(self, read: Callable[[Statements], T]) -> T:
+        if self._is_closed:
+            raise self._database.closed()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read_here, read)
+
+    def _read_here(self, read: Callable[[Statements], T]) -> T:
+        """Read in this thread. A connection that broke is made anew once: reading changes nothing."""
+        try:
+            return self._try(read)
+        except StoreUnavailable:
+            if self._reader.connection is not None:  # the server is there, and refused
+                raise
+            return self._try(read)
+
+    def _try(self, read: Callable[[Statements], T]) -> T:
+        reader = self._reader
+        if reader.connection is None or reader.statements is None:
+            reader.connection = self._database.connect()
+            reader.statements = PostgresStatements(reader.connection)
+            with self._lock:
+                self._connections.add(reader.connection)
+        connection = reader.connection
+        try:
+            with self._database.errors():
+                return read(reader.statements)
+        finally:
+            if connection.closed or connection.info.transaction_status is psycopg.pq.TransactionStatus.UNKNOWN:
+                with self._lock:
+                    self._connections.discard(connection)
+                connection.close()
+                reader.connection = reader.statements = None
+
+    # --- what only PostgreSQL has ------------------------------------------------------------------------
+
+    def _storage(self, read: Statements) -> Storage:
+        return Storage(read.row("storage")[0], 0, 0)
+
+    def _damage(self, read: Statements, deep: bool) -> list[str]:
+        return []

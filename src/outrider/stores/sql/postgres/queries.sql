@@ -1,0 +1,788 @@
+-- The statements of the PostgreSQL store, by name. Names and parameters are those of SQLite. `{rows:…}` stands for rows
+-- with columns of these types; `{task}` for the columns of a whole task; `{texts}` and `{numbers}` for the values of a
+-- parameter that is a JSON array, to be compared by `= any`. Documents are text; where one is searched, a NUL in it is
+-- shown as another character, since no text of PostgreSQL may hold one.
+--
+-- Who waits for locks takes them in this order, and each kind by number: limits and pauses, tasks, follow-ups,
+-- concurrency keys, sessions. What is locked out of turn is skipped where somebody else holds it.
+
+
+-- === the transaction ===
+
+-- lock_gates_shared --
+select pg_advisory_xact_lock_shared(8390880602276358242);
+
+-- lock_gates --
+select pg_advisory_xact_lock(8390880602276358242);
+
+
+-- === what a transaction looks up before it writes ===
+
+-- task_heads --
+select
+    t.number, t.id, s.id, t.state, t.version, t.attempt, t.worker_id, t.due_at, t.rank,
+    coalesce((replace(t.core, '\u0000', '\u0001')::json ->> 'priority')::bigint, t.priority), t.live, t.active_at, t.active_attempt
+from tasks t join sessions s on s.number = t.session
+where t.id = any({texts})
+order by t.number
+for update of t;
+
+-- session_heads --
+select number, id, seq, tail, transcript, inbox, updated_at from sessions where id = any({texts});
+
+-- keys --
+select s.id, t.idempotency_key, t.id
+from json_array_elements(?::json) pair
+join sessions s on s.id = pair ->> 0
+join tasks t on t.session = s.number and t.idempotency_key = pair ->> 1;
+
+-- debounced --
+select s.id, t.debounce_key, t.id
+from json_array_elements(?::json) pair
+join sessions s on s.id = pair ->> 0
+join tasks t on t.session = s.number and t.debounce_key = pair ->> 1
+where t.debounce_key is not null and t.state = 'queued' and t.started_at is null;
+
+-- add_keys --
+insert into rates (key, spent)
+select key, '[]' from json_array_elements_text(?::json) key order by key collate "C"
+on conflict do nothing;
+
+-- lock_keys --
+select key from rates where key = any({texts}) order by key for update;
+
+-- held_of_keys --
+select
+    r.key, (select count(*) from tasks t where t.concurrency_key = r.key and t.worker_id is not null), r.spent
+from rates r
+where r.key = any({texts});
+
+-- gates --
+select json_build_array(
+    (select coalesce(json_agg(json_build_array(key, capacity, rate, span)), '[]') from limits),
+    (
+        select coalesce(json_agg(json_build_array(p.scope, p.name, p.at, p.by, p.reason, p.is_over, s.number)), '[]')
+        from pauses p left join sessions s on p.scope = 'session' and s.id = p.name
+    )
+);
+
+-- pending_follow_ups --
+select id from follow_ups where id = any({numbers}) order by id for update;
+
+-- watchers --
+select awaited, watcher from watches where awaited = any({texts}) order by number;
+
+-- live_children --
+select parent_task_id, id, detached
+from tasks
+where parent_task_id = any({texts}) and state in ('queued', 'running', 'awaiting_input')
+order by number;
+
+-- new_task_numbers --
+select nextval('task_numbers');
+
+-- new_session_numbers --
+select nextval('session_numbers');
+
+-- ends_of_output --
+select task, first, next from outputs where task = any({numbers});
+
+
+-- === what a transaction writes ===
+
+-- insert_sessions --
+insert into sessions (
+    number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
+    seq, tail, transcript, inbox, created_at, updated_at
+)
+select *
+from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,bigint};
+
+-- update_sessions --
+-- Number, and what is added to the counters; where they stand now, of the sessions that are still there.
+with locked as (
+    select s.number
+    from sessions s
+    where s.number = any($1::bigint[])
+    order by s.number
+    for update
+)
+update sessions s
+set
+    seq = s.seq + v.column2, tail = greatest(s.tail, v.column3), transcript = s.transcript + v.column4,
+    inbox = s.inbox + v.column5, updated_at = greatest(s.updated_at, v.column6)
+from locked join {rows:bigint,bigint,bigint,bigint,bigint,bigint} on v.column1 = locked.number
+where s.number = locked.number
+returning s.number, s.seq, s.transcript, s.inbox;
+
+-- insert_tasks --
+insert into tasks (
+    number, id, session, organization_id, root_session_id, parent_task_id, kind, route, priority, concurrency_key,
+    idempotency_key, debounce_key, detached, created_at, state, version, attempt, failures, worker_id,
+    attempt_started_at, due_at, readiness, next_deadline_at, started_at, finished_at, finished_by, updated_at,
+    blocked_by, rank, core, outcome, live
+)
+select *
+from {rows:bigint,text,bigint,text,text,text,text,text,bigint,text,text,text,boolean,bigint,text,bigint,bigint,bigint,text,bigint,bigint,text,bigint,bigint,bigint,bigint,bigint,text,bigint,text,text,text};
+
+-- insert_inputs --
+insert into inputs (task, data, labels)
+select column1, column2, column3::jsonb from {rows:bigint,text,text};
+
+-- update_tasks --
+update tasks
+set
+    state = v.column2, version = v.column3, attempt = v.column4, failures = v.column5, worker_id = v.column6,
+    attempt_started_at = v.column7, due_at = v.column8, readiness = v.column9, next_deadline_at = v.column10,
+    started_at = v.column11, finished_at = v.column12, finished_by = v.column13, updated_at = v.column14,
+    blocked_by = v.column15, rank = v.column16, core = v.column17, outcome = v.column18
+from {rows:bigint,text,bigint,bigint,bigint,text,bigint,bigint,text,bigint,bigint,bigint,bigint,bigint,text,bigint,text,text}
+where tasks.number = v.column1;
+
+-- update_live --
+update tasks
+set live = v.column2, active_at = v.column3, active_attempt = v.column4
+from {rows:bigint,text,bigint,bigint}
+where tasks.number = v.column1;
+
+-- update_counts --
+insert into counts (state, shard, tasks)
+select column1, pg_backend_pid() % 64, column2 from {rows:text,bigint} order by column1
+on conflict (state, shard) do update set tasks = counts.tasks + excluded.tasks;
+
+-- insert_events --
+insert into events (position, session, seq, task, type, at, data)
+select * from {rows:bigint,bigint,bigint,bigint,text,bigint,text};
+
+-- insert_follow_ups --
+insert into follow_ups (task_id, event) select column1, column2::json from {rows:text,text};
+
+-- delete_follow_ups --
+delete from follow_ups where id = any({numbers});
+
+-- insert_watches --
+insert into watches (awaited, watcher) select * from {rows:text,text} on conflict do nothing;
+
+-- delete_watches --
+delete from watches where awaited = any({texts});
+
+-- upsert_steps --
+insert into steps (task, position, ordinal, verb, attempt, created_at, done, value)
+select * from {rows:bigint,text,bigint,text,bigint,bigint,boolean,text}
+on conflict (task, position) do update set
+    ordinal = excluded.ordinal, verb = excluded.verb, attempt = excluded.attempt, created_at = excluded.created_at,
+    done = excluded.done, value = excluded.value;
+
+-- forget_steps --
+delete from steps where task = ? and position >= ? and position < ?;
+
+-- insert_attempts --
+insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
+select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
+
+-- upsert_requests --
+insert into requests (id, task, data)
+select column1, column2, column3::json from {rows:text,bigint,text}
+on conflict (id) do update set data = excluded.data;
+
+-- insert_messages --
+insert into messages (id, task, direction, data)
+select column1, column2, column3, column4::json from {rows:text,bigint,text,text};
+
+-- upsert_files --
+insert into files (folder, path, media_type, size, created_at, task_id, content)
+select * from {rows:bigint,text,text,bigint,bigint,text,bytea}
+on conflict (folder, path) do update set
+    media_type = excluded.media_type, size = excluded.size, created_at = excluded.created_at,
+    task_id = excluded.task_id, content = excluded.content;
+
+-- delete_file --
+delete from files where folder = ? and path = ?;
+
+-- upsert_outputs --
+insert into outputs (task, first, next)
+select * from {rows:bigint,bigint,bigint}
+on conflict (task) do update set first = excluded.first, next = excluded.next;
+
+-- insert_output --
+insert into output (task, start, size, stream, at, text)
+select column1, column2, column3, column4, column5, column6::json from {rows:bigint,bigint,bigint,text,bigint,string};
+
+-- trim_output --
+delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
+
+-- first_output --
+select min(start) from output where task = ?;
+
+-- insert_transcript --
+insert into transcript (session, number, task_id, iteration, message)
+select * from {rows:bigint,bigint,text,bigint,text};
+
+-- upsert_inbox --
+insert into inbox (session, task_id, seq, reason, body, created_at)
+select column1, column2, column3, column4, column5::json, column6 from {rows:bigint,text,bigint,text,text,bigint}
+on conflict (session, task_id) do update set
+    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
+
+-- acknowledge --
+delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
+
+-- upsert_worker --
+insert into workers (id, card, beat, beat_at)
+values (?, ?::json, 0, ?)
+on conflict (id) do update set card = excluded.card, beat = 0, beat_at = excluded.beat_at;
+
+-- renew_worker --
+update workers set beat = beat + 1, beat_at = ? where id = ?;
+
+-- delete_worker --
+delete from workers where id = ?;
+
+
+-- === claims ===
+
+-- come --
+update tasks
+set readiness = 'ready'
+where number in (
+    select number
+    from tasks
+    where route = any({texts}) and readiness = 'timed' and due_at <= ?
+    order by route, due_at
+    limit ?
+    for update skip locked
+);
+
+-- ready --
+-- The first ready tasks of each route that nobody else is at, locked.
+select r.rank, r.number, r.due_at, r.concurrency_key, r.session
+from json_array_elements_text(?1::json) route
+cross join lateral (
+    select rank, number, due_at, concurrency_key, session
+    from tasks
+    where tasks.route = route.value and readiness = 'ready'
+    order by rank, number
+    limit ?2
+    for update skip locked
+) r;
+
+-- ready_by --
+-- The same without those that are due after a moment.
+select r.rank, r.number, r.due_at, r.concurrency_key, r.session
+from json_array_elements_text(?1::json) route
+cross join lateral (
+    select rank, number, due_at, concurrency_key, session
+    from tasks
+    where tasks.route = route.value and readiness = 'ready' and due_at <= ?3
+    order by rank, number
+    limit ?2
+    for update skip locked
+) r;
+
+-- look --
+-- When the first timed task of these routes is due; the earliest deadline of any task; whether follow-ups wait; when a
+-- start returns to a rate that holds tasks back.
+select
+    (
+        select min((select min(due_at) from tasks where route = served.value and readiness = 'timed'))
+        from json_array_elements_text(?1::json) served
+    ),
+    (select min(next_deadline_at) from tasks where next_deadline_at is not null),
+    exists (select 1 from follow_ups),
+    (select min(opens_at) from rates where opens_at is not null);
+
+-- set_aside --
+update tasks set readiness = 'blocked', blocked_by = ? where number = any({numbers});
+
+-- open_key --
+update tasks
+set readiness = 'ready', blocked_by = null
+where number = any(array(
+    with recursive waiting (route) as (
+        select min(route) from tasks where concurrency_key = ?1 and blocked_by = 'limit'
+        union all
+        select (
+            select min(route) from tasks where concurrency_key = ?1 and blocked_by = 'limit' and route > waiting.route
+        )
+        from waiting
+        where waiting.route is not null
+    )
+    select first.number
+    from waiting
+    cross join lateral (
+        select number
+        from tasks
+        where concurrency_key = ?1 and blocked_by = 'limit' and route = waiting.route
+        order by rank, number
+        limit ?2
+        for update skip locked
+    ) first
+    where waiting.route is not null
+))
+returning number;
+
+-- open_session --
+update tasks
+set readiness = 'ready', blocked_by = null
+where number = any(array(
+    select number from tasks where session = ? and blocked_by = 'paused' limit ? for update skip locked
+))
+returning number;
+
+-- waiting_keys --
+with recursive waiting (key) as (
+    select min(concurrency_key) from tasks where blocked_by = 'limit' and concurrency_key >= ?1 and concurrency_key < ?2
+    union all
+    select (
+        select min(concurrency_key)
+        from tasks
+        where blocked_by = 'limit' and concurrency_key > waiting.key and concurrency_key < ?2
+    )
+    from waiting
+    where waiting.key is not null
+)
+select key from waiting where key is not null;
+
+-- opening_keys --
+select key from rates where opens_at <= ? order by opens_at limit ?;
+
+-- upsert_rates --
+insert into rates (key, spent, opens_at)
+select column1, column2::json, column3 from {rows:text,text,bigint}
+on conflict (key) do update set spent = excluded.spent, opens_at = excluded.opens_at;
+
+-- prunable_rates --
+select key, spent from rates
+where opens_at is null and key in (
+    select concurrency_key from tasks where number = any({numbers}) and concurrency_key is not null
+)
+order by key
+for update skip locked;
+
+-- prune_rates --
+delete from rates where key = any({texts});
+
+-- upsert_limit --
+insert into limits (key, capacity, rate, span)
+values (?, ?, ?, ?)
+on conflict (key) do update set capacity = excluded.capacity, rate = excluded.rate, span = excluded.span;
+
+-- delete_limit --
+delete from limits where key = ?;
+
+-- upsert_pause --
+insert into pauses (scope, name, at, by, reason, is_over)
+values (?, ?, ?, ?, ?, 0)
+on conflict (scope, name) do update set
+    at = excluded.at, by = excluded.by, reason = excluded.reason, is_over = 0;
+
+-- end_pause --
+update pauses set is_over = 1 where scope = ? and name = ?;
+
+-- delete_pause --
+delete from pauses where scope = ? and name = ?;
+
+-- first_deadline --
+select min(next_deadline_at) from tasks where next_deadline_at is not null;
+
+-- first_opening --
+select min(opens_at) from rates where opens_at is not null;
+
+-- ready_later --
+select min((
+    select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
+))
+from json_array_elements_text(?1::json) served;
+
+-- tasks_by_number --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.number = any({numbers});
+
+
+-- === pruning ===
+
+-- prunable --
+select
+    t.number, t.id, t.session, s.id, t.state,
+    exists (select 1 from inbox where session = t.session and task_id = t.id),
+    1 + (select count(*) from events where task = t.number) + (select count(*) from steps where task = t.number)
+    + (select count(*) from output where task = t.number)
+from tasks t join sessions s on s.number = t.session
+where t.id = any({texts}) and t.finished_at is not null
+order by t.number
+for update of t skip locked;
+
+-- lock_sessions --
+select number from sessions
+where
+    id = any({texts:1})
+    or parent_task_id = any({texts:2})
+    or number = any({numbers:3})
+order by number
+for update;
+
+-- move_first_seq --
+update sessions
+set first_seq = greatest(first_seq, gone.seq + 1)
+from (select session, max(seq) as seq from events where task = any({numbers}) group by session) as gone
+where sessions.number = gone.session;
+
+-- prune_events --
+delete from events where task = any({numbers});
+
+-- prune_steps --
+delete from steps where task = any({numbers});
+
+-- prune_attempts --
+delete from attempts where task = any({numbers});
+
+-- prune_requests --
+delete from requests where task = any({numbers});
+
+-- prune_messages --
+delete from messages where task = any({numbers});
+
+-- prune_output --
+delete from output where task = any({numbers});
+
+-- prune_outputs --
+delete from outputs where task = any({numbers});
+
+-- prune_files --
+delete from files where folder = any({numbers});
+
+-- prune_inbox --
+delete from inbox where session = ? and task_id = any({texts});
+
+-- prune_inputs --
+delete from inputs where task = any({numbers});
+
+-- prune_tasks --
+delete from tasks where number = any({numbers});
+
+-- prune_follow_ups --
+delete from follow_ups
+where task_id = any({texts:1}) and task_id not in (select id from tasks where id = any({texts:1}));
+
+-- empty_sessions --
+select number, id
+from (
+    select number, id from sessions where id = any({texts:1})
+    union
+    select number, id from sessions where parent_task_id = any({texts:2})
+    union
+    select number, id from sessions
+    where
+        number = any({numbers:3})
+        and parent_task_id is not null
+        and not exists (select 1 from tasks where id = sessions.parent_task_id)
+) found
+where not exists (select 1 from tasks where session = found.number);
+
+-- prune_session_events --
+delete from events where session = any({numbers});
+
+-- prune_transcript --
+delete from transcript where session = any({numbers});
+
+-- prune_session_inbox --
+delete from inbox where session = any({numbers});
+
+-- prune_pauses --
+delete from pauses
+where scope = 'session' and name in (select id from sessions where number = any({numbers}));
+
+-- prune_sessions --
+delete from sessions where number = any({numbers});
+
+
+-- === views ===
+
+-- tasks_by_id --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.id = any({texts});
+
+-- task_ids --
+select id from tasks
+where substr(id, 1, length(?1)) = ?1 or right(id, length(?1)) = ?1
+order by id
+limit ?2;
+
+-- tasks_where --
+select {task}
+from (
+    select *
+    from tasks
+    where {conditions}
+    order by id {direction}
+    limit least(?::bigint, coalesce((select sum(tasks) from counts where state = any({texts})), 0)::bigint)
+) t
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- in_session --
+session = (select number from sessions where id = ?)
+
+-- in_states --
+state = any({texts})
+
+-- labelled --
+exists (select 1 from inputs i where i.task = tasks.number and i.labels ->> ? = ?)
+
+-- children --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.parent_task_id = ?;
+
+-- held_by --
+select id, attempt, version from tasks where worker_id = ?;
+
+-- holders --
+select worker_id, count(*) from tasks where worker_id is not null group by worker_id;
+
+-- active_at --
+select active_at from tasks where id = ? and active_attempt = attempt;
+
+-- overdue --
+select {task}
+from (select * from tasks where next_deadline_at <= ? order by next_deadline_at, id limit ?) t
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- follow_ups --
+select id, task_id, event from follow_ups order by id limit ?;
+
+-- follow_ups_of --
+select id, task_id, event from follow_ups where task_id = any({texts}) order by id limit ?;
+
+-- session --
+select
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+from sessions
+where id = ?;
+
+-- sessions --
+select
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+from sessions
+where ?1::text is null or id < ?1
+order by id desc
+limit ?2;
+
+-- steps --
+select position, ordinal, verb, attempt, created_at, value, done
+from steps
+where task = (select number from tasks where id = ?)
+order by number;
+
+-- steps_without_values --
+select position, ordinal, verb, attempt, created_at, null, done
+from steps
+where task = (select number from tasks where id = ?)
+order by number;
+
+-- attempts --
+select attempt, worker_id, started_at, ended_at, ending, error
+from attempts
+where task = (select number from tasks where id = ?)
+order by attempt;
+
+-- requests --
+select data from requests where task = (select number from tasks where id = ?) order by number;
+
+-- request --
+select data::text from requests where id = ?;
+
+-- messages --
+select data
+from messages
+where
+    task = (select number from tasks where id = ?1)
+    and (?2::text is null or direction = ?2)
+    and number > case when ?3::text is null then 0 else (select number from messages where id = ?3) end
+order by number
+limit ?4;
+
+-- events --
+select e.position, e.seq, t.id, e.type, e.at, e.data, i.data
+from (
+    select * from events where session = (select number from sessions where id = ?) and seq > ? order by seq limit ?
+) e
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
+
+-- events_of_task --
+select e.position, e.seq, t.id, e.type, e.at, e.data, i.data
+from (
+    select *
+    from events
+    where
+        task = (select number from tasks where id = ?)
+        and session = (select number from sessions where id = ?)
+        and seq > ?
+    order by seq
+    limit ?
+) e
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
+
+-- position --
+-- Before that of any entry that is not committed yet.
+select greatest((select position from origin), coalesce((
+    select max(position) from events
+    where position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
+), 0));
+
+-- news --
+-- Only what no transaction that is still open can come before.
+select e.position, s.id, e.seq, t.id
+from (
+    select position, session, seq, task
+    from events
+    where
+        position > ?
+        and position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
+    order by position
+    limit ?
+) e
+join sessions s on s.number = e.session
+left join tasks t on t.number = e.task;
+
+-- first_seq --
+select first_seq from sessions where id = ?;
+
+-- output --
+select json_build_array(o.first, o.next, (
+    select coalesce(json_agg(json_build_array(stream, start, size, text, at)), '[]')
+    from (
+        select stream, start, size, text, at
+        from output
+        where
+            task = o.task
+            and start >= coalesce(
+                (select start from output where task = o.task and start <= ?2 order by start desc limit 1), 0
+            )
+            and start + size > ?2
+        order by start, number
+        limit ?3
+    ) pieces
+))
+from outputs o
+where o.task = (select number from tasks where id = ?1);
+
+-- file --
+select content
+from files
+where folder = (
+    select t.number from tasks t join sessions s on s.number = t.session where t.id = ?2 and s.id = ?1
+) and path = ?3
+union all
+select content from files where folder = -(select number from sessions where id = ?1) and path = ?4
+limit 1;
+
+-- files --
+select path, media_type, size, created_at, task_id
+from (
+    select path, media_type, size, created_at, task_id
+    from files
+    where folder = -(select number from sessions where id = ?1) and path >= ?2 and path < ?3
+    union all
+    select '/.tasks/' || t.id || '/' || f.path as path, f.media_type, f.size, f.created_at, f.task_id
+    from tasks t join files f on f.folder = t.number
+    where t.session = (select number from sessions where id = ?1) and t.id >= ?4 and t.id <= ?5
+) found
+where path >= ?2 and path < ?3
+order by path
+limit ?6;
+
+-- transcript --
+select number, task_id, iteration, message
+from transcript
+where session = (select number from sessions where id = ?) and number > ?
+order by number
+limit ?;
+
+-- inbox --
+select seq, task_id, reason, body, created_at
+from inbox
+where session = (select number from sessions where id = ?)
+order by seq
+limit ?;
+
+-- ended --
+select id from tasks where {conditions} order by finished_at {direction}, number {direction} limit ?;
+
+-- child_sessions --
+select
+    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
+    seq, created_at, updated_at
+from sessions
+where parent_task_id = any({texts});
+
+-- workers --
+select card, beat, beat_at from workers;
+
+-- counts --
+select state, sum(tasks)::bigint from counts group by state;
+
+-- keys_in_use --
+select concurrency_key from tasks where concurrency_key is not null and worker_id is not null
+union
+select concurrency_key from tasks where concurrency_key is not null and blocked_by = 'limit';
+
+-- uses --
+select
+    key.value,
+    (select count(*) from tasks where concurrency_key = key.value and worker_id is not null),
+    (select count(*) from tasks where concurrency_key = key.value and blocked_by = 'limit'),
+    (select spent from rates where rates.key = key.value)
+from json_array_elements_text(?::json) key
+order by key.value collate "C";
+
+
+-- === for people: these look at everything that they tell of ===
+
+-- ahead --
+select (
+    select count(*)
+    from tasks before
+    where
+        before.route = own.route
+        and before.readiness = 'ready'
+        and before.rank <= own.rank
+        and (before.rank < own.rank or before.number < own.number)
+)
+from tasks own
+where own.id = ? and own.readiness = 'ready';
+
+-- waiting --
+select route, readiness, blocked_by, count(*), min(due_at)
+from tasks
+where readiness is not null
+group by route, readiness, blocked_by
+order by route, readiness, blocked_by nulls first;
+
+-- ended_by_kind --
+select
+    kind, state, replace(outcome, '\u0000', '\u0001')::json -> 'error' ->> 'kind' as error, count(*),
+    trunc(avg(started_at - created_at))::bigint, max(started_at - created_at),
+    trunc(avg(finished_at - started_at))::bigint, max(finished_at - started_at)
+from tasks
+where finished_at >= ?
+group by kind, state, error
+order by kind, state, error nulls first;
+
+-- storage --
+select pg_database_size(current_database());
+
+-- miscounted --
+select there.state, coalesce(told.tasks, 0), there.tasks
+from (
+    select state, sum(tasks)::bigint as tasks
+    from (select state, count(*) as tasks from tasks group by state union all select state, 0 from counts) found
+    group by state
+) there
+left join (select state, sum(tasks)::bigint as tasks from counts group by state) told on told.state = there.state
+where coalesce(told.tasks, 0) <> there.tasks;
