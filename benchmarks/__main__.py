@@ -32,6 +32,7 @@ def _read(arguments: list[str] | None) -> tuple[Settings, bool]:
     parser.add_argument("--tasks", type=_positive, help="how many tasks, instead of the benchmark's own number")
     parser.add_argument("--hosts", type=int, choices=(1, 2), default=1, help="recovery: where the survivor is")
     parser.add_argument("--directory", help="where to put the stores; must be on a disk to mean anything")
+    parser.add_argument("--server", metavar="URL", help="a PostgreSQL server to measure, instead of one of our own")
     told = vars(parser.parse_args(arguments))
     wants_json = bool(told.pop("json"))
     return Settings(**told), wants_json

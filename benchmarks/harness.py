@@ -20,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
 import outrider
-from benchmarks import raw
+from benchmarks import bare_postgres, raw
 
 Store: TypeAlias = Literal["sqlite", "postgres", "memory"]
 Figures: TypeAlias = Mapping[str, float | None]
@@ -51,6 +51,8 @@ class Settings:
     hosts: int = 1
     directory: str | None = None
     """Where the stores are put; a disk, or the figures are those of memory. None for the temporary directory."""
+    server: str | None = None
+    """The address of a PostgreSQL server; None for one of our own, the newest at hand, in the temporary directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,17 @@ class Place:
             case "memory":
                 return "memory://"
             case "postgres":
-                raise SystemExit("benchmarks: the PostgreSQL store cannot be measured yet")
+                return self._database(f"{self.path.name}_{name}")
+
+    def shared_url(self, name: str) -> str:
+        """The address of a store that outlives the round."""
+        if self.settings.store == "postgres":
+            return self._database(f"shared_{name}")
+        return sqlite_url(self.shared / f"{name}.db")
+
+    def _database(self, name: str) -> str:
+        assert self.settings.server is not None
+        return bare_postgres.create(self.settings.server, f"bench_{os.getppid()}_{name}".replace("-", "_"))
 
 
 class Benchmark(Protocol):
@@ -118,6 +130,13 @@ def find(name: str) -> Benchmark:
 
 def measure(settings: Settings) -> Report:
     """Run all rounds with the raw limits between them. Takes seconds to a minute, more with `full`."""
+    if settings.store == "postgres" and settings.server is None:
+        with bare_postgres.server() as url:
+            return _measure(replace(settings, server=url))
+    return _measure(settings)
+
+
+def _measure(settings: Settings) -> Report:
     benchmark = find(settings.name)
     tasks = settings.tasks or benchmark.tasks(settings)
     described = _describe(settings, tasks)
@@ -126,7 +145,7 @@ def measure(settings: Settings) -> Report:
     root = Path(tempfile.mkdtemp(prefix="outrider-benchmark-", dir=settings.directory))
     try:
         for number in range(settings.rounds):
-            limits.append(raw.limits(settings.store, root / f"raw-{number}", tasks))
+            limits.append(raw.limits(settings.store, root / f"raw-{number}", tasks, settings.server))
             os.sync()  # else the disk is still busy with what that wrote while the round is timed
             rounds.append(_round_in_a_process(settings, number, tasks, root))
     except Lost as lost:

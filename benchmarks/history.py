@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from benchmarks import work
-from benchmarks.harness import Figures, Place, Settings, check, sqlite_url
+from benchmarks.harness import Figures, Place, Settings, check
 from benchmarks.tasks import check_crowd, run_crowd
 from outrider.core import machine
 from outrider.core.change import Change
@@ -66,7 +66,7 @@ async def _crowd(url: str, count: int) -> float:
 async def _past_of(place: Place) -> str:
     """The address of the store with the past, which the first round writes."""
     check(place.settings.store != "memory", "a store in memory has no past that a later opening could find")
-    url = sqlite_url(place.shared / "full.db") if place.settings.store == "sqlite" else place.url("full")
+    url = place.shared_url("full")
     written = place.shared / "full.written"
     if not written.exists():
         async with work.app.open(url, worker=False) as outrider:

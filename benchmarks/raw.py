@@ -27,7 +27,7 @@ BATCH = 100
 FSYNCS = 100
 
 
-def limits(store: str, directory: Path, tasks: int) -> Mapping[str, float | None]:
+def limits(store: str, directory: Path, tasks: int, server: str | None = None) -> Mapping[str, float | None]:
     """Measure the limits of a store in a new directory; `tasks` rows go through the bare table. Takes seconds."""
     directory.mkdir(parents=True)
     match store:
@@ -43,7 +43,16 @@ def limits(store: str, directory: Path, tasks: int) -> Mapping[str, float | None
                 "raw_commits_per_s": _commits_per_s(_Memory()),
                 "raw_tasks_per_s": _tasks_per_s(_Memory(), tasks),
             }
-    raise SystemExit(f"benchmarks: the raw limits of {store} cannot be measured yet")
+        case "postgres":
+            from benchmarks.bare_postgres import Postgres
+
+            assert server is not None
+            return {
+                "raw_fsync_p50_ms": _fsync_p50_ms(directory / "fsync"),
+                "raw_commits_per_s": _commits_per_s(Postgres(server)),
+                "raw_tasks_per_s": _tasks_per_s(Postgres(server), tasks),
+            }
+    raise SystemExit(f"benchmarks: there is no store {store}")
 
 
 class _Bare(Protocol):
