@@ -416,14 +416,12 @@ def _note(found: dict[int, Programs], path: Path, needs: tuple[Path, ...] = ()) 
 def _initialise(of: Programs, folder: Path, data: Path) -> None:
     """Make the data folder: a copy of the template, which the first of us makes."""
     template = TEMPLATES / f"{of.version}-{crc32(' '.join(INITDB).encode()):x}"
-    if not template.exists():
+    if not os.access(template, os.R_OK | os.X_OK):  # it is not there, or another user's
         _run([str(of.bin / "initdb"), "-D", str(data), *INITDB], folder)
-        with suppress(OSError):  # a checkout that cannot be written, or another that was faster
+        with suppress(OSError):  # a checkout that cannot be written, or somebody who was faster
             template.parent.mkdir(parents=True, exist_ok=True)
-            own = Path(tempfile.mkdtemp(dir=template.parent))
-            shutil.copytree(data, own / "data")
-            (own / "data").rename(template)
-            own.rmdir()
+            with tempfile.TemporaryDirectory(dir=template.parent) as own:
+                shutil.copytree(data, Path(own) / "data").rename(template)
         return
     shutil.copytree(template, data)
     data.chmod(0o700)
