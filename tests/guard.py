@@ -1,9 +1,10 @@
 """Runs one program and sees that it does not outlive whoever asked for it, however that one ends.
 
 Started as a script by `tests.servers`: `guard.py FOLDER USER PROGRAM ARGUMENT...`. It writes the program's pid on a
-line, then passes on each byte that it reads as a signal of that number; SIGKILL goes to the program's children too. At
-the end of its input (its owner is gone) it ends the program and removes the folder. It is not `PR_SET_PDEATHSIG` alone:
-that one speaks of the thread that forked, leaves no one to clean up, and is Linux's.
+line, then passes on each byte that it reads as a signal of that number. At the end of its input (its owner is gone) it
+ends the program and removes the folder. It ends itself when nothing is left of the program: where the system lets it
+(Linux), it kills what that one leaves behind. It is not `PR_SET_PDEATHSIG` alone: that one speaks of the thread that
+forked, leaves no one to clean up, and is Linux's.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def main(folder: str, user: str, command: list[str]) -> int:
     is_orphaned = threading.Event()
     threading.Thread(target=watch, args=(program, owner, is_orphaned), daemon=True).start()
     status = program.wait()
+    for child in children(os.getpid()) if LINUX else ():  # a connection that computes sees only later that it is alone
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     with suppress(ChildProcessError):
         while True:  # none of its processes is left when we end
             os.wait()
@@ -66,38 +70,25 @@ def start(command: list[str], folder: str, user: str) -> subprocess.Popen[bytes]
 
 
 def watch(program: subprocess.Popen[bytes], owner: int, is_orphaned: threading.Event) -> None:
-    """Pass signals on until the owner is gone, then end all."""
-    # A child that the owner forked may hold the other end of our input: so the owner is looked for as well.
-    while os.getppid() == owner:
-        if select.select([0], [], [], 1)[0]:
-            byte = os.read(0, 1)
-            if not byte:
-                break
-            send(program, byte[0])
-    is_orphaned.set()
-    send(program, signal.SIGQUIT)  # PostgreSQL ends its children and removes its shared memory
-    with suppress(subprocess.TimeoutExpired):
-        program.wait(PATIENCE)
-    send(program, signal.SIGKILL)
-
-
-def send(program: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal; SIGKILL to the children as well, of which there are no new ones meanwhile."""
-    with suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            program.send_signal(signal.SIGSTOP)
-            for child in children(program.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-        program.send_signal(number)
+    """Pass signals on until the owner is gone, then end the program."""
+    try:
+        # A child that the owner forked may hold the other end of our input: so the owner is looked for as well.
+        while os.getppid() == owner:
+            if select.select([0], [], [], 1)[0]:
+                byte = os.read(0, 1)
+                if not byte:
+                    break
+                program.send_signal(byte[0])
+    finally:  # whatever went wrong here
+        is_orphaned.set()
+        program.send_signal(signal.SIGQUIT)  # PostgreSQL ends its children and removes its shared memory
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(PATIENCE)
+        program.kill()
 
 
 def children(pid: int) -> list[int]:
-    """The processes that it started and that are still there."""
-    if not LINUX:
-        said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [line.split() for line in said.splitlines()]
-        return [int(child) for child, parent in pairs if int(parent) == pid]
+    """The processes, on Linux, whose parent it is now."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat") as file:

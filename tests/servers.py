@@ -58,6 +58,8 @@ SETTINGS: Final = {
     "shared_buffers": "16MB",
     # In its folder, not /dev/shm: a container's is small, and a server that was killed would leave its part there.
     "dynamic_shared_memory_type": "mmap",
+    # For each connection: its folder may be in memory, and a statement that runs away would take all of the machine's.
+    "temp_file_limit": "256MB",
 }
 CARELESS: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 """What is committed outlives the server's processes, if not the machine. That takes `synchronous_commit`: without it a
@@ -166,7 +168,9 @@ class Server:
             if self._becomes_ready(deadline):
                 return
             log = self.log()[seen:]
-            if "could not bind" not in log or time.monotonic() > deadline:
+            # The port was taken meanwhile; or (not on Linux) what was killed is not quite gone.
+            passes = "could not bind" in log or "is still in use" in log
+            if not passes or time.monotonic() > deadline:
                 raise ServerFailed(f"PostgreSQL {self.version} did not start:\n{log}")
             if fresh:  # nobody was told yet
                 self.port = free_port()
@@ -239,7 +243,10 @@ class Server:
             self._guard.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             log = self.log()
-            self._guard.stdin.write(bytes([signal.SIGKILL]))
+            with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+                self._guard.stdin.write(bytes([signal.SIGKILL]))
+                self._guard.wait(PATIENCE)
+            self._guard.kill()
             self._guard.wait()
             raise ServerFailed(f"PostgreSQL {self.version} did not stop on {number.name}:\n{log}") from None
         finally:
@@ -413,14 +420,12 @@ def _note(found: dict[int, Programs], path: Path, needs: tuple[Path, ...] = ()) 
 def _initialise(of: Programs, folder: Path, data: Path) -> None:
     """Make the data folder: a copy of the template, which the first of us makes."""
     template = TEMPLATES / f"{of.version}-{crc32(' '.join(INITDB).encode()):x}"
-    if not template.exists():
+    if not os.access(template, os.R_OK | os.X_OK):  # it is not there, or another user's
         _run([str(of.bin / "initdb"), "-D", str(data), *INITDB], folder)
-        with suppress(OSError):  # a checkout that cannot be written, or another that was faster
+        with suppress(OSError):  # a checkout that cannot be written, or somebody who was faster
             template.parent.mkdir(parents=True, exist_ok=True)
-            own = Path(tempfile.mkdtemp(dir=template.parent))
-            shutil.copytree(data, own / "data")
-            (own / "data").rename(template)
-            own.rmdir()
+            with tempfile.TemporaryDirectory(dir=template.parent) as own:
+                shutil.copytree(data, Path(own) / "data").rename(template)
         return
     shutil.copytree(template, data)
     data.chmod(0o700)
