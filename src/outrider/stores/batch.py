@@ -58,6 +58,9 @@ from outrider.stores.statements import Statements, listed
 Ready: TypeAlias = Sequence[Any]
 """A task that may be claimed: rank, number, due_at, concurrency key, number of its session."""
 
+Ask: TypeAlias = Callable[[str, str, Callable[[list[Any]], None]], None]
+"""Have a query run with a parameter, and what it finds taken in."""
+
 Look: TypeAlias = "tuple[list[Ready], Instant | None, Instant | None, bool, Instant | None]"
 """The first ready tasks in their order; when the first timed one is due; the earliest deadline of any task; whether
 follow-ups wait; when a start returns to a rate that holds tasks back."""
@@ -374,44 +377,72 @@ class Batch:
 
     def load(self, wanted: Wanted) -> None:
         """Look up what is wanted and not known yet, one query for each kind of thing."""
-        array = self._statements.array
+        asked: list[tuple[str, str]] = []
+        takers: list[Callable[[list[Any]], None]] = []
+
+        def ask(name: str, given: str, take: Callable[[list[Any]], None]) -> None:
+            asked.append((name, given))
+            takers.append(take)
+
         if tasks := (wanted.tasks | wanted.logging) - self._tasks.keys():
-            for number, id, session_id, state, *rest in array("task_heads", listed(tasks)):
-                head = TaskHead(number, id, session_id, STATES[state], *rest)
-                self._tasks[id] = self._known.numbered[number] = head
-        sessions = wanted.sessions
-        if wanted.logging:
-            sessions = sessions | {self._tasks[id].session_id for id in wanted.logging if id in self._tasks}
-        if sessions := sessions - self._sessions.keys():
-            for row in array("session_heads", listed(sessions)):
-                self._sessions[row[1]] = SessionHead(*row)
-        if wanted.keys:
-            for session_id, key, task_id in array("keys", encode(wanted.keys)):
-                self._keys[session_id, key] = task_id
-        if wanted.debounced:
-            for session_id, key, task_id in array("debounced", encode(wanted.debounced)):
-                self._debounced[session_id, key] = task_id
-        if wanted.concurrency:
-            self.load_keys(wanted.concurrency)
+            ask("task_heads", listed(tasks), self._take_tasks)
         if wanted.settles:
-            self._settles.update(array("pending_follow_ups", listed(wanted.settles)))
+            ask("pending_follow_ups", listed(wanted.settles), self._settles.update)
+        if wanted.concurrency:
+            self._ask_keys(wanted.concurrency, ask)
+        if sessions := wanted.sessions - self._sessions.keys():
+            ask("session_heads", listed(sessions), self._take_sessions)
+        if wanted.keys:
+            ask("keys", encode(wanted.keys), lambda rows: self._keys.update(_by_pairs(rows)))
+        if wanted.debounced:
+            ask("debounced", encode(wanted.debounced), lambda rows: self._debounced.update(_by_pairs(rows)))
         if watched := wanted.watched - self._watchers.keys():
             self._watchers.update((id, {}) for id in watched)
-            for awaited, watcher in array("watchers", listed(watched)):
-                self._watchers[awaited][watcher] = None
+            ask("watchers", listed(watched), self._take_watchers)
         if parents := wanted.parents - self._children.keys():
             self._children.update((id, {}) for id in parents)
-            for parent, child, detached in array("live_children", listed(parents)):
-                self._children[parent][child] = bool(detached)
+            ask("live_children", listed(parents), self._take_children)
+        for take, rows in zip(takers, self._statements.arrays(asked), strict=True):
+            take(rows)
+        sessions = {self._tasks[id].session_id for id in wanted.logging if id in self._tasks}
+        if sessions := sessions - self._sessions.keys():
+            self._take_sessions(self._statements.array("session_heads", listed(sessions)))
+
+    def _take_tasks(self, rows: list[Any]) -> None:
+        for number, id, session_id, state, *rest in rows:
+            head = TaskHead(number, id, session_id, STATES[state], *rest)
+            self._tasks[id] = self._known.numbered[number] = head
+
+    def _take_sessions(self, rows: list[Any]) -> None:
+        for row in rows:
+            self._sessions[row[1]] = SessionHead(*row)
+
+    def _take_watchers(self, rows: list[Any]) -> None:
+        for awaited, watcher in rows:
+            self._watchers[awaited][watcher] = None
+
+    def _take_children(self, rows: list[Any]) -> None:
+        for parent, child, detached in rows:
+            self._children[parent][child] = bool(detached)
 
     def load_keys(self, keys: set[str]) -> None:
         """Look up concurrency keys, and the limits and pauses with them."""
+        asked: list[Any] = []
+        self._ask_keys(keys, lambda *question: asked.append(question))
+        for name, given, take in asked:
+            take(self._statements.array(name, given))
+
+    def _ask_keys(self, keys: set[str], ask: Ask) -> None:
         if missing := keys - self._known.keys.keys():
-            for key, held, spent in self._statements.array("held_of_keys", listed(missing)):
-                self._known.keys[key] = KeyHead(held, spent_of(spent))
-            for key in missing - self._known.keys.keys():
-                # One with a NUL in it, which no JSON carries into SQLite: it stays full, and holds up nobody else.
-                self._known.keys[key] = KeyHead(FULL, (), may_wait=False)
+
+            def take(rows: list[Any]) -> None:
+                for key, held, spent in rows:
+                    self._known.keys[key] = KeyHead(held, spent_of(spent))
+                for key in missing - self._known.keys.keys():
+                    # One with a NUL in it, which no JSON carries into SQLite: it stays full, and holds up nobody else.
+                    self._known.keys[key] = KeyHead(FULL, (), may_wait=False)
+
+            ask("held_of_keys", listed(missing), take)
 
     @property
     def gates(self) -> KnownGates:
@@ -476,8 +507,8 @@ class Batch:
         self._known.numbers[which] += 1
         return self._known.numbers[which]
 
-    def _session_created(self, session_id: str) -> None:
-        if session_id in self.gates.gates.sessions:
+    def _session_created(self, head: SessionHead) -> None:
+        if head.id in self.gates.gates.sessions:
             self._known.gates = None  # they name it, and did not know its number
 
     # --- sessions ----------------------------------------------------------------------------------------
@@ -488,10 +519,10 @@ class Batch:
             return None
         session = session_of(new)
         number = self._number_session()
-        self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, 0, new.created_at)
+        head = self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, 0, new.created_at)
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
-        self._session_created(new.id)
+        self._session_created(head)
         self._new_sessions.append(
             (
                 number,
@@ -962,11 +993,11 @@ class Batch:
         if session is None:
             return False
         self.flush()
-        deleted = self._statements.run("delete_file", -session.number, path).rowcount
+        deleted = self._statements.changed("delete_file", -session.number, path)
         if (owner := owner_of(path)) is not None:
             head = self._tasks.get(owner[0])
             if head is not None and head.session_id == session_id:
-                deleted += self._statements.run("delete_file", head.number, owner[1]).rowcount
+                deleted += self._statements.changed("delete_file", head.number, owner[1])
         if deleted:
             self._session_ids.add(session_id)
         return deleted > 0
@@ -1071,29 +1102,31 @@ class Batch:
     def finish(self) -> None:
         """Write all that is left: what many transactions want to write comes last, so that none holds it for long."""
         self.flush()
-        if self._touched:
-            self._write_sessions(list(self._touched.values()))
-            self._touched = {}
+        if self._touched or self._events:
+            self._write_log()
+        self._events, self._transcript = [], []
+        self._inbox.clear()
+        self._touched = {}
+        if counts := sorted(count for count in self._counts.items() if count[1]):
+            self._statements.write("update_counts", counts)
+        self._counts.clear()
+
+    def _write_log(self) -> None:
+        """Write the counters of sessions, and what was numbered by them."""
         for name, rows in (
-            ("insert_events", self._event_rows()),
+            (
+                "update_sessions",
+                [
+                    (head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at)
+                    for head in self._touched.values()
+                ],
+            ),
+            ("insert_events", self._events),
             ("insert_transcript", self._transcript),
             ("upsert_inbox", list(self._inbox.values())),
-            ("update_counts", sorted(count for count in self._counts.items() if count[1])),
         ):
             if rows:
                 self._statements.write(name, rows)
-        self._events, self._transcript = [], []
-        self._inbox.clear()
-        self._counts.clear()
-
-    def _event_rows(self) -> list[tuple[Any, ...]]:
-        return self._events
-
-    def _write_sessions(self, heads: Sequence[SessionHead]) -> None:
-        self._statements.write(
-            "update_sessions",
-            [(head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at) for head in heads],
-        )
 
     def _flush_steps(self) -> None:
         for task, prefix in self._forgotten:
@@ -1229,6 +1262,10 @@ class Batch:
         for task_id, fill in self._unread:
             fill(found.get(task_id))
         self._unread = []
+
+
+def _by_pairs(rows: Iterable[Sequence[Any]]) -> dict[tuple[str, str], str]:
+    return {(session_id, key): task_id for session_id, key, task_id in rows}
 
 
 def gates_of(limits: Iterable[Sequence[Any]], pauses: Iterable[Sequence[Any]]) -> Gates:

@@ -280,7 +280,7 @@ def control(order: Order) -> Operation[bool]:
                 batch.gates_changed()
                 batch.open_limit(limit.key)
             case LimitRemoved(key):
-                changed = batch.statements.run("delete_limit", key).rowcount > 0
+                changed = batch.statements.changed("delete_limit", key) > 0
                 batch.gates_changed()
                 batch.open_limit(key)
             case Paused(pause):
@@ -311,7 +311,7 @@ def register(card: WorkerCard) -> Operation[Any]:
 def renew(worker_id: str, now: Instant) -> Operation[bool]:
     """Advance a worker's beat."""
     return Operation(
-        lambda batch: batch.statements.run("renew_worker", now, worker_id).rowcount > 0,
+        lambda batch: batch.statements.changed("renew_worker", now, worker_id) > 0,
         is_late=True,
     )
 
@@ -326,7 +326,7 @@ def acknowledge(session_id: str, upto: int) -> Operation[int]:
 
     def run(batch: Batch) -> int:
         batch.finish()
-        return batch.statements.run("acknowledge", session_id, upto).rowcount
+        return batch.statements.changed("acknowledge", session_id, upto)
 
     return Operation(run, is_late=True)
 

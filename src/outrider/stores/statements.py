@@ -17,11 +17,6 @@ from outrider.stores.rows import encode
 class Result(Protocol):
     """What a statement left behind."""
 
-    @property
-    def rowcount(self) -> int:
-        """How many rows it changed."""
-        ...
-
     def fetchone(self) -> Any:
         """The next row, None when there is none left."""
         ...
@@ -40,12 +35,20 @@ class Statements(Protocol):
         """Run a statement."""
         ...
 
+    def changed(self, name: str, *parameters: Any) -> int:
+        """Run a statement; how many rows it changed."""
+        ...
+
     def row(self, name: str, *parameters: Any) -> Any:
         """The first row of a query, None when there is none."""
         ...
 
     def array(self, name: str, *parameters: Any) -> list[Any]:
         """All rows of a query; of a query with one column, its values. Columns of JSON are decoded."""
+        ...
+
+    def arrays(self, queries: Sequence[tuple[str, str]]) -> list[list[Any]]:
+        """The rows of several queries with a parameter each, run in this order."""
         ...
 
     def document(self, name: str, *parameters: Any) -> Any:

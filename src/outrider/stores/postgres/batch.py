@@ -7,20 +7,16 @@ two that insert the same key; the server ends one of those, and it is done again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from outrider.core.values import Instant
-from outrider.stores.batch import Batch, KeyHead, Known, Look, Ready, SessionHead, Wanted, spent_of
+from outrider.stores.batch import Ask, Batch, Known, Look, Ready, SessionHead, Wanted
 from outrider.stores.parcel import Parcel
 from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.rows import encode
 from outrider.stores.statements import listed
 
-SHIFT = 20
-"""How many bits of a position are the place of an entry in its transaction; see `news` in the queries."""
-
-BLOCK = 64
+BLOCK = 1000
 """How many numbers are given out at once; the `increment` of their sequences."""
 
 
@@ -47,11 +43,11 @@ class Numbers:
 class PostgresBatch(Batch):
     """A `Batch` beside other writers. It knows only what it has looked up itself, under locks."""
 
-    def __init__(self, statements: PostgresStatements, numbers: Numbers, first_position: int) -> None:
+    def __init__(self, statements: PostgresStatements, numbers: Numbers) -> None:
         super().__init__(statements, Known())
         self._own = statements
         self._numbers = numbers
-        self._position = first_position
+        self._told = 0
         self._has_gates = False
 
     # --- locks -------------------------------------------------------------------------------------------
@@ -75,17 +71,17 @@ class PostgresBatch(Batch):
         wanted.tasks |= wanted.new_of
         super().load(wanted)
 
-    def load_keys(self, keys: set[str]) -> None:
-        """Look up and lock concurrency keys, and the limits and pauses with them."""
-        missing = keys - self._known.keys.keys()
-        if not missing:
-            return
-        wanted = listed(missing)
-        self._own.run("add_keys", wanted)
-        while len(self._own.array("lock_keys", wanted)) < len(missing):
-            self._own.run("add_keys", wanted)  # somebody has just pruned one
-        for key, held, spent in self._own.array("held_of_keys", wanted):
-            self._known.keys[key] = KeyHead(held, spent_of(spent))
+    def _ask_keys(self, keys: set[str], ask: Ask) -> None:
+        if missing := keys - self._known.keys.keys():
+            wanted = listed(missing)
+
+            def take_locked(rows: list[Any]) -> None:
+                if len(rows) < len(missing):
+                    raise Again("somebody has just pruned a concurrency key")
+
+            ask("add_keys", wanted, lambda _: None)
+            ask("lock_keys", wanted, take_locked)
+            super()._ask_keys(keys, ask)
 
     # --- claims ------------------------------------------------------------------------------------------
 
@@ -114,44 +110,34 @@ class PostgresBatch(Batch):
     def _number_session(self) -> int:
         return self._numbers.next("new_session_numbers", self._own)
 
-    def _session_created(self, session_id: str) -> None:
-        """Nothing is known of pauses that would have to be forgotten."""
+    def _session_created(self, head: SessionHead) -> None:
+        self._touched[head.number] = head  # its first entry is numbered like all that follow
 
     def _input_row(self, number: int, parcel: Parcel) -> tuple[Any, ...]:
         labels = parcel.change.task.input.labels
         return number, parcel.input, encode(labels) if labels else None
 
-    def _write_sessions(self, heads: Sequence[SessionHead]) -> None:
-        """Add to the counters of sessions, and number what was counted on from where they stood when they were read."""
-        rows = []
-        for head in heads:
-            seq, transcript, inbox = head.base
-            added = (head.seq - seq, head.tail, head.transcript - transcript, head.inbox - inbox)
-            rows.append((head.number, *added, head.updated_at))
-        found = {row[0]: row for row in self._own.write_and_tell("update_sessions", rows).fetchall()}
-        moved: dict[int, tuple[int, int, int]] = {}
-        for head in heads:
-            if (row := found.get(head.number)) is None:
-                raise Again("a session was deleted")
-            by = (row[1] - head.seq, row[2] - head.transcript, row[3] - head.inbox)
-            if any(by):
-                moved[head.number] = by
-        nowhere = (0, 0, 0)
-        if moved:
-            self._events = [
-                (session, seq + moved.get(session, nowhere)[0], *rest) for session, seq, *rest in self._events
-            ]
-            self._transcript = [
-                (session, number + moved.get(session, nowhere)[1], *rest) for session, number, *rest in self._transcript
-            ]
-            for place, (session, task_id, seq, *rest) in self._inbox.items():
-                self._inbox[place] = (session, task_id, seq + moved.get(session, nowhere)[2], *rest)
-            for head in heads:
-                _, head.seq, head.transcript, head.inbox = found[head.number]
-        for head in heads:
+    def _write_log(self) -> None:
+        """Say what is to be added to where sessions stand by now, which others may have moved since it was read."""
+        base = {head.number: head.base for head in self._touched.values()}
+        added = [
+            (
+                head.number,
+                head.seq - head.base[0],
+                head.tail,
+                head.transcript - head.base[1],
+                head.inbox - head.base[2],
+                head.updated_at,
+            )
+            for head in self._touched.values()
+        ]
+        events = [
+            (place, session, seq - base[session][0], *rest)
+            for place, (session, seq, *rest) in enumerate(self._events, self._told)
+        ]
+        transcript = [(session, number - base[session][1], *rest) for session, number, *rest in self._transcript]
+        inbox = [(session, id, seq - base[session][2], *rest) for session, id, seq, *rest in self._inbox.values()]
+        self._told += len(events)
+        self._own.write_all("write_log", added, events, transcript, inbox)
+        for head in self._touched.values():
             head.base = (head.seq, head.transcript, head.inbox)
-
-    def _event_rows(self) -> list[tuple[Any, ...]]:
-        rows = [(position, *row) for position, row in enumerate(self._events, self._position)]
-        self._position += len(rows)
-        return rows

@@ -106,7 +106,7 @@ class PostgresLedger(SqlLedger):
                 if self._lease is None:
                     self._lease = self._database.connect(timeout=timeout)
                 statements = PostgresStatements(self._lease)
-                return statements.run("renew_worker", time.time_ns() // 1000, worker_id).rowcount > 0
+                return statements.changed("renew_worker", time.time_ns() // 1000, worker_id) > 0
         except (psycopg.Error, StoreUnavailable):
             if self._lease is not None:
                 self._lease.close()

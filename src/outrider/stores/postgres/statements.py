@@ -46,6 +46,14 @@ class PostgresStatements:
         """Run a statement."""
         return self._execute(self._texts[name], parameters)
 
+    def changed(self, name: str, *parameters: Any) -> int:
+        """Run a statement; how many rows it changed."""
+        cursor = self.run(name, *parameters)
+        if self._connection.pgconn.pipeline_status:
+            with self._connection.pipeline() as pipeline:
+                pipeline.sync()
+        return cursor.rowcount
+
     def row(self, name: str, *parameters: Any) -> Any:
         """The first row of a query, None when there is none."""
         return self.run(name, *parameters).fetchone()
@@ -53,6 +61,11 @@ class PostgresStatements:
     def array(self, name: str, *parameters: Any) -> list[Any]:
         """All rows of a query; of a query with one column, its values."""
         return _values(self.run(name, *parameters))
+
+    def arrays(self, queries: Sequence[tuple[str, str]]) -> list[list[Any]]:
+        """The rows of several queries with a parameter each, run in this order; in a pipeline they wait once."""
+        cursors = [self.run(name, given) for name, given in queries]
+        return [_values(cursor) for cursor in cursors]
 
     def document(self, name: str, *parameters: Any) -> Any:
         """The one JSON value that a query makes, decoded; None where there is none."""
@@ -77,16 +90,18 @@ class PostgresStatements:
 
     def write(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a `{rows}` statement for all rows."""
-        self.write_and_tell(name, rows)
+        self.write_all(name, rows)
 
-    def write_and_tell(self, name: str, rows: Sequence[Sequence[Any]]) -> RawCursor[Any]:
-        """Run a `{rows}` statement that returns something for all rows."""
+    def write_all(self, name: str, *tables: Sequence[Sequence[Any]]) -> None:
+        """Run a statement with several `{rows}`, each for all rows of its own."""
         if (width := _UNIQUE.get(name)) is not None:
-            rows = list({tuple(row[:width]): row for row in rows}.values())
-        columns = zip(*rows, strict=True)
-        return self._execute(
-            self._texts[name], [make(values) for make, values in zip(columns_of(name), columns, strict=True)]
-        )
+            (rows,) = tables
+            tables = (list({tuple(row[:width]): row for row in rows}.values()),)
+        columns: list[Column] = []
+        for types, rows in zip(columns_of(name), tables, strict=True):
+            values = zip(*rows, strict=True) if rows else [()] * len(types)
+            columns += [make(each) for make, each in zip(types, values, strict=True)]
+        self._execute(self._texts[name], columns)
 
     def _filtered(self, name: str, conditions: str, direction: str, parameters: Sequence[Any]) -> RawCursor[Any]:
         text = unfilled(name).replace("{conditions}", conditions).replace("{direction}", direction)
@@ -130,13 +145,23 @@ def unfilled(name: str) -> str:
     text = read_statements("postgres")[name].replace("{task}", _TASK)
     text = re.sub(r"\{texts:?(\d*)\}", r"array(select json_array_elements_text(?\1::json))", text)
     text = re.sub(r"\{numbers:?(\d*)\}", r"array(select json_array_elements_text(?\1::json)::bigint)", text)
-    return re.sub(r"\{rows:([\w,]+)\}", _unnest, text)
+    return _unnested(text)
 
 
-def _unnest(match: re.Match[str]) -> str:
-    types = ["text" if each == "string" else each for each in match[1].split(",")]
-    arrays = ", ".join(f"${place}::{type}[]" for place, type in enumerate(types, 1))
-    return f"unnest({arrays}) as v ({', '.join(f'column{place}' for place in range(1, len(types) + 1))})"
+def _unnested(text: str) -> str:
+    place = 0
+
+    def unnest(match: re.Match[str]) -> str:
+        nonlocal place
+        types = ["text" if each == "string" else each for each in match[1].split(",")]
+        arrays = ", ".join(f"${place + number}::{type}[]" for number, type in enumerate(types, 1))
+        place += len(types)
+        return f"unnest({arrays}) as v ({', '.join(f'column{number}' for number in range(1, len(types) + 1))})"
+
+    return re.sub(_ROWS, unnest, text)
+
+
+_ROWS = re.compile(r"\{rows:([\w,]+)\}")
 
 
 def _numbered(text: str) -> str:
@@ -152,11 +177,10 @@ def _numbered(text: str) -> str:
 
 
 @cache
-def columns_of(name: str) -> Sequence[Callable[[Sequence[Any]], Column]]:
-    """What makes an array of each column of a `{rows}` statement."""
-    match = re.search(r"\{rows:([\w,]+)\}", read_statements("postgres")[name])
-    assert match is not None, name
-    return [_COLUMN_TYPES[each] for each in match[1].split(",")]
+def columns_of(name: str) -> Sequence[Sequence[Callable[[Sequence[Any]], Column]]]:
+    """What makes an array of each column, of each `{rows}` of a statement."""
+    found = re.findall(_ROWS, read_statements("postgres")[name])
+    return [[_COLUMN_TYPES[each] for each in types.split(",")] for types in found]
 
 
 # --- arrays of the binary protocol -------------------------------------------------------------------

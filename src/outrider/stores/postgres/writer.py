@@ -14,15 +14,15 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, Cursor, errors
 
 from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
 from outrider.stores.operations import Operation
-from outrider.stores.postgres.batch import SHIFT, Again, Numbers, PostgresBatch
+from outrider.stores.postgres.batch import Again, Numbers, PostgresBatch
 from outrider.stores.postgres.database import Database
 from outrider.stores.postgres.statements import PostgresStatements
-from outrider.stores.writer import GroupWriter, Handed, work
+from outrider.stores.writer import NOTHING, GroupWriter, Handed, work
 
 PATIENCE = 10.0
 """For how long, in seconds, a transaction is tried while the server is away; then its callers are told."""
@@ -36,12 +36,13 @@ TRIES = 20
 _COLLISIONS = (
     Again,
     errors.UniqueViolation,
+    errors.NotNullViolation,
     errors.DeadlockDetected,
     errors.SerializationFailure,
 )
 
-_BEGIN = "begin; select pg_current_xact_id()::text::bigint"
-_DONE = object()
+
+_NOTHING_DONE: tuple[list[Any], Signal] = ([], NOTHING)
 
 
 class Writer(GroupWriter):
@@ -61,7 +62,6 @@ class Writer(GroupWriter):
         self._statements: PostgresStatements | None = None
         self._counted = 0
         self._numbers = Numbers()
-        self._origin = 0
         self._thread.start()
 
     @property
@@ -118,44 +118,44 @@ class Writer(GroupWriter):
                 return results, signal
 
     def _attempt(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], Signal]:
-        """One transaction. Raises StoreUnavailable only where nothing was committed."""
+        """One transaction. Raises StoreUnavailable only where nothing was committed.
+
+        Its statements go out without waiting for the answers of those before, as far as nobody needs them: each wait
+        gives up the interpreter's lock, which a busy event loop gives back late.
+        """
         connection, statements = self._connected()
+        number, done = 0, _NOTHING_DONE
         with self._database.errors():
             try:
-                number = self._begin(connection)
-                batch = PostgresBatch(statements, self._numbers, self._origin + (number << SHIFT))
-                for operation in operations:
-                    if operation.gates == "read":
-                        batch.keep_gates()
-                    elif operation.gates == "change":
-                        batch.change_gates()
-                done = work(batch, operations)
-            except BaseException:
+                with connection.pipeline():
+                    begun = self._begin(connection)
+                    batch = PostgresBatch(statements, self._numbers)
+                    for operation in operations:
+                        if operation.gates == "read":
+                            batch.keep_gates()
+                        elif operation.gates == "change":
+                            batch.change_gates()
+                    done = work(batch, operations)
+                    number = number_of(begun)
+                    statements.count += 1
+                    connection.execute("commit")
+                return done
+            except BaseException as error:
                 self._roll_back(connection)
-                raise
-            try:
-                statements.count += 1
-                connection.execute("commit", prepare=False)
-            except psycopg.Error as error:
-                self._roll_back(connection)
-                if not self._database.is_lost(error):
+                is_in_doubt = number and isinstance(error, psycopg.Error) and self._database.is_lost(error)
+                if not (is_in_doubt and self._has_been_committed(number)):
                     raise
-                if not self._has_been_committed(number):
-                    raise
-        return done
+                return done
 
-    def _begin(self, connection: Connection[Any]) -> int:
-        cursor = connection.execute(_BEGIN, prepare=False)
+    def _begin(self, connection: Connection[Any]) -> Cursor[Any]:
         assert self._statements is not None
         self._statements.count += 1
-        cursor.nextset()
-        row = cursor.fetchone()
-        assert row is not None
-        return int(row[0])
+        connection.execute("begin")
+        return connection.execute("select pg_current_xact_id()::text::bigint")
 
     def _roll_back(self, connection: Connection[Any]) -> None:
         try:
-            connection.execute("rollback", prepare=False)
+            connection.execute("rollback")
         except psycopg.Error:
             self._disconnect()
 
@@ -189,9 +189,6 @@ class Writer(GroupWriter):
         if self._connection is None or self._statements is None:
             self._connection = self._database.connect()
             self._statements = PostgresStatements(self._connection)
-            with self._database.errors():
-                row = self._connection.execute("select position from origin").fetchone()
-            self._origin = 0 if row is None else int(row[0])
         return self._connection, self._statements
 
     def _disconnect(self) -> None:
@@ -200,3 +197,10 @@ class Writer(GroupWriter):
         if self._connection is not None:
             self._connection.close()
         self._connection = self._statements = None
+
+
+def number_of(begun: Cursor[Any]) -> int:
+    """The number of the transaction that was begun."""
+    row = begun.fetchone()
+    assert row is not None
+    return int(row[0])

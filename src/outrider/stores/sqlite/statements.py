@@ -44,6 +44,10 @@ class SqliteStatements:
         self.count += 1
         return self._run(name, parameters)
 
+    def changed(self, name: str, *parameters: Any) -> int:
+        """Run a statement; how many rows it changed."""
+        return self.run(name, *parameters).rowcount
+
     def row(self, name: str, *parameters: Any) -> Any:
         """The first row of a query, None when there is none."""
         self.count += 1
@@ -56,6 +60,10 @@ class SqliteStatements:
         return [] if text is None else decode(text)
 
     tasks = array
+
+    def arrays(self, queries: Sequence[tuple[str, str]]) -> list[list[Any]]:
+        """The rows of several queries with a parameter each, run in this order."""
+        return [self.array(name, given) for name, given in queries]
 
     def document(self, name: str, *parameters: Any) -> Any:
         """The one JSON value that a query makes, decoded; None where there is none."""

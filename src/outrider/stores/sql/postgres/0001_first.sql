@@ -3,8 +3,8 @@
 -- given out in blocks, so that a process knows them before it writes; `counts` are sharded, so that those who write
 -- do not wait for one another.
 
-create sequence task_numbers as bigint increment 64;
-create sequence session_numbers as bigint increment 64;
+create sequence task_numbers as bigint increment 1000;
+create sequence session_numbers as bigint increment 1000;
 
 create table sessions (
     number bigint primary key,

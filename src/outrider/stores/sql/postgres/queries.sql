@@ -46,7 +46,8 @@ where t.debounce_key is not null and t.state = 'queued' and t.started_at is null
 -- add_keys --
 insert into rates (key, spent)
 select key, '[]' from json_array_elements_text(?::json) key order by key collate "C"
-on conflict do nothing;
+on conflict do nothing
+returning key;
 
 -- lock_keys --
 select key from rates where key = any({texts}) order by key for update;
@@ -98,22 +99,46 @@ insert into sessions (
 select *
 from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,bigint};
 
--- update_sessions --
--- Number, and what is added to the counters; where they stand now, of the sessions that are still there.
-with locked as (
+-- write_log --
+-- What is added to the counters of sessions; then what is numbered by them, each after where its session stood. A session
+-- that is gone leaves no number, which is refused.
+with added as (
+    select * from {rows:bigint,bigint,bigint,bigint,bigint,bigint}
+), locked as (
     select s.number
     from sessions s
-    where s.number = any($1::bigint[])
+    where s.number in (select column1 from added)
     order by s.number
     for update
+), counted as (
+    update sessions s
+    set
+        seq = s.seq + v.column2, tail = greatest(s.tail, v.column3), transcript = s.transcript + v.column4,
+        inbox = s.inbox + v.column5, updated_at = greatest(s.updated_at, v.column6)
+    from locked join added v on v.column1 = locked.number
+    where s.number = locked.number
+    returning
+        s.number, s.seq - v.column2 as seq, s.transcript - v.column4 as transcript, s.inbox - v.column5 as inbox
+), told as (
+    insert into events (position, session, seq, task, type, at, data)
+    select
+        origin.position + (pg_current_xact_id()::text::bigint << 20) + v.column1, v.column2, c.seq + v.column3,
+        v.column4, v.column5, v.column6, v.column7
+    from {rows:bigint,bigint,bigint,bigint,text,bigint,text}
+    cross join origin
+    left join counted c on c.number = v.column2
+), written as (
+    insert into transcript (session, number, task_id, iteration, message)
+    select v.column1, c.transcript + v.column2, v.column3, v.column4, v.column5
+    from {rows:bigint,bigint,text,bigint,text}
+    left join counted c on c.number = v.column1
 )
-update sessions s
-set
-    seq = s.seq + v.column2, tail = greatest(s.tail, v.column3), transcript = s.transcript + v.column4,
-    inbox = s.inbox + v.column5, updated_at = greatest(s.updated_at, v.column6)
-from locked join {rows:bigint,bigint,bigint,bigint,bigint,bigint} on v.column1 = locked.number
-where s.number = locked.number
-returning s.number, s.seq, s.transcript, s.inbox;
+insert into inbox (session, task_id, seq, reason, body, created_at)
+select v.column1, v.column2, c.inbox + v.column3, v.column4, v.column5::json, v.column6
+from {rows:bigint,text,bigint,text,text,bigint}
+left join counted c on c.number = v.column1
+on conflict (session, task_id) do update set
+    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
 
 -- insert_tasks --
 insert into tasks (
@@ -149,10 +174,6 @@ where tasks.number = v.column1;
 insert into counts (state, shard, tasks)
 select column1, pg_backend_pid() % 64, column2 from {rows:text,bigint} order by column1
 on conflict (state, shard) do update set tasks = counts.tasks + excluded.tasks;
-
--- insert_events --
-insert into events (position, session, seq, task, type, at, data)
-select * from {rows:bigint,bigint,bigint,bigint,text,bigint,text};
 
 -- insert_follow_ups --
 insert into follow_ups (task_id, event) select column1, column2::json from {rows:text,text};
@@ -213,16 +234,6 @@ delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
 
 -- first_output --
 select min(start) from output where task = ?;
-
--- insert_transcript --
-insert into transcript (session, number, task_id, iteration, message)
-select * from {rows:bigint,bigint,text,bigint,text};
-
--- upsert_inbox --
-insert into inbox (session, task_id, seq, reason, body, created_at)
-select column1, column2, column3, column4, column5::json, column6 from {rows:bigint,text,bigint,text,text,bigint}
-on conflict (session, task_id) do update set
-    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
 
 -- acknowledge --
 delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
