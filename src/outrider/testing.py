@@ -59,7 +59,9 @@ __all__ = [
     "script",
 ]
 
-Store: TypeAlias = Literal["memory", "sqlite"]
+Store: TypeAlias = Literal["memory", "sqlite"] | str
+"""A store of the test's own, or the `postgresql://` URL of a database that the test provides."""
+
 PATIENCE = 10.0
 """How long, in real seconds, a test waits for what should happen at once."""
 
@@ -154,7 +156,7 @@ async def open_test(
     """
     quick = {"park_grace": 0.0, "progress_interval": 0.0, "output_interval": 0.0}
     async with AsyncExitStack() as stack:
-        url = "memory://"
+        url = store if "://" in store else "memory://"
         if store == "sqlite":
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="outrider-test-"))
             url = f"sqlite:///{folder}/test.db"

@@ -276,7 +276,7 @@ async def test_what_happens_is_counted_and_how_long_it_took_is_measured(store, t
         await task.result()
         await session.spawn("nothing", options=TaskOptions(delay=50))
         await runtime.advance(51)
-        await (await session.spawn("asks")).cancel()
+        await (await session.spawn("asks", options=TaskOptions(delay=1000))).cancel()
         await runtime.run_until_idle()
     assert told.counted("outrider.task.created") == {(KIND,): 3}
     assert told.counted("outrider.task.started") == {(KIND,): 2}

@@ -13,7 +13,6 @@ from psycopg import Connection, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper
-from psycopg.types.string import StrBinaryDumper
 
 from outrider.core.errors import (
     InvalidArguments,
@@ -26,7 +25,7 @@ from outrider.core.errors import (
     StoreUnavailable,
 )
 from outrider.stores.migrate import Migration, check, known
-from outrider.stores.postgres.statements import DUMPERS
+from outrider.stores.postgres.statements import DUMPERS, TextDumper
 
 OLDEST_SERVER = 15
 
@@ -98,7 +97,7 @@ class Database:
                 set_json_loads(orjson.loads, connection)
                 adapters = connection.adapters
                 adapters.register_dumper(int, Int8BinaryDumper)
-                adapters.register_dumper(str, StrBinaryDumper)
+                adapters.register_dumper(str, TextDumper)
                 for kind, dumper in DUMPERS:
                     adapters.register_dumper(kind, dumper)
                 for setting in SETTINGS:

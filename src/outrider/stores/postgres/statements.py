@@ -14,8 +14,10 @@ from typing import Any
 
 import orjson
 from psycopg import Connection, RawCursor
+from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+from psycopg.types.string import StrBinaryDumper
 
 from outrider.stores.rows import MOVED, decode
 from outrider.stores.statements import read_statements
@@ -139,11 +141,15 @@ def conditions() -> Mapping[str, str]:
     return {name: unfilled(name) for name in read_statements("postgres")}
 
 
+_NO_NUL = r"replace(?\1, '\\u0000', '\\ufdd0')"
+"""A list without the NUL that no text may hold: nothing has such a name, and nothing has this one."""
+
+
 @cache
 def unfilled(name: str) -> str:
     """A statement whose placeholders have no numbers yet, so that conditions can be put in."""
     text = read_statements("postgres")[name].replace("{task}", _TASK)
-    text = re.sub(r"\{texts:?(\d*)\}", r"array(select json_array_elements_text(?\1::json))", text)
+    text = re.sub(r"\{texts:?(\d*)\}", rf"array(select json_array_elements_text({_NO_NUL}::json))", text)
     text = re.sub(r"\{numbers:?(\d*)\}", r"array(select json_array_elements_text(?\1::json)::bigint)", text)
     return _unnested(text)
 
@@ -188,6 +194,14 @@ def columns_of(name: str) -> Sequence[Sequence[Callable[[Sequence[Any]], Column]
 _HEADER = struct.Struct("!iiIii")
 """Dimensions, whether any is NULL, the type of the values, how many there are, the number of the first."""
 _NULL = b"\xff\xff\xff\xff"
+
+
+class TextDumper(StrBinaryDumper):
+    """Dumps a text; one with a NUL, which the server refuses, as a name that nothing has."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        """Dump a text."""
+        return super().dump(obj.replace("\0", "\ufdd0") if "\0" in obj else obj)
 
 
 class Column:
