@@ -131,6 +131,15 @@ class Cli:
         assert done.code == 0, f"{arguments} ended with {done.code}:\n{done.err}"
         return done
 
+    def python(self, program: str) -> str:
+        """What a program prints, run in the folder."""
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [OUTRIDER, *arguments],

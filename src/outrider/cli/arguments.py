@@ -349,6 +349,13 @@ def _worker(parser: Parser) -> None:
         default=[],
         help="whose tools it runs; may be repeated (OUTRIDER_APP, with commas)",
     )
+    parser.add_argument(
+        "--serves",
+        metavar="ROUTE",
+        action="append",
+        default=[],
+        help="only this kind, or kind:name, with * for anything; may be repeated; default all that it can",
+    )
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
     parser.add_argument("--processes", metavar="N", type=_whole, default=1, help="so many workers; default 1")
     parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")

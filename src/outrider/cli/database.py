@@ -7,6 +7,7 @@ database does not exist yet, it looks into an empty one in memory. One that was 
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,11 @@ def url_of(arguments: Namespace) -> str:
     """The database's URL: `--db`, else OUTRIDER_DB, else the default below the current directory."""
     given: str | None = arguments.db or environment("OUTRIDER_DB")
     return given or DEFAULT_DATABASE
+
+
+def shown(url: str) -> str:
+    """A URL as it may be read by anybody: without its password."""
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"^(\w+://[^/@:]*):[^/@]*@", r"\1:***@", url))
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli.arguments import STATES
-from outrider.cli.database import open_runtime, open_store, url_of
+from outrider.cli.database import open_runtime, open_store, shown, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, short
 from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
@@ -45,7 +45,7 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     if found:
         _table([Glance.of(task, around) for task in found[: arguments.limit]], screen)
     else:
-        screen.hint(f"no tasks in {url_of(arguments)}")
+        screen.hint(f"no tasks in {shown(url_of(arguments))}")
     if len(found) > arguments.limit:
         screen.hint(f"there are more; --limit {arguments.limit * 2} shows some")
     return OK

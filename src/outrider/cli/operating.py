@@ -128,9 +128,10 @@ def _stats_lines(found: StatsRecord) -> list[str]:
         why = f" by {waiting.blocked_by}" if waiting.blocked_by else ""
         since = f", the oldest due {waiting.oldest_due_at:%Y-%m-%d %H:%M:%S} UTC" if waiting.oldest_due_at else ""
         lines.append(f"  {waiting.route}: {waiting.count} {waiting.readiness}{why}{since}")
-    lines.append(
-        f"{found.size / 1e6:.1f} MB, of which {found.free / 1e6:.1f} are free; {found.log / 1e6:.1f} MB of WAL"
-    )
+    size = f"{found.size / 1e6:.1f} MB"
+    if found.free is not None and found.log is not None:
+        size += f", of which {found.free / 1e6:.1f} are free; {found.log / 1e6:.1f} MB of WAL"
+    lines.append(size)
     return lines
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from outrider.bootstrap import Outrider, open_ledger
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import url_of
+from outrider.cli.database import shown, url_of
 from outrider.cli.exits import OK, STORE, UsageError
 from outrider.cli.terminal import Screen
 from outrider.cli.workers import served
@@ -44,6 +44,8 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     if not 1 <= arguments.processes <= MOST_PROCESSES:
         raise UsageError(f"--processes is a whole number from 1 to {MOST_PROCESSES}")
     app = load_apps(names_of(arguments.app))
+    if arguments.serves:
+        app.registry.serve(arguments.serves)
     if arguments.processes > 1:
         from outrider.cli.crew import Crew
 
@@ -53,7 +55,7 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     url = url_of(arguments)
     ledger = await open_ledger(url)
     try:
-        return await _Shift(app, ledger, screen, arguments, url).run()
+        return await _Shift(app, ledger, screen, arguments, shown(url)).run()
     finally:
         await ledger.close()
 

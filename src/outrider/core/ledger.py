@@ -365,11 +365,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the database takes on its disk, in bytes. `free` of `size` is kept for what comes; `log` is beside it."""
+    """What the database takes on its disk, in bytes. `free` of `size` is kept for what comes; `log` is beside it.
+
+    None for what a server keeps to itself.
+    """
 
     size: int
-    free: int
-    log: int
+    free: int | None = None
+    log: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class Doctor:
             if free < LITTLE_SPACE:
                 text = f"only {_bytes(free)} are free on the disk of the database"
                 findings.append(Finding(level="problem", about="disk", text=text, advice="make room: outrider prune"))
-        if storage.log > LONG_LOG:
+        if storage.log is not None and storage.log > LONG_LOG:
             text = f"{_bytes(storage.log)} of the database stand in its WAL: some reader has been at it for long"
             findings.append(Finding(level="note", about="database", text=text, advice="end programs that hold it open"))
         return findings

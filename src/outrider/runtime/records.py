@@ -532,7 +532,10 @@ class EndStats(Record):
 
 
 class StatsRecord(Record):
-    """A store in numbers: what there is, what waits, what ended within so many `seconds`, and its size in bytes."""
+    """A store in numbers: what there is, what waits, what ended within so many `seconds`, and its size in bytes.
+
+    `free` and `log` are those of a file; None with a server.
+    """
 
     seconds: float
     states: Mapping[State, int]
@@ -540,8 +543,8 @@ class StatsRecord(Record):
     waiting: tuple[RouteStats, ...]
     ended: tuple[EndStats, ...]
     size: int
-    free: int
-    log: int
+    free: int | None
+    log: int | None
 
     @classmethod
     def of(cls, told: Statistics, span: int) -> StatsRecord:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from outrider.core.errors import InvalidArguments, UnknownName
@@ -249,6 +250,18 @@ class Registry:
         self.tools: dict[str, Tool] = {}
         self.agents: dict[str, object] = {}
         self.executors: dict[str, Executor] = {}
+        self._chosen: tuple[str, ...] = ()
+
+    def serve(self, patterns: Sequence[str]) -> None:
+        """Have workers serve only what matches one of these: a kind, or `kind:name`; a * stands for anything.
+
+        Raises InvalidArguments for a pattern that nothing here matches.
+        """
+        there = self._known_routes()
+        for pattern in patterns:
+            if not any(_matches(route, pattern) for route in there):
+                raise InvalidArguments(f"nothing here matches {pattern!r}; there is {', '.join(there)}")
+        self._chosen = tuple(patterns)
 
     def tool(self, name: object) -> Tool:
         """The tool of that name. Raises UnknownName with the names that are known."""
@@ -266,4 +279,15 @@ class Registry:
 
     def routes(self) -> tuple[str, ...]:
         """All that a worker with this registry serves."""
-        return tuple(sorted({route for executor in self.executors.values() for route in executor.routes()}))
+        chosen = self._chosen
+        return tuple(
+            route for route in self._known_routes() if not chosen or any(_matches(route, pattern) for pattern in chosen)
+        )
+
+    def _known_routes(self) -> list[str]:
+        return sorted({route for executor in self.executors.values() for route in executor.routes()})
+
+
+def _matches(route: str, pattern: str) -> bool:
+    kind, _, _ = route.partition(":")
+    return fnmatchcase(route, pattern) or fnmatchcase(kind, pattern)

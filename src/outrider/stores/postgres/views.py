@@ -85,7 +85,7 @@ class PostgresViews(SqlViews):
     # --- what only PostgreSQL has ------------------------------------------------------------------------
 
     def _storage(self, read: Statements) -> Storage:
-        return Storage(read.row("storage")[0], 0, 0)
+        return Storage(read.row("storage")[0])
 
     def _damage(self, read: Statements, deep: bool) -> list[str]:
         return []
