@@ -55,6 +55,20 @@ def test_a_background_worker_is_started_killed_and_followed_by_another(there: Cl
     assert len(words) <= 5, "more than the step in flight was repeated"
 
 
+def test_a_command_outlives_its_worker_and_is_taken_up_by_another(there: Cli):
+    go_on = there.folder / "go_on"
+    script = f"echo one; while ! test -e {go_on}; do sleep 0.05; done; echo two; exit 3"
+    task_id = there.ok("exec", "--background", "--", "sh", "-c", script).out.strip()
+    eventually(lambda: there.ok("output", task_id).out == "one\n")
+    (worker,) = there.ok("workers", "--json").records
+    os.kill(worker["pid"], signal.SIGKILL)
+    there.worker("--idle-exit=1s")
+    go_on.touch()
+    record = there.run("wait", task_id, "--timeout=60", "--json").record
+    assert (record["state"], record["error"]["details"]["exit_code"]) == ("failed", 3)
+    assert there.ok("output", task_id).out == "one\ntwo\n"
+
+
 def test_no_password_is_shown(there: Cli):
     worker = there.start("worker", "--idle-exit=0.1s")
     _, said = worker.communicate(timeout=60)

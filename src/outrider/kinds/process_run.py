@@ -384,9 +384,9 @@ class Spool:
 
 
 def runs_of(ledger: Ledger) -> tuple[Path, bool]:
-    """The folder of a store's runs, beside the database; and whether the store outlives this process."""
-    path = getattr(ledger, "path", None)
-    return (_temporary(), False) if path is None else (Path(f"{path}{BESIDE}"), True)
+    """The folder of a store's runs on this machine; and whether the store outlives this process."""
+    beside = getattr(ledger, "beside", None)
+    return (_temporary(), False) if beside is None else (Path(f"{beside}{BESIDE}"), True)
 
 
 @cache

@@ -75,7 +75,8 @@ def _is_there(path: Path, fd: int) -> bool:
 
 def locks_of(ledger: Ledger) -> Path | None:
     """The folder on this machine for the locks of a store's workers; None for one in memory."""
-    return getattr(ledger, "locks", None)
+    beside = getattr(ledger, "beside", None)
+    return None if beside is None else Path(f"{beside}-workers")
 
 
 def lock_path(locks: Path, worker_id: str) -> Path:

@@ -58,9 +58,9 @@ class SqliteLedger(SqlLedger):
         return self._file.path
 
     @property
-    def locks(self) -> Path:
-        """The folder for the locks of workers, beside the file."""
-        return Path(f"{self._file.path}-workers")
+    def beside(self) -> Path:
+        """How the paths begin of what this machine keeps beside the database: locks of workers, runs of commands."""
+        return self._file.path
 
     @property
     def views(self) -> SqliteViews:
