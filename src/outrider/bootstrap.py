@@ -213,7 +213,7 @@ class Outrider:
 
         settings = self.settings if concurrency is None else replace(self.settings, concurrency=concurrency)
         ledger = await open_ledger(url)
-        services = Services.over(ledger, SystemClock(), self.registry, settings)
+        services = Services.over(ledger, SystemClock(ledger), self.registry, settings)
         job: asyncio.Task[None] | None = None
         try:
             if worker:

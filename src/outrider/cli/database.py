@@ -58,7 +58,7 @@ async def open_runtime(arguments: Namespace, *, create: bool = False) -> AsyncIt
     from outrider.settings import WorkerSettings
 
     async with open_store(arguments, create=create) as ledger:
-        services = Services.over(ledger, SystemClock(), Registry(), WorkerSettings())
+        services = Services.over(ledger, SystemClock(ledger), Registry(), WorkerSettings())
         try:
             yield Runtime(services)
         finally:

@@ -64,7 +64,7 @@ class _Shift:
     """The life of the process: workers one after another, mostly one."""
 
     def __init__(self, app: Outrider, ledger: Ledger, screen: Screen, arguments: Namespace, url: str) -> None:
-        self._services = Services.over(ledger, SystemClock(), app.registry, app.settings)
+        self._services = Services.over(ledger, SystemClock(ledger), app.registry, app.settings)
         self._ledger = ledger
         self._screen = screen
         self._idle_exit: float | None = arguments.idle_exit

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from outrider.core.errors import InvalidArguments
+from outrider.core.ledger import Ledger
 from outrider.core.values import Instant, Span
 
 LOOK_AGAIN = 15.0
@@ -46,12 +47,20 @@ class Clock(Protocol):
         ...
 
 
+def machine_time() -> Instant:
+    """What the machine's clock shows, in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock; or that of a store that has one, which all who use the store go by."""
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._now: Callable[[], Instant] = getattr(ledger, "now", machine_time)
 
     def now(self) -> Instant:
         """The present moment in microseconds since the Unix epoch."""
-        return time.time_ns() // 1000
+        return self._now()
 
     def passed(self) -> Span:
         """The microseconds since the machine was started, without those in which it slept."""

@@ -25,6 +25,7 @@ from outrider.core.errors import (
     StoreUnavailable,
 )
 from outrider.stores.migrate import Migration, check, known
+from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.statements import DUMPERS, TextDumper
 
 OLDEST_SERVER = 15
@@ -151,8 +152,10 @@ class Database:
                 return StoreUnavailable(f"{self.name} cannot be used ({said}); see that the server runs and lets us in")
         return None
 
-    def prepare(self, migrations: Sequence[Migration] | None = None) -> str:
+    def prepare(self, clock: ServerClock, migrations: Sequence[Migration] | None = None) -> str:
         """Check that the database is ours, and bring its schema up to date; others wait meanwhile. Returns its id.
+
+        Sets the clock too.
 
         Raises StoreForeign for one with the tables of another program, StoreNewer for a schema that only a later
         program knows, StoreCorrupt where a migration that was applied had another text.
@@ -161,6 +164,8 @@ class Database:
             if connection.info.server_version < OLDEST_SERVER * 10_000:
                 found = connection.info.server_version // 10_000
                 raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")
+            for _ in range(3):
+                clock.look(connection)
             migrations = known("postgres") if migrations is None else migrations
             with connection.transaction():
                 connection.execute("select pg_advisory_xact_lock(%s)", [_MIGRATING])

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +15,10 @@ import psycopg
 from psycopg import Connection
 
 from outrider.core.errors import StoreUnavailable
+from outrider.core.values import Instant
 from outrider.stores.ledger import SqlLedger
 from outrider.stores.operations import Operation
+from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.database import Database
 from outrider.stores.postgres.news import News
 from outrider.stores.postgres.statements import PostgresStatements
@@ -33,12 +34,13 @@ SWITCH_INTERVAL = 0.0001
 class PostgresLedger(SqlLedger):
     """A `Ledger` in a PostgreSQL database. Made by `open`; verbs may be called from any event loop of the process."""
 
-    def __init__(self, database: Database, id: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, database: Database, id: str, clock: ServerClock, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._database = database
         self._id = id
+        self._clock = clock
         self._views = PostgresViews(database)
-        self._news = News(database, loop, self._tell)
+        self._news = News(database, clock, loop, self._tell)
         self._writer = Writer(database, loop, self._tell, self._news.tell)
         self._lease: Connection[Any] | None = None
         self._lease_lock = threading.Lock()
@@ -54,8 +56,13 @@ class PostgresLedger(SqlLedger):
         """
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         database = Database(url)
-        id = await asyncio.to_thread(database.prepare)
-        return cls(database, id, asyncio.get_running_loop())
+        clock = ServerClock()
+        id = await asyncio.to_thread(database.prepare, clock)
+        return cls(database, id, clock, asyncio.get_running_loop())
+
+    def now(self) -> Instant:
+        """The server's time, by which all go who use the database."""
+        return self._clock.now()
 
     @property
     def name(self) -> str:
@@ -106,7 +113,7 @@ class PostgresLedger(SqlLedger):
                 if self._lease is None:
                     self._lease = self._database.connect(timeout=timeout)
                 statements = PostgresStatements(self._lease)
-                return statements.changed("renew_worker", time.time_ns() // 1000, worker_id) > 0
+                return statements.changed("renew_worker", self.now(), worker_id) > 0
         except (psycopg.Error, StoreUnavailable):
             if self._lease is not None:
                 self._lease.close()

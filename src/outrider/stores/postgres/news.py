@@ -2,7 +2,7 @@
 
 Never in the writing transaction: notifications are queued under one lock of the whole server. What several commits
 concern is told in one. News may be lost, while the connection is broken or behind a pooler that shares connections out
-by transaction; so now and then this looks whether the log has grown.
+by transaction; so now and then this looks whether the log has grown. It looks at the server's clock as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from psycopg import Connection
 
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Signal
+from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.database import Database
 
 CHANNEL = "outrider"
@@ -33,7 +34,7 @@ BREATH = 0.002
 """Seconds between two notifications: what is committed meanwhile goes together."""
 
 LOOK = 2.0
-"""Seconds after which to look at the log when nothing was heard."""
+"""Seconds between two looks at the log, lest something was not heard, and at the server's clock."""
 
 PAUSE = 0.5
 """Seconds between two attempts to connect."""
@@ -44,8 +45,15 @@ _UNKNOWN = Signal(unknown=True)
 class News:
     """Tells other processes of our commits, and `hear`s of theirs, on `loop`."""
 
-    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop, hear: Callable[[Signal], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: ServerClock,
+        loop: asyncio.AbstractEventLoop,
+        hear: Callable[[Signal], None],
+    ) -> None:
         self._database = database
+        self._clock = clock
         self._loop = loop
         self._hear = hear
         self._pending: list[Signal] = []
@@ -103,7 +111,6 @@ class News:
             for notice in connection.notifies(timeout=0):
                 if notice.pid != own:
                     self._say(_read(notice.payload))
-                    look_at = time.monotonic() + LOOK
             if self._pending:
                 pending, self._pending = self._pending, []
                 connection.execute("select pg_notify(%s, %s)", [CHANNEL, _write(pending)])
@@ -115,6 +122,7 @@ class News:
                 look_at = time.monotonic() + LOOK
 
     def _look(self, connection: Connection[Any]) -> None:
+        self._clock.look(connection)
         row = connection.execute("select max(position) from events").fetchone()
         seen = 0 if row is None or row[0] is None else int(row[0])
         if seen != self._seen:
