@@ -59,7 +59,9 @@ class Recovery:
         While nobody writes, only the locks of the workers that are known are looked at: reading the store four times a
         second was a third of what a worker at rest costs. It is read once in a while all the same.
         """
-        is_due = time.monotonic() - self._looked_at >= READ_EVERY * self._services.settings.recovery_interval
+        settings = self._services.settings
+        left = settings.lease.lost - max(self._silence.values(), default=0.0)  # until the most silent one is lost
+        is_due = time.monotonic() - self._looked_at >= min(READ_EVERY * settings.recovery_interval, left)
         if not (self._is_old or is_due or any(map(self._is_unlocked, self._known))):
             return 0
         self._is_old = False
