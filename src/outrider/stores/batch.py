@@ -1011,6 +1011,8 @@ class Batch:
         found = sorted(statements.array("prunable", listed(task_ids)), key=lambda row: places[row[1]])
         sizes = list(accumulate(row[6] for row in found))
         ended = found[: max(1, bisect_right(sizes, MOST_ROWS))]
+        concerned = listed(session_ids), listed([row[1] for row in ended]), listed({row[2] for row in ended})
+        self._keep_sessions(*concerned)
         if numbers := [row[0] for row in ended]:
             if now is not None:
                 self._forget_rates(numbers, now)
@@ -1029,15 +1031,13 @@ class Batch:
                 self._known.forget(head)
         for session, ids in untold.items():
             statements.run("prune_inbox", session, listed(ids))
-        empty = self._empty_sessions(
-            listed(session_ids), listed([row[1] for row in ended]), listed({row[2] for row in ended})
-        )
+        empty = statements.array("empty_sessions", *concerned)
         return Pruned(
             tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
         )
 
-    def _empty_sessions(self, *named: str) -> list[Any]:
-        return self._statements.array("empty_sessions", *named)
+    def _keep_sessions(self, ids: str, task_ids: str, numbers: str) -> None:
+        """Have nobody else write to sessions: of these ids, opened by these tasks, or of these numbers."""
 
     def _forget_rates(self, numbers: Sequence[int], now: Instant) -> None:
         """Forget the starts of these tasks' keys that have all returned: of some keys no task will ever come again."""

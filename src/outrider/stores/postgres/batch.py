@@ -97,10 +97,9 @@ class PostgresBatch(Batch):
 
     # --- pruning -----------------------------------------------------------------------------------------
 
-    def _empty_sessions(self, *named: str) -> list[Any]:
-        # Locked first and looked at afterwards: a task may just have come into one.
-        self._own.array("lock_sessions", *named)
-        return super()._empty_sessions(*named)
+    def _keep_sessions(self, ids: str, task_ids: str, numbers: str) -> None:
+        """Have nobody write to these sessions: a task may just be coming into one that seems empty."""
+        self._own.array("lock_sessions", ids, task_ids, numbers)
 
     # --- writing -----------------------------------------------------------------------------------------
 

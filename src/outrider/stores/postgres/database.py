@@ -56,7 +56,8 @@ SETTINGS = (
     "set jit = off",
     # Who waits for a lock waits for a transaction of some milliseconds. What takes longer than this is cut off.
     "set lock_timeout = '10s'",
-    "set idle_in_transaction_session_timeout = '60s'",
+    # Who was stopped in the middle of a transaction holds nobody up for longer than this, and has to do it again.
+    "set idle_in_transaction_session_timeout = '5s'",
 )
 
 
