@@ -448,13 +448,16 @@ class Batch:
     def gates(self) -> KnownGates:
         """The limits and pauses."""
         if self._known.gates is None:
-            limits, pauses = self._statements.document("gates")
+            limits, pauses = self._read_gates()
             self._known.gates = KnownGates(
                 gates_of(limits, pauses),
                 frozenset(session for *_, is_over, session in pauses if session is not None and not is_over),
                 tuple((session or 0, name) for scope, name, *_, is_over, session in pauses if is_over),
             )
         return self._known.gates
+
+    def _read_gates(self) -> Any:
+        return self._statements.document("gates")
 
     def gates_changed(self) -> None:
         """Limits or pauses were written."""

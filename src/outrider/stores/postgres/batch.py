@@ -49,6 +49,7 @@ class PostgresBatch(Batch):
         self._numbers = numbers
         self._told = 0
         self._has_gates = False
+        self._gates: Any = None
 
     # --- locks -------------------------------------------------------------------------------------------
 
@@ -57,11 +58,16 @@ class PostgresBatch(Batch):
         if not self._has_gates:
             self._has_gates = True
             self._own.run("lock_gates_shared")
+            self._gates = self._own.run("gates")
 
     def change_gates(self) -> None:
         """Have nobody else look at limits and pauses until the end, nor start anything by them."""
         self._has_gates = True
         self._own.run("lock_gates")
+
+    def _read_gates(self) -> Any:
+        asked, self._gates = self._gates, None
+        return super()._read_gates() if asked is None else asked.fetchone()[0]
 
     def load(self, wanted: Wanted) -> None:
         """Look up what is wanted, and lock it."""
@@ -87,8 +93,9 @@ class PostgresBatch(Batch):
 
     def look(self, routes: str, size: int) -> Look:
         """All that a claim has to know. The tasks are locked, and those that others are at are left out."""
-        ready = sorted(self._own.array("ready", routes, size))[:size]
-        timed, deadline, follow_ups, opens_at = self._own.row("look", routes)
+        asked, rest = self._own.run("ready", routes, size), self._own.run("look", routes)
+        ready = sorted(asked.fetchall())[:size]
+        timed, deadline, follow_ups, opens_at = rest.fetchall()[0]
         return ready, timed, deadline, follow_ups, opens_at
 
     def ready_by(self, routes: str, size: int, now: Instant) -> list[Ready]:
