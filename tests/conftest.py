@@ -21,6 +21,10 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="outrider-bytecode-")
     atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
+# Locks of workers on a database that is no file lie in the user's own folder.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="outrider-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
 # Who starts the tests in the background of a script, or under nohup, has them ignore what is sent from a terminal. The
 # programs that they start would as well, and never end.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
