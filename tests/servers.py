@@ -54,6 +54,7 @@ STOPS: Final[Mapping[StopMode, signal.Signals]] = {
 }
 
 SETTINGS: Final = {
+    "track_commit_timestamp": "on",  # for who has to know in which order transactions were committed
     "max_connections": "100",
     "shared_buffers": "16MB",
     # In its folder, not /dev/shm: a container's is small, and a server that was killed would leave its part there.

@@ -27,6 +27,7 @@ from outrider.runtime.lease import locks_of
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
+from tests.crash.crew import address_of
 
 ANSWER = "7, 9 and sent"
 
@@ -116,7 +117,7 @@ class Deadly:
 async def work(folder: Path, deadly: int | None) -> None:
     """Work until the task has ended."""
     app = make_app(folder / "truth")
-    ledger = await open_ledger(f"sqlite:///{folder / 'work.db'}")
+    ledger = await open_ledger(address_of(folder / "work.db"))
     store: Any = Deadly(ledger, app.tell, deadly)  # type: ignore[attr-defined]  # see make_app
     services = Services.over(store, SystemClock(), app.registry, app.settings)
     job = asyncio.create_task(Worker(services, locks=locks_of(ledger)).run())
@@ -141,7 +142,7 @@ async def work(folder: Path, deadly: int | None) -> None:
 
 
 async def submit(folder: Path) -> None:
-    async with make_app(folder / "truth").open(f"sqlite:///{folder / 'work.db'}", worker=False) as outrider:
+    async with make_app(folder / "truth").open(address_of(folder / "work.db"), worker=False) as outrider:
         session = await outrider.sessions.create()
         task = await session.spawn_agent("add, then send", agent="killed", options=TaskOptions(max_failures=10))
         (folder / "task").write_text(task.id)
@@ -169,7 +170,6 @@ def main() -> None:
     load_engine()
     for deadly in range(first, last):
         place = folder / str(deadly)
-        place.mkdir()
         pid = os.fork()
         if pid == 0:
             asyncio.run(submit(place))

@@ -24,7 +24,29 @@ from typing import Any, cast
 ROOT = Path(__file__).parents[2]
 
 
+# --- in both -----------------------------------------------------------------------------------------
+
+
+def address_of(database: Path) -> str:
+    """Where a store is: in that file, or in the database that stands for it (see `new_database`)."""
+    note = _folder(database) / "postgres"
+    return note.read_text() if note.exists() else str(database)
+
+
+def _folder(database: Path) -> Path:
+    return database.with_suffix(".server")
+
+
 # --- in the test -------------------------------------------------------------------------------------
+
+
+def new_database(store: str, database: Path) -> Path:
+    """Where a new store is to be. All that lies beside it is named after that path, whichever store it is."""
+    if store == "postgres":
+        from tests.stores.backends import postgres_url  # which no worker has to import
+
+        postgres_url(_folder(database))
+    return database
 
 
 @dataclass
@@ -156,15 +178,16 @@ class Failpoint:
         return True
 
     def _arm_writer(self, writer: Any) -> None:
-        work = writer._work
+        module: Any = import_module(type(writer).__module__)
+        work = module.work
 
-        def fatal(operations: Any) -> Any:
-            done = work(operations)
+        def fatal(batch: Any, operations: Any) -> Any:
+            done = work(batch, operations)
             if self._is_armed:
                 die()
             return done
 
-        writer._work = fatal
+        module.work = fatal
 
 
 def _what(written: Any) -> str:
@@ -192,7 +215,7 @@ async def _serve(order: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     database = Path(order["database"])
     os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
-    ledger = await open_ledger(str(database))
+    ledger = await open_ledger(address_of(database))
     if "kill" in order:
         n, mode = order["kill"]
         ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))
@@ -220,7 +243,13 @@ def _be_a_worker(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for name in ("outrider.runtime.worker", "outrider.stores.sqlite", "outrider.runtime.handles", "tests.crash.voyage"):
+    for name in (
+        "outrider.runtime.worker",
+        "outrider.stores.sqlite",
+        "outrider.stores.postgres",
+        "outrider.runtime.handles",
+        "tests.crash.voyage",
+    ):
         import_module(name)  # once, for all that are forked
 
     awake, waker = os.pipe()

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from outrider.core.ledger import LogRow
 from outrider.core.machine import snapshot
@@ -16,6 +19,7 @@ from outrider.core.task import Task
 from outrider.runtime.codec import decode
 from outrider.runtime.facade import Runtime
 from outrider.stores.rows import encode
+from tests.crash.crew import address_of
 from tests.crash.voyage import effects_in
 
 ONCE = ("salute", "stow")
@@ -34,6 +38,18 @@ async def prove(runtime: Runtime, session_id: str, effects: Path) -> None:
         await _prove_task(runtime, task, log)
     await _prove_steps(runtime, tasks, effects_in(effects))
     assert not await runtime.services.views.follow_ups(10), "follow-ups were never applied"
+
+
+def rows_of(database: Path, *queries: str) -> list[list[Any]]:
+    """What is in the tables, whichever store it is."""
+    address = address_of(database)
+    if address == str(database):
+        with closing(sqlite3.connect(database)) as connection:
+            return [connection.execute(query).fetchall() for query in queries]
+    import psycopg  # not above: the workers that are killed import it with their store
+
+    with psycopg.connect(address) as server:
+        return [server.execute(query.encode()).fetchall() for query in queries]
 
 
 async def log_of(runtime: Runtime, session_id: str) -> list[LogRow]:

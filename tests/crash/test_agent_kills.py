@@ -1,7 +1,6 @@
 """An agent whose worker is killed at every write: no kept model call and no kept tool call is made again."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash.agent_kills import ANSWER
+from tests.crash.crew import new_database
+from tests.crash.proof import rows_of
 
 ROOT = Path(__file__).parents[2]
 WRITES = 15
@@ -45,13 +46,16 @@ def assert_nothing_was_done_twice(folder: Path) -> None:
 
 
 def assert_settled(folder: Path) -> None:
-    database = sqlite3.connect(folder / "work.db")
-    (content,) = database.execute("select content from files").fetchone()
+    (((content,),),) = rows_of(folder / "work.db", "select content from files")
     assert json.loads(content) == ANSWER
 
 
 @pytest.mark.slow
-def test_an_agent_killed_at_every_write_asks_and_does_nothing_twice(tmp_path):
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
+def test_an_agent_killed_at_every_write_asks_and_does_nothing_twice(tmp_path, store):
+    for number in range(2 * WRITES):
+        (tmp_path / str(number)).mkdir()
+        new_database(store, tmp_path / str(number) / "work.db")
     fates = sail(tmp_path, 0, 2 * WRITES)
     for number, fate in fates.items():
         assert fate in (["killed", "ended"], ["ended"]), (number, fate)

@@ -22,8 +22,7 @@ MARCHES = 3
 STEPS = 60
 
 
-async def test_all_workers_killed_at_the_same_moment_lose_nothing_and_repeat_nothing(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_all_workers_killed_at_the_same_moment_lose_nothing_and_repeat_nothing(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         hands = [await crew.start(database) for _ in range(WORKERS)]
         session = await runtime.sessions.create()

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, several workers on one file, many tasks at once.
+"""kill -9 at random moments, several workers on one store, many tasks at once.
 
 The seed says who is killed and when to look; what runs in that moment is up to the machine. `SEED` in the environment
 repeats one.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.crew import Crew
+from tests.crash.crew import Crew, new_database
 from tests.crash.test_kills import answer_all, dismiss, prove_voyage, runtime_on, set_sail
 
 pytestmark = pytest.mark.anyio
@@ -26,22 +26,20 @@ LONGEST_LULL = 0.25
 
 
 @pytest.mark.slow
-async def test_workers_killed_at_random_lose_nothing_and_repeat_nothing(tmp_path: Path):
+async def test_workers_killed_at_random_lose_nothing_and_repeat_nothing(database: Path):
     seed = int(os.environ.get("SEED", "7"))
     async with Crew.muster() as crew:
-        await storm(crew, tmp_path / "work.db", random.Random(seed), kills=20)
+        await storm(crew, database, random.Random(seed), kills=20)
 
 
 @pytest.mark.soak
-async def test_a_thousand_kills(tmp_path: Path):
+async def test_a_thousand_kills(tmp_path: Path, store: str):
     seed = int(os.environ.get("SEED", random.randrange(10**6)))
     print(f"SEED={seed}")
     chance, kills = random.Random(seed), 0
     async with Crew.muster() as crew:
         while kills < 1000:
-            folder = tmp_path / str(kills)
-            folder.mkdir()
-            await storm(crew, folder / "work.db", chance, kills=50)
+            await storm(crew, new_database(store, tmp_path / f"{kills}.db"), chance, kills=50)
             kills += 50
             print(f"{kills} kills")
 

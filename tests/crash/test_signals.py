@@ -42,8 +42,7 @@ async def endings(task: TaskHandle) -> list[str | None]:
     return [attempt.ending for attempt in await task.attempts()]
 
 
-async def test_a_deploy_repeats_nothing_and_counts_no_failure(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_a_deploy_repeats_nothing_and_counts_no_failure(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         task = await session.spawn("hold", seconds=0.6)
@@ -62,8 +61,7 @@ async def test_a_deploy_repeats_nothing_and_counts_no_failure(tmp_path: Path):
         assert [name for _, name, _ in effects_in(database.with_suffix(".effects"))] == ["before", "long", "after"]
 
 
-async def test_rolling_deploys_under_load_repeat_no_step_at_all(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_rolling_deploys_under_load_repeat_no_step_at_all(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         tasks = await session.spawn_many("march", [{"steps": 40}] * 20)
@@ -81,8 +79,7 @@ async def test_rolling_deploys_under_load_repeat_no_step_at_all(tmp_path: Path):
         assert {ending for task in tasks for ending in await endings(task)} <= {"released", "succeeded"}
 
 
-async def test_a_worker_told_to_go_in_the_middle_of_a_claim_keeps_nothing(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_a_worker_told_to_go_in_the_middle_of_a_claim_keeps_nothing(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         tasks = await session.spawn_many("march", [{"steps": 1}] * 20)
@@ -94,8 +91,7 @@ async def test_a_worker_told_to_go_in_the_middle_of_a_claim_keeps_nothing(tmp_pa
         await prove(runtime, session.id, database.with_suffix(".effects"))
 
 
-async def test_a_thread_that_outlives_the_drain_is_not_run_twice_while_it_lives(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_a_thread_that_outlives_the_drain_is_not_run_twice_while_it_lives(database: Path):
     effects = database.with_suffix(".effects")
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
@@ -115,9 +111,16 @@ async def test_a_thread_that_outlives_the_drain_is_not_run_twice_while_it_lives(
         assert (await task.record()).failures == 0
 
 
-@pytest.mark.parametrize("host", [None, "elsewhere"])
-async def test_a_worker_stopped_beyond_its_lease_finds_its_work_gone_and_ends_its_own(tmp_path: Path, host: str | None):
-    database = tmp_path / "work.db"
+@pytest.mark.parametrize(
+    ("store", "host"),
+    [
+        ("sqlite", None),
+        ("sqlite", "elsewhere"),
+        pytest.param("postgres", None, marks=pytest.mark.soak),
+        ("postgres", "elsewhere"),
+    ],
+)
+async def test_a_worker_stopped_beyond_its_lease_finds_its_work_gone_and_ends_its_own(database: Path, host: str | None):
     effects = database.with_suffix(".effects")
     lease = {"short_lease": True}
     async with Crew.muster() as crew, runtime_on(database) as runtime:
@@ -139,8 +142,7 @@ async def test_a_worker_stopped_beyond_its_lease_finds_its_work_gone_and_ends_it
         assert ("after", 1) not in {(name, attempt) for _, name, attempt in effects_in(effects)}
 
 
-async def test_a_worker_whose_loop_is_blocked_ends_itself_and_only_the_culprit_pays(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_a_worker_whose_loop_is_blocked_ends_itself_and_only_the_culprit_pays(database: Path):
     stall = {"stall_named": 0.1, "stall_limit": 0.5}
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
@@ -160,8 +162,7 @@ async def test_a_worker_whose_loop_is_blocked_ends_itself_and_only_the_culprit_p
             assert (await task.record()).failures == 0
 
 
-async def test_nobody_waits_for_a_writer_that_was_killed_with_the_lock_in_its_hand(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_nobody_waits_for_a_writer_that_was_killed_with_the_lock_in_its_hand(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         tasks = await session.spawn_many("march", [{"steps": 100}] * 20)
@@ -175,8 +176,7 @@ async def test_nobody_waits_for_a_writer_that_was_killed_with_the_lock_in_its_ha
 
 
 @pytest.mark.parametrize("mode", ["within", "after"])
-async def test_a_forked_copy_of_a_dead_worker_holds_none_of_its_locks(tmp_path: Path, mode: str):
-    database = tmp_path / "work.db"
+async def test_a_forked_copy_of_a_dead_worker_holds_none_of_its_locks(database: Path, mode: str):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         task = await session.spawn("fork")
@@ -190,8 +190,7 @@ async def test_a_forked_copy_of_a_dead_worker_holds_none_of_its_locks(tmp_path: 
         assert await endings(task) == ["lost", "succeeded"]
 
 
-async def test_work_in_the_name_of_a_worker_that_nobody_knows_is_found(tmp_path: Path):
-    database = tmp_path / "work.db"
+async def test_work_in_the_name_of_a_worker_that_nobody_knows_is_found(database: Path):
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         task = await session.spawn("march", steps=1)

@@ -197,6 +197,7 @@ class LeaseThread(threading.Thread):
             before = time.monotonic()
 
     def _renew(self) -> None:
+        begun = time.monotonic()  # others may have seen the beat long before we hear of it
         try:
             held = self._ledger.renew(self._worker_id, timeout=self._settings.lease.renew)
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease is not renewed, and that is to be seen to
@@ -205,7 +206,7 @@ class LeaseThread(threading.Thread):
                 self._lose()
             return
         if held:
-            self._renewed = time.monotonic()
+            self._renewed = begun
         else:
             self._lose()
 

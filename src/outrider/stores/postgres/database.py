@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import orjson
 import psycopg
 from psycopg import Connection, errors
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper
@@ -28,10 +31,22 @@ from outrider.stores.migrate import Migration, check, known
 from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.statements import DUMPERS, TextDumper
 
+T = TypeVar("T")
+
 OLDEST_SERVER = 15
 
 CONNECT_TIMEOUT = 10
 """Seconds."""
+
+ANSWER = 15.0
+"""Seconds that a server may take to answer before its connection counts as broken; more than it waits for any lock.
+
+The kernel notices a peer that is gone, but not one that takes what is sent and says nothing: a server or a pooler that
+was stopped, or one behind a proxy that cannot reach it any more.
+"""
+
+MIGRATION = 3600.0
+"""Seconds that a change of the schema may take, or that of somebody else who was faster."""
 
 _MIGRATING = 8390880602276358243
 """The advisory lock of who brings the schema up to date."""
@@ -47,6 +62,11 @@ create table if not exists migrations (
 """
 
 SETTINGS = (
+    # A client that is gone is noticed in seconds as well, and its place is free for another.
+    "set tcp_keepalives_idle = 5",
+    "set tcp_keepalives_interval = 2",
+    "set tcp_keepalives_count = 3",
+    "set tcp_user_timeout = 10000",
     # Plans are made once for each statement and connection. They look for few rows in tables that may be large, by an
     # index; what else seems best while a table is small would stay in use when it has grown.
     "set plan_cache_mode = force_generic_plan",
@@ -56,9 +76,55 @@ SETTINGS = (
     "set jit = off",
     # Who waits for a lock waits for a transaction of some milliseconds. What takes longer than this is cut off.
     "set lock_timeout = '10s'",
-    # Who was stopped in the middle of a transaction holds nobody up for longer than this, and has to do it again.
+    # Whoever was stopped or cut off in the middle of a transaction loses it before others have waited that long.
     "set idle_in_transaction_session_timeout = '5s'",
 )
+
+
+class Link(Connection[Any]):
+    """A connection on which no answer is waited for longer than `patience` seconds, where that is given.
+
+    When they are over it is closed: it is not known what the server did.
+    """
+
+    patience: float | None = None
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Wait for what psycopg waits for: every method of a connection does it here."""
+        return super().wait(gen if self.patience is None else self._in_time(gen, self.patience), *args, **kwargs)
+
+    def _in_time(self, gen: PQGen[T], patience: float) -> PQGen[T]:
+        give_up = time.monotonic() + patience
+        try:
+            wish = next(gen)
+            while True:
+                ready = yield wish
+                if not ready and time.monotonic() > give_up:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer within {patience:g} s")
+                wish = gen.send(ready)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+_LINKS: WeakSet[Link] = WeakSet()
+
+
+def _disown_links() -> None:
+    """In a forked copy of this process: let go of its sockets, or its transactions would last as long as the copy.
+
+    Nothing may be said on them. They become something that takes no word, for whoever closes them later.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for link in list(_LINKS):
+        if not link.closed:
+            os.dup2(null, link.fileno(), inheritable=False)
+    os.close(null)
+    _LINKS.clear()
+
+
+os.register_at_fork(after_in_child=_disown_links)
 
 
 class Database:
@@ -86,14 +152,17 @@ class Database:
         self.name = f"the database {parameters.get('dbname') or parameters.get('user') or 'postgres'} at {host}{port}"
         """What errors call it: nothing secret is in there."""
 
-    def connect(self, *, timeout: float | None = None) -> Connection[Any]:
+    def connect(self, *, patience: float = ANSWER, timeout: float | None = None) -> Link:
         """A new connection, ready for our statements. Raises StoreUnavailable and the like.
 
-        What is done on it takes `timeout` seconds at most, where that is given.
+        No answer is waited for longer than `patience`; the server gives up a statement after `timeout` seconds, where
+        that is given.
         """
         with self.errors():
-            connection = psycopg.connect(self._conninfo, autocommit=True)
+            connection = Link.connect(self._conninfo, autocommit=True)
             try:
+                _LINKS.add(connection)
+                connection.patience = ANSWER
                 connection.prepare_threshold = 0
                 connection.prepared_max = 1000
                 set_json_loads(orjson.loads, connection)
@@ -106,6 +175,7 @@ class Database:
                     connection.execute(setting)
                 if timeout is not None:
                     connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
+                connection.patience = patience
             except BaseException:
                 connection.close()
                 raise
@@ -149,7 +219,12 @@ class Database:
                 return StoreCorrupt(f"{self.name} is damaged: somebody has changed its schema ({said})")
             case errors.DataCorrupted() | errors.IndexCorrupted():
                 return StoreCorrupt(f"{self.name} is damaged ({said}); restore a backup")
-            case psycopg.OperationalError() | psycopg.InterfaceError() | errors.InternalError_():
+            case (
+                psycopg.OperationalError()
+                | psycopg.InterfaceError()
+                | errors.InternalError_()
+                | errors.IdleInTransactionSessionTimeout()
+            ):
                 return StoreUnavailable(f"{self.name} cannot be used ({said}); see that the server runs and lets us in")
         return None
 
@@ -161,7 +236,7 @@ class Database:
         Raises StoreForeign for one with the tables of another program, StoreNewer for a schema that only a later
         program knows, StoreCorrupt where a migration that was applied had another text.
         """
-        with self.connect() as connection, self.errors():
+        with self.connect(patience=MIGRATION) as connection, self.errors():
             if connection.info.server_version < OLDEST_SERVER * 10_000:
                 found = connection.info.server_version // 10_000
                 raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")

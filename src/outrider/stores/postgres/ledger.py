@@ -6,8 +6,8 @@ import asyncio
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ class PostgresLedger(SqlLedger):
         self._news = News(database, clock, loop, self._tell)
         self._writer = Writer(database, loop, self._tell, self._news.tell)
         self._lease: Connection[Any] | None = None
-        self._lease_lock = threading.Lock()
+        self._renewing = ThreadPoolExecutor(1, thread_name_prefix="outrider-renewal")
         self._is_closed = False
 
     @classmethod
@@ -96,22 +96,23 @@ class PostgresLedger(SqlLedger):
         """Advance the worker's beat, waiting at most `timeout` seconds. Called from a thread, never the loop.
 
         False when the worker is not registered any more; raises StoreUnavailable when time ran out. It has a connection
-        of its own: a long transaction holds up no lease.
+        and a thread of its own: no long transaction holds up a lease, and no link that is silent, nor a name that
+        cannot be looked up, holds up the caller.
         """
-        if not self._lease_lock.acquire(timeout=timeout):
-            raise StoreUnavailable(f"{self._database.name} did not answer within {timeout:g} s")
+        if self._is_closed:
+            raise self._database.closed()
+        renewal = self._renewing.submit(self._renew, worker_id, timeout)
         try:
-            if self._is_closed:
-                raise self._database.closed()
-            return self._renew(worker_id, timeout)
-        finally:
-            self._lease_lock.release()
+            return renewal.result(timeout)
+        except TimeoutError:
+            renewal.cancel()
+            raise StoreUnavailable(f"{self._database.name} did not answer within {timeout:g} s") from None
 
     def _renew(self, worker_id: str, timeout: float) -> bool:
         try:
             with self._database.errors():
                 if self._lease is None:
-                    self._lease = self._database.connect(timeout=timeout)
+                    self._lease = self._database.connect(patience=timeout, timeout=timeout)
                 statements = PostgresStatements(self._lease)
                 return statements.changed("renew_worker", self.now(), worker_id) > 0
         except (psycopg.Error, StoreUnavailable):
@@ -134,8 +135,8 @@ class PostgresLedger(SqlLedger):
         self._writer.close()
         self._news.close()
         self._views.close()
-        with self._lease_lock:
-            self._is_closed = True
-            if self._lease is not None:
-                self._lease.close()
-                self._lease = None
+        self._is_closed = True
+        self._renewing.shutdown()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None

@@ -6,14 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
-from psycopg import Connection
 
 from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import Storage
-from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.database import ANSWER, Database, Link
 from outrider.stores.postgres.statements import PostgresStatements, conditions
 from outrider.stores.statements import Statements
 from outrider.stores.views import SqlViews
@@ -22,9 +21,12 @@ T = TypeVar("T")
 
 READERS = 4
 
+LONG = 120.0
+"""Seconds that a long read may take, of which nobody knows how much it has to look at."""
+
 
 class _Reader(threading.local):
-    connection: Connection[Any] | None = None
+    connection: Link | None = None
     statements: PostgresStatements | None = None
 
 
@@ -36,7 +38,7 @@ class PostgresViews(SqlViews):
         self._database = database
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outrider-reader")
         self._reader = _Reader()
-        self._connections: set[Connection[Any]] = set()
+        self._connections: set[Link] = set()
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -48,23 +50,26 @@ class PostgresViews(SqlViews):
             connection.close()
 
     async def _short(self, read: Callable[[Statements], T]) -> T:
-        return await self._later(read)
+        return await self._elsewhere(read, ANSWER)
 
     async def _later(self, read: Callable[[Statements], T]) -> T:
+        return await self._elsewhere(read, LONG)
+
+    async def _elsewhere(self, read: Callable[[Statements], T], patience: float) -> T:
         if self._is_closed:
             raise self._database.closed()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read_here, read)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read_here, read, patience)
 
-    def _read_here(self, read: Callable[[Statements], T]) -> T:
+    def _read_here(self, read: Callable[[Statements], T], patience: float) -> T:
         """Read in this thread. A connection that broke is made anew once: reading changes nothing."""
         try:
-            return self._try(read)
+            return self._try(read, patience)
         except StoreUnavailable:
             if self._reader.connection is not None:  # the server is there, and refused
                 raise
-            return self._try(read)
+            return self._try(read, patience)
 
-    def _try(self, read: Callable[[Statements], T]) -> T:
+    def _try(self, read: Callable[[Statements], T], patience: float) -> T:
         reader = self._reader
         if reader.connection is None or reader.statements is None:
             reader.connection = self._database.connect()
@@ -72,6 +77,7 @@ class PostgresViews(SqlViews):
             with self._lock:
                 self._connections.add(reader.connection)
         connection = reader.connection
+        connection.patience = patience
         try:
             with self._database.errors():
                 return read(reader.statements)

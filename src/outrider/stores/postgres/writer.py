@@ -1,26 +1,27 @@
 """What writes to PostgreSQL: one connection, one transaction at a time, done again where that is safe.
 
-A transaction whose connection broke has not been committed, unless that happened at its commit: then the server is
-asked, by the number of the transaction, once it is there again. So a verb that returned is committed, and one that
-raised is not, whatever happened to the server in between.
+A transaction whose connection broke has not been committed, unless that happened at its commit: then the database is
+asked, once it is there again, whether it has the mark that each transaction leaves. So a verb that returned is
+committed, and one that raised is not, whatever happened to the server in between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import Connection, Cursor, errors
+from psycopg import RawCursor, errors
 
 from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
 from outrider.stores.operations import Operation
 from outrider.stores.postgres.batch import Again, Numbers, PostgresBatch
-from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.writer import NOTHING, GroupWriter, Handed, work
 
@@ -32,6 +33,12 @@ LONGEST_PAUSE = 1.0
 
 TRIES = 20
 """How often a transaction is begun anew because of others that write the same, until its callers are told."""
+
+FORGOTTEN = 30 * 86_400 * 1_000_000
+"""Microseconds after which the mark of a process that was killed is deleted."""
+
+FAREWELL = 2.0
+"""Seconds that the deletion of our own mark may take."""
 
 _COLLISIONS = (
     Again,
@@ -58,10 +65,13 @@ class Writer(GroupWriter):
         super().__init__(loop, tell, database.name)
         self._database = database
         self._committed = committed
-        self._connection: Connection[Any] | None = None
+        self._connection: Link | None = None
         self._statements: PostgresStatements | None = None
         self._counted = 0
         self._numbers = Numbers()
+        self._id = random.SystemRandom().randrange(1 << 63)
+        self._number = 0
+        """Of the last transaction that was begun."""
         self._thread.start()
 
     @property
@@ -78,6 +88,10 @@ class Writer(GroupWriter):
         """Nobody has to be looked for here: see `news`."""
 
     def _ended(self) -> None:
+        if self._connection is not None and self._statements is not None:
+            self._connection.patience = FAREWELL
+            with suppress(psycopg.Error):
+                self._statements.run("forget_writers", self._id, time.time_ns() // 1000 - FORGOTTEN)
         self._disconnect()
 
     def _commit(self, batch: Sequence[Handed]) -> None:
@@ -124,11 +138,12 @@ class Writer(GroupWriter):
         gives up the interpreter's lock, which a busy event loop gives back late.
         """
         connection, statements = self._connected()
-        number, done = 0, _NOTHING_DONE
+        self._number += 1
+        is_sent, done = False, _NOTHING_DONE
         with self._database.errors():
             try:
                 with connection.pipeline():
-                    begun = self._begin(connection)
+                    begun = self._begin(connection, statements)
                     batch = PostgresBatch(statements, self._numbers)
                     for operation in operations:
                         if operation.gates == "read":
@@ -136,44 +151,41 @@ class Writer(GroupWriter):
                         elif operation.gates == "change":
                             batch.change_gates()
                     done = work(batch, operations)
-                    number = number_of(begun)
+                    begun.fetchone()  # what waits on the way may arrive at any time: from here on it is behind a lock
+                    statements.run("mark", self._id, self._number, time.time_ns() // 1000)
+                    is_sent = True
                     statements.count += 1
                     connection.execute("commit")
                 return done
             except BaseException as error:
                 self._roll_back(connection)
-                is_in_doubt = number and isinstance(error, psycopg.Error) and self._database.is_lost(error)
-                if not (is_in_doubt and self._has_been_committed(number)):
+                is_in_doubt = is_sent and isinstance(error, psycopg.Error) and self._database.is_lost(error)
+                if not (is_in_doubt and self._has_been_committed()):
                     raise
                 return done
 
-    def _begin(self, connection: Connection[Any]) -> Cursor[Any]:
-        assert self._statements is not None
-        self._statements.count += 1
+    def _begin(self, connection: Link, statements: PostgresStatements) -> RawCursor[Any]:
+        statements.count += 1
         connection.execute("begin")
-        return connection.execute("select pg_current_xact_id()::text::bigint")
+        return statements.run("lock_writer", self._id)
 
-    def _roll_back(self, connection: Connection[Any]) -> None:
+    def _roll_back(self, connection: Link) -> None:
         try:
             connection.execute("rollback")
         except psycopg.Error:
             self._disconnect()
 
-    def _has_been_committed(self, number: int) -> bool:
+    def _has_been_committed(self) -> bool:
         """What became of a transaction whose commit was not answered. Waits until that can be known."""
         pause = 0.02
         while True:
             try:
-                connection, _ = self._connected()
-                with suppress(errors.InvalidParameterValue):  # a server that has never come to that number
-                    row = connection.execute("select pg_xact_status(%s::text::xid8)", [str(number)]).fetchone()
-                    status = None if row is None else row[0]
-                    if status != "in progress":
-                        return status == "committed"
-                    time.sleep(pause)
-                    continue
-                return False
-            except (psycopg.OperationalError, StoreUnavailable):
+                connection, statements = self._connected()
+                with connection.transaction():
+                    statements.run("lock_writer", self._id)  # it may still be under way
+                    row = statements.row("marked", self._id)
+                return row is not None and row[0] == self._number
+            except (psycopg.Error, StoreError):
                 self._disconnect()
                 if self._is_closing:
                     raise StoreUnavailable(
@@ -185,7 +197,7 @@ class Writer(GroupWriter):
 
     # --- the connection ----------------------------------------------------------------------------------
 
-    def _connected(self) -> tuple[Connection[Any], PostgresStatements]:
+    def _connected(self) -> tuple[Link, PostgresStatements]:
         if self._connection is None or self._statements is None:
             self._connection = self._database.connect()
             self._statements = PostgresStatements(self._connection)
@@ -197,10 +209,3 @@ class Writer(GroupWriter):
         if self._connection is not None:
             self._connection.close()
         self._connection = self._statements = None
-
-
-def number_of(begun: Cursor[Any]) -> int:
-    """The number of the transaction that was begun."""
-    row = begun.fetchone()
-    assert row is not None
-    return int(row[0])

@@ -227,6 +227,15 @@ create table workers (
     beat_at bigint not null
 ) with (fillfactor = 50);
 
+-- The last transaction of each process that has changed anything: it asks for it when it was not told how its commit
+-- ended. The server's own numbers of transactions say nothing certain after a crash: those that were not yet on the disk
+-- are given out again.
+create table writers (
+    id bigint primary key,
+    number bigint not null,
+    at bigint not null
+) with (fillfactor = 50);
+
 create table limits (
     key text collate "C" primary key,
     capacity bigint,

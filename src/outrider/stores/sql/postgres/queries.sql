@@ -16,6 +16,23 @@ select pg_advisory_xact_lock_shared(8390880602276358242);
 select pg_advisory_xact_lock(8390880602276358242);
 
 
+-- lock_writer --
+-- Until the end of the transaction; who asks how it ended waits for that.
+select pg_advisory_xact_lock(?);
+
+-- mark --
+-- A transaction that has written nothing so far leaves no mark: it would wait for the disk only for that.
+insert into writers (id, number, at)
+select ?, ?, ? where pg_current_xact_id_if_assigned() is not null
+on conflict (id) do update set number = excluded.number, at = excluded.at;
+
+-- marked --
+select number from writers where id = ?;
+
+-- forget_writers --
+delete from writers where id = ? or at < ?;
+
+
 -- === what a transaction looks up before it writes ===
 
 -- task_heads --
