@@ -270,6 +270,24 @@ async def test_a_worker_elsewhere_is_gone_when_its_beat_has_stood_still_for_the_
         assert {worker.id for worker in await runtime.workers()} == {"worker_alive"}
 
 
+async def test_how_long_a_worker_may_be_silent_is_its_own_word(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])
+    hasty = LeaseTimes(renew=0.5, cancel=1, end=2, lost=3)
+    async with open_test(Outrider(), worker=False, lease=hasty) as runtime:
+        for name, lost_after in (("worker_hasty", 3.0), ("worker_patient", 10.0), ("worker_silent_about_it", 0.0)):
+            await runtime.ledger.register(replace(card(name, "elsewhere"), lost_after=lost_after))
+        recovery, gone = Recovery(runtime.services, "here", None, "worker_me"), list[tuple[str, float]]()
+        there = {worker.id for worker in await runtime.workers()}
+        for step in range(48):
+            await recovery.look()
+            left = {worker.id for worker in await runtime.workers()}
+            gone += [(name, step / 4) for name in sorted(there - left)]
+            there = left
+            now[0] += 0.25
+        assert gone == [("worker_hasty", 3.0), ("worker_silent_about_it", 3.0), ("worker_patient", 10.0)]
+
+
 async def test_no_jump_of_a_clock_takes_anybody_for_lost(monkeypatch: pytest.MonkeyPatch):
     now = [1000.0]
     monkeypatch.setattr("outrider.runtime.recovery.time.monotonic", lambda: now[0])

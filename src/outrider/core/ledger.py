@@ -220,7 +220,11 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
-    """A worker as it presents itself. `boot_id` and `pid` identify its process on `host`."""
+    """A worker as it presents itself. `boot_id` and `pid` identify its process on `host`.
+
+    After so many seconds without a beat it is lost: by then it has ended what it does. Others go by its own word, for
+    they may have been started with other settings. 0 for one of an earlier version, which does not say.
+    """
 
     id: str
     host: str
@@ -230,6 +234,7 @@ class WorkerCard:
     routes: tuple[str, ...] = ()
     version: str = ""
     concurrency: int = 0
+    lost_after: float = 0.0
 
 
 # --- what is read ------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Doctor:
             if alive is False:
                 text = f"worker {where} is dead, and nobody has cleared up after it; it held {counted(held, 'task')}"
                 findings.append(Finding(level="problem", about="workers", text=text, advice=start_one()))
-            elif silent > self._services.settings.lease.lost:
+            elif silent > (card.lost_after or self._services.settings.lease.lost):
                 text = f"worker {where} has not renewed its lease for {silent:.0f} s; it holds {counted(held, 'task')}"
                 advice = "it was stopped or is cut off from the database; others take over its work" if held else ""
                 findings.append(Finding(level="problem", about="workers", text=text, advice=advice))

@@ -59,9 +59,8 @@ class Recovery:
         While nobody writes, only the locks of the workers that are known are looked at: reading the store four times a
         second was a third of what a worker at rest costs. It is read once in a while all the same.
         """
-        settings = self._services.settings
-        left = settings.lease.lost - max(self._silence.values(), default=0.0)  # until the most silent one is lost
-        is_due = time.monotonic() - self._looked_at >= min(READ_EVERY * settings.recovery_interval, left)
+        regular = READ_EVERY * self._services.settings.recovery_interval
+        is_due = time.monotonic() - self._looked_at >= min(regular, *map(self._left, self._known), regular)
         if not (self._is_old or is_due or any(map(self._is_unlocked, self._known))):
             return 0
         self._is_old = False
@@ -113,7 +112,12 @@ class Recovery:
             self._beats[name], self._silence[name] = worker.beat, 0.0
             return False
         self._silence[name] += passed
-        return self._silence[name] >= self._services.settings.lease.lost
+        return self._left(worker) <= 0
+
+    def _left(self, worker: Worker) -> float:
+        """For how many seconds more it may be silent, as of the last look. The worker itself says how long."""
+        lost_after = worker.card.lost_after or self._services.settings.lease.lost
+        return lost_after - self._silence.get(worker.card.id, 0.0)
 
     async def _bury(self, worker: Worker) -> int:
         card = worker.card

@@ -207,6 +207,7 @@ class Worker:
             routes=self._services.registry.routes(),
             version=__version__,
             concurrency=settings.concurrency,
+            lost_after=settings.lease.lost,
         )
         await self._services.ledger.register(card)
         watched = Watched(self._loop, self._culprit, self._is_holding, self._on_lost, self._on_end)

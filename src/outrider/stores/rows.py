@@ -318,7 +318,11 @@ def read_attempt(
 
 def read_card(data: dict[str, Any]) -> WorkerCard:
     """Read how a worker presented itself."""
-    return WorkerCard(**{**data, "routes": tuple(data["routes"])})
+    known = {name: value for name, value in data.items() if name in _CARD}  # a later version may say more
+    return WorkerCard(**{**known, "routes": tuple(data["routes"])})
+
+
+_CARD = frozenset(field.name for field in fields(WorkerCard))
 
 
 def session_of(new: NewSession) -> Session:
