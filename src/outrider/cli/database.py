@@ -7,6 +7,7 @@ database does not exist yet, it looks into an empty one in memory. One that was 
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,6 +37,16 @@ async def open_store(arguments: Namespace, *, create: bool = False) -> AsyncIter
         yield ledger
     finally:
         await ledger.close()
+
+
+def shown(url: str) -> str:
+    """A database's URL for a log or a screen: of one on a server without its password and options."""
+    scheme, mark, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return url
+    place = re.split(r"[?#]", rest)[0]
+    who, at, where = place.rpartition("@")
+    return f"{scheme}{mark}{who.partition(':')[0]}{at}{where}"
 
 
 def _is_missing_default(url: str) -> bool:
