@@ -119,13 +119,15 @@ class Run:
     def fetch(self, beside: Path) -> Path | None:
         """Take the folder along from where it was made, if the database was moved and it was not.
 
-        Returns the database that is still there: this one is a copy then, and the run is not its own.
+        Returns the database that is still there: this one is a copy then, and the run is not its own. One on a server
+        is no file here, and is told from others by its name.
         """
-        there, database = beside / self.folder.name, Path(str(beside).removesuffix(BESIDE))
+        there = beside / self.folder.name
         if there == self.folder or not Run(there).exists:
             return None
-        if database.exists():
-            return database
+        theirs, ours = (Path(str(folder).removesuffix(BESIDE)) for folder in (beside, self.folder.parent))
+        if theirs.exists() or (theirs.name != ours.name and not ours.exists()):
+            return theirs
         with suppress(OSError):  # of another file system: what cannot be fetched is ended and done again
             _make_private(self.folder.parent)
             os.rename(there, self.folder)  # its supervisor works in the folder, whatever that is called
@@ -384,8 +386,11 @@ class Spool:
 
 
 def runs_of(ledger: Ledger) -> tuple[Path, bool]:
-    """The folder of a store's runs, beside the database; and whether the store outlives this process."""
-    path = getattr(ledger, "path", None)
+    """The folder of a store's runs, beside the database; and whether the store outlives this process.
+
+    A database on a server has a place on this machine, and nothing there but what belongs to this machine.
+    """
+    path = getattr(ledger, "path", None) or getattr(ledger, "place", None)
     return (_temporary(), False) if path is None else (Path(f"{path}{BESIDE}"), True)
 
 

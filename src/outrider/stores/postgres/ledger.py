@@ -68,12 +68,17 @@ class PostgresLedger(SqlLedger):
         return self._database.url
 
     @property
-    def locks(self) -> Path:
-        """The folder on this machine for the locks of workers: by them the dead are told at once from the slow."""
+    def place(self) -> Path:
+        """What names of this machine's own folders for the database begin with: locks, commands."""
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         if not os.path.isabs(state):  # a user without a home
             state = os.path.join(tempfile.gettempdir(), f"outrider-{os.getuid()}")
-        return Path(state, "outrider", f"{self._id}-workers")
+        return Path(state, "outrider", self._id)
+
+    @property
+    def locks(self) -> Path:
+        """The folder on this machine for the locks of workers: by them the dead are told at once from the slow."""
+        return Path(f"{self.place}-workers")
 
     @property
     def views(self) -> PostgresViews:
