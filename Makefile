@@ -6,11 +6,12 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 LOCAL  := requirements/local.txt
 SERVER := requirements/servers.txt
+WORKER := requirements/worker.txt
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-# Code that is linted and typed; the last two may not exist in every checkout.
-CODE := src tests $(wildcard benchmarks examples)
+# Code that is linted and typed; the last three may not exist in every checkout.
+CODE := src tests $(wildcard benchmarks examples deploy)
 
 # `make test ARGS="-n 0 -k park"`, `make demo ARGS=--help`, `make lock ARGS=--upgrade`, `make bench NAME=steps`.
 ARGS ?=
@@ -36,12 +37,12 @@ soak: $(READY) ## run the long random and crash tests
 bench: $(READY) ## run the benchmark NAME, as JSON on the last line
 	$(BIN)/python -m benchmarks $(NAME) --json $(ARGS)
 
-check: $(READY) ## lint, format check, types, layers, and the tests of the docs
+check: $(READY) ## lint, format check, types, layers, and the tests of the docs and of deploy/
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs tests/deploy/test_files.py
 
 format: $(READY) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix $(CODE)
@@ -55,6 +56,7 @@ lock: $(BIN)/python ## write the hashed locks anew from pyproject.toml (ARGS=--u
 	$(COMPILE) pyproject.toml --group dev -o $(LOCK)
 	$(COMPILE) --group local --no-deps --only-binary :all: -o $(LOCAL)
 	$(COMPILE) --group servers --no-deps --only-binary :all: -o $(SERVER)
+	$(COMPILE) pyproject.toml --extra postgres --constraint $(LOCK) -o $(WORKER)
 
 clean: ## remove the environment, builds and caches
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from outrider.cli.database import shown
 from tests.cli.harness import Cli, eventually, is_alive
 
 
@@ -89,19 +88,6 @@ def test_what_is_for_files_only_is_refused(there: Cli):
         refused = there.run(*command, "--json")
         assert refused.code == 3
         assert "pg_dump" in refused.error["message"]
-
-
-@pytest.mark.parametrize(
-    ("url", "seen"),
-    [
-        ("postgresql://u:p%40ss@h:5/db?sslmode=require", "postgresql://u:***@h:5/db?sslmode=require"),
-        ("postgresql://h/db?user=a&password=x&z=1", "postgresql://h/db?user=a&password=***&z=1"),
-        ("postgresql://u@h/db", "postgresql://u@h/db"),
-        (".outrider/a:b@c.db", ".outrider/a:b@c.db"),
-    ],
-)
-def test_a_url_is_shown_without_its_password(url: str, seen: str):
-    assert shown(url) == seen
 
 
 def test_a_worker_serves_only_what_it_is_told_to(cli: Cli):

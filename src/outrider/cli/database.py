@@ -28,11 +28,6 @@ def url_of(arguments: Namespace) -> str:
     return given or DEFAULT_DATABASE
 
 
-def shown(url: str) -> str:
-    """A URL as it may be read by anybody: without its password."""
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"^(\w+://[^/@:]*):[^/@]*@", r"\1:***@", url))
-
-
 @asynccontextmanager
 async def open_store(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Ledger]:
     """The store, to look into; with `create` the default one is made where it is missing."""
@@ -42,6 +37,16 @@ async def open_store(arguments: Namespace, *, create: bool = False) -> AsyncIter
         yield ledger
     finally:
         await ledger.close()
+
+
+def shown(url: str) -> str:
+    """A database's URL for a log or a screen: of one on a server without its password and options."""
+    scheme, mark, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return url
+    place = re.split(r"[?#]", rest)[0]
+    who, at, where = place.rpartition("@")
+    return f"{scheme}{mark}{who.partition(':')[0]}{at}{where}"
 
 
 def _is_missing_default(url: str) -> bool:

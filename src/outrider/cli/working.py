@@ -55,7 +55,7 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     url = url_of(arguments)
     ledger = await open_ledger(url)
     try:
-        return await _Shift(app, ledger, screen, arguments, shown(url)).run()
+        return await _Shift(app, ledger, screen, arguments, url).run()
     finally:
         await ledger.close()
 
@@ -70,7 +70,7 @@ class _Shift:
         self._idle_exit: float | None = arguments.idle_exit
         self._starting: int | None = arguments.starting
         self._crew: int | None = arguments.crew
-        self._url = url
+        self._shown = shown(url)
         self._file = _identity(ledger)
         self._orphans: list[int] = arguments.bury
         """Children from before this process started over. Nobody else waits for them: they would stay as zombies."""
@@ -143,9 +143,9 @@ class _Shift:
     def _tell(self, worker: Worker) -> None:
         routes = self._services.registry.routes()
         if self._screen.as_json:
-            self._screen.data({"worker": worker.id, "pid": os.getpid(), "database": self._url, "routes": routes})
+            self._screen.data({"worker": worker.id, "pid": os.getpid(), "database": self._shown, "routes": routes})
         else:
-            self._note(f"{worker.id} (pid {os.getpid()}) works on {self._url}; serves {served(routes)}")
+            self._note(f"{worker.id} (pid {os.getpid()}) works on {self._shown}; serves {served(routes)}")
 
     def _note(self, text: str) -> None:
         self._screen.stamped(text)

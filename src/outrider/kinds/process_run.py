@@ -119,13 +119,15 @@ class Run:
     def fetch(self, beside: Path) -> Path | None:
         """Take the folder along from where it was made, if the database was moved and it was not.
 
-        Returns the database that is still there: this one is a copy then, and the run is not its own.
+        Returns the database that is still there: this one is a copy then, and the run is not its own. One on a server
+        is no file here, and is told from others by its name.
         """
-        there, database = beside / self.folder.name, Path(str(beside).removesuffix(BESIDE))
+        there = beside / self.folder.name
         if there == self.folder or not Run(there).exists:
             return None
-        if database.exists():
-            return database
+        theirs, ours = (Path(str(folder).removesuffix(BESIDE)) for folder in (beside, self.folder.parent))
+        if theirs.exists() or (theirs.name != ours.name and not ours.exists()):
+            return theirs
         with suppress(OSError):  # of another file system: what cannot be fetched is ended and done again
             _make_private(self.folder.parent)
             os.rename(there, self.folder)  # its supervisor works in the folder, whatever that is called

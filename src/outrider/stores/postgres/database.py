@@ -228,10 +228,10 @@ class Database:
                 return StoreUnavailable(f"{self.name} cannot be used ({said}); see that the server runs and lets us in")
         return None
 
-    def prepare(self, clock: ServerClock, migrations: Sequence[Migration] | None = None) -> str:
+    def prepare(self, migrations: Sequence[Migration] | None = None, *, clock: ServerClock | None = None) -> str:
         """Check that the database is ours, and bring its schema up to date; others wait meanwhile. Returns its id.
 
-        Sets the clock too.
+        Sets a clock too, where one is given.
 
         Raises StoreForeign for one with the tables of another program, StoreNewer for a schema that only a later
         program knows, StoreCorrupt where a migration that was applied had another text.
@@ -240,8 +240,9 @@ class Database:
             if connection.info.server_version < OLDEST_SERVER * 10_000:
                 found = connection.info.server_version // 10_000
                 raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")
-            for _ in range(3):
-                clock.look(connection)
+            if clock is not None:
+                for _ in range(3):
+                    clock.look(connection)
             migrations = known("postgres") if migrations is None else migrations
             with connection.transaction():
                 connection.execute("select pg_advisory_xact_lock(%s)", [_MIGRATING])

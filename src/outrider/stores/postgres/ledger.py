@@ -57,7 +57,7 @@ class PostgresLedger(SqlLedger):
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         database = Database(url)
         clock = ServerClock()
-        id = await asyncio.to_thread(database.prepare, clock)
+        id = await asyncio.to_thread(database.prepare, clock=clock)
         return cls(database, id, clock, asyncio.get_running_loop())
 
     def now(self) -> Instant:
