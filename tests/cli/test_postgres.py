@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.cli.harness import Cli, eventually, is_alive
+from tests.servers import Server
 
 
 @pytest.fixture
@@ -66,6 +67,24 @@ def test_a_command_outlives_its_worker_and_is_taken_up_by_another(there: Cli):
     record = there.run("wait", task_id, "--timeout=60", "--json").record
     assert (record["state"], record["error"]["details"]["exit_code"]) == ("failed", 3)
     assert there.ok("output", task_id).out == "one\ntwo\n"
+
+
+def test_a_worker_outlasts_a_server_that_is_away(cli: Cli, own_postgres: Server):
+    cli.env["OUTRIDER_DB"] = own_postgres.create_database("work")
+    assert cli.run("worker", OUTRIDER_DB=own_postgres.url("nowhere")).code == 6, "it has never worked there"
+    worker = cli.worker()
+    own_postgres.stop()
+    assert worker.stderr is not None
+    while not (line := worker.stderr.readline()).rstrip().endswith("trying again"):  # it has lost its lease
+        assert line, "the worker ended"
+    own_postgres.start()
+    while "serves" not in (line := worker.stderr.readline()):
+        assert line, "the worker ended"
+    task_id = cli.ok("call", "add", "a=1", "--background").out.strip()
+    record = cli.ok("wait", task_id, "--timeout=60", "--json").record
+    assert record["result"] == 1
+    worker.terminate()
+    assert worker.wait(60) == 0
 
 
 def test_no_password_is_shown(there: Cli):

@@ -361,6 +361,7 @@ def _worker(parser: Parser) -> None:
     parser.add_argument("--idle-exit", metavar="TIME", type=_time, help="end after this long with nothing to do")
     parser.add_argument("--starting", metavar="FD", type=_whole, help=argparse.SUPPRESS)
     parser.add_argument("--crew", metavar="FD", type=_whole, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--bury", metavar="PID", type=_whole, action="append", default=[], help=argparse.SUPPRESS)
 
 

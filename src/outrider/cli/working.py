@@ -34,6 +34,8 @@ from outrider.runtime.worker import Worker
 MOST_PROCESSES = 256
 TICK = 0.5
 """Seconds between two looks at whether to leave or to start over."""
+AGAIN = 2.0
+"""Seconds between two tries to reach a database that is away."""
 PAGE = 500
 
 
@@ -53,11 +55,23 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
     if arguments.concurrency is not None:
         app.settings = replace(app.settings, concurrency=arguments.concurrency)
     url = url_of(arguments)
-    ledger = await open_ledger(url)
+    ledger = await _open(url, arguments.again, screen)
     try:
         return await _Shift(app, ledger, screen, arguments, url).run()
     finally:
         await ledger.close()
+
+
+async def _open(url: str, again: bool, screen: Screen) -> Ledger:
+    """Open the database. A worker that starts over waits for one that is away: it worked there a moment ago."""
+    while True:
+        try:
+            return await open_ledger(url)
+        except StoreError as error:
+            if not again or error.is_final:
+                raise
+            screen.stamped(f"{error.message}; trying again")
+            await asyncio.sleep(AGAIN)
 
 
 class _Shift:
@@ -75,6 +89,7 @@ class _Shift:
         self._orphans: list[int] = arguments.bury
         """Children from before this process started over. Nobody else waits for them: they would stay as zombies."""
         self._stops = 0
+        self._has_worked: bool = arguments.again
 
     async def run(self) -> int:
         """Work until told to stop, or until there has been nothing to do for long enough."""
@@ -82,8 +97,20 @@ class _Shift:
         while True:
             worker = Worker(self._services, locks=locks_of(self._ledger), on_end=self._on_end)
             job = asyncio.create_task(worker.run(), name="outrider-worker")
-            await self._registered(worker, job)
+            try:
+                await self._registered(worker, job)
+            except StoreError as error:
+                job.cancel()
+                await asyncio.wait([job])
+                if error.is_final or not self._has_worked:
+                    raise
+                self._note(f"{error.message}; trying again")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), AGAIN)
+                    break
+                continue
             if not job.done():
+                self._has_worked = True
                 self._tell(worker)
             reason = await self._until_enough(worker, job, stopped)
             if reason == "gone":  # nothing can be handed over any more
@@ -91,6 +118,10 @@ class _Shift:
                 os._exit(STORE)
             job.cancel()
             (ended,) = await asyncio.gather(job, return_exceptions=True)
+            if reason == "lost" and isinstance(ended, StoreError) and not ended.is_final:
+                self._note(f"{ended.message}; trying again")
+                await asyncio.sleep(AGAIN)
+                continue
             if isinstance(ended, Exception):
                 raise ended
             if reason == "stopped":
@@ -156,6 +187,8 @@ class _Shift:
             if any(each.card.id == worker.id for each in await self._ledger.views.workers()):
                 break
             await asyncio.sleep(0.01)
+        if job.done() and not job.cancelled() and isinstance(error := job.exception(), StoreError):
+            raise error
         if self._starting is not None:
             with suppress(OSError):
                 os.close(self._starting)
@@ -231,7 +264,8 @@ def _is_buried(child: int) -> bool:
 
 def _start_over() -> None:
     """Become a fresh process with the same arguments. Locks are let go of by it, so the tasks held are recovered."""
-    arguments = [each for each in sys.argv[1:] if not each.startswith(("--starting", "--bury"))]
+    arguments = [each for each in sys.argv[1:] if not each.startswith(("--starting", "--bury", "--again"))]
+    arguments.append("--again")
     with suppress(OSError):
         arguments += [f"--bury={pid}" for pid in _children()]
     with suppress(OSError):
