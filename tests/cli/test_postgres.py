@@ -69,6 +69,7 @@ def test_a_command_outlives_its_worker_and_is_taken_up_by_another(there: Cli):
     assert there.ok("output", task_id).out == "one\ntwo\n"
 
 
+@pytest.mark.soak
 def test_a_worker_outlasts_a_server_that_is_away(cli: Cli, own_postgres: Server):
     cli.env["OUTRIDER_DB"] = own_postgres.create_database("work")
     assert cli.run("worker", OUTRIDER_DB=own_postgres.url("nowhere")).code == 6, "it has never worked there"
