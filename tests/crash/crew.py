@@ -102,7 +102,7 @@ class Crew:
             await reading
 
     async def start(self, database: Path, *, log: Path | None = None, **order: Any) -> Hand:
-        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`."""
+        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`, `address`."""
         async with self._turn:
             order |= {"database": str(database), "log": str(log or database.with_suffix(".log"))}
             assert self._process.stdin is not None
@@ -131,8 +131,8 @@ WRITES = ("commit", "journal", "write_file", "claim")
 class Failpoint:
     """A ledger that kills its process at its n-th write: before it, within its transaction, or after it.
 
-    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. `term` is
-    another thing: it sends SIGTERM while each claim is under way. Claims
+    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. Two are
+    another thing: `stop` stops it within the transaction, and `term` sends SIGTERM while each claim is under way. Claims
     count when they took something, and only after that.
     """
 
@@ -143,7 +143,7 @@ class Failpoint:
         self._trace = trace
         self._count = 0
         self._is_armed = False
-        if mode == "within":
+        if mode in ("within", "stop"):
             self._arm_writer(ledger._writer)
 
     def __getattr__(self, name: str) -> Any:
@@ -183,8 +183,11 @@ class Failpoint:
 
         def fatal(batch: Any, operations: Any) -> Any:
             done = work(batch, operations)
-            if self._is_armed:
+            if self._is_armed and self._mode == "within":
                 die()
+            elif self._is_armed:
+                self._is_armed = False
+                os.kill(os.getpid(), signal.SIGSTOP)
             return done
 
         module.work = fatal
@@ -215,7 +218,7 @@ async def _serve(order: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     database = Path(order["database"])
     os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
-    ledger = await open_ledger(address_of(database))
+    ledger = await open_ledger(order.get("address") or address_of(database))
     if "kill" in order:
         n, mode = order["kill"]
         ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))
