@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -132,8 +133,8 @@ class Failpoint:
     """A ledger that kills its process at its n-th write: before it, within its transaction, or after it.
 
     What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. Two are
-    another thing: `stop` stops it within the transaction, and `term` sends SIGTERM while each claim is under way. Claims
-    count when they took something, and only after that.
+    another thing: `stop` stops it within the transaction, and `term` sends SIGTERM while each claim is under way.
+    Claims count when they took something, and only after that.
     """
 
     def __init__(self, ledger: Any, n: int, mode: str, trace: Path) -> None:
@@ -185,9 +186,10 @@ class Failpoint:
             done = work(batch, operations)
             if self._is_armed and self._mode == "within":
                 die()
-            elif self._is_armed:
+            elif self._is_armed and not any(each.is_late for each in operations):  # a claim may have written nothing
                 self._is_armed = False
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.2)  # it may be another thread that stops first
             return done
 
         module.work = fatal

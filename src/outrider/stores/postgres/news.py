@@ -3,6 +3,9 @@
 Never in the writing transaction: notifications are queued under one lock of the whole server. What several commits
 concern is told in one. News may be lost, while the connection is broken or behind a pooler that shares connections out
 by transaction; so now and then this looks whether the log has grown.
+
+Now and then it also ends the transactions of those who were stopped or cut off in the middle of one: the locks that
+they hold would keep others from going on with their work.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from psycopg import Connection
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Signal
 from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.statements import PostgresStatements
 
 CHANNEL = "outrider"
 
@@ -34,6 +38,12 @@ BREATH = 0.002
 
 LOOK = 2.0
 """Seconds after which to look at the log when nothing was heard."""
+
+WATCH = 2.0
+"""Seconds between two looks for transactions whose client is silent."""
+
+SILENCE = 2.0
+"""Seconds that a transaction may wait for its client: shorter than a lease, and than others wait for its locks."""
 
 PAUSE = 0.5
 """Seconds between two attempts to connect."""
@@ -96,9 +106,10 @@ class News:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)
         poll.register(self._wakes, select.POLLIN)
-        look_at = time.monotonic() + LOOK
+        statements = PostgresStatements(connection)
+        look_at = watch_at = time.monotonic() + LOOK
         while True:
-            poll.poll(max(0.0, look_at - time.monotonic()) * 1000)
+            poll.poll(max(0.0, min(look_at, watch_at) - time.monotonic()) * 1000)
             self._drain()
             for notice in connection.notifies(timeout=0):
                 if notice.pid != own:
@@ -110,6 +121,9 @@ class News:
                 self._rest(BREATH)
             if self._is_closed and not self._pending:
                 return
+            if time.monotonic() >= watch_at:
+                statements.run("end_silent", SILENCE)
+                watch_at = time.monotonic() + WATCH
             if time.monotonic() >= look_at:
                 self._look(connection)
                 look_at = time.monotonic() + LOOK
