@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,7 +103,7 @@ class Crew:
             await reading
 
     async def start(self, database: Path, *, log: Path | None = None, **order: Any) -> Hand:
-        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`."""
+        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`, `address`."""
         async with self._turn:
             order |= {"database": str(database), "log": str(log or database.with_suffix(".log"))}
             assert self._process.stdin is not None
@@ -131,9 +132,9 @@ WRITES = ("commit", "journal", "write_file", "claim")
 class Failpoint:
     """A ledger that kills its process at its n-th write: before it, within its transaction, or after it.
 
-    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. `term` is
-    another thing: it sends SIGTERM while each claim is under way. Claims
-    count when they took something, and only after that.
+    What the runtime cannot know it is not told: `after` kills between the commit and its acknowledgement. Two are
+    another thing: `stop` stops it within the transaction, and `term` sends SIGTERM while each claim is under way.
+    Claims count when they took something, and only after that.
     """
 
     def __init__(self, ledger: Any, n: int, mode: str, trace: Path) -> None:
@@ -143,7 +144,7 @@ class Failpoint:
         self._trace = trace
         self._count = 0
         self._is_armed = False
-        if mode == "within":
+        if mode in ("within", "stop"):
             self._arm_writer(ledger._writer)
 
     def __getattr__(self, name: str) -> Any:
@@ -183,8 +184,12 @@ class Failpoint:
 
         def fatal(batch: Any, operations: Any) -> Any:
             done = work(batch, operations)
-            if self._is_armed:
+            if self._is_armed and self._mode == "within":
                 die()
+            elif self._is_armed and not any(each.is_late for each in operations):  # a claim may have written nothing
+                self._is_armed = False
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.2)  # it may be another thread that stops first
             return done
 
         module.work = fatal
@@ -215,7 +220,7 @@ async def _serve(order: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     database = Path(order["database"])
     os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
-    ledger = await open_ledger(address_of(database))
+    ledger = await open_ledger(order.get("address") or address_of(database))
     if "kill" in order:
         n, mode = order["kill"]
         ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))

@@ -133,6 +133,20 @@ def stubborn(task: SyncTaskContext, seconds: float) -> str:
     return "done at last"
 
 
+@app.tool(max_failures=1000)
+async def tick(task: TaskContext, seconds: float) -> str:
+    """Note again and again that this runs: for so long the first time, and briefly when it is tried again."""
+    ticks = os.open(f"{os.environ[EFFECTS]}.ticks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        end = time.monotonic() + (seconds if task.attempt == 1 else 0.1)
+        while time.monotonic() < end:
+            os.write(ticks, f"{task.id}\t{task.attempt}\t{time.monotonic_ns()}\n".encode())
+            await asyncio.sleep(0.01)
+    finally:
+        os.close(ticks)
+    return "ticked"
+
+
 @app.tool
 async def fork(task: TaskContext) -> int:
     """Leave a forked copy of the worker behind, as `multiprocessing` may."""
@@ -164,6 +178,15 @@ def effects_in(path: Path) -> list[tuple[str, str, int]]:
         return []
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     return [(task_id, name, int(attempt)) for task_id, name, attempt in rows]
+
+
+def ticks_in(database: Path) -> dict[tuple[str, int], list[int]]:
+    """When each attempt of a `tick` ran, by the clock of the machine that never jumps, in nanoseconds."""
+    path, found = database.with_suffix(".effects.ticks"), dict[tuple[str, int], list[int]]()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        task_id, attempt, at = line.split("\t")
+        found.setdefault((task_id, int(attempt)), []).append(int(at))
+    return found
 
 
 def settings_of(order: Mapping[str, Any]) -> WorkerSettings:

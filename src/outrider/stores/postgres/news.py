@@ -3,6 +3,9 @@
 Never in the writing transaction: notifications are queued under one lock of the whole server. What several commits
 concern is told in one. News may be lost, while the connection is broken or behind a pooler that shares connections out
 by transaction; so now and then this looks whether the log has grown. It looks at the server's clock as well.
+
+Now and then it also ends the transactions of those who were stopped or cut off in the middle of one: the locks that
+they hold would keep others from going on with their work.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from outrider.core.errors import StoreError
 from outrider.core.ledger import Signal
 from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.statements import PostgresStatements
 
 CHANNEL = "outrider"
 
@@ -34,7 +38,10 @@ BREATH = 0.002
 """Seconds between two notifications: what is committed meanwhile goes together."""
 
 LOOK = 2.0
-"""Seconds between two looks at the log, lest something was not heard, and at the server's clock."""
+"""Seconds between two looks: at the log, lest something was not heard, at the server's clock, at who fell silent."""
+
+SILENCE = 2.0
+"""Seconds that a transaction may wait for its client: shorter than a lease, and than others wait for its locks."""
 
 PAUSE = 0.5
 """Seconds between two attempts to connect."""
@@ -104,6 +111,7 @@ class News:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)
         poll.register(self._wakes, select.POLLIN)
+        statements = PostgresStatements(connection)
         look_at = time.monotonic() + LOOK
         while True:
             poll.poll(max(0.0, look_at - time.monotonic()) * 1000)
@@ -118,6 +126,7 @@ class News:
             if self._is_closed and not self._pending:
                 return
             if time.monotonic() >= look_at:
+                statements.run("end_silent", SILENCE)
                 self._look(connection)
                 look_at = time.monotonic() + LOOK
 

@@ -8,7 +8,6 @@ committed, and one that raised is not, whatever happened to the server in betwee
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -69,7 +68,8 @@ class Writer(GroupWriter):
         self._statements: PostgresStatements | None = None
         self._counted = 0
         self._numbers = Numbers()
-        self._id = random.SystemRandom().randrange(1 << 63)
+        self._id = 0
+        """Under which it leaves its marks; 0 before it was given one."""
         self._number = 0
         """Of the last transaction that was begun."""
         self._thread.start()
@@ -88,7 +88,7 @@ class Writer(GroupWriter):
         """Nobody has to be looked for here: see `news`."""
 
     def _ended(self) -> None:
-        if self._connection is not None and self._statements is not None:
+        if self._connection is not None and self._statements is not None and self._id:
             self._connection.patience = FAREWELL
             with suppress(psycopg.Error):
                 self._statements.run("forget_writers", self._id, time.time_ns() // 1000 - FORGOTTEN)
@@ -201,6 +201,9 @@ class Writer(GroupWriter):
         if self._connection is None or self._statements is None:
             self._connection = self._database.connect()
             self._statements = PostgresStatements(self._connection)
+        if not self._id:
+            with self._database.errors():
+                (self._id,) = self._statements.row("new_writer", time.time_ns() // 1000)
         return self._connection, self._statements
 
     def _disconnect(self) -> None:

@@ -16,21 +16,35 @@ select pg_advisory_xact_lock_shared(8390880602276358242);
 select pg_advisory_xact_lock(8390880602276358242);
 
 
+-- new_writer --
+insert into writers (number, at) values (0, ?) returning id;
+
 -- lock_writer --
 -- Until the end of the transaction; who asks how it ended waits for that.
-select pg_advisory_xact_lock(?);
+select pg_advisory_xact_lock(1869968498, ?::integer);
+
+-- end_silent --
+-- The transactions of writers who have said nothing for so many seconds: they were stopped, or cut off. The server looks
+-- after such ones itself (`idle_in_transaction_session_timeout`), but not while more of a pipeline may come.
+select pg_terminate_backend(activity.pid)
+from pg_locks lock
+join pg_stat_activity activity on activity.pid = lock.pid
+where
+    lock.locktype = 'advisory' and lock.classid = 1869968498 and lock.objsubid = 2 and lock.granted
+    and activity.datname = current_database() and activity.wait_event = 'ClientRead'
+    and activity.state_change < clock_timestamp() - make_interval(secs => ?);
 
 -- mark --
 -- A transaction that has written nothing so far leaves no mark: it would wait for the disk only for that.
 insert into writers (id, number, at)
-select ?, ?, ? where pg_current_xact_id_if_assigned() is not null
+select ?::integer, ?::bigint, ?::bigint where pg_current_xact_id_if_assigned() is not null
 on conflict (id) do update set number = excluded.number, at = excluded.at;
 
 -- marked --
-select number from writers where id = ?;
+select number from writers where id = ?::integer;
 
 -- forget_writers --
-delete from writers where id = ? or at < ?;
+delete from writers where id = ?::integer or at < ?;
 
 
 -- === what a transaction looks up before it writes ===
