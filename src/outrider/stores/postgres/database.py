@@ -84,13 +84,16 @@ class Database:
         self.name = f"the database {parameters.get('dbname') or parameters.get('user') or 'postgres'} at {host}{port}"
         """What errors call it: nothing secret is in there."""
 
-    def connect(self, *, timeout: float | None = None) -> Connection[Any]:
+    def connect(self, *, timeout: float | None = None, is_patient: bool = False) -> Connection[Any]:
         """A new connection, ready for our statements. Raises StoreUnavailable and the like.
 
-        What is done on it takes `timeout` seconds at most, where that is given.
+        What is done on it takes `timeout` seconds at most, where that is given. On a patient one nothing is cut off for
+        taking long but a wait for a lock: it is for one transaction over all that there is.
         """
         with self.errors():
-            connection = psycopg.connect(self._conninfo, autocommit=True)
+            # A server that does not read on for a while, such as during a checkpoint, is not gone.
+            conninfo = make_conninfo(self._conninfo, tcp_user_timeout=0) if is_patient else self._conninfo
+            connection = psycopg.connect(conninfo, autocommit=True)
             try:
                 connection.prepare_threshold = 0
                 connection.prepared_max = 1000
@@ -104,6 +107,9 @@ class Database:
                     connection.execute(setting)
                 if timeout is not None:
                     connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
+                if is_patient:
+                    connection.execute("set statement_timeout = 0")
+                    connection.execute("set idle_in_transaction_session_timeout = 0")
             except BaseException:
                 connection.close()
                 raise
