@@ -425,6 +425,28 @@ async def test_numbers_of_what_is_gone_are_not_given_again(tmp_path: Path, urls:
             position = await runtime.ledger.views.position()
 
 
+async def test_a_database_that_has_counted_further_than_the_target_is_gone_on_with_from_there(
+    own: Full, urls: dict[str, str]
+):
+    with closing(sqlite3.connect(own.url, isolation_level=None)) as connection:
+        connection.execute("update sqlite_sequence set seq = seq + ?", [1 << 55])
+    async with app.open(own.url, worker=False) as runtime:
+        await (await runtime.sessions.create()).spawn(quick, n=1, options=TaskOptions(delay=DAY))
+        position = await runtime.ledger.views.position()
+    await copy(own.url, urls["postgres"])
+    before = rows(urls["postgres"])
+    async with app.open(urls["postgres"], worker=False) as runtime:
+        assert await runtime.ledger.views.position() >= position > 1 << 55
+        session = await runtime.sessions.create()
+        task = await session.spawn(quick, n=1, options=TaskOptions(delay=DAY))
+        news = await runtime.ledger.views.news(after=position)
+        assert [(each.session_id, each.task_id) for each in news] == [(session.id, None), (session.id, task.id)]
+    after = rows(urls["postgres"])
+    for name in ("sessions", "tasks", "events"):
+        assert after[name][: len(before[name])] == before[name]
+        assert len(after[name]) > len(before[name])
+
+
 async def test_who_has_had_the_target_open_all_the_time_gives_no_number_twice(full: Full, urls: dict[str, str]):
     async with app.open(urls["postgres"], worker=False) as runtime:
         for _ in range(2):
