@@ -383,9 +383,10 @@ async def test_what_is_made_at_the_target_comes_after_all_that_was_copied(full: 
         await copy(url, urls[kind])
         url = urls[kind]
     before = rows(url)
-    async with app.open(url) as runtime:
+    async with app.open(url, worker=False) as runtime:
         assert await runtime.ledger.views.position() >= position
         assert len(await runtime.ledger.views.news(after=0, limit=MANY)) == len(before["events"])
+    async with app.open(url) as runtime:
         held = await runtime.task(full.tasks["held"])
         await held.wait(timeout=60)
         session = await runtime.sessions.create()
@@ -430,6 +431,7 @@ async def test_a_database_that_has_counted_further_than_the_target_is_gone_on_wi
 ):
     with closing(sqlite3.connect(own.url, isolation_level=None)) as connection:
         connection.execute("update sqlite_sequence set seq = seq + ?", [1 << 55])
+        connection.execute("update messages set number = number + ?", [1 << 55])
     async with app.open(own.url, worker=False) as runtime:
         await (await runtime.sessions.create()).spawn(quick, n=1, options=TaskOptions(delay=DAY))
         position = await runtime.ledger.views.position()
@@ -441,22 +443,26 @@ async def test_a_database_that_has_counted_further_than_the_target_is_gone_on_wi
         task = await session.spawn(quick, n=1, options=TaskOptions(delay=DAY))
         news = await runtime.ledger.views.news(after=position)
         assert [(each.session_id, each.task_id) for each in news] == [(session.id, None), (session.id, task.id)]
+        await session.spawn(quick, n=1, options=TaskOptions(depends_on=(task.id,)))
+        await task.message("later")
+        await task.cancel()
     after = rows(urls["postgres"])
-    for name in ("sessions", "tasks", "events"):
+    for name in ("sessions", "tasks", "events", "messages", "follow_ups"):
         assert after[name][: len(before[name])] == before[name]
         assert len(after[name]) > len(before[name])
 
 
-async def test_who_has_had_the_target_open_all_the_time_gives_no_number_twice(full: Full, urls: dict[str, str]):
+async def test_who_has_had_the_target_open_all_the_time_gives_no_number_twice(own: Full, urls: dict[str, str]):
+    async with app.open(own.url, worker=False) as runtime:
+        await (await runtime.sessions.create()).spawn_many(quick, [{"n": n} for n in range(100)])
     async with app.open(urls["postgres"], worker=False) as runtime:
-        for _ in range(2):
-            await (await runtime.sessions.create()).delete()
-        await copy(full.url, urls["postgres"])
         session = await runtime.sessions.create()
-        task = await session.spawn(quick, n=1)
+        await (await session.spawn(quick, n=1)).cancel()
+        await session.delete()
+        await copy(own.url, urls["postgres"])
+        task = await (await runtime.sessions.create()).spawn(quick, n=1)
         assert (await task.record()).state is State.QUEUED
-    found = rows(urls["postgres"])
-    assert len(found["tasks"]) == len(rows(full.url)["tasks"]) + 1
+    assert len(rows(urls["postgres"])["tasks"]) == len(rows(own.url)["tasks"]) + 1
 
 
 # --- all of it or nothing --------------------------------------------------------------------------------
@@ -617,16 +623,18 @@ async def test_a_database_on_which_a_worker_lives_is_refused_at_either_end(own: 
     await copy(own.url, urls["postgres"])
 
 
+@pytest.mark.parametrize("silent", [1.0, 0.0])
 async def test_a_worker_of_another_machine_lives_as_long_as_its_beat_moves(
-    full: Full, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    full: Full, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch, silent: float
 ):
-    monkeypatch.setattr(root, "SILENT", 1.0)
+    """However short it is looked at: the last look is when nobody can begin to work any more."""
+    monkeypatch.setattr(root, "SILENT", silent)
     ledger = await open_ledger(urls["postgres"])
     await ledger.register(WorkerCard("worker_far", "elsewhere", "boot", 1, 1))
     is_dead = threading.Event()
 
     def beat() -> None:
-        while not is_dead.wait(0.05):
+        while not is_dead.wait(0.005):
             ledger.renew("worker_far", 10)
 
     thread = threading.Thread(target=beat)
@@ -675,6 +683,30 @@ async def test_nobody_becomes_a_worker_of_either_database_while_it_is_copied(
     assert in_time == [False, False]
     for ledger in ledgers:
         await ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+async def test_what_others_write_into_the_source_meanwhile_stays_there(own: Full, urls: dict[str, str], kind: str):
+    if kind == "postgres":
+        await copy(own.url, urls["other postgres"])
+    source = urls["other postgres"] if kind == "postgres" else own.url
+    before = rows(source)
+    has_begun, has_written = threading.Event(), threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if progress.table == "sessions" and progress.is_whole and progress.step == "copy":
+            has_begun.set()
+            assert kind == "sqlite" or has_written.wait(60)  # in SQLite who writes waits for the copy
+
+    async with app.open(source, worker=False) as runtime:
+        job = asyncio.create_task(copy(source, urls["postgres"], tell=tell))
+        assert await asyncio.to_thread(has_begun.wait, 60)
+        session = await runtime.sessions.create()
+        await session.spawn(quick, n=1)
+        has_written.set()
+        await job
+        assert len(await session.tasks()) == 1
+    assert rows(urls["postgres"]) == before
 
 
 async def test_what_postgresql_cannot_hold_is_refused_with_its_name(tmp_path: Path, urls: dict[str, str]):
