@@ -61,6 +61,7 @@ async def test_an_absolute_path_has_four_slashes(folder: Path):
         "memory://x",
         "memory://?x=1",
         "file:x.db",
+        "mysql://host/x",
         "://x",
     ],
 )

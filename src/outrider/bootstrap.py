@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +21,23 @@ from outrider.core.errors import InvalidArguments, StoreLocked
 from outrider.core.ledger import Ledger
 from outrider.core.task import Effects, Retry, Timeouts
 from outrider.core.values import JSONObject
-from outrider.settings import WorkerSettings
+from outrider.settings import LeaseTimes, WorkerSettings
 
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.options import Length
     from outrider.runtime.registry import Isolation
     from outrider.runtime.services import Services
+    from outrider.stores.copy import Copied, Place, Progress
     from outrider.stores.sqlite.backup import Restored
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+SILENT = LeaseTimes().lost
+"""Seconds after which a worker of another machine, whose beat has not moved since, is dead."""
+
+LOOK = 0.25
+"""Seconds between two looks at that."""
 
 
 class Outrider:
@@ -244,13 +253,15 @@ async def open_ledger(url: str) -> Ledger:
         try:
             from outrider.stores.postgres import PostgresLedger
         except ImportError as error:
-            raise InvalidArguments(
-                f"PostgreSQL needs the extra `postgres`: pip install 'outrider[postgres]' ({error})"
-            ) from error
+            raise _no_driver(error) from error
         return await PostgresLedger.open(path)
     from outrider.stores.sqlite import SqliteLedger
 
     return await SqliteLedger.open(path)
+
+
+def _no_driver(error: ImportError) -> InvalidArguments:
+    return InvalidArguments(f"PostgreSQL needs the extra `postgres`: pip install 'outrider[postgres]' ({error})")
 
 
 async def restore(source: str | Path, url: str) -> Restored:
@@ -272,6 +283,109 @@ async def restore(source: str | Path, url: str) -> Restored:
             raise StoreLocked(f"workers use the database {database}; stop them first: {alive}")
 
     return await asyncio.to_thread(backup.restore, Path(source), database, check_unused)
+
+
+async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = lambda _: None) -> Copied:
+    """Copy all that the database of one URL holds into that of another, which is empty; either may be of any kind.
+
+    It is there whole, compared with what was read and durable when this returns, or not at all; the source stays as it
+    is. Workers are not copied: what they held is taken up by the next one at the target, as after a crash. `tell` is
+    called from a thread. Raises NotFound without a source, AlreadyExists for a target that has anything in it,
+    StoreLocked while a worker lives on either, InvalidArguments for the same database twice or one in memory,
+    CopyDiffers or another StoreError.
+    """
+    from outrider.runtime.ending import see_through
+
+    here, there = _place(source), _place(target)
+    await asyncio.to_thread(here.check_present)
+    locks, beats = await _beats_of_dead(source, here.name)
+    locks_there, beats_there = await _beats_of_dead(target, there.name)
+    if locks == locks_there:
+        raise InvalidArguments("source and target are the same database, or one is a copy that its server made")
+    is_over = threading.Event()
+
+    def tell_and_heed(progress: Progress) -> None:
+        if is_over.is_set():
+            raise _CalledOff
+        tell(progress)
+
+    def work() -> Copied:
+        from outrider.stores.copy import copy_all
+
+        with here.read() as tables, there.write() as empty:
+            for each, known in ((tables, beats), (empty, beats_there)):
+                if alive := [id for id, beat in each.beats().items() if known.get(id) != beat]:
+                    raise _is_worked_on(each.name, alive)
+            return copy_all(tables, empty, tell_and_heed)
+
+    job = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        is_over.set()
+        await see_through(_ended(job))
+        raise
+
+
+class _CalledOff(Exception):
+    """Whoever wanted a copy does not wait for it any more."""
+
+
+async def _ended(job: asyncio.Task[Any]) -> None:
+    await asyncio.wait([job])
+    job.exception()  # nobody is there to be told
+
+
+def _place(url: str) -> Place:
+    scheme, path = _split(url)
+    if scheme == "memory":
+        raise InvalidArguments("a database in memory is its program's alone: it can be copied neither from nor to")
+    if scheme == "postgresql":
+        try:
+            from outrider.stores.postgres.copy import PostgresPlace
+        except ImportError as error:
+            raise _no_driver(error) from error
+        return PostgresPlace(path)
+    from outrider.stores.sqlite.copy import SqlitePlace
+
+    return SqlitePlace(path)
+
+
+async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str, int]]:
+    """The folder of a database's locks, and the beats of its registered workers. Raises StoreLocked if one lives.
+
+    One of this machine is known by its lock; of any other the beat is watched, for as long as one may miss it.
+    """
+    from outrider.runtime.lease import locks_of, seen_alive
+
+    ledger = await open_ledger(url)
+    try:
+        locks = locks_of(ledger)
+        beats: dict[str, int] = {}
+        watched: set[str] = set()
+        alive: list[str] = []
+        for worker in await ledger.views.workers():
+            beats[worker.card.id] = worker.beat
+            match seen_alive(worker, locks):
+                case True:
+                    alive.append(worker.card.id)
+                case None:
+                    watched.add(worker.card.id)
+        until = time.monotonic() + SILENT
+        while watched and not alive and time.monotonic() < until:
+            await asyncio.sleep(LOOK)
+            found = {worker.card.id: worker.beat for worker in await ledger.views.workers()}
+            alive = [id for id in watched if id in found and found[id] != beats[id]]
+            watched &= found.keys()
+    finally:
+        await ledger.close()
+    if alive:
+        raise _is_worked_on(name, alive)
+    return locks, beats
+
+
+def _is_worked_on(name: str, worker_ids: Sequence[str]) -> StoreLocked:
+    return StoreLocked(f"workers use {name}; stop them first: {', '.join(sorted(worker_ids))}")
 
 
 def path_of(url: str) -> Path:

@@ -1,4 +1,4 @@
-"""`backup` and `restore`, while a worker works and after it was stopped."""
+"""`backup`, `restore` and `copy`, while a worker works and after it was stopped."""
 
 import signal
 
@@ -43,4 +43,42 @@ def test_what_is_not_there_is_neither_saved_nor_made(cli: Cli):
         done = cli.run(*arguments, "--json")
         assert (done.code, done.error["code"]) == (4, "file_not_found")
     assert cli.run("backup", "x", "--db=memory://").code == 3
+    assert list(cli.folder.iterdir()) == []
+
+
+def test_a_database_is_copied_to_postgresql_and_back_and_gone_on_with(cli: Cli, postgres_url: str):
+    worker = cli.worker()
+    asked = cli.ok("call", "confirm", "--background").out.strip()
+    cli.ok("call", "add", "a=1")
+    here = ".outrider/outrider.db"
+    refused = cli.run("copy", here, postgres_url, "--json")
+    assert (refused.code, refused.error["code"]) == (6, "store_locked")
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(60)
+
+    made = cli.ok("copy", here, postgres_url, "--json").record
+    assert (made["sessions"], made["tasks"], made["rows"]["tasks"]) == (1, 2, 2)
+    assert "database" in made["target"]
+    again = cli.run("copy", here, postgres_url, "--json")
+    assert (again.code, again.error["code"]) == (5, "already_exists")
+    assert cli.ok("tasks", "--json", OUTRIDER_DB=postgres_url).out == cli.ok("tasks", "--json").out
+
+    cli.ok("answer", asked, "yes", OUTRIDER_DB=postgres_url)
+    other = cli.worker("--db", postgres_url)
+    assert cli.ok("wait", asked, "--json", OUTRIDER_DB=postgres_url).record["result"] == "yes"
+    other.send_signal(signal.SIGTERM)
+    other.wait(60)
+    back = cli.ok("copy", postgres_url, "sqlite:///back.db")
+    assert back.out == f"2 tasks in 1 session copied to the database {cli.folder / 'back.db'}\n"
+    assert "tasks: 2 rows\n" in back.err
+    assert cli.ok("doctor", "--deep", "--db=back.db").code == 0
+    assert cli.task(asked)["state"] == "awaiting_input"
+    assert cli.ok("show", asked, "--json", "--db=back.db").record["result"] == "yes"
+
+
+def test_a_copy_takes_two_databases_and_makes_no_source(cli: Cli):
+    assert cli.run("copy", "a.db").code == 2
+    assert cli.run("copy", "a.db", "b.db", "--db=c.db").code == 2
+    done = cli.run("copy", "a.db", "b.db", "--json")
+    assert (done.code, done.error["code"]) == (4, "file_not_found")
     assert list(cli.folder.iterdir()) == []

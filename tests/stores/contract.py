@@ -252,6 +252,15 @@ class Creation(Contract):
         assert logged["input"]["depends_on"] == ["task_9"]
         assert logged["core"]["state"] == "queued"
 
+    async def test_labels_come_back_as_they_were_given_with_a_nul_as_well(self, scene: Scene):
+        labels = {"a\0b": "c\0", "\\u0000": "\\u0000", "team": "blue"}
+        task = await scene.create("task_1", labels=labels)
+        assert (await scene.task("task_1")) == task
+        assert (await scene.task("task_1")).input.labels == labels
+        for name in ("team", "\\u0000"):
+            (found,) = await scene.views.list_tasks(TaskFilter(labels={name: labels[name]}))
+            assert found == task
+
     async def test_a_task_without_its_session_is_refused_and_leaves_nothing(self, scene: Scene):
         assert await scene.one(scene.new("task_1", "session_x")) == NoSession("session_x")
         assert await scene.views.task("task_1") is None

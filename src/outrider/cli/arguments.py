@@ -25,7 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "file", "line", "path")
+_PATHS = ("db", "destination", "file", "line", "path", "source")
 _NAMES = (
     *("after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key", "in_reply_to"),
     *("kind", "model", "name", "rate", "reason", "request", "session", "state", "stdin", "step"),
@@ -374,6 +374,11 @@ def _restore(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="a backup")
 
 
+def _copy(parser: Parser) -> None:
+    parser.add_argument("source", metavar="FROM", help="the URL of a database that no worker uses")
+    parser.add_argument("destination", metavar="TO", help="the URL of an empty one; made where it is a file")
+
+
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
     parser.add_argument("--tasks", metavar="LINE", dest="line", help=argparse.SUPPRESS)
@@ -498,6 +503,7 @@ COMMANDS: dict[str, Command] = {
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
+        Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),
         Command("completion", "print a script by which a shell completes this", "completion:completion", _completion),
         Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),
     )

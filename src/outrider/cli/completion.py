@@ -30,7 +30,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:@+-]+")
 _STATES = {"answer": (State.AWAITING_INPUT,), "cancel": tuple(LIVE_STATES), "message": tuple(LIVE_STATES)}
 """Which tasks a command can be about; of the others, any."""
 
-_FILES = {"FILE", "PATH", "URL"}
+_FILES = {"FILE", "FROM", "PATH", "TO", "URL"}
 _TASKS = {"TASK", "SESSION|TASK"}
 
 

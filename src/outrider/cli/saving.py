@@ -1,16 +1,26 @@
-"""`backup` and `restore`: the database as a file to keep, and back."""
+"""`backup`, `restore` and `copy`: the database as a file to keep, and back; and into another one."""
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from outrider.bootstrap import copy as copy_whole
 from outrider.bootstrap import path_of
 from outrider.bootstrap import restore as put_back
 from outrider.cli.database import open_runtime, url_of
-from outrider.cli.exits import OK
+from outrider.cli.exits import OK, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
 from outrider.core.wording import counted
+
+if TYPE_CHECKING:
+    from outrider.stores.copy import Progress
+
+TELL_EVERY = 5.0
+"""Seconds between two lines about one large table."""
 
 
 async def backup(arguments: Namespace, screen: Screen) -> int:
@@ -39,3 +49,44 @@ async def restore(arguments: Namespace, screen: Screen) -> int:
         screen.note(f"restored {done.database}: {counted(done.tasks, 'task')}{kept}")
         screen.line(str(done.database))
     return OK
+
+
+async def copy(arguments: Namespace, screen: Screen) -> int:
+    """Copy all that one database holds into another, which is empty."""
+    if arguments.db is not None:
+        raise UsageError("copy takes both databases as FROM and TO; leave out --db")
+    done = await copy_whole(arguments.source, arguments.destination, tell=_teller(screen))
+    if screen.as_json:
+        screen.data(
+            {
+                "source": done.source,
+                "target": done.target,
+                "sessions": done.rows["sessions"],
+                "tasks": done.rows["tasks"],
+                "rows": done.rows,
+            }
+        )
+    else:
+        screen.note("read again and compared: nothing differs")
+        tasks, sessions = counted(done.rows["tasks"], "task"), counted(done.rows["sessions"], "session")
+        screen.line(f"{tasks} in {sessions} copied to {done.target}")
+    return OK
+
+
+def _teller(screen: Screen) -> Callable[[Progress], None]:
+    """Says how far it has come: a line for each table that was written, and for a large one now and then."""
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        now = time.monotonic()
+        done = "copied" if progress.step == "copy" else "compared"
+        if progress.is_whole and progress.rows and progress.step == "copy":
+            screen.note(f"{progress.table}: {counted(progress.rows, 'row')}")
+        elif not progress.is_whole and now >= told + TELL_EVERY:
+            screen.note(f"{progress.table}: {counted(progress.rows, 'row')} {done} so far")
+        else:
+            return
+        told = now
+
+    return tell

@@ -29,7 +29,8 @@
     │   ├── StoreFailed       store_failed: the disk failed; nothing goes on before a restart
     │   ├── StoreCorrupt      store_corrupt
     │   ├── StoreForeign      store_foreign: not a database of Outrider
-    │   └── StoreNewer        store_newer: written by a later version than this program knows
+    │   ├── StoreNewer        store_newer: written by a later version than this program knows
+    │   └── CopyDiffers       copy_differs: a copy was not what was copied, and was not kept
     ├── TaskFailed            task_failed: raised to who waits for the result
     ├── TaskCanceled          task_canceled: likewise
     ├── WaitTimeout           wait_timeout: the wait is over, the task goes on
@@ -265,6 +266,12 @@ class StoreNewer(StoreError):
 
     code = "store_newer"
     is_final = True
+
+
+class CopyDiffers(StoreError):
+    """What was written into another database is not what was read. Nothing of it was kept."""
+
+    code = "copy_differs"
 
 
 class TaskFailed(OutriderError):

@@ -7,12 +7,13 @@ two that insert the same key; the server ends one of those, and it is done again
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from outrider.core.values import Instant
 from outrider.stores.batch import Ask, Batch, Known, Look, Ready, SessionHead, Wanted
 from outrider.stores.parcel import Parcel
-from outrider.stores.postgres.statements import PostgresStatements
+from outrider.stores.postgres.statements import NO_NUL, PostgresStatements
 from outrider.stores.rows import encode
 from outrider.stores.statements import listed
 
@@ -38,6 +39,12 @@ class Numbers:
             left = range(first, first + BLOCK)
         self._left[name] = left[1:]
         return left[0]
+
+
+def searched(labels: Mapping[str, str]) -> str | None:
+    """Labels as they are searched: with a name that nothing has for what no `jsonb` may hold."""
+    clean = {name.replace("\0", NO_NUL): value.replace("\0", NO_NUL) for name, value in labels.items()}
+    return encode(clean) if clean else None
 
 
 class PostgresBatch(Batch):
@@ -120,8 +127,7 @@ class PostgresBatch(Batch):
         self._touched[head.number] = head  # its first entry is numbered like all that follow
 
     def _input_row(self, number: int, parcel: Parcel) -> tuple[Any, ...]:
-        labels = parcel.change.task.input.labels
-        return number, parcel.input, encode(labels) if labels else None
+        return number, parcel.input, searched(parcel.change.task.input.labels)
 
     def _write_log(self) -> None:
         """Say what is to be added to where sessions stand by now, which others may have moved since it was read."""

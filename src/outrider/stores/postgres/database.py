@@ -152,14 +152,17 @@ class Database:
         self.name = f"the database {parameters.get('dbname') or parameters.get('user') or 'postgres'} at {host}{port}"
         """What errors call it: nothing secret is in there."""
 
-    def connect(self, *, patience: float = ANSWER, timeout: float | None = None) -> Link:
+    def connect(self, *, patience: float = ANSWER, timeout: float | None = None, is_patient: bool = False) -> Link:
         """A new connection, ready for our statements. Raises StoreUnavailable and the like.
 
         No answer is waited for longer than `patience`; the server gives up a statement after `timeout` seconds, where
-        that is given.
+        that is given. On a patient one nothing is cut off for taking long but a wait for a lock: it is for one
+        transaction over all that there is.
         """
         with self.errors():
-            connection = Link.connect(self._conninfo, autocommit=True)
+            # A server that does not read on for a while, such as during a checkpoint, is not gone.
+            conninfo = make_conninfo(self._conninfo, tcp_user_timeout=0) if is_patient else self._conninfo
+            connection = Link.connect(conninfo, autocommit=True)
             try:
                 _LINKS.add(connection)
                 connection.patience = ANSWER
@@ -175,7 +178,10 @@ class Database:
                     connection.execute(setting)
                 if timeout is not None:
                     connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
-                connection.patience = patience
+                if is_patient:
+                    connection.execute("set statement_timeout = 0")
+                    connection.execute("set idle_in_transaction_session_timeout = 0")
+                connection.patience = None if is_patient else patience
             except BaseException:
                 connection.close()
                 raise

@@ -196,12 +196,16 @@ _HEADER = struct.Struct("!iiIii")
 _NULL = b"\xff\xff\xff\xff"
 
 
+NO_NUL = "\ufdd0"
+"""What is looked up in the place of a NUL."""
+
+
 class TextDumper(StrBinaryDumper):
     """Dumps a text; one with a NUL, which the server refuses, as a name that nothing has."""
 
     def dump(self, obj: str) -> Buffer | None:
         """Dump a text."""
-        return super().dump(obj.replace("\0", "\ufdd0") if "\0" in obj else obj)
+        return super().dump(obj.replace("\0", NO_NUL) if "\0" in obj else obj)
 
 
 class Column:

@@ -117,7 +117,10 @@ class Writer(GroupWriter):
         while True:
             try:
                 results, signal = self._attempt(operations)
-            except _COLLISIONS:
+            except _COLLISIONS as error:
+                if isinstance(error, errors.UniqueViolation):
+                    # Ours may be taken, where a database was copied into this one since it was opened.
+                    self._numbers = Numbers()
                 tries += 1
                 if tries == TRIES:
                     raise
