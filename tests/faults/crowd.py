@@ -22,7 +22,7 @@ from itertools import count, pairwise
 from pathlib import Path
 
 from outrider import Outrider, TaskContext, TaskOptions, WorkerSettings
-from outrider.core.errors import OutriderError, Refused, StoreError, WaitTimeout
+from outrider.core.errors import OutriderError, StoreError, WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import TERMINAL, State
 from outrider.runtime.facade import Runtime
@@ -115,10 +115,10 @@ class Life:
         while not self.stop.is_set():
             try:
                 await self._meddle(chance)
-            except Refused:
-                pass  # it has ended, or is gone
-            except OutriderError as error:
+            except StoreError as error:
                 self.acks.add("failed", error.code, error)
+            except OutriderError:
+                self.acks.add("refused late")  # it has ended meanwhile, or is gone
             else:
                 self.acks.add("done")
 
@@ -131,23 +131,22 @@ class Life:
                 options = TaskOptions(concurrency_key=key, max_failures=1000, priority=chance.randrange(3))
                 await session.spawn_many("dig", [{"seconds": 0.002}] * chance.randrange(1, 8), options=options)
             case 3:
-                parents = await self._some(chance, "subagent", "background_tool")
-                for task_id in parents:
+                for task_id in await self._some(chance):
                     await self.runtime.tasks.cancel(task_id)
             case 4:
                 await queue.limit(key, concurrency=chance.randrange(1, 4))
             case 5:
                 await self.runtime.services.ledger.prune(await self._ended(chance))
             case 6:
-                for task_id in await self._some(chance, "background_tool"):
+                for task_id in await self._some(chance):
                     await self.runtime.tasks.message(task_id, "how far?")
             case 7:
-                for task_id in await self._some(chance, "background_tool"):
+                for task_id in await self._some(chance):
                     await queue.reprioritize(task_id, chance.randrange(-5, 5))
 
-    async def _some(self, chance: random.Random, *kinds: str) -> list[str]:
+    async def _some(self, chance: random.Random) -> list[str]:
         found = await self.runtime.tasks.list(
-            TaskFilter(session_id=self.session.id, states=(State.QUEUED, State.RUNNING), kind=kinds[-1], limit=100)
+            TaskFilter(session_id=self.session.id, states=(State.QUEUED, State.RUNNING), limit=100)
         )
         return [record.id for record in chance.sample(found, min(3, len(found)))]
 
@@ -155,7 +154,8 @@ class Life:
         found = await self.runtime.tasks.list(
             TaskFilter(session_id=self.session.id, states=tuple(TERMINAL), limit=100, newest_first=False)
         )
-        return [record.id for record in chance.sample(found, min(20, len(found)))]
+        free = [record.id for record in found if record.parent_task_id is None]  # others may be waited for
+        return chance.sample(free, min(20, len(free)))
 
 
 async def main(address: str, folder: Path, name: str, role: str, session_id: str) -> None:

@@ -147,6 +147,15 @@ async def test_a_commit_that_arrives_after_its_sender_gave_up_is_done_once(
         assert await written(on.witness) == 1
 
 
+async def test_a_link_that_falls_silent_is_given_up_and_another_taken(postgres_url: str):
+    write, written = VERBS["print"]
+    async with stage(postgres_url) as on:
+        on.give_up_early()
+        on.proxy.freeze()
+        await write(on.scene)
+        assert await written(on.witness) == 1
+
+
 @pytest.mark.parametrize("verb", VERBS)
 async def test_who_is_told_that_the_database_is_away_has_written_nothing(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, verb: str

@@ -25,9 +25,9 @@ def say(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-async def claim(scene: Scene, name: str) -> None:
+async def claim(scene: Scene, name: str, limit: str = "3") -> None:
     """Claims until nothing is left, and says which ids it got."""
-    while tasks := (await scene.claim(name, limit=3)).tasks:
+    while tasks := (await scene.claim(name, limit=int(limit))).tasks:
         for task in tasks:
             say(task.id)
 
