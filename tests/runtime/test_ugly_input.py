@@ -17,6 +17,17 @@ from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
+def store(request: pytest.FixtureRequest) -> Store:
+    """As for the other tests of the runtime; these are many, and what they try is refused before it comes to a store."""
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    chosen: Store = request.param
+    return chosen
+
+
 UGLY: dict[str, Any] = {
     "None": None,
     "0": 0,

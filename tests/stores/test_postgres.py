@@ -1,4 +1,4 @@
-"""The PostgreSQL store keeps every promise of the seam, on the oldest and the newest server at hand."""
+"""The PostgreSQL store keeps every promise of the seam, on the newest server at hand; on the oldest in the long tests."""
 
 from collections.abc import AsyncIterator
 
@@ -9,8 +9,10 @@ from outrider.stores.postgres import PostgresLedger
 from tests.servers import versions
 from tests.stores.contract import StoreContract
 
+OLDER, NEWEST = versions()[:-1], versions()[-1]
 
-@pytest.mark.parametrize("postgres_version", versions())
+
+@pytest.mark.parametrize("postgres_version", [*(pytest.param(each, marks=pytest.mark.soak) for each in OLDER), NEWEST])
 class TestPostgres(StoreContract):
     @pytest.fixture
     async def ledger(self, postgres_url: str) -> AsyncIterator[Ledger]:
