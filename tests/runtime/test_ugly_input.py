@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
 def store(request: pytest.FixtureRequest) -> Store:
-    """As for the other tests of the runtime; these are many, and what they try is refused before it comes to a store."""
+    """As for the other tests of the runtime; these are many, and most is refused before it comes to a store."""
     if request.param == "postgres":
         url: str = request.getfixturevalue("postgres_url")
         return url

@@ -1,4 +1,4 @@
-"""The PostgreSQL store keeps every promise of the seam, on the newest server at hand; on the oldest in the long tests."""
+"""The PostgreSQL store keeps every promise of the seam, on the newest server at hand; on the oldest in long tests."""
 
 from collections.abc import AsyncIterator
 

@@ -49,10 +49,11 @@ class Lock:
             self._fd = _locked(path)
         keep_from_forks(self)
 
-    def release(self) -> None:
-        """Let go, and take the file away."""
+    def release(self, *, leaves_it: bool = False) -> None:
+        """Let go, and take the file away; or leave it to show that its worker is dead."""
         forget(self)
-        self.path.unlink(missing_ok=True)
+        if not leaves_it:
+            self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
     def disown(self) -> None:

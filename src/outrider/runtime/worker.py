@@ -221,6 +221,7 @@ class Worker:
         Where code ignored every order to stop, nobody may start it again while it runs. The worker then stays on
         the books, and its lock held, for as long as this process lives; a will says that nobody is to blame.
         """
+        is_known = True
         try:
             strays = {attempt.task_id for attempt in self._strays if attempt.is_running}
             for beat in await self._services.views.held_by(self.id):
@@ -233,6 +234,7 @@ class Worker:
                 return
             await self._tend(at_once=True)
             await self._services.ledger.retire(self.id)
+            is_known = False
         except OutriderError as error:
             log.warning("worker could not sign off", worker=self.id, reason=str(error))
             if self._ruin is not None and lock is not None:
@@ -241,7 +243,7 @@ class Worker:
                 if self.abandoned:
                     return  # as long as it runs here nobody may start it again; the lock goes with the process
         if lock is not None:
-            lock.release()
+            lock.release(leaves_it=is_known)
 
     async def _hand_back(self, beat: Beat) -> None:
         with suppress(NotFound, Superseded, Conflict):
