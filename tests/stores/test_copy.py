@@ -36,7 +36,7 @@ from outrider.stores.copy import TABLES, Progress
 from outrider.stores.postgres.copy import PostgresPlace
 from outrider.stores.sqlite.copy import SqlitePlace
 from outrider.testing import Call, Reply, replies, script
-from tests.servers import Host, fresh_database
+from tests.servers import Host, fresh_database, versions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -293,6 +293,7 @@ async def test_the_database_that_these_tests_copy_has_something_in_every_table(f
     assert [name for name, found in rows(full.url).items() if not found] == []
 
 
+@pytest.mark.parametrize("postgres_version", versions())
 @pytest.mark.parametrize("way", [("postgres", "sqlite"), ("sqlite", "other sqlite"), ("postgres", "other postgres")])
 async def test_a_copy_and_a_copy_of_it_are_the_same_in_every_view(full: Full, urls: dict[str, str], way: Any):
     before = await everything(full.url)
@@ -451,6 +452,7 @@ async def test_a_database_that_has_counted_further_than_the_target_is_gone_on_wi
     for name in ("sessions", "tasks", "events", "messages", "follow_ups"):
         assert after[name][: len(before[name])] == before[name]
         assert len(after[name]) > len(before[name])
+        assert after[name][-1][0] > 1 << 55
 
 
 async def test_who_has_had_the_target_open_all_the_time_gives_no_number_twice(own: Full, urls: dict[str, str]):
