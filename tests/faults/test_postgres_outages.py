@@ -51,6 +51,19 @@ async def test_a_server_that_goes_away_a_hundred_times_loses_nothing(own_postgre
     await _harm(own_postgres, tmp_path, random.choices(list(HARM), k=100))
 
 
+@pytest.mark.soak
+async def test_who_is_told_in_a_long_outage_that_the_server_is_away_has_written_nothing(
+    own_postgres: Server, tmp_path: Path
+):
+    async with crowd(own_postgres.create_database("work"), tmp_path, "work") as there:
+        await there.goes_on()
+        await asyncio.to_thread(own_postgres.kill)
+        await there.goes_on("refused", by=6)
+        await asyncio.to_thread(own_postgres.start)
+        await there.goes_on()
+    await prove(there)
+
+
 async def _harm(server: Server, folder: Path, harms: list[str]) -> None:
     async with crowd(server.create_database("work"), folder, "work") as there:
         await there.goes_on()
