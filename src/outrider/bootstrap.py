@@ -366,7 +366,7 @@ async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str,
         alive: list[str] = []
         for worker in await ledger.views.workers():
             beats[worker.card.id] = worker.beat
-            match seen_alive(worker, locks):
+            match seen_alive(worker, ledger):
                 case True:
                     alive.append(worker.card.id)
                 case None:

@@ -16,7 +16,7 @@ import pytest
 from outrider import Outrider, State, TaskContext, TaskOptions, WorkerSettings
 from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import WorkerCard
-from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked, lock_path
+from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked, lock_path, locks_of
 from outrider.runtime.recovery import Recovery
 from outrider.runtime.worker import Worker
 from outrider.settings import LeaseTimes
@@ -207,6 +207,15 @@ async def test_a_worker_of_this_machine_is_gone_as_soon_as_its_lock_is(is_held: 
         if is_held:
             assert is_locked(lock.path)
             lock.release()
+
+
+async def test_a_worker_on_a_file_of_this_machine_is_gone_where_its_lock_is_not_there():
+    async with open_test(Outrider(), worker=False, store="sqlite") as runtime:
+        await runtime.ledger.register(card("worker_other"))  # as in a database that was moved or restored
+        locks = locks_of(runtime._store)
+        assert locks is not None
+        await Recovery(runtime.services, "here", locks, "worker_me").look()
+        assert await runtime.workers() == []
 
 
 async def test_of_a_worker_that_has_no_lock_here_only_its_silence_tells(

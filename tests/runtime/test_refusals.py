@@ -80,7 +80,10 @@ async def test_a_plain_id_of_ones_own_is_taken():
         assert (await task.record()).result_path == "/.tasks/nightly-2026.11.22+1/result.json"
 
 
-@pytest.mark.parametrize("given", [{"id": "a/b"}, {"title": "t" * 300_000}, {"labels": {"a": "x" * 300_000}}])
+@pytest.mark.parametrize(
+    "given",
+    [{"id": "a/b"}, {"title": "t" * 300_000}, {"title": "a\0b"}, {"agent": "a\0b"}, {"labels": {"a": "x" * 300_000}}],
+)
 async def test_a_session_that_makes_no_sense_is_refused(given: dict[str, Any]):
     async with open_test(app) as runtime:
         with pytest.raises(Refused):

@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 
+from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.stores.postgres import PostgresLedger
 from tests.servers import versions
 from tests.stores.contract import StoreContract
+from tests.stores.scene import Scene
 
 OLDER, NEWEST = versions()[:-1], versions()[-1]
 
@@ -19,3 +22,29 @@ class TestPostgres(StoreContract):
         ledger = await PostgresLedger.open(postgres_url)
         yield ledger
         await ledger.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("postgres_version", versions())
+async def test_an_index_that_lacks_what_its_table_has_is_found(postgres_version: str, postgres_url: str):
+    ledger = await PostgresLedger.open(postgres_url)
+    scene = Scene(ledger)
+    await scene.session()
+    await scene.create("task_seen")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        if connection.execute("select 1 from pg_available_extensions where name = 'amcheck'").fetchone() is None:
+            with pytest.raises(InvalidArguments, match="create extension amcheck"):
+                await ledger.views.problems(deep=True)
+        else:
+            connection.execute("create extension amcheck")
+            assert await ledger.views.problems(deep=True) == []
+            hide = (
+                "update pg_index set indisready = %s, indisvalid = %s where indexrelid = 'tasks_of_session'::regclass"
+            )
+            connection.execute(hide, [False, False])
+            assert await ledger.views.problems() == ["the index tasks_of_session is invalid: nothing finds by it"]
+            await scene.create("task_unseen")
+            connection.execute(hide, [True, True])
+            (problem,) = await ledger.views.problems(deep=True)
+            assert problem.startswith("the index tasks_of_session is damaged: heap tuple")
+    await ledger.close()

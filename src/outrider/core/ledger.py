@@ -579,7 +579,8 @@ class Views(Protocol):
     async def problems(self, *, deep: bool = False) -> Sequence[str]:
         """What is wrong with the database, in words; nothing if it is sound.
 
-        Takes as long as reading all of it; `deep` compares every index with its table and takes longer.
+        Takes as long as reading all of it; `deep` compares every index with its table and takes longer. Raises
+        InvalidArguments where a store cannot do that.
         """
         ...
 

@@ -12,7 +12,7 @@ from outrider.core.ledger import Ledger, Worker
 from outrider.core.queue import Gates
 from outrider.core.task import Phase, Task, phase_of
 from outrider.core.values import Instant
-from outrider.runtime.lease import locks_of, seen_alive
+from outrider.runtime.lease import seen_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Around:
     @classmethod
     async def look(cls, ledger: Ledger) -> Around:
         """Read it, with two queries and a look at the lock of each worker."""
-        workers, locks = await ledger.views.workers(), locks_of(ledger)
-        dead = frozenset(each.card.id for each in workers if seen_alive(each, locks) is False)
+        workers = await ledger.views.workers()
+        dead = frozenset(each.card.id for each in workers if seen_alive(each, ledger) is False)
         return cls(workers, await ledger.views.gates(), dead)
 
     def phase(self, task: Task) -> Phase | None:

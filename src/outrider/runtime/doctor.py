@@ -28,7 +28,7 @@ from outrider.core.values import SECOND, Instant
 from outrider.core.wording import counted
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
-from outrider.runtime.lease import locks_of, seen_alive
+from outrider.runtime.lease import seen_alive
 from outrider.runtime.records import Explanation, Finding
 from outrider.runtime.services import Services
 
@@ -44,22 +44,23 @@ class Doctor:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._locks = locks_of(services.ledger)
 
     def is_alive(self, worker: Worker) -> bool | None:
         """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
-        return seen_alive(worker, self._locks)
+        return seen_alive(worker, self._services.ledger)
 
     # --- all of it -----------------------------------------------------------------------------------
 
     async def examine(self, *, deep: bool = False) -> list[Finding]:
         """Look at the database, the workers and the queue. `deep` compares every index of the database too.
 
-        Raises a StoreError for a database that cannot even be read.
+        Raises a StoreError for a database that cannot even be read, and InvalidArguments where a server has nothing to
+        compare its indexes with.
         """
         views = self._services.views
+        restore = "outrider restore FILE" if hasattr(self._services.ledger, "path") else "pg_restore"
         findings = [
-            Finding(level="problem", about="database", text=text, advice="restore a backup: outrider restore FILE")
+            Finding(level="problem", about="database", text=text, advice=f"restore a backup: {restore}")
             for text in await views.problems(deep=deep)
         ]
         findings += await self._of_storage()

@@ -259,19 +259,20 @@ class LeaseThread(threading.Thread):
         return "" if frame is None else "".join(traceback.format_stack(frame, limit=12))
 
 
-def seen_alive(worker: Worker, locks: Path | None) -> bool | None:
+def seen_alive(worker: Worker, ledger: Ledger) -> bool | None:
     """Whether a worker lives; None when that cannot be seen from this machine but by waiting for its beat."""
-    card = worker.card
-    return None if locks is None else seen_here(card, locks, socket.gethostname())
+    locks = locks_of(ledger)
+    return None if locks is None else seen_here(worker.card, locks, socket.gethostname(), ledger)
 
 
-def seen_here(card: WorkerCard, locks: Path, host: str) -> bool | None:
-    """Whether a worker of the machine `host`, which is this one, lives; None where its lock is not here.
+def seen_here(card: WorkerCard, locks: Path, host: str, ledger: Ledger) -> bool | None:
+    """Whether a worker of the machine `host`, which is this one, lives; None where that cannot be seen.
 
-    Two machines may have one name: a worker of another has left no lock here, and nothing is known of it.
+    Two machines may have one name. Of a store that both can reach, a worker without a lock here is another's, for all
+    that is known; of one in a file it is dead.
     """
     lock = lock_path(locks, card.id)
-    if card.host != host or not lock.exists():
+    if card.host != host or not (lock.exists() or hasattr(ledger, "path")):
         return None
     return is_locked(lock)
 

@@ -104,7 +104,7 @@ class Recovery:
         card = worker.card
         if self._locks is None or card.id == self._own_id:
             return False
-        return seen_here(card, self._locks, self._host) is False
+        return seen_here(card, self._locks, self._host, self._services.ledger) is False
 
     def _is_silent(self, worker: Worker, passed: float) -> bool:
         name = worker.card.id

@@ -54,6 +54,9 @@ class Sessions:
             check_id("session", id)
         limits = self._services.settings.limits
         check_texts_if_given(agent=agent, title=title)
+        for what, text in (("agent", agent), ("title", title)):
+            if text:
+                check_name(what, text, limits.spec)
         check_name("organization_id", organization_id, limits.name)
         if labels is not None:
             check_mappings(labels=labels)

@@ -439,7 +439,7 @@ class Batch:
                 for key, held, spent in rows:
                     self._known.keys[key] = KeyHead(held, spent_of(spent))
                 for key in missing - self._known.keys.keys():
-                    # One with a NUL in it, which no JSON carries into SQLite: it stays full, and holds up nobody else.
+                    # One with a NUL in it, which `listed` takes away: it stays full, and holds up nobody else.
                     self._known.keys[key] = KeyHead(FULL, (), may_wait=False)
 
             ask("held_of_keys", listed(missing), take)

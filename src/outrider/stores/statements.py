@@ -1,4 +1,4 @@
-"""The statements of a store, by name: how `sql/*/queries.sql` is read, and what a connection does with them.
+"""The statements of a store, by name: how the files in `sql` are read, and what a connection does with them.
 
 Both stores have the same names and parameters, so that everything above writes and reads without knowing the dialect.
 """
@@ -12,6 +12,9 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from outrider.stores.rows import encode
+
+NO_NUL = "\ufdd0"
+"""A character that stands for none, so that no name has it."""
 
 
 class Result(Protocol):
@@ -78,8 +81,9 @@ class Statements(Protocol):
 
 @cache
 def read_statements(dialect: str) -> Mapping[str, str]:
-    """The statements of `sql/{dialect}/queries.sql` by name, without their comments."""
-    source = files("outrider.stores").joinpath("sql", dialect, "queries.sql").read_text()
+    """The statements of `sql/queries.sql` and `sql/{dialect}/queries.sql` by name, without their comments."""
+    folder = files("outrider.stores").joinpath("sql")
+    source = folder.joinpath("queries.sql").read_text() + folder.joinpath(dialect, "queries.sql").read_text()
     parts = re.split(r"^-- (\w+) --$", source, flags=re.MULTILINE)
     statements = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
@@ -89,5 +93,7 @@ def read_statements(dialect: str) -> Mapping[str, str]:
 
 
 def listed(values: Sequence[Any] | Set[Any]) -> str:
-    """Values as the JSON array that a query takes."""
-    return encode(list(values))
+    """Values as the JSON array that a query takes. In what is looked up a NUL, which no text of PostgreSQL may hold,
+    stands as something that nothing is called.
+    """
+    return encode([each.replace("\0", NO_NUL) if isinstance(each, str) else each for each in values])

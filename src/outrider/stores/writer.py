@@ -91,14 +91,9 @@ class GroupWriter(ABC):
     def _refusal(self, error: BaseException) -> BaseException:
         """What the caller of a failed operation is told."""
 
-    def _started(self) -> None:  # noqa: B027  # there may be nothing to do
-        """The thread has started."""
-
-    def _has_committed(self, batch: Sequence[Handed]) -> None:  # noqa: B027  # there may be nothing to do
-        """These were done, or failed."""
-
-    def _ended(self) -> None:  # noqa: B027  # there may be nothing to do
-        """The thread ends."""
+    @abstractmethod
+    def _ended(self) -> None:
+        """The thread ends: let go of what it wrote on."""
 
     def _signal(self, signal: Signal) -> Signal:
         """What is told of a commit, in the place of what the commit itself tells."""
@@ -153,8 +148,9 @@ class GroupWriter(ABC):
         self._ring()
         self._thread.join()
 
+    @abstractmethod
     def _closed(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._name} was closed", code="store_closed")
+        """What every verb raises after `close`."""
 
     def _ring(self) -> None:
         with suppress(RuntimeError):  # it rings already
@@ -164,13 +160,8 @@ class GroupWriter(ABC):
 
     def _run(self) -> None:
         try:
-            self._started()
-            while True:
-                batch = self._take()
-                if not batch:
-                    return
+            while batch := self._take():
                 self._commit(batch)
-                self._has_committed(batch)
         finally:
             self._has_ended = True
             self._refuse_rest()
@@ -209,7 +200,7 @@ class GroupWriter(ABC):
             results, signal = self._transact([operation for operation, _ in batch])
         except StoreError as error:
             self._reply(batch, [None] * len(batch), error, NOTHING)
-        except BaseException as error:  # noqa: BLE001  # whatever one operation raises is its caller's, not the thread's
+        except BaseException as error:  # noqa: BLE001 - whatever one operation raises is its caller's, not the thread's
             if len(batch) == 1:
                 self._reply(batch, [None], self._refusal(error), NOTHING)
                 return

@@ -13,9 +13,9 @@ from typing import Any
 from outrider.core.values import Instant
 from outrider.stores.batch import Ask, Batch, Known, Look, Ready, SessionHead, Wanted
 from outrider.stores.parcel import Parcel
-from outrider.stores.postgres.statements import NO_NUL, PostgresStatements
+from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.rows import encode
-from outrider.stores.statements import listed
+from outrider.stores.statements import NO_NUL, listed
 
 BLOCK = 1000
 """How many numbers are given out at once; the `increment` of their sequences."""

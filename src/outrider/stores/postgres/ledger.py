@@ -65,11 +65,6 @@ class PostgresLedger(SqlLedger):
         return self._clock.now()
 
     @property
-    def name(self) -> str:
-        """What errors call the database."""
-        return self._database.name
-
-    @property
     def url(self) -> str:
         """The address, with what it may hold of a password."""
         return self._database.url

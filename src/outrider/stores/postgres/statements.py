@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -20,7 +21,7 @@ from psycopg.pq import Format
 from psycopg.types.string import StrBinaryDumper
 
 from outrider.stores.rows import MOVED, decode
-from outrider.stores.statements import read_statements
+from outrider.stores.statements import NO_NUL, read_statements
 
 _TASK = ", ".join(
     (
@@ -141,16 +142,12 @@ def conditions() -> Mapping[str, str]:
     return {name: unfilled(name) for name in read_statements("postgres")}
 
 
-_NO_NUL = r"replace(?\1, '\\u0000', '\\ufdd0')"
-"""A list without the NUL that no text may hold: nothing has such a name, and nothing has this one."""
-
-
 @cache
 def unfilled(name: str) -> str:
     """A statement whose placeholders have no numbers yet, so that conditions can be put in."""
     text = read_statements("postgres")[name].replace("{task}", _TASK)
-    text = re.sub(r"\{texts:?(\d*)\}", rf"array(select json_array_elements_text({_NO_NUL}::json))", text)
-    text = re.sub(r"\{numbers:?(\d*)\}", r"array(select json_array_elements_text(?\1::json)::bigint)", text)
+    text = re.sub(r"\{texts:?(\d*)\}", r"= any(array(select json_array_elements_text(?\1::json)))", text)
+    text = re.sub(r"\{numbers:?(\d*)\}", r"= any(array(select json_array_elements_text(?\1::json)::bigint))", text)
     return _unnested(text)
 
 
@@ -194,10 +191,6 @@ def columns_of(name: str) -> Sequence[Sequence[Callable[[Sequence[Any]], Column]
 _HEADER = struct.Struct("!iiIii")
 """Dimensions, whether any is NULL, the type of the values, how many there are, the number of the first."""
 _NULL = b"\xff\xff\xff\xff"
-
-
-NO_NUL = "\ufdd0"
-"""What is looked up in the place of a NUL."""
 
 
 class TextDumper(StrBinaryDumper):
@@ -264,8 +257,9 @@ class _ColumnDumper(Dumper):
                 add(data)
         return b"".join(parts)
 
+    @abstractmethod
     def pack(self, value: Any) -> bytes:
-        raise NotImplementedError
+        """One value that is not NULL."""
 
 
 class _BigintsDumper(_ColumnDumper):

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import psycopg
+from psycopg import errors
 
-from outrider.core.errors import StoreUnavailable
+from outrider.core.errors import InvalidArguments, StoreUnavailable
 from outrider.core.ledger import Storage
 from outrider.stores.postgres.database import ANSWER, Database, Link
 from outrider.stores.postgres.statements import PostgresStatements, conditions
@@ -94,4 +95,18 @@ class PostgresViews(SqlViews):
         return Storage(read.row("storage")[0])
 
     def _damage(self, read: Statements, deep: bool) -> list[str]:
-        return []
+        """What the server knows of, and what the extension amcheck finds. Raises InvalidArguments without that."""
+        wrong = [f"the index {name} is invalid: nothing finds by it" for name in read.array("invalid_indexes")]
+        if not deep:
+            return wrong
+        if not read.row("has_amcheck")[0]:
+            raise InvalidArguments(
+                "comparing indexes with their tables takes PostgreSQL's extension amcheck: a superuser makes it there "
+                "with `create extension amcheck`"
+            )
+        for index, name in read.array("indexes"):
+            try:
+                read.run("compare_index", index)
+            except (errors.IndexCorrupted, errors.DataCorrupted) as error:
+                wrong.append(f"the index {name} is damaged: {str(error).splitlines()[0]}")
+        return wrong

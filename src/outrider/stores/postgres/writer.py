@@ -87,6 +87,9 @@ class Writer(GroupWriter):
     def _look(self) -> None:
         """Nobody has to be looked for here: see `news`."""
 
+    def _closed(self) -> StoreUnavailable:
+        return self._database.closed()
+
     def _ended(self) -> None:
         if self._connection is not None and self._statements is not None and self._id:
             self._connection.patience = FAREWELL

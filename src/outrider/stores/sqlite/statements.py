@@ -113,12 +113,16 @@ def places() -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(int(number) - 1 for number in found) for name, found in numbers.items() if found}
 
 
+_LISTED = re.compile(r"\{(?:texts|numbers):?(\d*)\}")
 _NUMBERED = re.compile(r"\?(\d+)")
 
 
 @cache
 def _numbered() -> Mapping[str, str]:
-    return {name: text.replace("{task}", _TASK) for name, text in read_statements("sqlite").items()}
+    return {
+        name: _LISTED.sub(r"in (select value from json_each(?\1))", text.replace("{task}", _TASK))
+        for name, text in read_statements("sqlite").items()
+    }
 
 
 @cache

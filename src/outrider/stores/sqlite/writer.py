@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from outrider.core.errors import StoreError
+from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
 from outrider.core.values import evolve
 from outrider.stores.batch import Batch, Known
@@ -60,7 +60,7 @@ class Writer(GroupWriter):
         self._pause = SHORTEST_PAUSE
         self._watch: Watch | None = None
         self._is_resting = False
-        self._seen = 0
+        self._seen = self._data_version()
         self._has_news = False
         self._known = Known()
         self._tidied = 0
@@ -83,13 +83,14 @@ class Writer(GroupWriter):
 
     # --- the thread --------------------------------------------------------------------------------------
 
-    def _started(self) -> None:
-        self._seen = self._data_version()
-
-    def _has_committed(self, batch: Sequence[Handed]) -> None:
+    def _commit(self, batch: Sequence[Handed]) -> None:
+        super()._commit(batch)
         self._tell_of_ruin()
         if not all(isinstance(waiter, Ticket) for _, waiter in batch):  # a lease renewed is no sign of work
             self._pause = SHORTEST_PAUSE
+
+    def _closed(self) -> StoreUnavailable:
+        return self._file.closed()
 
     def _ended(self) -> None:
         self._connection.close()

@@ -1,7 +1,6 @@
--- The statements of the PostgreSQL store, by name. Names and parameters are those of SQLite. `{rows:…}` stands for rows
--- with columns of these types; `{task}` for the columns of a whole task; `{texts}` and `{numbers}` for the values of a
--- parameter that is a JSON array, to be compared by `= any`. Documents are text; where one is searched, a NUL in it is
--- shown as another character, since no text of PostgreSQL may hold one.
+-- The statements that only PostgreSQL has in this form, by name; the others are in the folder above. Names and parameters
+-- are those of SQLite. `{rows:…}` stands for rows with columns of these types. Documents are text; where one is searched,
+-- a NUL in it is shown as another character, since no text of PostgreSQL may hold one.
 --
 -- Who waits for locks takes them in this order, and each kind by number: limits and pauses, tasks, follow-ups,
 -- concurrency keys, sessions. What is locked out of turn is skipped where somebody else holds it.
@@ -54,12 +53,12 @@ select
     t.number, t.id, s.id, t.state, t.version, t.attempt, t.worker_id, t.due_at, t.rank,
     coalesce((replace(t.core, '\u0000', '\u0001')::json ->> 'priority')::bigint, t.priority), t.live, t.active_at, t.active_attempt
 from tasks t join sessions s on s.number = t.session
-where t.id = any({texts})
+where t.id {texts}
 order by t.number
 for update of t;
 
 -- session_heads --
-select number, id, seq, tail, transcript, inbox, updated_at from sessions where id = any({texts});
+select number, id, seq, tail, transcript, inbox, updated_at from sessions where id {texts};
 
 -- keys --
 select s.id, t.idempotency_key, t.id
@@ -81,13 +80,13 @@ on conflict do nothing
 returning key;
 
 -- lock_keys --
-select key from rates where key = any({texts}) order by key for update;
+select key from rates where key {texts} order by key for update;
 
 -- held_of_keys --
 select
     r.key, (select count(*) from tasks t where t.concurrency_key = r.key and t.worker_id is not null), r.spent
 from rates r
-where r.key = any({texts});
+where r.key {texts};
 
 -- gates --
 select json_build_array(
@@ -99,15 +98,15 @@ select json_build_array(
 );
 
 -- pending_follow_ups --
-select id from follow_ups where id = any({numbers}) order by id for update;
+select id from follow_ups where id {numbers} order by id for update;
 
 -- watchers --
-select awaited, watcher from watches where awaited = any({texts}) order by number;
+select awaited, watcher from watches where awaited {texts} order by number;
 
 -- live_children --
 select parent_task_id, id, detached
 from tasks
-where parent_task_id = any({texts}) and state in ('queued', 'running', 'awaiting_input')
+where parent_task_id {texts} and state in ('queued', 'running', 'awaiting_input')
 order by number;
 
 -- new_task_numbers --
@@ -117,7 +116,7 @@ select nextval('task_numbers');
 select nextval('session_numbers');
 
 -- ends_of_output --
-select task, first, next from outputs where task = any({numbers});
+select task, first, next from outputs where task {numbers};
 
 
 -- === what a transaction writes ===
@@ -209,14 +208,8 @@ on conflict (state, shard) do update set tasks = counts.tasks + excluded.tasks;
 -- insert_follow_ups --
 insert into follow_ups (task_id, event) select column1, column2::json from {rows:text,text};
 
--- delete_follow_ups --
-delete from follow_ups where id = any({numbers});
-
 -- insert_watches --
 insert into watches (awaited, watcher) select * from {rows:text,text} on conflict do nothing;
-
--- delete_watches --
-delete from watches where awaited = any({texts});
 
 -- upsert_steps --
 insert into steps (task, position, ordinal, verb, attempt, created_at, done, value)
@@ -224,9 +217,6 @@ select * from {rows:bigint,text,bigint,text,bigint,bigint,boolean,text}
 on conflict (task, position) do update set
     ordinal = excluded.ordinal, verb = excluded.verb, attempt = excluded.attempt, created_at = excluded.created_at,
     done = excluded.done, value = excluded.value;
-
--- forget_steps --
-delete from steps where task = ? and position >= ? and position < ?;
 
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
@@ -248,9 +238,6 @@ on conflict (folder, path) do update set
     media_type = excluded.media_type, size = excluded.size, created_at = excluded.created_at,
     task_id = excluded.task_id, content = excluded.content;
 
--- delete_file --
-delete from files where folder = ? and path = ?;
-
 -- upsert_outputs --
 insert into outputs (task, first, next)
 select * from {rows:bigint,bigint,bigint}
@@ -260,25 +247,10 @@ on conflict (task) do update set first = excluded.first, next = excluded.next;
 insert into output (task, start, size, stream, at, text)
 select column1, column2, column3, column4, column5, column6::json from {rows:bigint,bigint,bigint,text,bigint,string};
 
--- trim_output --
-delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
-
--- first_output --
-select min(start) from output where task = ?;
-
--- acknowledge --
-delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
-
 -- upsert_worker --
 insert into workers (id, card, beat, beat_at)
 values (?, ?::json, 0, ?)
 on conflict (id) do update set card = excluded.card, beat = 0, beat_at = excluded.beat_at;
-
--- renew_worker --
-update workers set beat = beat + 1, beat_at = ? where id = ?;
-
--- delete_worker --
-delete from workers where id = ?;
 
 
 -- === claims ===
@@ -289,7 +261,7 @@ set readiness = 'ready'
 where number in (
     select number
     from tasks
-    where route = any({texts}) and readiness = 'timed' and due_at <= ?
+    where route {texts} and readiness = 'timed' and due_at <= ?
     order by route, due_at
     limit ?
     for update skip locked
@@ -332,9 +304,6 @@ select
     (select min(next_deadline_at) from tasks where next_deadline_at is not null),
     exists (select 1 from follow_ups),
     (select min(opens_at) from rates where opens_at is not null);
-
--- set_aside --
-update tasks set readiness = 'blocked', blocked_by = ? where number = any({numbers});
 
 -- open_key --
 update tasks
@@ -396,50 +365,16 @@ on conflict (key) do update set spent = excluded.spent, opens_at = excluded.open
 -- prunable_rates --
 select key, spent from rates
 where opens_at is null and key in (
-    select concurrency_key from tasks where number = any({numbers}) and concurrency_key is not null
+    select concurrency_key from tasks where number {numbers} and concurrency_key is not null
 )
 order by key
 for update skip locked;
-
--- prune_rates --
-delete from rates where key = any({texts});
-
--- upsert_limit --
-insert into limits (key, capacity, rate, span)
-values (?, ?, ?, ?)
-on conflict (key) do update set capacity = excluded.capacity, rate = excluded.rate, span = excluded.span;
-
--- delete_limit --
-delete from limits where key = ?;
-
--- upsert_pause --
-insert into pauses (scope, name, at, by, reason, is_over)
-values (?, ?, ?, ?, ?, 0)
-on conflict (scope, name) do update set
-    at = excluded.at, by = excluded.by, reason = excluded.reason, is_over = 0;
-
--- end_pause --
-update pauses set is_over = 1 where scope = ? and name = ?;
-
--- delete_pause --
-delete from pauses where scope = ? and name = ?;
-
--- first_deadline --
-select min(next_deadline_at) from tasks where next_deadline_at is not null;
-
--- first_opening --
-select min(opens_at) from rates where opens_at is not null;
 
 -- ready_later --
 select min((
     select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
 ))
 from json_array_elements_text(?1::json) served;
-
--- tasks_by_number --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.number = any({numbers});
 
 
 -- === pruning ===
@@ -451,100 +386,46 @@ select
     1 + (select count(*) from events where task = t.number) + (select count(*) from steps where task = t.number)
     + (select count(*) from output where task = t.number)
 from tasks t join sessions s on s.number = t.session
-where t.id = any({texts}) and t.finished_at is not null
+where t.id {texts} and t.finished_at is not null
 order by t.number
 for update of t skip locked;
 
 -- lock_sessions --
 select number from sessions
 where
-    id = any({texts:1})
-    or parent_task_id = any({texts:2})
-    or number = any({numbers:3})
+    id {texts:1}
+    or parent_task_id {texts:2}
+    or number {numbers:3}
 order by number
 for update;
 
 -- move_first_seq --
 update sessions
 set first_seq = greatest(first_seq, gone.seq + 1)
-from (select session, max(seq) as seq from events where task = any({numbers}) group by session) as gone
+from (select session, max(seq) as seq from events where task {numbers} group by session) as gone
 where sessions.number = gone.session;
-
--- prune_events --
-delete from events where task = any({numbers});
-
--- prune_steps --
-delete from steps where task = any({numbers});
-
--- prune_attempts --
-delete from attempts where task = any({numbers});
-
--- prune_requests --
-delete from requests where task = any({numbers});
-
--- prune_messages --
-delete from messages where task = any({numbers});
-
--- prune_output --
-delete from output where task = any({numbers});
-
--- prune_outputs --
-delete from outputs where task = any({numbers});
-
--- prune_files --
-delete from files where folder = any({numbers});
-
--- prune_inbox --
-delete from inbox where session = ? and task_id = any({texts});
-
--- prune_inputs --
-delete from inputs where task = any({numbers});
-
--- prune_tasks --
-delete from tasks where number = any({numbers});
 
 -- prune_follow_ups --
 delete from follow_ups
-where task_id = any({texts:1}) and task_id not in (select id from tasks where id = any({texts:1}));
+where task_id {texts:1} and task_id not in (select id from tasks where id {texts:1});
 
 -- empty_sessions --
 select number, id
 from (
-    select number, id from sessions where id = any({texts:1})
+    select number, id from sessions where id {texts:1}
     union
-    select number, id from sessions where parent_task_id = any({texts:2})
+    select number, id from sessions where parent_task_id {texts:2}
     union
     select number, id from sessions
     where
-        number = any({numbers:3})
+        number {numbers:3}
         and parent_task_id is not null
         and not exists (select 1 from tasks where id = sessions.parent_task_id)
 ) found
 where not exists (select 1 from tasks where session = found.number);
 
--- prune_session_events --
-delete from events where session = any({numbers});
-
--- prune_transcript --
-delete from transcript where session = any({numbers});
-
--- prune_session_inbox --
-delete from inbox where session = any({numbers});
-
--- prune_pauses --
-delete from pauses
-where scope = 'session' and name in (select id from sessions where number = any({numbers}));
-
--- prune_sessions --
-delete from sessions where number = any({numbers});
-
 
 -- === views ===
-
--- tasks_by_id --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.id = any({texts});
 
 -- task_ids --
 select id from tasks
@@ -559,23 +440,12 @@ from (
     from tasks
     where {conditions}
     order by id {direction}
-    limit least(?::bigint, coalesce((select sum(tasks) from counts where state = any({texts})), 0)::bigint)
+    limit least(?::bigint, coalesce((select sum(tasks) from counts where state {texts}), 0)::bigint)
 ) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
--- in_session --
-session = (select number from sessions where id = ?)
-
--- in_states --
-state = any({texts})
-
 -- labelled --
 exists (select 1 from inputs i where i.task = tasks.number and i.labels ->> ? = ?)
-
--- children --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.parent_task_id = ?;
 
 -- held_by --
 select id, attempt, version from tasks where worker_id = ?;
@@ -583,26 +453,11 @@ select id, attempt, version from tasks where worker_id = ?;
 -- holders --
 select worker_id, count(*) from tasks where worker_id is not null group by worker_id;
 
--- active_at --
-select active_at from tasks where id = ? and active_attempt = attempt;
-
--- overdue --
-select {task}
-from (select * from tasks where next_deadline_at <= ? order by next_deadline_at, id limit ?) t
-join sessions s on s.number = t.session join inputs i on i.task = t.number;
-
 -- follow_ups --
 select id, task_id, event from follow_ups order by id limit ?;
 
 -- follow_ups_of --
-select id, task_id, event from follow_ups where task_id = any({texts}) order by id limit ?;
-
--- session --
-select
-    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
-from sessions
-where id = ?;
+select id, task_id, event from follow_ups where task_id {texts} order by id limit ?;
 
 -- sessions --
 select
@@ -692,9 +547,6 @@ from (
 join sessions s on s.number = e.session
 left join tasks t on t.number = e.task;
 
--- first_seq --
-select first_seq from sessions where id = ?;
-
 -- output --
 select json_build_array(o.first, o.next, (
     select coalesce(json_agg(json_build_array(stream, start, size, text, at)), '[]')
@@ -713,16 +565,6 @@ select json_build_array(o.first, o.next, (
 ))
 from outputs o
 where o.task = (select number from tasks where id = ?1);
-
--- file --
-select content
-from files
-where folder = (
-    select t.number from tasks t join sessions s on s.number = t.session where t.id = ?2 and s.id = ?1
-) and path = ?3
-union all
-select content from files where folder = -(select number from sessions where id = ?1) and path = ?4
-limit 1;
 
 -- files --
 select path, media_type, size, created_at, task_id
@@ -761,7 +603,7 @@ select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at
 from sessions
-where parent_task_id = any({texts});
+where parent_task_id {texts};
 
 -- workers --
 select card, beat, beat_at from workers;
@@ -785,19 +627,6 @@ order by key.value collate "C";
 
 
 -- === for people: these look at everything that they tell of ===
-
--- ahead --
-select (
-    select count(*)
-    from tasks before
-    where
-        before.route = own.route
-        and before.readiness = 'ready'
-        and before.rank <= own.rank
-        and (before.rank < own.rank or before.number < own.number)
-)
-from tasks own
-where own.id = ? and own.readiness = 'ready';
 
 -- waiting --
 select route, readiness, blocked_by, count(*), min(due_at)
@@ -828,3 +657,23 @@ from (
 ) there
 left join (select state, sum(tasks)::bigint as tasks from counts group by state) told on told.state = there.state
 where coalesce(told.tasks, 0) <> there.tasks;
+
+-- invalid_indexes --
+-- Those whose making was broken off.
+select indexrelid::regclass::text
+from pg_index i join pg_class c on c.oid = i.indexrelid
+where not i.indisvalid and c.relnamespace = current_schema()::regnamespace
+order by 1;
+
+-- has_amcheck --
+select exists (select 1 from pg_extension where extname = 'amcheck');
+
+-- indexes --
+select i.indexrelid::bigint, i.indexrelid::regclass::text
+from pg_index i join pg_class c on c.oid = i.indexrelid
+where i.indisvalid and c.relnamespace = current_schema()::regnamespace
+order by 2;
+
+-- compare_index --
+-- Whether it is in order, and has all that its table has.
+select bt_index_check(index => ?::bigint::oid::regclass, heapallindexed => true);

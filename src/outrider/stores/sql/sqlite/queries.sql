@@ -1,5 +1,5 @@
--- The statements of the SQLite store, by name. `{rows:N}` stands for some rows of N parameters each;
--- `{task}` for the columns of a whole task, see below. Lists are read as one JSON array in one row: each row
+-- The statements that only SQLite has in this form, by name; the others are in the folder above. `{rows:N}` stands for
+-- some rows of N parameters each. Lists are read as one JSON array in one row: each row
 -- fetched gives up the interpreter's lock and has to win it back, which beside a busy event loop costs more
 -- than the query.
 
@@ -137,14 +137,8 @@ insert into events (session, seq, task, type, at, data) values {rows:6};
 -- insert_follow_ups --
 insert into follow_ups (task_id, event) values {rows:2};
 
--- delete_follow_ups --
-delete from follow_ups where id in (select value from json_each(?));
-
 -- insert_watches --
 insert into watches (awaited, watcher) values {rows:2} on conflict do nothing;
-
--- delete_watches --
-delete from watches where awaited in (select value from json_each(?));
 
 -- upsert_steps --
 insert into steps (task, position, ordinal, verb, attempt, created_at, done, value)
@@ -152,10 +146,6 @@ values {rows:8}
 on conflict (task, position) do update set
     ordinal = excluded.ordinal, verb = excluded.verb, attempt = excluded.attempt, created_at = excluded.created_at,
     done = excluded.done, value = excluded.value;
-
--- forget_steps --
--- Those whose position is in a range: those that start with a prefix.
-delete from steps where task = ? and position >= ? and position < ?;
 
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error) values {rows:7};
@@ -173,9 +163,6 @@ on conflict (folder, path) do update set
     media_type = excluded.media_type, size = excluded.size, created_at = excluded.created_at,
     task_id = excluded.task_id, content = excluded.content;
 
--- delete_file --
-delete from files where folder = ? and path = ?;
-
 -- upsert_outputs --
 insert into outputs (task, first, next)
 values {rows:3}
@@ -183,13 +170,6 @@ on conflict (task) do update set first = excluded.first, next = excluded.next;
 
 -- insert_output --
 insert into output (task, start, size, stream, at, text) values {rows:6};
-
--- trim_output --
--- Drop the pieces that lie wholly before an offset. What begins after it is not looked at: it may be a great many.
-delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
-
--- first_output --
-select min(start) from output where task = ?;
 
 -- insert_transcript --
 insert into transcript (session, number, task_id, iteration, message) values {rows:5};
@@ -200,19 +180,10 @@ values {rows:6}
 on conflict (session, task_id) do update set
     seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
 
--- acknowledge --
-delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
-
 -- upsert_worker --
 insert into workers (id, card, beat, beat_at)
 values (?, ?, 0, ?)
 on conflict (id) do update set card = excluded.card, beat = 0, beat_at = excluded.beat_at;
-
--- renew_worker --
-update workers set beat = beat + 1, beat_at = ? where id = ?;
-
--- delete_worker --
-delete from workers where id = ?;
 
 
 -- === claims ===
@@ -255,10 +226,6 @@ select json_array(
     exists (select 1 from follow_ups),
     (select min(opens_at) from rates where opens_at is not null)
 );
-
--- set_aside --
--- Out of the way of the claims that follow, for a reason.
-update tasks set readiness = 'blocked', blocked_by = ? where number in (select value from json_each(?));
 
 -- open_key --
 -- The first tasks of a key on each route that were set aside may be claimed again: at most so many of each.
@@ -328,35 +295,6 @@ where opens_at is null and key in (
     where number in (select value from json_each(?)) and concurrency_key is not null
 );
 
--- prune_rates --
-delete from rates where key in (select value from json_each(?));
-
--- upsert_limit --
-insert into limits (key, capacity, rate, span)
-values (?, ?, ?, ?)
-on conflict (key) do update set capacity = excluded.capacity, rate = excluded.rate, span = excluded.span;
-
--- delete_limit --
-delete from limits where key = ?;
-
--- upsert_pause --
-insert into pauses (scope, name, at, by, reason, is_over)
-values (?, ?, ?, ?, ?, 0)
-on conflict (scope, name) do update set
-    at = excluded.at, by = excluded.by, reason = excluded.reason, is_over = 0;
-
--- end_pause --
-update pauses set is_over = 1 where scope = ? and name = ?;
-
--- delete_pause --
-delete from pauses where scope = ? and name = ?;
-
--- first_deadline --
-select min(next_deadline_at) from tasks where next_deadline_at is not null;
-
--- first_opening --
-select min(opens_at) from rates where opens_at is not null;
-
 -- ready_by --
 -- The same first ready tasks without those that are due after a moment.
 select json_group_array(json((
@@ -377,11 +315,6 @@ select min((
     select min(due_at) from tasks where route = served.value and readiness = 'ready' and due_at > ?2
 ))
 from json_each(?1) served;
-
--- tasks_by_number --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.number in (select value from json_each(?));
 
 
 -- === pruning ===
@@ -407,40 +340,6 @@ from (
 ) as gone
 where sessions.number = gone.session;
 
--- prune_events --
-delete from events where task in (select value from json_each(?));
-
--- prune_steps --
-delete from steps where task in (select value from json_each(?));
-
--- prune_attempts --
-delete from attempts where task in (select value from json_each(?));
-
--- prune_requests --
-delete from requests where task in (select value from json_each(?));
-
--- prune_messages --
-delete from messages where task in (select value from json_each(?));
-
--- prune_output --
-delete from output where task in (select value from json_each(?));
-
--- prune_outputs --
-delete from outputs where task in (select value from json_each(?));
-
--- prune_files --
--- Of tasks by number, of sessions by minus their number.
-delete from files where folder in (select value from json_each(?));
-
--- prune_inbox --
-delete from inbox where session = ? and task_id in (select value from json_each(?));
-
--- prune_inputs --
-delete from inputs where task in (select value from json_each(?));
-
--- prune_tasks --
-delete from tasks where number in (select value from json_each(?));
-
 -- prune_follow_ups --
 -- Those for tasks that do not exist, of these.
 delete from follow_ups
@@ -465,29 +364,8 @@ from (
 ) found
 where not exists (select 1 from tasks where session = found.number);
 
--- prune_session_events --
-delete from events where session in (select value from json_each(?));
-
--- prune_transcript --
-delete from transcript where session in (select value from json_each(?));
-
--- prune_session_inbox --
-delete from inbox where session in (select value from json_each(?));
-
--- prune_pauses --
-delete from pauses
-where scope = 'session' and name in (select id from sessions where number in (select value from json_each(?)));
-
--- prune_sessions --
-delete from sessions where number in (select value from json_each(?));
-
 
 -- === views ===
-
--- tasks_by_id --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.id in (select value from json_each(?));
 
 -- task_ids --
 -- Looks at every id, in the index on them and nowhere else; no LIKE, whose wildcards an id may contain.
@@ -510,20 +388,9 @@ from (
 ) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
--- in_session --
-session = (select number from sessions where id = ?)
-
--- in_states --
-state in (select value from json_each(?))
-
 -- labelled --
 exists (select 1 from inputs i, json_each(i.data, '$.labels') label
 where i.task = tasks.number and label.key = ? and label.value = ?)
-
--- children --
-select {task}
-from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
-where t.parent_task_id = ?;
 
 -- held_by --
 select json_group_array(json_array(id, attempt, version)) from tasks where worker_id = ?;
@@ -531,14 +398,6 @@ select json_group_array(json_array(id, attempt, version)) from tasks where worke
 -- holders --
 select json_group_array(json_array(worker_id, held))
 from (select worker_id, count(*) as held from tasks where worker_id is not null group by worker_id);
-
--- active_at --
-select active_at from tasks where id = ? and active_attempt = attempt;
-
--- overdue --
-select {task}
-from (select * from tasks where next_deadline_at <= ? order by next_deadline_at, id limit ?) t
-join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
 -- follow_ups --
 select json_group_array(json_array(id, task_id, json(event)))
@@ -553,13 +412,6 @@ from (
     order by id
     limit ?
 );
-
--- session --
-select
-    id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
-from sessions
-where id = ?;
 
 -- sessions --
 -- Newest first, before an id; every id is smaller than a blob.
@@ -638,9 +490,6 @@ from (select position, session, seq, task from events where position > ? order b
 join sessions s on s.number = e.session
 left join tasks t on t.number = e.task;
 
--- first_seq --
-select first_seq from sessions where id = ?;
-
 -- output --
 -- The oldest byte kept, the end, and the pieces from the one that holds a byte on.
 select json_array(o.first, o.next, (
@@ -660,17 +509,6 @@ select json_array(o.first, o.next, (
 ))
 from outputs o
 where o.task = (select number from tasks where id = ?1);
-
--- file --
--- By the folder of a task, where the path lies in one, and else among the session's own.
-select content
-from files
-where folder = (
-    select t.number from tasks t join sessions s on s.number = t.session where t.id = ?2 and s.id = ?1
-) and path = ?3
-union all
-select content from files where folder = -(select number from sessions where id = ?1) and path = ?4
-limit 1;
 
 -- files --
 -- Below a prefix: the session's own files, and those in the folders of its tasks, whose ids are in a range too.
@@ -745,20 +583,6 @@ from (select value from json_each(?) order by value);
 
 
 -- === for people: these look at everything that they tell of ===
-
--- ahead --
--- How many ready tasks of its route stand before a ready one.
-select (
-    select count(*)
-    from tasks before
-    where
-        before.route = own.route
-        and before.readiness = 'ready'
-        and before.rank <= own.rank
-        and (before.rank < own.rank or before.number < own.number)
-)
-from tasks own
-where own.id = ? and own.readiness = 'ready';
 
 -- waiting --
 -- What wants a worker, by route and by what holds it back.
