@@ -367,7 +367,7 @@ def programs_of(version: str) -> Programs:
 def demand_driver() -> None:
     """Skip the test where psycopg does not work; in CI fail it."""
     try:
-        import psycopg  # noqa: F401 - whether it finds its library shows at its import
+        import psycopg  # noqa: F401 - only its import tells whether libpq is there
     except ImportError as error:
         absent(f"psycopg cannot be imported: install psycopg[binary], or the package libpq5 ({error})")
 

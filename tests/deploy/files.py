@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,10 +80,8 @@ def unit(path: Path = UNIT) -> dict[str, dict[str, list[str]]]:
 
 def variables(path: Path = ENVIRONMENT) -> dict[str, str]:
     """An environment file."""
-    parser = RawConfigParser(delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # as its manual says, to keep capitals
-    parser.read_string("[all]\n" + path.read_text())
-    return dict(parser["all"])
+    lines = [line.partition("=") for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def outrider_commands(words: list[str]) -> Iterator[list[str]]:

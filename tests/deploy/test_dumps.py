@@ -8,8 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from outrider import Outrider, State, TaskContext
+from outrider import Outrider, State, TaskContext, WorkerSettings
 from outrider.core.errors import StoreForeign
+from outrider.settings import LeaseTimes
 from tests.dumps import dump, restore
 from tests.servers import Server, fresh_database, programs_of, versions
 
@@ -18,7 +19,7 @@ pytestmark = [
     pytest.mark.parametrize("postgres_version", [pytest.param(each, marks=pytest.mark.slow) for each in versions()]),
 ]
 
-app = Outrider()
+app = Outrider(WorkerSettings(lease=LeaseTimes(renew=0.5, cancel=2, end=2.5, lost=3)))
 PATIENCE = 60
 
 

@@ -376,6 +376,7 @@ def test_the_environment_file_of_the_service_is_the_one_that_comes_along():
 
 def answer(*command: str, of: str = "") -> subprocess.CompletedProcess[str]:
     if shutil.which(command[0]) is None:
+        # The tests above hold the files to what matters without these programs.
         pytest.skip(f"{command[0]} is not installed: {of or 'it would have been asked as well'}")
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
@@ -402,6 +403,7 @@ def test_hadolint_finds_no_fault_with_the_image():
 
 def test_compose_finds_no_fault_with_its_file(tmp_path: Path):
     if answer("docker", "compose", "version").returncode != 0:
+        # The file is parsed and held to the program by the tests above.
         pytest.skip("docker is here without its plugin compose: it would have been asked as well")
     secret = tmp_path / ".env"
     secret.write_text("POSTGRES_PASSWORD=secret\n")

@@ -31,6 +31,7 @@ def small_disk(own_postgres: Server) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL},mode=0777", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        # A disk cannot be filled without one of its own: any other is everybody's.
         pytest.skip("only root can mount a small disk, where a container lets it")
     try:
         space = folder / "space"

@@ -91,7 +91,7 @@ async def stage(url: str) -> AsyncIterator[Stage]:
 
 async def until(fact: Callable[[], bool | Awaitable[int]]) -> None:
     async with asyncio.timeout(30):
-        while not (seen if isinstance(seen := fact(), bool) else await seen):  # noqa: ASYNC110 - it rings no bell here
+        while not (seen if isinstance(seen := fact(), bool) else await seen):  # noqa: ASYNC110 - a proxy or a server brings it about
             await asyncio.sleep(0.01)
 
 

@@ -11,13 +11,15 @@ import pytest
 from outrider import Outrider, State, TaskHandle, WorkerSettings
 from outrider.kinds.process_run import Run, runs_of
 from outrider.runtime.clock import SystemClock
+from outrider.settings import LeaseTimes
 from outrider.testing import TestRuntime, open_test
 from tests.dumps import dump, restore
 from tests.servers import Host, fresh_database, programs_of
 
 pytestmark = pytest.mark.anyio
 
-APP = Outrider(WorkerSettings(process_linger=0.3, recovery_interval=0.05))
+LEASE = LeaseTimes(renew=0.5, cancel=2, end=2.5, lost=3)
+APP = Outrider(WorkerSettings(process_linger=0.3, recovery_interval=0.05, lease=LEASE))
 PATIENCE = 60
 UNTIL_DONE = "echo run; echo run >> runs; while ! test -e done; do sleep 0.02; done; echo end"
 
@@ -86,7 +88,7 @@ async def test_a_copy_under_a_name_of_its_own_leaves_the_command_to_the_original
                 connection.execute("update origin set id = gen_random_uuid()")
             async with opened(copy) as other:
                 async with asyncio.timeout(PATIENCE):
-                    while (tmp_path / "runs").read_text() != "run\nrun\n":  # noqa: ASYNC110 - files ring no bell
+                    while (tmp_path / "runs").read_text() != "run\nrun\n":  # noqa: ASYNC110 - a command writes it
                         await asyncio.sleep(0.02)
                 (tmp_path / "done").touch()
                 for each in (other, runtime):
