@@ -102,7 +102,7 @@ class _Shift:
             except StoreError as error:
                 job.cancel()
                 await asyncio.wait([job])
-                if error.is_final or not self._has_worked:
+                if error.is_final or not self._has_worked or _identity(self._ledger) != self._file:
                     raise
                 self._note(f"{error.message}; trying again")
                 with suppress(TimeoutError):
