@@ -28,7 +28,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 from urllib.parse import urlsplit
 from zlib import crc32
 
@@ -348,6 +348,12 @@ def versions() -> tuple[str, ...]:
         return ("named",)
     found = [str(each) for each in programs()] or ["none"]
     return tuple(dict.fromkeys((found[0], found[-1])))
+
+
+def each_version() -> list[Any]:
+    """`versions()` for what has to hold on each and rarely differs: all but the newest are for the long tests."""
+    *older, newest = versions()
+    return [*(pytest.param(each, marks=pytest.mark.soak) for each in older), pytest.param(newest)]
 
 
 def programs_of(version: str) -> Programs:

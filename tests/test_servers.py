@@ -23,7 +23,10 @@ from tests import servers
 from tests.guard import children
 from tests.servers import ELSEWHERE, PATIENCE, ROOT, Host, Programs, Server, ServerFailed, demand_driver, programs
 
-each_version = pytest.mark.parametrize("of", programs() or [None], ids=str)
+_OLDER, _NEWEST = programs()[:-1], programs()[-1:] or (None,)
+each_version = pytest.mark.parametrize(
+    "of", [*(pytest.param(each, marks=pytest.mark.soak) for each in _OLDER), *_NEWEST], ids=str
+)
 
 
 @pytest.fixture

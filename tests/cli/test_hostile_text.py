@@ -64,7 +64,7 @@ async def poison(database: Path) -> dict[str, str]:
     """A database full of it; the ids of its tasks by how they stand."""
     ids = {}
     async with app.open(str(database)) as runtime:
-        session = await runtime.sessions.create(id="session_a", title=POISON, labels={POISON: POISON})
+        session = await runtime.sessions.create(id="session_a", title=POISON.replace("\0", ""), labels={POISON: POISON})
         for end in ("return", "fail", "ask", "sleep"):
             options = TaskOptions(
                 name=POISON.replace(NUL, ""),

@@ -12,11 +12,12 @@ from outrider import Outrider, State, TaskContext, WorkerSettings
 from outrider.core.errors import StoreForeign
 from outrider.settings import LeaseTimes
 from tests.dumps import dump, restore
-from tests.servers import Server, fresh_database, programs_of, versions
+from tests.servers import Server, each_version, fresh_database, programs_of
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.parametrize("postgres_version", [pytest.param(each, marks=pytest.mark.slow) for each in versions()]),
+    pytest.mark.slow,
+    pytest.mark.parametrize("postgres_version", each_version()),
 ]
 
 app = Outrider(WorkerSettings(lease=LeaseTimes(renew=0.5, cancel=2, end=2.5, lost=3)))

@@ -37,7 +37,7 @@ from outrider.stores.copy import TABLES, Progress
 from outrider.stores.postgres.copy import PostgresPlace
 from outrider.stores.sqlite.copy import SqlitePlace
 from outrider.testing import Call, Reply, replies, script
-from tests.servers import Host, fresh_database, versions
+from tests.servers import Host, each_version, fresh_database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -294,7 +294,7 @@ async def test_the_database_that_these_tests_copy_has_something_in_every_table(f
     assert [name for name, found in rows(full.url).items() if not found] == []
 
 
-@pytest.mark.parametrize("postgres_version", versions())
+@pytest.mark.parametrize("postgres_version", each_version())
 @pytest.mark.parametrize("way", [("postgres", "sqlite"), ("sqlite", "other sqlite"), ("postgres", "other postgres")])
 async def test_a_copy_and_a_copy_of_it_are_the_same_in_every_view(full: Full, urls: dict[str, str], way: Any):
     before = await everything(full.url)

@@ -8,14 +8,12 @@ import pytest
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.stores.postgres import PostgresLedger
-from tests.servers import versions
+from tests.servers import each_version, versions
 from tests.stores.contract import StoreContract
 from tests.stores.scene import Scene
 
-OLDER, NEWEST = versions()[:-1], versions()[-1]
 
-
-@pytest.mark.parametrize("postgres_version", [*(pytest.param(each, marks=pytest.mark.soak) for each in OLDER), NEWEST])
+@pytest.mark.parametrize("postgres_version", each_version())
 class TestPostgres(StoreContract):
     @pytest.fixture
     async def ledger(self, postgres_url: str) -> AsyncIterator[Ledger]:

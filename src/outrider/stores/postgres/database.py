@@ -81,6 +81,9 @@ SETTINGS = (
 )
 
 
+_ALL_SETTINGS = "; ".join(SETTINGS).encode()
+
+
 class Link(Connection[Any]):
     """A connection on which no answer is waited for longer than `patience` seconds, where that is given.
 
@@ -174,8 +177,7 @@ class Database:
                 adapters.register_dumper(str, TextDumper)
                 for kind, dumper in DUMPERS:
                     adapters.register_dumper(kind, dumper)
-                for setting in SETTINGS:
-                    connection.execute(setting)
+                connection.execute(_ALL_SETTINGS, prepare=False)
                 if timeout is not None:
                     connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
                 if is_patient:
