@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ import pytest
 from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import OutputChunk
 from outrider.stores.postgres import PostgresLedger, writer
-from outrider.stores.postgres.database import Link
+from outrider.stores.postgres.pipeline import Answer, Pipeline
 from tests.proxy import Direction, Proxy
 from tests.stores.scene import Scene
 
@@ -68,7 +68,7 @@ class Stage:
         """Have the writer take its link for broken soon, and go another way then."""
         far: Any = self.scene.ledger
         near: Any = self.witness.ledger
-        far._writer._connection.patience = 0.3
+        far._writer._pipeline.patience = 0.3
         far._database._conninfo = near._database._conninfo
 
 
@@ -97,18 +97,20 @@ async def until(fact: Callable[[], bool | Awaitable[int]]) -> None:
 
 def at_the_commit(monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]) -> threading.Event:
     """Do harm, once, just before a commit is sent, when all before it was answered; is set when it was sent."""
-    execute, sent = Link.execute, threading.Event()
+    say, sent = Pipeline.say, threading.Event()
 
-    def harmed(self: Link, query: Any, *args: Any, **kwargs: Any) -> Any:
-        is_first = query == "commit" and not sent.is_set()
+    def harmed(self: Pipeline, text: str, parameters: Sequence[Any] = ()) -> Answer:
+        is_first = text == "commit" and not sent.is_set()
         if is_first:
+            say(self, "select 1").fetchone()
             harm()
-        result = execute(self, query, *args, **kwargs)
+        answer = say(self, text, parameters)
         if is_first:
+            self._server.flush()
             sent.set()
-        return result
+        return answer
 
-    monkeypatch.setattr(Link, "execute", harmed)
+    monkeypatch.setattr(Pipeline, "say", harmed)
     return sent
 
 

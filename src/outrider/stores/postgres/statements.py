@@ -11,7 +11,7 @@ import struct
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from psycopg import Connection, RawCursor
@@ -20,6 +20,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types.string import StrBinaryDumper
 
+from outrider.stores.postgres.pipeline import Pipeline
 from outrider.stores.rows import MOVED, decode
 from outrider.stores.statements import NO_NUL, read_statements
 
@@ -37,25 +38,35 @@ _UNIQUE: Mapping[str, int] = {"upsert_steps": 2, "upsert_requests": 1, "upsert_f
 """The statements that may be given two rows of the same first columns, and how many those are: the last one counts."""
 
 
-class PostgresStatements:
-    """`Statements` on a connection to PostgreSQL."""
+class Cursor(Protocol):
+    """What a statement brings; in a pipeline it may be waited for here."""
 
-    def __init__(self, connection: Connection[Any]) -> None:
+    def fetchall(self) -> list[Any]:
+        """All rows."""
+
+    def fetchone(self) -> Any:
+        """The first row, None when there is none."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the statement found or changed."""
+
+
+class PostgresStatements:
+    """`Statements` on a connection to PostgreSQL, or in its pipeline."""
+
+    def __init__(self, connection: Connection[Any] | Pipeline) -> None:
         self._connection = connection
         self._texts = texts()
         self.count = 0
 
-    def run(self, name: str, *parameters: Any) -> RawCursor[Any]:
+    def run(self, name: str, *parameters: Any) -> Cursor:
         """Run a statement."""
         return self._execute(self._texts[name], parameters)
 
     def changed(self, name: str, *parameters: Any) -> int:
         """Run a statement; how many rows it changed."""
-        cursor = self.run(name, *parameters)
-        if self._connection.pgconn.pipeline_status:
-            with self._connection.pipeline() as pipeline:
-                pipeline.sync()
-        return cursor.rowcount
+        return self.run(name, *parameters).rowcount
 
     def row(self, name: str, *parameters: Any) -> Any:
         """The first row of a query, None when there is none."""
@@ -106,20 +117,20 @@ class PostgresStatements:
             columns += [make(each) for make, each in zip(types, values, strict=True)]
         self._execute(self._texts[name], columns)
 
-    def _filtered(self, name: str, conditions: str, direction: str, parameters: Sequence[Any]) -> RawCursor[Any]:
+    def _filtered(self, name: str, conditions: str, direction: str, parameters: Sequence[Any]) -> Cursor:
         text = unfilled(name).replace("{conditions}", conditions).replace("{direction}", direction)
         return self._execute(_numbered(text), parameters)
 
-    def _execute(self, text: str, parameters: Sequence[Any]) -> RawCursor[Any]:
+    def _execute(self, text: str, parameters: Sequence[Any]) -> Cursor:
         self.count += 1
+        if isinstance(self._connection, Pipeline):
+            return self._connection.say(text, parameters)
         return RawCursor(self._connection).execute(text, parameters, binary=True)
 
 
-def _values(cursor: RawCursor[Any]) -> list[Any]:
+def _values(cursor: Cursor) -> list[Any]:
     rows = cursor.fetchall()
-    if cursor.description is not None and len(cursor.description) == 1:
-        return [row[0] for row in rows]
-    return rows
+    return [row[0] for row in rows] if rows and len(rows[0]) == 1 else rows
 
 
 def _task(row: Sequence[Any]) -> tuple[Any, ...]:

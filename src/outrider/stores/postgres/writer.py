@@ -14,14 +14,15 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import RawCursor, errors
+from psycopg import errors
 
 from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
 from outrider.stores.operations import Operation
 from outrider.stores.postgres.batch import Again, Numbers, PostgresBatch
-from outrider.stores.postgres.database import Database, Link
-from outrider.stores.postgres.statements import PostgresStatements
+from outrider.stores.postgres.database import ANSWER, Database, Link
+from outrider.stores.postgres.pipeline import Pipeline
+from outrider.stores.postgres.statements import Cursor, PostgresStatements
 from outrider.stores.writer import NOTHING, GroupWriter, Handed, work
 
 PATIENCE = 10.0
@@ -65,6 +66,7 @@ class Writer(GroupWriter):
         self._database = database
         self._committed = committed
         self._connection: Link | None = None
+        self._pipeline: Pipeline | None = None
         self._statements: PostgresStatements | None = None
         self._counted = 0
         self._numbers = Numbers()
@@ -91,9 +93,9 @@ class Writer(GroupWriter):
         return self._database.closed()
 
     def _ended(self) -> None:
-        if self._connection is not None and self._statements is not None and self._id:
-            self._connection.patience = FAREWELL
-            with suppress(psycopg.Error):
+        if self._pipeline is not None and self._statements is not None and self._id:
+            self._pipeline.patience = FAREWELL
+            with suppress(psycopg.Error), self._pipeline:
                 self._statements.run("forget_writers", self._id, time.time_ns() // 1000 - FORGOTTEN)
         self._disconnect()
 
@@ -143,13 +145,13 @@ class Writer(GroupWriter):
         Its statements go out without waiting for the answers of those before, as far as nobody needs them: each wait
         gives up the interpreter's lock, which a busy event loop gives back late.
         """
-        connection, statements = self._connected()
+        pipeline, statements = self._connected()
         self._number += 1
         is_sent, done = False, _NOTHING_DONE
         with self._database.errors():
             try:
-                with connection.pipeline():
-                    begun = self._begin(connection, statements)
+                with pipeline:
+                    begun = self._begin(pipeline, statements)
                     batch = PostgresBatch(statements, self._numbers)
                     for operation in operations:
                         if operation.gates == "read":
@@ -161,23 +163,24 @@ class Writer(GroupWriter):
                     statements.run("mark", self._id, self._number, time.time_ns() // 1000)
                     is_sent = True
                     statements.count += 1
-                    connection.execute("commit")
+                    pipeline.say("commit")
                 return done
             except BaseException as error:
-                self._roll_back(connection)
+                self._roll_back(pipeline)
                 is_in_doubt = is_sent and isinstance(error, psycopg.Error) and self._database.is_lost(error)
                 if not (is_in_doubt and self._has_been_committed()):
                     raise
                 return done
 
-    def _begin(self, connection: Link, statements: PostgresStatements) -> RawCursor[Any]:
+    def _begin(self, pipeline: Pipeline, statements: PostgresStatements) -> Cursor:
         statements.count += 1
-        connection.execute("begin")
+        pipeline.say("begin")
         return statements.run("lock_writer", self._id)
 
-    def _roll_back(self, connection: Link) -> None:
+    def _roll_back(self, pipeline: Pipeline) -> None:
         try:
-            connection.execute("rollback")
+            with pipeline:  # psycopg would have all that is prepared forgotten
+                pipeline.say("rollback")
         except psycopg.Error:
             self._disconnect()
 
@@ -186,8 +189,8 @@ class Writer(GroupWriter):
         pause = 0.02
         while True:
             try:
-                connection, statements = self._connected()
-                with connection.transaction():
+                pipeline, statements = self._connected()
+                with pipeline:  # all of it is one transaction
                     statements.run("lock_writer", self._id)  # it may still be under way
                     row = statements.row("marked", self._id)
                 return row is not None and row[0] == self._number
@@ -203,18 +206,19 @@ class Writer(GroupWriter):
 
     # --- the connection ----------------------------------------------------------------------------------
 
-    def _connected(self) -> tuple[Link, PostgresStatements]:
-        if self._connection is None or self._statements is None:
+    def _connected(self) -> tuple[Pipeline, PostgresStatements]:
+        if self._pipeline is None or self._statements is None:
             self._connection = self._database.connect()
-            self._statements = PostgresStatements(self._connection)
+            self._pipeline = Pipeline(self._connection, patience=ANSWER)
+            self._statements = PostgresStatements(self._pipeline)
         if not self._id:
-            with self._database.errors():
+            with self._database.errors(), self._pipeline:
                 (self._id,) = self._statements.row("new_writer", time.time_ns() // 1000)
-        return self._connection, self._statements
+        return self._pipeline, self._statements
 
     def _disconnect(self) -> None:
         if self._statements is not None:
             self._counted += self._statements.count
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._statements = None
+        self._connection = self._pipeline = self._statements = None
