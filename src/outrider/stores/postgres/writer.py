@@ -69,10 +69,14 @@ class Writer(GroupWriter):
         self._counted = 0
         self._numbers = Numbers()
         self._id = 0
-        """Under which it leaves its marks; 0 before it was given one."""
         self._number = 0
         """Of the last transaction that was begun."""
         self._thread.start()
+
+    @property
+    def id(self) -> int:
+        """Under which it leaves its marks; 0 while it has written nothing."""
+        return self._id
 
     @property
     def statements(self) -> int:
@@ -171,8 +175,7 @@ class Writer(GroupWriter):
                 return done
 
     def _begin(self, connection: Link, statements: PostgresStatements) -> RawCursor[Any]:
-        statements.count += 1
-        connection.execute("begin")
+        statements.count += connection.begin()
         return statements.run("lock_writer", self._id)
 
     def _roll_back(self, connection: Link) -> None:
