@@ -18,7 +18,7 @@ import pytest
 
 from outrider import Outrider, TaskContext
 from outrider.bootstrap import copy
-from outrider.core.errors import InvalidArguments, StoreUnavailable, TaskCanceled
+from outrider.core.errors import InvalidArguments, StoreLocked, StoreUnavailable, TaskCanceled
 from outrider.core.ledger import Ledger
 from outrider.runtime import clock
 from outrider.stores.postgres import PostgresLedger
@@ -106,6 +106,21 @@ async def test_nothing_is_left_on_the_connections_that_others_share(pooler: Pool
     assert {("lock_timeout", "1234ms")} in [settings for settings, _ in left(pooler, postgres_url)], (
         "nothing is cleared"
     )
+
+
+async def test_a_renewal_that_is_held_up_is_given_up_on_the_server_too(pooler: Pooler, postgres_url: str):
+    ledger = await PostgresLedger.open(pooler.url(postgres_url))
+    with psycopg.connect(postgres_url) as locker, psycopg.connect(postgres_url, autocommit=True) as watcher:
+        locker.execute("lock table workers in exclusive mode")
+        with pytest.raises((StoreUnavailable, StoreLocked)):
+            await asyncio.to_thread(ledger.renew, "worker_unknown", 0.3)
+        waiting = (
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        while watcher.execute(waiting).fetchone() != (0,):  # noqa: ASYNC110 - only the server knows when
+            await asyncio.sleep(0.01)
+        locker.rollback()
+    await ledger.close()
 
 
 def left(pooler: Pooler, url: str) -> list[tuple[frozenset[tuple[str, str]], tuple[int, int, int]]]:

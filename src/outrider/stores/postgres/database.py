@@ -117,12 +117,25 @@ class Link(Connection[Any]):
             return 1
         if self.pgconn.pipeline_status:
             self.execute(begin.encode())
-            made = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in self.settings.items())
-            self.execute(f"select {made}".encode())
+            self._set_here()
             return 2
         made = "; ".join(f"set local {name} = '{value}'" for name, value in self.settings.items())
         self.execute(f"{begin}; {made}".encode(), prepare=False)
         return 1 + len(self.settings)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the settings hold for the one statement in here, which is a transaction of its own."""
+        if not self.is_shared:
+            yield
+            return
+        with self.pipeline():  # what is sent together is one transaction, without being told to be
+            self._set_here()
+            yield
+
+    def _set_here(self) -> None:
+        made = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in self.settings.items())
+        self.execute(f"select {made}".encode())
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Wait for what psycopg waits for: every method of a connection does it here."""

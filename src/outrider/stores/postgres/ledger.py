@@ -108,13 +108,8 @@ class PostgresLedger(SqlLedger):
             with self._database.errors():
                 if self._lease is None:
                     self._lease = self._database.connect(patience=timeout, timeout=timeout)
-                statements = PostgresStatements(self._lease)
-                if self._lease.is_shared:
-                    self._lease.begin()
-                is_known = statements.changed("renew_worker", self.now(), worker_id) > 0
-                if self._lease.is_shared:
-                    self._lease.execute("commit")
-                return is_known
+                with self._lease.alone():
+                    return PostgresStatements(self._lease).changed("renew_worker", self.now(), worker_id) > 0
         except (psycopg.Error, StoreUnavailable):
             if self._lease is not None:
                 self._lease.close()
