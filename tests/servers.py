@@ -112,7 +112,7 @@ class Server:
 
     def __init__(self, of: Programs, *, settings: Mapping[str, str] | None = None, durable: bool = False) -> None:
         self.version: Final = of.version
-        self.folder: Final = _shared_folder(in_memory=not durable and _is_reached(of))
+        self.folder: Final = shared_folder(in_memory=not durable and _is_reached(of))
         self.data: Final = self.folder / "data"
         self.port = free_port()
         self._programs = of
@@ -165,7 +165,7 @@ class Server:
         while True:
             seen = len(self.log())
             self._release()
-            self._guard = _guarded(self._command(), self.folder)
+            self._guard = guarded(self._command(), self.folder)
             if self._becomes_ready(deadline):
                 return
             log = self.log()[seen:]
@@ -256,7 +256,7 @@ class Server:
     def _release(self) -> None:
         """Let go of the guard of a run that is over."""
         if self._guard:
-            _forget(self._guard)
+            forget(self._guard)
             self._guard = None
 
     def _status(self) -> list[str]:
@@ -442,14 +442,14 @@ def _initialise(of: Programs, folder: Path, data: Path) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    guard = _guarded(command, folder)
+    guard = guarded(command, folder)
     status = guard.wait()
-    _forget(guard)
+    forget(guard)
     if status:
         raise ServerFailed(f"{command[0]} ended with {status}:\n{(folder / 'log').read_text(errors='replace')}")
 
 
-def _guarded(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def guarded(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     """Start a program that ends with us. Its words go to the log in the folder."""
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
@@ -463,7 +463,7 @@ def _guarded(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _forget(guard: subprocess.Popen[bytes]) -> None:
+def forget(guard: subprocess.Popen[bytes]) -> None:
     for pipe in (guard.stdin, guard.stdout):
         assert pipe is not None
         pipe.close()
@@ -478,7 +478,7 @@ def _user() -> str:
     return next(name for name in ("postgres", "nobody") if name in there)
 
 
-def _shared_folder(*, in_memory: bool) -> Path:
+def shared_folder(*, in_memory: bool = False) -> Path:
     """A new folder that its user owns and reaches. Its path is short: the address of a Unix socket holds 100 bytes."""
     parents = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
     if in_memory and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH_MEMORY:

@@ -13,8 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from outrider import Outrider
 from outrider.core.errors import StoreUnavailable
-from outrider.stores.postgres.database import CONNECT_TIMEOUT, Database
-from outrider.stores.postgres.news import LOOK
+from outrider.stores.postgres.database import ANSWER, CONNECT_TIMEOUT, Database
+from outrider.stores.postgres.news import LIVELY_LOOK, SHARED_LOOK
 from outrider.stores.postgres.views import READERS
 from outrider.stores.postgres.writer import PATIENCE
 from tests import dumps
@@ -29,7 +29,7 @@ OPTIONS = re.findall(r"`(\?[^`]+)`", PAGE)
 @pytest.mark.parametrize("url", [*URLS, *(f"postgresql://outrider@db.example/outrider{each}" for each in OPTIONS)])
 def test_an_address_of_the_page_is_one(url: str):
     Database(url)
-    assert conninfo_to_dict(url)["dbname"] == "outrider"
+    assert conninfo_to_dict(url.replace("?pooler=transaction", ""))["dbname"] == "outrider"
 
 
 def test_the_page_has_addresses():
@@ -61,7 +61,10 @@ def test_the_figures_of_the_page_are_those_of_the_code():
     assert f"up to {2 + READERS}: the same without the lease" in PAGE
     assert f"for each address; default {CONNECT_TIMEOUT} |" in PAGE
     assert f"writes are tried again, for {PATIENCE:g} s," in PAGE
-    assert ("every two seconds" in PAGE) == (LOOK == 2)
+    assert ("come by looking,** four times a second and ten times while" in PAGE) == (
+        (SHARED_LOOK, LIVELY_LOOK) == (0.25, 0.1)
+    )
+    assert f"gets none for {ANSWER:g} seconds" in PAGE
 
 
 def sql() -> Iterator[str]:

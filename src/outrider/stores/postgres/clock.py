@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
-
-from psycopg import Connection
+from collections.abc import Callable
+from typing import TypeVar
 
 from outrider.core.values import Instant
+
+T = TypeVar("T")
 
 LOOKS = 16
 """How many looks are remembered. What a machine's quartz drifts meanwhile is less than what a slow answer hides."""
@@ -32,13 +33,12 @@ class ServerClock:
         """The present moment in microseconds since the Unix epoch."""
         return _passed() + self._ahead
 
-    def look(self, connection: Connection[Any]) -> None:
-        """Ask the server. Raises what psycopg raises."""
+    def look(self, ask: Callable[[], tuple[Instant, T]]) -> T:
+        """Have the server asked, for its time and something else, which is returned. Raises what `ask` raises."""
         before = _passed()
-        row = connection.execute("select (extract(epoch from clock_timestamp()) * 1000000)::bigint").fetchone()
-        after = _passed()
-        if row is not None:
-            self.note(before, int(row[0]), after)
+        said, rest = ask()
+        self.note(before, said, _passed())
+        return rest
 
     def note(self, before: int, said: Instant, after: int) -> None:
         """Take in what the server said at some moment between two of this machine, in microseconds."""

@@ -83,7 +83,7 @@ class PostgresPlace:
         try:
             with self._database.errors():
                 try:
-                    connection.execute(f"begin isolation level {isolation}".encode())
+                    connection.begin(f"isolation level {isolation}")
                     yield connection
                 except errors.DeadlockDetected as error:
                     raise StoreLocked(f"somebody else writes {self.name} ({error}); end its programs first") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -29,7 +29,7 @@ from outrider.core.errors import (
 )
 from outrider.stores.migrate import Migration, check, known
 from outrider.stores.postgres.clock import ServerClock
-from outrider.stores.postgres.statements import DUMPERS, TextDumper
+from outrider.stores.postgres.statements import DUMPERS, PostgresStatements, TextDumper
 
 T = TypeVar("T")
 
@@ -61,36 +61,56 @@ create table if not exists migrations (
 )
 """
 
-SETTINGS = (
+_PATIENT_PEER = {
     # A client that is gone is noticed in seconds as well, and its place is free for another.
-    "set tcp_keepalives_idle = 5",
-    "set tcp_keepalives_interval = 2",
-    "set tcp_keepalives_count = 3",
-    "set tcp_user_timeout = 10000",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+SETTINGS = {
     # Plans are made once for each statement and connection. They look for few rows in tables that may be large, by an
     # index; what else seems best while a table is small would stay in use when it has grown.
-    "set plan_cache_mode = force_generic_plan",
-    "set enable_seqscan = off",
-    "set enable_hashjoin = off",
-    "set enable_mergejoin = off",
-    "set jit = off",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
     # Who waits for a lock waits for a transaction of some milliseconds. What takes longer than this is cut off.
-    "set lock_timeout = '10s'",
+    "lock_timeout": "10s",
     # Whoever was stopped or cut off in the middle of a transaction loses it before others have waited that long.
-    "set idle_in_transaction_session_timeout = '5s'",
-)
+    "idle_in_transaction_session_timeout": "5s",
+}
 
+_ENDLESS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
-_ALL_SETTINGS = "; ".join(SETTINGS).encode()
+PROBES = 5
+"""How often two connections are compared, to learn whether a pooler shares those of the server among them."""
+
+PROBE = 2.0
+"""Seconds that a pooler may take to answer the second of them: one in session mode may have no connection left."""
+
+_POOLED = "say so in its URL with `pooler=transaction`, or connect to the server or to a pool in session mode"
 
 
 class Link(Connection[Any]):
     """A connection on which no answer is waited for longer than `patience` seconds, where that is given.
 
-    When they are over it is closed: it is not known what the server did.
+    When they are over it is closed: it is not known what the server did. A shared one has another connection of the
+    server for each transaction, by a pooler: nothing may be left on it, so each transaction makes its own settings.
     """
 
     patience: float | None = None
+    is_shared = False
+    settings: Mapping[str, str] = SETTINGS
+    """What holds from the first statement on; on a shared one, only in what `begin` begins."""
+
+    def begin(self, mode: str = "") -> None:
+        """Begin a transaction, with the settings. None of it is a query: what it sees is yet to be fixed."""
+        begin = f"begin {mode}".rstrip()
+        made = [f"set local {name} = '{value}'" for name, value in self.settings.items()] if self.is_shared else []
+        self.execute("; ".join([begin, *made]).encode(), prepare=False)
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Wait for what psycopg waits for: every method of a connection does it here."""
@@ -131,11 +151,19 @@ os.register_at_fork(after_in_child=_disown_links)
 
 
 class Database:
-    """A PostgreSQL database of ours, by its URL."""
+    """A PostgreSQL database of ours, by its URL. That may say `pooler=transaction`, which libpq is not told."""
 
     def __init__(self, url: str) -> None:
+        address, poolers = _without_pooler(url)
+        if poolers not in ([], ["transaction"]):
+            raise InvalidArguments(
+                f"the URL says `pooler={poolers[-1]}`: only `pooler=transaction` has to be said, and once; a pooler in "
+                "session mode is like a server"
+            )
+        self._is_shared = bool(poolers)
+        self._is_known = self._is_shared
         try:
-            parameters = conninfo_to_dict(url)
+            parameters = conninfo_to_dict(address)
         except psycopg.Error as error:
             raise InvalidArguments(f"the URL of the database is not understood ({_first_line(error)})") from None
         self.url = url
@@ -169,25 +197,49 @@ class Database:
             try:
                 _LINKS.add(connection)
                 connection.patience = ANSWER
-                connection.prepare_threshold = 0
-                connection.prepared_max = 1000
+                connection.is_shared = self._is_shared
+                limits = _ENDLESS if is_patient else {}
+                if timeout is not None:
+                    limits = {"statement_timeout": str(round(timeout * 1000))}
+                connection.settings = SETTINGS | limits
+                if self._is_shared:
+                    connection.prepare_threshold = None
+                else:
+                    self._check_alone(connection)
+                    connection.prepare_threshold = 0
+                    connection.prepared_max = 1000
+                    settings = _PATIENT_PEER | SETTINGS | limits
+                    made = "; ".join(f"set {name} = '{value}'" for name, value in settings.items())
+                    connection.execute(made.encode(), prepare=False)
                 set_json_loads(orjson.loads, connection)
                 adapters = connection.adapters
                 adapters.register_dumper(int, Int8BinaryDumper)
                 adapters.register_dumper(str, TextDumper)
                 for kind, dumper in DUMPERS:
                     adapters.register_dumper(kind, dumper)
-                connection.execute(_ALL_SETTINGS, prepare=False)
-                if timeout is not None:
-                    connection.execute(f"set statement_timeout = {round(timeout * 1000)}")
-                if is_patient:
-                    connection.execute("set statement_timeout = 0")
-                    connection.execute("set idle_in_transaction_session_timeout = 0")
                 connection.patience = None if is_patient else patience
             except BaseException:
                 connection.close()
                 raise
             return connection
+
+    def _check_alone(self, connection: Link) -> None:
+        """See that the server's connection is ours, before anything is left on it. Looks only once.
+
+        Raises InvalidArguments where a pooler is seen to share it. A pooler that gives its clients numbers of its own,
+        as PgBouncer does, is known by that; then two of its connections are compared. In session mode each of them
+        stays with a process of the server, and no two with the same.
+        """
+        if self._is_known:
+            return
+        own = _process(connection)
+        if own != connection.info.backend_pid:
+            with Link.connect(self._conninfo, autocommit=True) as other, suppress(psycopg.OperationalError):
+                other.patience = PROBE
+                for _ in range(PROBES):
+                    if own == _process(other) or own != _process(connection):
+                        raise InvalidArguments(f"{self.name} is behind a pooler in transaction mode: {_POOLED}")
+        self._is_known = True
 
     def is_lost(self, error: psycopg.Error) -> bool:
         """Whether the connection broke, so that it is not known what the server did."""
@@ -227,6 +279,11 @@ class Database:
                 return StoreCorrupt(f"{self.name} is damaged: somebody has changed its schema ({said})")
             case errors.DataCorrupted() | errors.IndexCorrupted():
                 return StoreCorrupt(f"{self.name} is damaged ({said}); restore a backup")
+            case errors.InvalidSqlStatementName() | errors.DuplicatePreparedStatement():
+                return StoreUnavailable(
+                    f"{self.name} has mixed up our connections ({said}); if a pooler in transaction mode is before it, "
+                    f"{_POOLED}"
+                )
             case (
                 psycopg.OperationalError()
                 | psycopg.InterfaceError()
@@ -250,7 +307,7 @@ class Database:
                 raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")
             if clock is not None:
                 for _ in range(3):
-                    clock.look(connection)
+                    clock.look(lambda: PostgresStatements(connection).row("moment"))
             migrations = known("postgres") if migrations is None else migrations
             with connection.transaction():
                 connection.execute("select pg_advisory_xact_lock(%s)", [_MIGRATING])
@@ -296,6 +353,21 @@ class Database:
             where last.position >= origin.position + (pg_current_xact_id()::text::bigint << 20)
             """
         )
+
+
+def _process(connection: Link) -> int:
+    """The process of the server that answers."""
+    (number,) = connection.execute("select pg_backend_pid()", prepare=False).fetchone() or (0,)
+    return int(number)
+
+
+def _without_pooler(url: str) -> tuple[str, list[str]]:
+    """A URL as libpq takes it, and what it says of a pooler."""
+    address, mark, options = url.partition("?")
+    parts = options.split("&")
+    rest = [part for part in parts if not part.startswith("pooler=")]
+    poolers = [part.removeprefix("pooler=") for part in parts if part.startswith("pooler=")]
+    return address + (mark if rest else "") + "&".join(rest), poolers
 
 
 def _first_line(error: psycopg.Error) -> str:

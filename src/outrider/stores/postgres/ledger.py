@@ -9,18 +9,18 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
-from psycopg import Connection
 
 from outrider.core.errors import StoreUnavailable
 from outrider.core.values import Instant
 from outrider.stores.ledger import SqlLedger
 from outrider.stores.operations import Operation
 from outrider.stores.postgres.clock import ServerClock
-from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.news import News
+from outrider.stores.postgres.pipeline import Pipeline
 from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.postgres.views import PostgresViews
 from outrider.stores.postgres.writer import Writer
@@ -42,7 +42,8 @@ class PostgresLedger(SqlLedger):
         self._views = PostgresViews(database)
         self._news = News(database, clock, loop, self._tell)
         self._writer = Writer(database, loop, self._tell, self._news.tell)
-        self._lease: Connection[Any] | None = None
+        self._news.start(lambda: self._writer.id)
+        self._lease: Link | None = None
         self._renewing = ThreadPoolExecutor(1, thread_name_prefix="outrider-renewal")
         self._is_closed = False
 
@@ -108,8 +109,9 @@ class PostgresLedger(SqlLedger):
             with self._database.errors():
                 if self._lease is None:
                     self._lease = self._database.connect(patience=timeout, timeout=timeout)
-                statements = PostgresStatements(self._lease)
-                return statements.changed("renew_worker", self.now(), worker_id) > 0
+                with Pipeline(self._lease) as pipeline:
+                    pipeline.settle_in()
+                    return PostgresStatements(pipeline).changed("renew_worker", self.now(), worker_id) > 0
         except (psycopg.Error, StoreUnavailable):
             if self._lease is not None:
                 self._lease.close()

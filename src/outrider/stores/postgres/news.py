@@ -1,8 +1,9 @@
 """News between processes: what each commit concerns, told by NOTIFY on a connection of its own.
 
 Never in the writing transaction: notifications are queued under one lock of the whole server. What several commits
-concern is told in one. News may be lost, while the connection is broken or behind a pooler that shares connections out
-by transaction; so now and then this looks whether the log has grown. It looks at the server's clock as well.
+concern is told in one. News may be lost while the connection is broken; so now and then this looks whether somebody has
+written. It looks at the server's clock as well. Who shares the server's connections by a pooler hears nothing, and only
+looks, several times a second; it tells what it does all the same, to those who hear.
 
 Now and then it also ends the transactions of those who were stopped or cut off in the middle of one: the locks that
 they hold would keep others from going on with their work.
@@ -11,22 +12,21 @@ they hold would keep others from going on with their work.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import orjson
 import psycopg
-from psycopg import Connection
 
 from outrider.core.errors import StoreError
 from outrider.core.ledger import Signal
 from outrider.stores.postgres.clock import ServerClock
-from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.statements import PostgresStatements
 
 CHANNEL = "outrider"
@@ -39,6 +39,12 @@ BREATH = 0.002
 
 LOOK = 2.0
 """Seconds between two looks: at the log, lest something was not heard, at the server's clock, at who fell silent."""
+
+SHARED_LOOK, LIVELY_LOOK = 0.25, 0.1
+"""The same for who hears nothing and knows only by looking: at rest, and while there was news a moment ago."""
+
+MOMENT = 1.0
+"""Seconds since the last news for which more are to be expected."""
 
 SILENCE = 2.0
 """Seconds that a transaction may wait for its client: shorter than a lease, and than others wait for its locks."""
@@ -67,8 +73,14 @@ class News:
         self._wakes, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._seen = -1
+        self._seen: int | None = None
+        self._news_at = -MOMENT
+        self._own: Callable[[], int] = lambda: 0
         self._thread = threading.Thread(target=self._run, name="outrider-news", daemon=True)
+
+    def start(self, own: Callable[[], int]) -> None:
+        """Begin to listen. `own` tells under which number this process writes."""
+        self._own = own
         self._thread.start()
 
     def tell(self, signal: Signal) -> None:
@@ -99,20 +111,21 @@ class News:
         while not self._is_closed:
             try:
                 with self._database.connect() as connection, self._database.errors():
-                    connection.execute(f"listen {CHANNEL}")
-                    self._say(_UNKNOWN)  # what happened until now was not heard
+                    if not connection.is_shared:
+                        connection.execute(f"listen {CHANNEL}")
+                    self._seen = None  # what happened until now was not heard
                     self._serve(connection)
             except (StoreError, psycopg.Error):
                 self._pending.clear()
                 self._rest(PAUSE)
 
-    def _serve(self, connection: Connection[Any]) -> None:
-        own = connection.info.backend_pid
+    def _serve(self, connection: Link) -> None:
+        statements = PostgresStatements(connection)
+        own = self._clock.look(lambda: statements.row("moment"))
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)
         poll.register(self._wakes, select.POLLIN)
-        statements = PostgresStatements(connection)
-        look_at = time.monotonic() + LOOK
+        look_at, end_at = 0.0, time.monotonic() + LOOK
         while True:
             poll.poll(max(0.0, look_at - time.monotonic()) * 1000)
             self._drain()
@@ -122,21 +135,29 @@ class News:
             if self._pending:
                 pending, self._pending = self._pending, []
                 connection.execute("select pg_notify(%s, %s)", [CHANNEL, _write(pending)])
+                self._news_at = time.monotonic()
                 self._rest(BREATH)
             if self._is_closed and not self._pending:
                 return
-            if time.monotonic() >= look_at:
+            if time.monotonic() >= end_at:
                 statements.run("end_silent", SILENCE)
-                self._look(connection)
-                look_at = time.monotonic() + LOOK
+                end_at = time.monotonic() + LOOK
+            if time.monotonic() >= look_at:
+                self._look(statements)
+                look_at = math.inf
+            look_at = min(look_at, time.monotonic() + self._pause(connection))
 
-    def _look(self, connection: Connection[Any]) -> None:
-        self._clock.look(connection)
-        row = connection.execute("select max(position) from events").fetchone()
-        seen = 0 if row is None or row[0] is None else int(row[0])
+    def _look(self, statements: PostgresStatements) -> None:
+        seen = self._clock.look(lambda: statements.row("written", self._own()))
         if seen != self._seen:
             self._seen = seen
+            self._news_at = time.monotonic()
             self._say(_UNKNOWN)
+
+    def _pause(self, connection: Link) -> float:
+        if not connection.is_shared:
+            return LOOK
+        return LIVELY_LOOK if time.monotonic() < self._news_at + MOMENT else SHARED_LOOK
 
     def _say(self, signal: Signal) -> None:
         with suppress(RuntimeError):  # the loop is closed, so nobody listens any more

@@ -12,14 +12,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import psycopg
-from psycopg import Connection
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
+
+if TYPE_CHECKING:
+    from outrider.stores.postgres.database import Link
 
 _AT_ONCE: Final = 16_384
 """Bytes of parameters after which the server is sent what was said: it works while the rest is thought of."""
@@ -63,16 +65,16 @@ class Answer:
 class Pipeline:
     """`with pipeline: …`, any number of times; nobody else uses the connection meanwhile.
 
-    Leaving it waits for all answers, and raises the first failure unless one is being raised. Only one thread uses it.
-    With `patience` the connection is closed when the server has been silent for so many seconds.
+    Leaving it waits for all answers, and raises the first failure unless one is being raised. What is in the block is
+    one transaction, also without being told to be. With `patience` the connection is closed when the server has been
+    silent for so many seconds. Only one thread uses it.
     """
 
-    def __init__(self, connection: Connection[Any], *, patience: float | None, prepares: bool = True) -> None:
-        self.patience = patience
+    def __init__(self, connection: Link) -> None:
+        self.patience = connection.patience
         self._connection = connection
         self._server = connection.pgconn
         self._transformer = Transformer(connection)
-        self._prepares = prepares
         self._names: dict[_Said, bytes] = {}
         """What statements are called that the server has prepared."""
         self._numbers = 0
@@ -107,11 +109,24 @@ class Pipeline:
         if error is None and self._failure is not None:
             raise self._failure
 
+    def begin(self) -> int:
+        """Begin a transaction, with the settings of the connection. Returns how many statements that takes."""
+        self.say("begin")
+        return 1 + self.settle_in()
+
+    def settle_in(self) -> int:
+        """Have the settings hold in this block, where they do not hold anyway: 1 statement or none."""
+        if not self._connection.is_shared:
+            return 0
+        made = (f"set_config('{name}', '{value}', true)" for name, value in self._connection.settings.items())
+        self.say(f"select {', '.join(made)}")
+        return 1
+
     def say(self, text: str, parameters: Sequence[Any] = ()) -> Answer:
         """Have a statement run, in its turn."""
         values = self._transformer.dump_sequence(parameters, [PyFormat.BINARY] * len(parameters))
         types, formats = self._transformer.types or (), self._transformer.formats
-        if self._prepares:
+        if not self._connection.is_shared:
             said = (text, types)
             if (name := self._names.get(said)) is None:
                 name = self._prepare(said)

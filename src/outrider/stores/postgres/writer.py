@@ -20,7 +20,7 @@ from outrider.core.errors import StoreError, StoreUnavailable
 from outrider.core.ledger import Signal
 from outrider.stores.operations import Operation
 from outrider.stores.postgres.batch import Again, Numbers, PostgresBatch
-from outrider.stores.postgres.database import ANSWER, Database, Link
+from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.pipeline import Pipeline
 from outrider.stores.postgres.statements import Cursor, PostgresStatements
 from outrider.stores.writer import NOTHING, GroupWriter, Handed, work
@@ -71,10 +71,14 @@ class Writer(GroupWriter):
         self._counted = 0
         self._numbers = Numbers()
         self._id = 0
-        """Under which it leaves its marks; 0 before it was given one."""
         self._number = 0
         """Of the last transaction that was begun."""
         self._thread.start()
+
+    @property
+    def id(self) -> int:
+        """Under which it leaves its marks; 0 while it has written nothing."""
+        return self._id
 
     @property
     def statements(self) -> int:
@@ -173,8 +177,7 @@ class Writer(GroupWriter):
                 return done
 
     def _begin(self, pipeline: Pipeline, statements: PostgresStatements) -> Cursor:
-        statements.count += 1
-        pipeline.say("begin")
+        statements.count += pipeline.begin()
         return statements.run("lock_writer", self._id)
 
     def _roll_back(self, pipeline: Pipeline) -> None:
@@ -209,7 +212,7 @@ class Writer(GroupWriter):
     def _connected(self) -> tuple[Pipeline, PostgresStatements]:
         if self._pipeline is None or self._statements is None:
             self._connection = self._database.connect()
-            self._pipeline = Pipeline(self._connection, patience=ANSWER)
+            self._pipeline = Pipeline(self._connection)
             self._statements = PostgresStatements(self._pipeline)
         if not self._id:
             with self._database.errors(), self._pipeline:

@@ -42,6 +42,22 @@ on conflict (id) do update set number = excluded.number, at = excluded.at;
 -- marked --
 select number from writers where id = ?::integer;
 
+-- moment --
+select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_backend_pid();
+
+-- written --
+-- What differs as soon as any other writer has committed something, or is new.
+select
+    (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+    coalesce(
+        (
+            select hashtextextended(string_agg(id || ':' || number, ' ' order by id), 0)
+            from writers
+            where id <> ?::integer
+        ),
+        0
+    );
+
 -- forget_writers --
 delete from writers where id = ?::integer or at < ?;
 
