@@ -48,7 +48,7 @@ async def test_a_step_of_the_machines_own_clock_is_not_seen(postgres_url: str, m
 
         monkeypatch.setattr(time, "time_ns", lambda: 4_000_000_000_000_000_000)
         earliest, shown, latest = the_server_says(), ledger.now(), the_server_says()
-    assert earliest - 5 * MS <= shown <= latest + 5 * MS
+    assert earliest - 50 * MS <= shown <= latest + 50 * MS
     await ledger.close()
 
 
