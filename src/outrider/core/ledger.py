@@ -235,6 +235,8 @@ class WorkerCard:
     version: str = ""
     concurrency: int = 0
     lost_after: float = 0.0
+    app_version: str = ""
+    """What its app calls its own state, if it says."""
 
 
 # --- what is read ------------------------------------------------------------------------------------

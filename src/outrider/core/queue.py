@@ -1,4 +1,4 @@
-"""Who may start, and in which order: ranks, the limits behind a `concurrency_key`, and pauses.
+"""Who may start, where and in which order: ranks, routes, the limits behind a `concurrency_key`, and pauses.
 
 The order is one number, lower first, fixed when a task becomes due:
 
@@ -206,6 +206,23 @@ NO_GATES = Gates({}, None, {}, {})
 _ALONE = Limit("", capacity=1)
 
 
+# --- routes ------------------------------------------------------------------------------------------
+
+NEEDING = " @"
+"""Stands in a route before the label that a task of it needs."""
+
+
+def route_needing(route: str, label: str | None) -> str:
+    """The route of those tasks that need a label: one of its own, so that a claim compares routes and nothing else."""
+    return route if label is None else f"{route}{NEEDING}{label}"
+
+
+def split_route(route: str) -> tuple[str, str | None]:
+    """The kind, or `kind:name`, of a route, and the label that its tasks need, if they need one."""
+    plain, _, label = route.partition(NEEDING)
+    return plain, label or None
+
+
 def kind_of(route: str) -> str:
     """The kind that a route belongs to."""
-    return route.partition(":")[0]
+    return split_route(route)[0].partition(":")[0]
