@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,11 +119,11 @@ async def test_a_paused_kind_is_paused_with_every_label(tmp_path: Path):
 
 
 async def test_what_was_held_with_a_label_is_released_with_it(tmp_path: Path):
-    app, freed = Outrider(), list[str]()
+    app, freed = Outrider(), asyncio.Event()
 
     @app.resource("card")
     async def free(resource_id: str) -> None:
-        freed.append(resource_id)
+        freed.set()
 
     @app.tool
     async def use(task: TaskContext) -> None:
@@ -130,22 +131,21 @@ async def test_what_was_held_with_a_label_is_released_with_it(tmp_path: Path):
 
     async with app.open(f"{tmp_path}/work.db", serves=["label:gpu"]) as outrider:
         await (await (await outrider.sessions.create()).spawn("use", options=GPU)).result()
-        while not freed:
-            await asyncio.sleep(0.01)
+        await freed.wait()
 
 
 @pytest.mark.parametrize("label", ["", "none", "a b", "@gpu", "*", "ü", "-x", "x" * 64, "a:b", 7])
-async def test_what_is_no_label_is_refused(label: object):
+async def test_what_is_no_label_is_refused(label: Any):
     app = made()
     with pytest.raises(InvalidArguments):
-        app.tool(name="other", needs=label)(lambda: None)  # type: ignore[call-overload] - what a checker would refuse
+        app.tool(name="other", needs=label)(lambda: None)
     if label != "none":
         with pytest.raises(InvalidArguments):
             app.registry.serve([f"label:{label}" if isinstance(label, str) else "label:"])
     async with app.open("memory://", worker=False) as outrider:
         session = await outrider.sessions.create()
         with pytest.raises(InvalidArguments):
-            await session.spawn("where", options=TaskOptions(needs=label))  # type: ignore[arg-type] - as above
+            await session.spawn("where", options=TaskOptions(needs=label))
         assert not await outrider.tasks.list()
 
 
