@@ -43,16 +43,19 @@ LOOK = 0.25
 class Outrider:
     """An app: the tools and agents that its workers can run, by name.
 
-    Its workers run commands as well, for whoever may submit tasks, unless `processes` is False.
+    Its workers run commands as well, for whoever may submit tasks, unless `processes` is False. `version` is what this
+    app calls its own state; its workers show it.
     """
 
-    def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True) -> None:
+    def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True, version: str = "") -> None:
         from outrider.kinds.background_tool import BackgroundTool
         from outrider.kinds.external import External
         from outrider.kinds.subagent import Subagent
+        from outrider.runtime.options import check_texts
         from outrider.runtime.registry import Registry
 
-        self.registry = Registry()
+        check_texts(version=version)
+        self.registry = Registry(version)
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
@@ -82,6 +85,7 @@ class Outrider:
         idle_timeout: Length | None = None,
         total_timeout: Length | None = None,
         concurrency_key: str | None = None,
+        needs: str | None = None,
     ) -> Callable[[F], F]: ...
 
     def tool(
@@ -101,14 +105,16 @@ class Outrider:
         idle_timeout: Length | None = None,
         total_timeout: Length | None = None,
         concurrency_key: str | None = None,
+        needs: str | None = None,
     ) -> F | Callable[[F], F]:
         """Register a function as a tool. A decorator, with options or without.
 
         Its first parameter may be a `TaskContext`; the others are the tool's arguments, and their annotations
         its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
         its own, `requires_approval` makes an agent ask before it calls it. `concurrency_key` names the limit under
-        which its tasks run; see `Queue.limit`.
+        which its tasks run; see `Queue.limit`. Only a worker that states the label which it `needs` runs them.
         """
+        from outrider.runtime.labels import check_label
         from outrider.runtime.options import check_name, retry_policy, timeouts_of
         from outrider.runtime.registry import Tool
 
@@ -119,6 +125,8 @@ class Outrider:
                 importable(fn)
             if concurrency_key is not None:
                 check_name("concurrency_key", concurrency_key, self.settings.limits.name)
+            if needs is not None:
+                check_label("needs", needs)
             tool = Tool.of(
                 fn,
                 name,
@@ -130,6 +138,7 @@ class Outrider:
                     timeouts_of(_NO_TIMEOUTS, queue_timeout, run_timeout, idle_timeout, total_timeout), _NO_TIMEOUTS
                 ),
                 concurrency_key=concurrency_key,
+                needs=needs,
             )
             if self.registry.tools.setdefault(tool.name, tool) is not tool:
                 raise InvalidArguments(f"there is a tool named {tool.name!r} already")
@@ -197,14 +206,20 @@ class Outrider:
 
     @asynccontextmanager
     async def open(
-        self, url: str = "sqlite:///.outrider/outrider.db", *, worker: bool = True, concurrency: int | None = None
+        self,
+        url: str = "sqlite:///.outrider/outrider.db",
+        *,
+        worker: bool = True,
+        concurrency: int | None = None,
+        serves: Sequence[str] = (),
     ) -> AsyncIterator[Runtime]:
         """Open a store, with a worker inside unless `worker=False`.
 
         `url` is `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, `postgresql://user@host/database`, or
-        `memory://`. On the way out the worker drains: steps in flight finish, the rest is handed over. Raises
-        InvalidArguments for any other form of URL, options after the path too (but for those of PostgreSQL), and a
-        StoreError if the store cannot be opened.
+        `memory://`. The worker serves only what matches one of `serves`, as `outrider worker --serves` has it; all that
+        the app can, of what needs no label, when there is none. On the way out the worker drains: steps in flight
+        finish, the rest is handed over. Raises InvalidArguments for any other form of URL, options after the path too
+        (but for those of PostgreSQL), and for what it cannot serve, and a StoreError if the store cannot be opened.
         """
         from outrider.runtime import isolated
 
@@ -217,9 +232,13 @@ class Outrider:
         from outrider.runtime.ending import see_through
         from outrider.runtime.facade import Runtime
         from outrider.runtime.lease import locks_of
+        from outrider.runtime.options import check_ids
         from outrider.runtime.services import Services
         from outrider.runtime.worker import keep_working
 
+        check_ids(serves=serves)
+        if serves:
+            self.registry.serve(serves)
         settings = self.settings if concurrency is None else replace(self.settings, concurrency=concurrency)
         ledger = await open_ledger(url)
         services = Services.over(ledger, SystemClock(ledger), self.registry, settings)

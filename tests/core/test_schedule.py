@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from outrider.core.queue import (
     AGEING,
+    GAP,
     LATE,
+    PATIENCE,
     SPACING,
     Gates,
     Limit,
+    Lines,
     Pause,
     Spent,
     next_return,
@@ -18,10 +21,11 @@ from outrider.core.queue import (
     rank_of_resumed,
     spend,
     starts_left,
+    turn_after,
 )
 from outrider.core.retry import delay, exhausted
 from outrider.core.task import Retry
-from outrider.core.values import SECOND
+from outrider.core.values import SECOND, evolve
 from tests.core.stage import START, the
 
 moments = st.integers(0, 2 * START)
@@ -53,44 +57,99 @@ def test_a_task_is_exhausted_at_max_failures():
 
 
 def test_tasks_of_one_session_go_in_the_order_they_were_made():
-    first, tail = rank_of_new(START, 0, 0, START)
-    second, _ = rank_of_new(START, 0, tail, START)
+    first, lines = rank_of_new(START, 0, Lines())
+    second, _ = rank_of_new(START, 0, lines)
     assert first < second
 
 
+def of_another_session(lines: Lines, *, organization: bool = False) -> Lines:
+    """The lines as one finds them of whom nothing waits there."""
+    return evolve(lines, session=None, organization=None if organization else lines.organization)
+
+
 def test_a_session_that_submits_many_queues_behind_itself_and_not_before_others():
-    tail, ranks = 0, []
+    lines, ranks = Lines(), []
     for _ in range(1000):
-        rank, tail = rank_of_new(START, 0, tail, START)
+        rank, lines = rank_of_new(START, 0, lines)
         ranks.append(rank)
-    other, _ = rank_of_new(START + SECOND, 0, 0, START + SECOND)
     assert ranks[-1] == START + 999 * SPACING
-    assert sum(rank <= other for rank in ranks) == SECOND // SPACING + 1
+    other, _ = rank_of_new(START, 0, of_another_session(lines))
+    assert sum(rank <= other for rank in ranks) == 1
+
+
+@pytest.mark.parametrize("waited", [0, SECOND, 3600 * SECOND])
+def test_however_late_a_route_is_who_comes_new_stands_near_its_turn(waited: int):
+    lines, ranks = Lines(), []
+    for _ in range(1000):
+        rank, lines = rank_of_new(START, 0, lines)
+        ranks.append(rank)
+    lines = evolve(lines, turn=turn_after(lines.turn, ranks[300]))
+    other, _ = rank_of_new(START + waited, 0, of_another_session(lines, organization=True))
+    assert 0 <= sum(rank <= other for rank in ranks) - 300 <= PATIENCE // SPACING + 1
+    resumed = rank_of_resumed(START + waited, 0, lines.turn)
+    assert 0 <= sum(rank <= resumed for rank in ranks) - 300 <= PATIENCE // SPACING + 1
+
+
+def test_sessions_of_one_organization_stand_behind_each_other_and_not_before_another_organization():
+    lines, ranks = Lines(), []
+    for _ in range(1000):
+        rank, lines = rank_of_new(START, 0, of_another_session(lines))
+        ranks.append(rank)
+    assert ranks == sorted(set(ranks))
+    other, _ = rank_of_new(START, 0, of_another_session(lines, organization=True))
+    assert sum(rank <= other for rank in ranks) == 1
+
+
+def test_who_keeps_coming_new_does_not_keep_others_from_their_turn():
+    """One session with a task that waits; others come for ever, one of each, and are taken as they stand."""
+    waiting, lines = rank_of_new(START, 0, Lines(session=START))
+    taken = 0
+    while True:
+        rank, lines = rank_of_new(START, 0, of_another_session(lines))
+        if rank > waiting:
+            break
+        lines = evolve(lines, turn=turn_after(lines.turn, rank))
+        taken += 1
+    assert taken <= SPACING // GAP + 1
 
 
 def test_a_point_of_priority_is_worth_ten_seconds_of_waiting():
     assert AGEING == 10 * SECOND
-    urgent, _ = rank_of_new(START + 9 * SECOND, 1, 0, START + 9 * SECOND)
-    patient, _ = rank_of_new(START, 0, 0, START)
-    late, _ = rank_of_new(START + 11 * SECOND, 1, 0, START + 11 * SECOND)
-    assert urgent < patient < late
+    patient, lines = rank_of_new(START, 0, Lines())
+    lines = of_another_session(lines)
+    urgent, _ = rank_of_new(START + 9 * SECOND, 1, lines)
+    late, _ = rank_of_new(START + 11 * SECOND, 1, lines)
+    assert urgent < patient <= late
 
 
-def test_a_delayed_task_does_not_hold_up_its_session():
-    rank, tail = rank_of_new(START + 99 * SECOND, 0, START, START)
-    assert (rank, tail) == (START + 99 * SECOND, START)
+def test_what_is_more_important_goes_before_others_only_so_often():
+    """A stream of more important tasks, each taken at once, comes to stand behind what waits."""
+    waiting, lines = rank_of_new(START, 0, Lines())
+    taken = 0
+    lines = of_another_session(lines)
+    while True:
+        rank, lines = rank_of_new(START, 1, lines)
+        if rank > waiting:
+            break
+        lines = evolve(lines, turn=turn_after(lines.turn, rank))
+        taken += 1
+    assert AGEING // SPACING <= taken + 1 <= AGEING // SPACING + 2
 
 
-@given(moments, st.integers(-100, 100), moments, moments)
-def test_the_tail_never_moves_back(due_at, priority, tail, now):
-    rank, after = rank_of_new(due_at, priority, tail, now)
-    assert after >= tail
-    assert rank >= due_at - priority * AGEING
+@given(moments, st.integers(-100, 100), st.none() | moments, st.none() | moments, st.none() | moments)
+def test_lines_never_move_back(due_at, priority, turn, organization, session):
+    before = Lines(turn, organization, session)
+    rank, after = rank_of_new(due_at, priority, before)
+    assert after.session == rank + priority * AGEING
+    assert turn in (None, after.turn)
+    assert the(after.session) > the(after.turn)
+    assert organization is None or the(after.organization) >= organization
+    assert session is None or session <= the(after.turn) or the(after.session) >= session + SPACING
 
 
 @given(moments, st.integers(-100, 100))
-def test_a_task_that_resumes_has_stood_in_the_queue_once(due_at, priority):
-    assert rank_of_resumed(due_at, priority) == due_at - priority * AGEING
+def test_a_task_that_is_not_due_yet_holds_up_nobody(due_at, priority):
+    assert rank_of_resumed(due_at, priority, None) == due_at - priority * AGEING
 
 
 # --- limits and pauses -------------------------------------------------------------------------------
@@ -184,4 +243,4 @@ def test_what_is_paused_is_not_served_and_the_widest_pause_is_named():
 
 
 def test_a_task_of_another_priority_keeps_the_time_that_it_has_waited():
-    assert rank_of_moved(rank_of_resumed(START, 1), 1, 4) == rank_of_resumed(START, 4)
+    assert rank_of_moved(rank_of_resumed(START, 1, None), 1, 4) == rank_of_resumed(START, 4, None)

@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -1192,6 +1193,63 @@ class ClaimOrder(Contract):
         scene.later(1)
         await scene.create("task_b0", "session_b")
         assert (await scene.claimed_ids())[:3] == ["task_a0", "task_b0", "task_a1"]
+
+    async def test_a_session_with_thousands_waiting_for_hours_holds_up_no_other_one(self, scene: Scene):
+        """What parked is no exception, and neither is what was delayed."""
+        for name in "bcd":
+            await scene.session(f"session_{name}")
+        await scene.create("task_p", "session_b")
+        await scene.create("task_q", "session_c")
+        assert await scene.claimed_ids() == ["task_p", "task_q"]
+        await scene.park("task_p", WaitForMessage(0))
+        await scene.park("task_q", WaitUntil(scene.now + 4 * 3600 * SECOND))
+        await scene.ledger.commit([scene.new(f"task_{n:04}") for n in range(1900)])
+        for turn in range(3):
+            scene.later(3600 * SECOND)
+            assert await scene.claimed_ids(limit=20) == [f"task_{turn * 20 + n:04}" for n in range(20)]
+        scene.later(3600 * SECOND)
+        await scene.create("task_r", "session_d")
+        await scene.apply("task_p", MessageReceived(scene.message("tmsg_1", "task_p", session_id="session_b")))
+        scene.later(1)
+        assert {"task_p", "task_q", "task_r"} <= set(await scene.claimed_ids(limit=20))
+        await scene.create("task_s", "session_c")
+        assert "task_s" in await scene.claimed_ids(limit=20), "nobody has moved the turn of the thousands"
+
+    async def test_two_sessions_with_thousands_waiting_share_what_there_is(self, scene: Scene):
+        await scene.session("session_b")
+        await scene.ledger.commit([scene.new(f"task_a{n:04}") for n in range(1000)])
+        assert len(await scene.claimed_ids(limit=300)) == 300
+        scene.later(3600 * SECOND)
+        await scene.ledger.commit([scene.new(f"task_b{n:04}", "session_b") for n in range(1000)])
+        taken = [id[:6] for _ in range(4) for id in await scene.claimed_ids(limit=50)]
+        assert 90 <= taken.count("task_b") <= 100
+
+    async def test_an_organization_of_many_sessions_holds_up_no_other_one(self, scene: Scene):
+        crowd = [f"session_{n}" for n in range(300)]
+        async with anyio.create_task_group() as group:
+            for id in crowd:
+                group.start_soon(partial(scene.session, id, organization_id="org_a"))
+        await scene.session("session_b", organization_id="org_b")
+        ours = [scene.new(f"task_{id}_{n}", id, organization_id="org_a") for n in range(5) for id in crowd]
+        await scene.ledger.commit(ours)
+        await scene.claim(limit=20)
+        scene.later(3600 * SECOND)
+        await scene.ledger.commit([scene.new(f"task_b{n}", "session_b", organization_id="org_b") for n in range(10)])
+        places = [n for n, id in enumerate(await scene.claimed_ids(limit=500)) if id.startswith("task_b")]
+        assert len(places) == 10
+        assert places[0] <= 40
+
+    async def test_a_line_on_one_route_is_none_on_another(self, scene: Scene):
+        """A session that is far ahead on a route that is fast has not had its turn on one that is slow."""
+        await scene.session("session_b")
+        await scene.ledger.commit([scene.new(f"task_{n:04}") for n in range(300)])
+        await scene.claim(limit=10)
+        for n in range(30):
+            await scene.create(f"task_f{n}", "session_b", route="background_tool:fast")
+        assert len(await scene.claimed_ids(routes=["background_tool:fast"])) == 30
+        scene.later(3600 * SECOND)
+        await scene.create("task_b", "session_b")
+        assert "task_b" in await scene.claimed_ids(limit=20)
 
     async def test_one_point_of_priority_counts_like_a_wait(self, scene: Scene):
         await scene.session("session_b")

@@ -346,6 +346,7 @@ class Histories(RuleBasedStateMachine):
     def some_input(self, data: st.DataObject, plain: bool) -> Input:
         session = data.draw(st.sampled_from([*SESSIONS * 8, "session_x"]), "session")
         given: dict[str, Any] = {"route": data.draw(st.sampled_from(ROUTES), "route")}
+        given["organization_id"] = "org_a" if session == SESSIONS[0] else "org_b"
         stored = [id for id in self.ids if self.before.get(("task", id)) is not None]
         is_child = data.draw(st.booleans(), "child")
         if stored and is_child:

@@ -32,7 +32,9 @@ def load_apps(names: Sequence[str]) -> Outrider:
     if len(apps) == 1:
         return apps[0]
     together = Outrider(
-        apps[0].settings if apps else None, processes=all("process" in app.registry.executors for app in apps)
+        apps[0].settings if apps else None,
+        processes=all("process" in app.registry.executors for app in apps),
+        version=", ".join(dict.fromkeys(app.registry.version for app in apps if app.registry.version)),
     )
     built_in = {*together.registry.executors, "process"}
     for name, app in zip(names, apps, strict=True):

@@ -28,7 +28,7 @@ IDLE_EXIT = 60.0
 _PATHS = ("db", "destination", "file", "line", "path", "source")
 _NAMES = (
     *("after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key", "in_reply_to"),
-    *("kind", "model", "name", "rate", "reason", "request", "session", "state", "stdin", "step"),
+    *("kind", "model", "name", "needs", "rate", "reason", "request", "session", "state", "stdin", "step"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -351,10 +351,10 @@ def _worker(parser: Parser) -> None:
     )
     parser.add_argument(
         "--serves",
-        metavar="ROUTE",
+        metavar="WHAT",
         action="append",
         default=[],
-        help="only this kind, or kind:name, with * for anything; may be repeated; default all that it can",
+        help="only this kind, kind:name (* for anything) or label:NAME; may be repeated; default all without a label",
     )
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
     parser.add_argument("--processes", metavar="N", type=_whole, default=1, help="so many workers; default 1")
@@ -428,6 +428,7 @@ def _starting(parser: Parser) -> None:
     parser.add_argument("--delay", metavar="TIME", type=_time, help="not before this has passed")
     parser.add_argument("--after", metavar="TASK", action="append", default=[], help="not before this one succeeded")
     parser.add_argument("--concurrency-key", metavar="KEY", help="the limit under which it runs; see limits")
+    parser.add_argument("--needs", metavar="LABEL", help="only on a worker that states this: --serves label:LABEL")
     parser.add_argument("--debounce-key", metavar="KEY", help="until it starts, the next with this key replaces it")
     parser.add_argument("--debounce-max", metavar="TIME", type=_time, help="and puts it off no further than this")
     parser.add_argument("--queue-timeout", metavar="TIME", type=_time, help="from due to the first start")

@@ -57,8 +57,12 @@ async def workers(arguments: Namespace, screen: Screen) -> int:
 
 
 def _worker_line(worker: WorkerRecord) -> str:
-    life = {True: "alive", False: "dead", None: "elsewhere"}[worker.is_alive]
     now = time.time()
+    silent = now - worker.beat_at.timestamp()
+    life = {True: "alive", False: "dead", None: "elsewhere"}[worker.is_alive]
+    if worker.is_alive is None and silent > worker.lost_after > 0:
+        life = "silent"
+    lost = f", lost after {age_text(int(worker.lost_after * 1e6))}" if worker.lost_after else ""
     return "  ".join(
         on_one_line(each)
         for each in (
@@ -66,9 +70,9 @@ def _worker_line(worker: WorkerRecord) -> str:
             f"{worker.host}:{worker.pid}",
             life,
             f"up {age_text(int((now - worker.started_at.timestamp()) * 1e6))}",
-            f"beat {age_text(int((now - worker.beat_at.timestamp()) * 1e6))} ago",
+            f"beat {age_text(int(silent * 1e6))} ago{lost}",
             f"{worker.held}/{worker.concurrency} tasks",
-            worker.version,
+            worker.version + (f" (app {worker.app_version})" if worker.app_version else ""),
             served(worker.routes),
         )
     )

@@ -22,9 +22,11 @@ from outrider.cli.database import url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.following import Follower
 from outrider.cli.glance import short
+from outrider.cli.steering import hint_at_worker
 from outrider.cli.terminal import Screen
 from outrider.cli.values import pairs, text_of, value_of
 from outrider.cli.workers import check_shareable, ensure_worker
+from outrider.core.queue import split_route
 from outrider.core.values import JSON
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.options import TaskOptions
@@ -109,6 +111,8 @@ async def start_task(
         log = await ensure_worker(runtime, route, names, idle_exit)
         if log is not None:
             screen.hint(f"started a worker, which writes to {log}")
+        elif split_route(route)[1] is not None:
+            await hint_at_worker(runtime, await runtime.tasks.get(task.id), screen)
         screen.hint(f"see: outrider watch {short(task.id)}")
     return OK
 
@@ -148,6 +152,7 @@ def _options(arguments: Namespace, after: tuple[str, ...]) -> TaskOptions:
         delay=arguments.delay,
         depends_on=after,
         concurrency_key=arguments.concurrency_key,
+        needs=arguments.needs,
         debounce_key=arguments.debounce_key,
         debounce_max=arguments.debounce_max,
         max_failures=arguments.max_failures,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
+from outrider.core.queue import split_route
 from outrider.runtime.facade import Runtime
 from outrider.runtime.lease import is_locked, lock_path, locks_of
 
@@ -29,8 +30,9 @@ FEW = 6
 def served(routes: Iterable[str]) -> str:
     """What a worker serves, to be read in a line: each kind once, with the first of its names and how many more."""
     kinds: dict[str, list[str]] = {}
-    for route in routes:
-        kind, _, name = route.partition(":")
+    split = [split_route(route) for route in routes]
+    for plain in dict.fromkeys(plain for plain, _ in split):
+        kind, _, name = plain.partition(":")
         if name.startswith("+"):  # an agent with that tool: said by the tool
             continue
         kinds.setdefault(kind, []).extend([name] if name else [])
@@ -38,7 +40,9 @@ def served(routes: Iterable[str]) -> str:
     for kind, names in kinds.items():
         more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
         said.append(f"{kind} ({', '.join(names[:FEW])}{more})" if names else kind)
-    return ", ".join(said)
+    labels = dict.fromkeys(label for _, label in split)
+    need = "" if set(labels) <= {None} else f"; of what needs {' or '.join(label or 'no label' for label in labels)}"
+    return ", ".join(said) + need
 
 
 def check_shareable(ledger: Ledger) -> None:
@@ -61,10 +65,13 @@ async def ensure_worker(runtime: Runtime, route: str, apps: Sequence[str], idle_
     """Start a worker for the apps in the background unless one that serves the route lives or is being started.
 
     The task must have been written before: a worker that is about to leave looks once more after it has signed
-    off. Returns where the new worker's output goes, None if none was started.
+    off. Returns where the new worker's output goes, None if none was started. None is for what needs a label: whether
+    it is true of this machine is for who looks after it to say.
     """
     locks = locks_of(runtime.ledger)
     assert locks is not None, "see check_shareable"
+    if split_route(route)[1] is not None:
+        return None
     starting = _lock_of_start(locks, apps)
     if starting is None:
         return None

@@ -10,10 +10,11 @@ What every store promises:
   ids, and stores values that the reducer made.
 - `seq` is gap-free within a session, from 1, in commit order. Entries of a Change are dated by the
   `updated_at` of its record, those of other verbs by the moment they were given.
-- Time alone changes one thing: a `timed` task becomes `ready` at the first claim for its route once its
-  `due_at` has come. And claims set aside what limits and pauses hold back: a `ready` task becomes `blocked` by
-  `limit` or by `paused`, and `ready` again when its turn may have come. Neither moves its version or is logged, so
-  a record and the replay of its log may differ in `readiness` and `blocked_by`, and only so.
+- Time alone changes one thing: a `timed` task becomes `ready` at the first claim for its route once its `due_at`
+  has come, and stands where the queue of the route has come to by then. And claims set aside what limits and pauses
+  hold back: a `ready` task becomes `blocked` by `limit` or by `paused`, and `ready` again when its turn may have
+  come. Neither moves its version or is logged, so a record and the replay of its log may differ in `readiness` and
+  `blocked_by`, and only so.
 - The newest `live` stands in the database, not in the record that a client read: unless `live_changed`, a
   Change leaves it as it is, whatever `task.live` says. A holder folds what it reported into the record that
   it decides on, so that the log's differences add up.
@@ -235,6 +236,8 @@ class WorkerCard:
     version: str = ""
     concurrency: int = 0
     lost_after: float = 0.0
+    app_version: str = ""
+    """What its app calls its own state, if it says."""
 
 
 # --- what is read ------------------------------------------------------------------------------------

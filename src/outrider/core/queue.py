@@ -1,11 +1,13 @@
-"""Who may start, and in which order: ranks, the limits behind a `concurrency_key`, and pauses.
+"""Who may start, where and in which order: ranks, routes, the limits behind a `concurrency_key`, and pauses.
 
-The order is one number, lower first, fixed when a task becomes due:
+The order is one number on each route, lower first, fixed when a task is made or becomes due again:
 
-    rank = max(due_at, tail of its session + spacing) - priority x ageing
+    rank = place - priority x ageing
 
-The tail moves with each new task of a session, so a session that submits a thousand tasks at once queues
-behind itself and not before others; a task of higher priority counts as having waited longer.
+The turn of a route is the highest rank that was ever taken from it. A task of a session of which nothing waits there is
+placed by its moment, but never far behind the turn, however late the route is; where more such sessions of one
+organization wait, one behind the other; and each further task of a session behind its last one. So who submits a
+thousand tasks queues behind itself, and has a turn now and again beside all others, not before them.
 
 What would be taken next and may not be is *set aside*: `blocked`, out of the way of the claims that follow, until
 its key has a free place or its session is resumed. A key that nobody has set a limit for admits one task at a time.
@@ -22,24 +24,52 @@ from outrider.core.values import SECOND, Instant, Span
 AGEING: Span = 10 * SECOND
 """How much waiting one point of priority is worth."""
 
-SPACING: Span = 10_000
-"""How far apart the new tasks of one session stand in the queue."""
+SPACING: Span = AGEING
+"""How far apart the new tasks of one session stand in the queue: as far as a point of priority moves one."""
+
+GAP: Span = SPACING // 10
+"""How far apart the sessions of one organization stand that come while others of it wait."""
+
+PATIENCE: Span = SPACING
+"""How far behind the turn of its route a task may be placed that nothing of its own stands before."""
 
 
-def rank_of_new(due_at: Instant, priority: int, tail: Instant, now: Instant) -> tuple[int, Instant]:
-    """Return the rank of a session's new task and the session's tail after it.
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Where a route has come to, and where the lines of an organization and a session on it end; None for nowhere."""
 
-    A delayed task stands where it becomes due and leaves the tail alone, else it would hold up its session.
+    turn: Instant | None = None
+    organization: Instant | None = None
+    session: Instant | None = None
+
+
+def rank_of_new(due_at: Instant, priority: int, lines: Lines) -> tuple[int, Lines]:
+    """Return the rank of a session's new task on a route, which is due, and the lines after it."""
+    turn = due_at - 1 if lines.turn is None else lines.turn
+    place, organization = _reached(due_at, turn), lines.organization
+    if lines.session is not None and lines.session > turn:
+        place = max(place, lines.session + SPACING)
+    else:
+        place = place if organization is None else max(place, organization + GAP)
+        organization = place
+    return place - priority * AGEING, Lines(turn, organization, place)
+
+
+def rank_of_resumed(due_at: Instant, priority: int, turn: Instant | None) -> int:
+    """Return the rank of a task that becomes due later, or again: it stands in no line, which it would hold up.
+
+    Without a turn it is the rank of one that is not due yet; it is given another when it is.
     """
-    if due_at > now:
-        return due_at - priority * AGEING, tail
-    place = max(due_at, tail + SPACING)
-    return place - priority * AGEING, place
+    return (due_at if turn is None else _reached(due_at, turn)) - priority * AGEING
 
 
-def rank_of_resumed(due_at: Instant, priority: int) -> int:
-    """Return the rank of a task that becomes due again; it has stood in the queue once."""
-    return due_at - priority * AGEING
+def turn_after(turn: Instant | None, rank: int) -> Instant:
+    """Return the turn of a route after a task of that rank was taken from it."""
+    return rank if turn is None else max(turn, rank)
+
+
+def _reached(due_at: Instant, turn: Instant) -> Instant:
+    return max(turn + 1, min(due_at, turn + 1 + PATIENCE))
 
 
 def rank_of_moved(rank: int, before: int, after: int) -> int:
@@ -206,6 +236,23 @@ NO_GATES = Gates({}, None, {}, {})
 _ALONE = Limit("", capacity=1)
 
 
+# --- routes ------------------------------------------------------------------------------------------
+
+NEEDING = " @"
+"""Stands in a route before the label that a task of it needs."""
+
+
+def route_needing(route: str, label: str | None) -> str:
+    """The route of those tasks that need a label: one of its own, so that a claim compares routes and nothing else."""
+    return route if label is None else f"{route}{NEEDING}{label}"
+
+
+def split_route(route: str) -> tuple[str, str | None]:
+    """The kind, or `kind:name`, of a route, and the label that its tasks need, if they need one."""
+    plain, _, label = route.partition(NEEDING)
+    return plain, label or None
+
+
 def kind_of(route: str) -> str:
     """The kind that a route belongs to."""
-    return route.partition(":")[0]
+    return split_route(route)[0].partition(":")[0]

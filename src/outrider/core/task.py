@@ -93,7 +93,7 @@ class Input:
     root_session_id: str
     kind: str
     route: str
-    """What a worker must serve to run this task: the kind, or `kind:name`."""
+    """What a worker must serve to run this task: the kind, or `kind:name`, with the label that it needs."""
     spec: JSONObject
     created_at: Instant
     organization_id: str = DEFAULT_ORGANIZATION

@@ -56,6 +56,7 @@ class BackgroundTool:
             tool.timeouts,
             tool.result,
             tool.concurrency_key,
+            tool.needs,
         )
 
     async def prepare(self) -> None:

@@ -24,6 +24,7 @@ from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, Inval
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
 from outrider.core.machine import result_path
+from outrider.core.queue import split_route
 from outrider.core.task import (
     Artifact,
     Effects,
@@ -724,6 +725,7 @@ class TaskContext:
         options = TaskOptions(
             name=shorten(f"release {resource} {resource_id}", 120),
             depends_on=(self.id,),
+            needs=checked.needs or split_route(self._attempt.record.input.route)[1],
             run_if_dependency_fails=True,
             max_failures=RELEASE_FAILURES,
             run_timeout=RELEASE_TIMEOUT,

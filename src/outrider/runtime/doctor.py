@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from outrider.core.ledger import Worker
-from outrider.core.queue import kind_of, next_return, starts_left
+from outrider.core.queue import kind_of, next_return, split_route, starts_left
 from outrider.core.task import (
     EXTERNAL,
     OUTSIDER,
@@ -28,6 +28,7 @@ from outrider.core.values import SECOND, Instant
 from outrider.core.wording import counted
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
+from outrider.runtime.labels import LABEL, NO_LABEL
 from outrider.runtime.lease import seen_alive
 from outrider.runtime.records import Explanation, Finding
 from outrider.runtime.services import Services
@@ -128,7 +129,7 @@ class Doctor:
             Finding(
                 level="problem",
                 about="queue",
-                text=f"no live worker serves {route}, awaited by {counted(count, 'task')}",
+                text=f"no live worker serves {route}, awaited by {counted(count, 'task')}{_why_not(route, around)}",
                 advice=start_one(route),
             )
             for route, count in sorted(unserved.items())
@@ -195,7 +196,8 @@ class Doctor:
         if task.input.kind == EXTERNAL:
             yield f"it waits for a program that is no worker to claim {task.input.route}"
         elif not around.is_served(task):
-            yield f"no live worker serves {task.input.route}; {start_one(task.input.route)}"
+            route = task.input.route
+            yield f"no live worker serves {route}{_why_not(route, around)}; {start_one(route)}"
         pause = around.gates.pause_of(task.input.kind, task.session_id) if around.gates.is_paused else None
         if pause is not None:
             what = f"{pause.scope} {pause.name}".strip()
@@ -265,15 +267,43 @@ class Doctor:
         holders = await self._services.views.holders()
         serving = [worker for worker in workers if task.input.route in worker.card.routes]
         cards = [worker.card for worker in serving]
-        room = [f"{card.id} holds {holders.get(card.id, 0)} of {card.concurrency}" for card in cards]
-        if not room:
+        if not cards:
             return "nobody is there to take it"
+        now = self._services.clock.now()
+        room = [
+            f"{card.id} holds {holders.get(card.id, 0)} of {card.concurrency}{_silence(worker, now)}"
+            for card, worker in zip(cards, serving, strict=True)
+        ]
         return f"it is served by {counted(len(serving), 'worker')}: {'; '.join(room)}"
 
 
 def start_one(route: str = "") -> str:
     """What to do where nobody serves a route. Commands, and agents without tools, need no app."""
-    return "start one: outrider worker" + ("" if route in ("process", "subagent") else " --app MODULE:APP")
+    plain, label = split_route(route)
+    app = "" if plain in ("process", "subagent") else " --app MODULE:APP"
+    return f"start one: outrider worker{app}" + ("" if label is None else f" --serves {LABEL}{label}")
+
+
+def _why_not(route: str, around: Around) -> str:
+    """What the live workers that come nearest to serving a route lack; empty when none comes near."""
+    plain, label = split_route(route)
+    cards = [worker.card for worker in around.workers if worker.card.id not in around.dead]
+    served = [split_route(there) for card in cards for there in card.routes]
+    labels = sorted({other or NO_LABEL for there, other in served if there == plain})
+    if labels and label is None:
+        return f" (those that do take only what needs a label: {', '.join(labels)})"
+    if labels:
+        return f" (those that do do not state the label {label}, but {', '.join(labels)})"
+    kind = kind_of(plain)
+    near = [card for card in cards if any(kind_of(there) == kind for there in card.routes)]
+    versions = sorted({f"app {card.app_version}" if card.app_version else "an app without a version" for card in near})
+    return f" (live workers for {kind} know other names: {', '.join(versions)})" if near and plain != kind else ""
+
+
+def _silence(worker: Worker, now: Instant) -> str:
+    """That a worker has not shown itself for so long that it is lost; empty for one that has."""
+    silent = (now - worker.beat_at) / SECOND
+    return f" and is silent for {silent:.0f} s" if 0 < worker.card.lost_after < silent else ""
 
 
 def _moment(moment: Instant | None) -> str:

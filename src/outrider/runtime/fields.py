@@ -10,6 +10,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
+from outrider.core.queue import split_route
 from outrider.core.task import InputRequest, Task, phase_of
 from outrider.core.values import Instant, Span
 from outrider.runtime.around import Around
@@ -41,6 +42,7 @@ def task_fields(task: Task, *, heartbeat_at: Instant | None = None, around: Arou
         "idempotency_key": given.idempotency_key,
         "priority": task.priority,
         "concurrency_key": given.concurrency_key,
+        "needs": split_route(given.route)[1],
         "debounce_key": given.debounce_key,
         "depends_on": given.depends_on,
         "detached": given.detached,

@@ -9,12 +9,25 @@ from typing import Any, cast, get_args
 
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.ledger import TaskFilter
+from outrider.core.queue import NEEDING, route_needing
 from outrider.core.session import Session
-from outrider.core.task import NO_TIMEOUTS, ChildPolicy, Input, NewTask, Retry, State, Task, Timeouts, WakePolicy
+from outrider.core.task import (
+    EXTERNAL,
+    NO_TIMEOUTS,
+    ChildPolicy,
+    Input,
+    NewTask,
+    Retry,
+    State,
+    Task,
+    Timeouts,
+    WakePolicy,
+)
 from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.clock import LONGEST, instant, span
 from outrider.runtime.codec import check_size, jsonable
 from outrider.runtime.ids import check_id, new_id
+from outrider.runtime.labels import check_label
 from outrider.runtime.registry import CheckedSpec
 from outrider.runtime.schemas import check_schema
 from outrider.settings import CANCEL_GRACE, Limits
@@ -30,7 +43,8 @@ class TaskOptions:
     `id` and `idempotency_key` make creation idempotent. `delay` or `start_at` hold the task back. `concurrency_key`
     names the limit under which it runs (see `Queue.limit`); while a task with this `debounce_key` has not started,
     another of its session changes it, and puts it off by its delay, `debounce_max` at most since its creation.
-    `max_failures`, `concurrency_key` and the `*_timeout`s left at None take the tool's own, then the defaults.
+    Only a worker that states the label which a task `needs` runs it, and such a worker runs no others.
+    `max_failures`, `concurrency_key`, `needs` and the `*_timeout`s left at None take the tool's own, then the defaults.
     """
 
     id: str | None = None
@@ -41,6 +55,7 @@ class TaskOptions:
     wake: WakePolicy = "silent"
     priority: int = 0
     concurrency_key: str | None = None
+    needs: str | None = None
     debounce_key: str | None = None
     debounce_max: Length | None = None
     delay: Length | None = None
@@ -98,7 +113,7 @@ def new_task(
         session_id=session.id,
         root_session_id=session.root_session_id,
         kind=kind,
-        route=checked.route,
+        route=_route(kind, checked, options.needs or checked.needs),
         spec=checked.spec,
         created_at=now,
         organization_id=session.organization_id,
@@ -127,6 +142,14 @@ def new_task(
     return NewTask(task_id, given, _not_before(options, now))
 
 
+def _route(kind: str, checked: CheckedSpec, label: str | None) -> str:
+    if NEEDING in checked.route:
+        raise InvalidArguments(f"what has {NEEDING!r} in its name cannot be asked for: {checked.route!r:.200}")
+    if label is not None and kind == EXTERNAL:
+        raise InvalidArguments(f"tasks of kind {EXTERNAL} go to a program by its name, and no label")
+    return route_needing(checked.route, label)
+
+
 def check_options(options: TaskOptions, limits: Limits) -> None:
     """Refuse what the record could not say."""
     if not isinstance(options, TaskOptions):
@@ -147,6 +170,8 @@ def check_options(options: TaskOptions, limits: Limits) -> None:
         if value not in choices:
             raise InvalidArguments(f"{name} is one of {', '.join(choices)}, not {value!r:.100}")
     check_keys(options, limits)
+    if options.needs is not None:
+        check_label("needs", options.needs)
     if options.name is not None:
         check_name("name", options.name, limits.detail)
     if options.debounce_key is not None and options.delay is None and options.start_at is None:

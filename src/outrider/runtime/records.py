@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from outrider.core.change import AttemptEnd
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
-from outrider.core.queue import Limit, Pause, Scope, next_return, starts_out
+from outrider.core.queue import Limit, Pause, Scope, next_return, split_route, starts_out
 from outrider.core.session import Session
 from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
@@ -149,6 +149,7 @@ class TaskRecord(Record):
     idempotency_key: str | None
     priority: int
     concurrency_key: str | None
+    needs: str | None
     debounce_key: str | None
     depends_on: tuple[str, ...]
     detached: bool
@@ -397,7 +398,9 @@ class InboxRecord(Record):
 
 
 class WorkerRecord(Record):
-    """A registered worker. It `held` so many tasks when this was read.
+    """A registered worker. It `held` so many tasks when this was read, and is lost `lost_after` seconds without a beat.
+
+    It takes only tasks that need one of its `labels`; None among them is for those that need none.
 
     `is_alive` is None for one of another machine, or where no file is shared: then only a `beat` that grows tells.
     """
@@ -408,7 +411,10 @@ class WorkerRecord(Record):
     started_at: datetime
     concurrency: int
     routes: tuple[str, ...]
+    labels: tuple[str | None, ...]
     version: str
+    app_version: str
+    lost_after: float
     beat: int
     beat_at: datetime
     held: int
@@ -425,6 +431,9 @@ class WorkerRecord(Record):
             started_at=as_datetime(card.started_at),
             concurrency=card.concurrency,
             routes=card.routes,
+            labels=tuple(dict.fromkeys(split_route(route)[1] for route in card.routes)),
+            app_version=card.app_version,
+            lost_after=card.lost_after,
             version=card.version,
             beat=worker.beat,
             beat_at=as_datetime(worker.beat_at),

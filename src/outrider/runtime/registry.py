@@ -14,9 +14,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from outrider.core.errors import InvalidArguments, UnknownName
+from outrider.core.queue import route_needing
 from outrider.core.task import Effects, Retry, Timeouts
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import Shape, shape_of
+from outrider.runtime.labels import LABEL, NO_LABEL, check_label
 
 if TYPE_CHECKING:
     from outrider.runtime.context import TaskContext
@@ -77,6 +79,7 @@ class CheckedSpec:
     shape: Shape | None = None
     """The declared type of the result."""
     concurrency_key: str | None = None
+    needs: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Tool:
     retry: Retry | None = None
     timeouts: Timeouts | None = None
     concurrency_key: str | None = None
+    needs: str | None = None
+    """The label that a worker has to state which runs it."""
     takes_context: bool = False
     is_async: bool = False
     """Whether the function is a coroutine function; others run in a thread."""
@@ -246,22 +251,32 @@ def _takes_context(fn: Callable[..., Any]) -> bool:
 class Registry:
     """The names of one app."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "") -> None:
+        self.version = version
         self.tools: dict[str, Tool] = {}
         self.agents: dict[str, object] = {}
         self.executors: dict[str, Executor] = {}
         self._chosen: tuple[str, ...] = ()
+        self._labels: tuple[str | None, ...] = (None,)
 
     def serve(self, patterns: Sequence[str]) -> None:
         """Have workers serve only what matches one of these: a kind, or `kind:name`; a * stands for anything.
 
-        Raises InvalidArguments for a pattern that nothing here matches.
+        `label:NAME` among them has workers take only tasks that need that label, `label:none` those too that need
+        none; with no such pattern these are all. Raises InvalidArguments for a pattern that nothing here matches, and
+        for what is no label.
         """
+        labels = [pattern.removeprefix(LABEL) for pattern in patterns if pattern.startswith(LABEL)]
+        for label in labels:
+            if label != NO_LABEL:
+                check_label("what a worker serves", label)
+        chosen = [pattern for pattern in patterns if not pattern.startswith(LABEL)]
         there = self._known_routes()
-        for pattern in patterns:
+        for pattern in chosen:
             if not any(_matches(route, pattern) for route in there):
                 raise InvalidArguments(f"nothing here matches {pattern!r}; there is {', '.join(there)}")
-        self._chosen = tuple(patterns)
+        self._chosen = tuple(chosen)
+        self._labels = tuple(dict.fromkeys(None if label == NO_LABEL else label for label in labels)) or (None,)
 
     def tool(self, name: object) -> Tool:
         """The tool of that name. Raises UnknownName with the names that are known."""
@@ -278,11 +293,12 @@ class Registry:
         return found
 
     def routes(self) -> tuple[str, ...]:
-        """All that a worker with this registry serves."""
+        """All that a worker with this registry serves: each route once for each label that it states."""
         chosen = self._chosen
-        return tuple(
+        routes = [
             route for route in self._known_routes() if not chosen or any(_matches(route, pattern) for pattern in chosen)
-        )
+        ]
+        return tuple(route_needing(route, label) for label in self._labels for route in routes)
 
     def _known_routes(self) -> list[str]:
         return sorted({route for executor in self.executors.values() for route in executor.routes()})

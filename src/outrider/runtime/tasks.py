@@ -21,6 +21,7 @@ from outrider.core.errors import (
 )
 from outrider.core.events import Answered, CancelRequested, Message, MessageReceived
 from outrider.core.ledger import Beat, Existing, TaskFilter
+from outrider.core.queue import route_needing, split_route
 from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, Direction, Input, NewTask, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
@@ -347,7 +348,7 @@ class Tasks:
             spec.update(changes)
         checked = self._services.registry.executor(given.kind).check(spec)
         check_size("the spec of the task", checked.spec, self._services.settings.limits.spec)
-        return evolve(given, spec=checked.spec, route=checked.route)
+        return evolve(given, spec=checked.spec, route=route_needing(checked.route, split_route(given.route)[1]))
 
     async def _ended(self, task_id: str) -> Task:
         task = await self.get(task_id)

@@ -208,6 +208,7 @@ class Worker:
             version=__version__,
             concurrency=settings.concurrency,
             lost_after=settings.lease.lost,
+            app_version=self._services.registry.version,
         )
         await self._services.ledger.register(card)
         watched = Watched(self._loop, self._culprit, self._is_holding, self._on_lost, self._on_end)

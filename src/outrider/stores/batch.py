@@ -36,8 +36,10 @@ from outrider.core.ledger import (
 from outrider.core.queue import (
     EVERY,
     NO_GATES,
+    PATIENCE,
     Gates,
     Limit,
+    Lines,
     Pause,
     Spent,
     has_returned,
@@ -47,13 +49,14 @@ from outrider.core.queue import (
     rank_of_resumed,
     spend,
     starts_left,
+    turn_after,
 )
 from outrider.core.session import NewSession, Session
-from outrider.core.task import TERMINAL, Core, State, Task
+from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.parcel import Parcel
 from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
-from outrider.stores.statements import Statements, listed
+from outrider.stores.statements import NO_NUL, Statements, listed
 
 Ready: TypeAlias = Sequence[Any]
 """A task that may be claimed: rank, number, due_at, concurrency key, number of its session."""
@@ -141,7 +144,6 @@ class SessionHead:
     number: int
     id: str
     seq: int
-    tail: Instant
     transcript: int
     inbox: int
     updated_at: Instant
@@ -167,6 +169,8 @@ class Known:
     numbers: list[int] | None = None
     """The newest numbers that were given to a task and a session."""
     keys: dict[str, KeyHead] = field(default_factory=dict)
+    lines: dict[tuple[str, str], Instant | None] = field(default_factory=dict)
+    """Where lines end, by route and whose they are; None for one that has not begun. See `turn_of`."""
     gates: KnownGates | None = None
 
     def tidy(self, moved: Iterable[str]) -> None:
@@ -190,6 +194,8 @@ class Known:
             self.sessions.clear()
         if len(self.keys) > MOST_KNOWN:
             self.keys.clear()
+        if len(self.lines) > MOST_KNOWN:
+            self.lines.clear()
 
     def forget(self, head: TaskHead) -> None:
         """Forget a task: it is hardly asked for again, or gone."""
@@ -229,7 +235,14 @@ _OF_TASKS = (
 )
 """The statements that delete tasks, in an order that lets each find what it looks for."""
 
-_OF_SESSIONS = ("prune_session_events", "prune_transcript", "prune_session_inbox", "prune_pauses", "prune_sessions")
+_OF_SESSIONS = (
+    "prune_session_events",
+    "prune_transcript",
+    "prune_session_inbox",
+    "prune_pauses",
+    "prune_lines",
+    "prune_sessions",
+)
 
 LARGE = 8192
 """From how many characters of input on a record is read again rather than kept in mind."""
@@ -252,6 +265,7 @@ class Wanted:
     concurrency: set[str] = field(default_factory=set)
     new_of: set[str] = field(default_factory=set)
     """The parents of new tasks."""
+    lines: set[tuple[str, str]] = field(default_factory=set)
     is_held: bool = False
     """Whether a task is to be held from its first moment."""
     logging: set[str] = field(default_factory=set)
@@ -274,6 +288,7 @@ class Wanted:
             self.is_held = self.is_held or task.core.worker_id is not None
             if task.input.parent_task_id is not None:
                 self.new_of.add(task.input.parent_task_id)
+        self.line(task, is_new=change.before is None)
         for follow_up in change.follow_ups:
             (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
         self.tasks.update(change.watches)
@@ -286,11 +301,30 @@ class Wanted:
         if change.luggage is not None and change.luggage.child_session_id is not None:
             self.sessions.add(change.luggage.child_session_id)
 
+    def line(self, task: Task, *, is_new: bool) -> None:
+        """A task that is placed in the queue, or taken from it, concerns the lines of its route."""
+        given, core = task.input, task.core
+        if is_new and core.readiness == "ready":
+            self.lines.update(lines_of(given))
+        elif not is_new and (core.due_at is not None or core.worker_id is not None):
+            self.lines.add(turn_of(given.route))
+
     def file(self, file: FileWrite) -> None:
         """A file concerns its session, and the task whose folder it lies in."""
         self.sessions.add(file.session_id)
         if (owner := owner_of(file.path)) is not None:
             self.tasks.add(owner[0])
+
+
+def turn_of(route: str) -> tuple[str, str]:
+    """What the turn of a route goes by among the lines."""
+    return route, ""
+
+
+def lines_of(given: Input) -> tuple[tuple[str, str], tuple[str, str], tuple[str, str]]:
+    """What the lines go by that a new task stands in: the turn of its route, its organization's and its session's."""
+    route = given.route
+    return turn_of(route), (route, f"o:{given.organization_id}"), (route, f"s:{given.session_id}")
 
 
 def owner_of(path: str) -> tuple[str, str] | None:
@@ -320,6 +354,7 @@ class Batch:
         self._counted: dict[str, KeyHead] = {}
         self._loosened: dict[str, KeyHead] = {}
         self._has_written_rates = False
+        self._moved_lines: set[tuple[str, str]] = set()
         self._output: dict[int, list[int]] = {}
         self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
 
@@ -390,6 +425,9 @@ class Batch:
             ask("pending_follow_ups", listed(wanted.settles), self._settles.update)
         if wanted.concurrency:
             self._ask_keys(wanted.concurrency, ask)
+        if lines := wanted.lines - self._known.lines.keys():
+            self._known.lines.update((line, None) for line in lines)
+            ask("lines", encode([[part.replace("\0", NO_NUL) for part in line] for line in lines]), self._take_lines)
         if sessions := wanted.sessions - self._sessions.keys():
             ask("session_heads", listed(sessions), self._take_sessions)
         if wanted.keys:
@@ -416,6 +454,10 @@ class Batch:
     def _take_sessions(self, rows: list[Any]) -> None:
         for row in rows:
             self._sessions[row[1]] = SessionHead(*row)
+
+    def _take_lines(self, rows: list[Any]) -> None:
+        for route, owner, place in rows:
+            self._known.lines[route, owner] = place
 
     def _take_watchers(self, rows: list[Any]) -> None:
         for awaited, watcher in rows:
@@ -489,11 +531,11 @@ class Batch:
         assert head.task is not None
         return self._with_live(head.task, head)
 
-    def forget_timed(self) -> None:
-        """Timed tasks have become ready, behind what is known of them."""
-        for head in self._tasks.values():
-            if head.task is not None and head.task.core.readiness == "timed":
-                head.task = None
+    def come(self, routes: str, now: Instant, most: int) -> None:
+        """Make timed tasks of these routes ready that are due, at most so many."""
+        for number, rank in self._statements.run("come", PATIENCE, routes, now, most).fetchall():
+            if (head := self._known.numbered.get(number)) is not None:
+                head.rank, head.task = rank, None
 
     def _session_of(self, head: TaskHead) -> SessionHead:
         return self._sessions[head.session_id]
@@ -522,7 +564,7 @@ class Batch:
             return None
         session = session_of(new)
         number = self._number_session()
-        head = self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, 0, new.created_at)
+        head = self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, new.created_at)
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
         self._session_created(head)
@@ -538,7 +580,6 @@ class Batch:
                 new.title,
                 encode(new.labels),
                 1,
-                0,
                 0,
                 0,
                 new.created_at,
@@ -660,10 +701,10 @@ class Batch:
         task = parcel.change.task
         given, core = task.input, task.core
         number, due_at = self._number_task(), core.due_at or 0
-        if core.readiness in (None, "blocked"):  # it does not stand in the queue, so it moves no tail
-            rank = rank_of_resumed(due_at, given.priority)
+        if core.readiness != "ready":  # it does not stand in the queue yet, so it moves no line
+            rank = rank_of_resumed(due_at, given.priority, None)
         else:
-            rank, session.tail = rank_of_new(due_at, given.priority, session.tail, core.updated_at)
+            rank = self._line_up(given, due_at)
         root = given.root_session_id
         self._new_tasks.append(
             (
@@ -717,14 +758,31 @@ class Batch:
         )
         return head
 
+    def _line_up(self, given: Input, due_at: Instant) -> int:
+        """Return the rank of a new task at the end of its lines, and let them end there."""
+        known, names = self._known.lines, lines_of(given)
+        rank, after = rank_of_new(due_at, given.priority, Lines(*map(known.get, names)))
+        for name, place in zip(names, (after.turn, after.organization, after.session), strict=True):
+            self._move_line(name, place)
+        return rank
+
+    def _move_line(self, name: tuple[str, str], place: Instant | None) -> None:
+        if place != self._known.lines.get(name):
+            self._known.lines[name] = place
+            self._moved_lines.add(name)
+
     def _input_row(self, number: int, parcel: Parcel) -> tuple[Any, ...]:
         return number, parcel.input
 
     def _move(self, parcel: Parcel, head: TaskHead) -> None:
         task = parcel.change.task
         core = task.core
+        turn = turn_of(task.input.route)
+        if core.worker_id is not None and head.worker_id is None:
+            self._move_line(turn, turn_after(self._known.lines.get(turn), head.rank))
         if core.due_at is not None and core.due_at != head.due_at:
-            head.rank = rank_of_resumed(core.due_at, task.priority)
+            at = self._known.lines.get(turn) if core.readiness == "ready" else None
+            head.rank = rank_of_resumed(core.due_at, task.priority, at)
         elif core.priority is not None and core.priority != head.priority:
             head.rank = rank_of_moved(head.rank, head.priority, core.priority)
         head.priority = task.priority
@@ -1059,6 +1117,9 @@ class Batch:
                 self._statements.run(name, listed(numbers))
             self._statements.run("prune_files", listed([-number for number in numbers]))
             self._known.gates = None  # a pause may have gone with them
+            owners = {f"s:{id}" for _, id in empty}
+            for line in [line for line in self._known.lines if line[1] in owners]:
+                del self._known.lines[line]
         for _, id in empty:
             self._sessions.pop(id, None)
             self._session_ids.add(id)
@@ -1087,6 +1148,10 @@ class Batch:
                 [(head.number, head.live, head.active_at, head.active_attempt) for head in self._lives.values()],
             )
             self._lives = {}
+        if self._moved_lines:
+            lines = self._known.lines
+            write("upsert_lines", [(*name, lines[name]) for name in sorted(self._moved_lines)])
+            self._moved_lines = set()
         self._flush_steps()
         for name, batch in rows.items():
             write(name, batch)
@@ -1120,7 +1185,7 @@ class Batch:
             (
                 "update_sessions",
                 [
-                    (head.number, head.seq, head.tail, head.transcript, head.inbox, head.updated_at)
+                    (head.number, head.seq, head.transcript, head.inbox, head.updated_at)
                     for head in self._touched.values()
                 ],
             ),

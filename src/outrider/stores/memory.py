@@ -64,6 +64,7 @@ from outrider.core.ledger import (
 from outrider.core.queue import (
     Gates,
     Limit,
+    Lines,
     Pause,
     Scope,
     Spent,
@@ -74,6 +75,7 @@ from outrider.core.queue import (
     rank_of_resumed,
     spend,
     starts_left,
+    turn_after,
 )
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task
@@ -90,7 +92,6 @@ class _SessionRow:
     """A session and what only the store knows of it."""
 
     session: Session
-    tail: Instant = 0
     log: list[LogRow] = field(default_factory=list)
     transcript: list[TranscriptRow] = field(default_factory=list)
     inbox: dict[str, InboxRow] = field(default_factory=dict)
@@ -142,6 +143,10 @@ class _Tables:
     limits: dict[str, Limit] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], Pause] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
+    turns: dict[str, Instant] = field(default_factory=dict)
+    """Where each route has come to."""
+    lines: dict[tuple[str, str], Instant] = field(default_factory=dict)
+    """Where the lines of organizations and sessions end, by route and `o:` or `s:` before their id."""
     is_closed: bool = False
 
     def check_open(self) -> None:
@@ -272,13 +277,14 @@ class MemoryLedger:
         due = [row for row in map(tables.tasks.__getitem__, tables.due) if row.task.input.route in served]
         # A claim that waited finds tasks that were made after its moment. They are for the next.
         ready = [row for row in due if _has_come(row.task, claim.now)]
-        ready.sort(key=lambda row: (row.rank, row.number))
+        ranks = {row.number: self._rank_of_come(row) for row in ready}
+        ready.sort(key=lambda row: (ranks[row.number], row.number))
         taken, aside, more = self._walk(ready, claim, gates)
         changes = [decide(_made_ready(row.task)) for row in taken]
         logs = [_encode_log(change) for change in changes]
 
         for row in ready:
-            row.task = _made_ready(row.task)
+            row.task, row.rank = _made_ready(row.task), ranks[row.number]
         for row, reason in aside:
             row.task = evolve(row.task, core=evolve(row.task.core, readiness="blocked", blocked_by=reason))
         news = _News()
@@ -301,6 +307,13 @@ class MemoryLedger:
             more=more,
             follow_ups=bool(tables.follow_ups),
         )
+
+    def _rank_of_come(self, row: _TaskRow) -> int:
+        """The rank of a task that may be taken: one that was waited for stands where its route has come to."""
+        core, route = row.task.core, row.task.input.route
+        if core.readiness != "timed" or core.due_at is None:
+            return row.rank
+        return rank_of_resumed(core.due_at, row.task.priority, self._tables.turns.get(route))
 
     def _walk(
         self, ready: Sequence[_TaskRow], claim: Claim, gates: Gates
@@ -492,6 +505,7 @@ class MemoryLedger:
         ]
         for session_id in sessions:
             del tables.sessions[session_id]
+            tables.lines = {name: place for name, place in tables.lines.items() if name[1] != f"s:{session_id}"}
             tables.pauses.pop(("session", session_id), None)
         await self._committed(_News(task_ids=set(ended), session_ids={*owners, *sessions}))
         return Pruned(tuple(ended), tuple(sessions))
@@ -606,18 +620,29 @@ class MemoryLedger:
             tables.spent[key] = spend(limit, tables.spent.get(key, ()), task.core.updated_at, 1)
 
     def _rank_of_new(self, task: Task) -> int:
-        session, core = self._tables.sessions[task.session_id], task.core
-        due_at = core.due_at or 0
-        if core.readiness in (None, "blocked"):  # it does not stand in the queue, so it moves no tail
-            return rank_of_resumed(due_at, task.input.priority)
-        rank, session.tail = rank_of_new(due_at, task.input.priority, session.tail, core.updated_at)
+        tables, given, due_at = self._tables, task.input, task.core.due_at or 0
+        if task.core.readiness != "ready":  # it does not stand in the queue yet, so it moves no line
+            return rank_of_resumed(due_at, given.priority, None)
+        route, lines = given.route, tables.lines
+        organization, session = (route, f"o:{given.organization_id}"), (route, f"s:{given.session_id}")
+        before = Lines(tables.turns.get(route), lines.get(organization), lines.get(session))
+        rank, after = rank_of_new(due_at, given.priority, before)
+        if after.turn is not None:
+            tables.turns[route] = after.turn
+        for name, place in ((organization, after.organization), (session, after.session)):
+            if place is not None:
+                lines[name] = place
         return rank
 
     def _update(self, change: Change) -> _TaskRow:
         row = self._tables.tasks[change.task.id]
         old, new = row.task.core, change.task.core
+        turns, route = self._tables.turns, change.task.input.route
+        if new.is_held and not old.is_held:
+            turns[route] = turn_after(turns.get(route), row.rank)
         if new.due_at is not None and new.due_at != old.due_at:
-            row.rank = rank_of_resumed(new.due_at, change.task.priority)
+            at = turns.get(route) if new.readiness == "ready" else None
+            row.rank = rank_of_resumed(new.due_at, change.task.priority, at)
         elif change.task.priority != row.task.priority:
             row.rank = rank_of_moved(row.rank, row.task.priority, change.task.priority)
         if new.is_held and not old.is_held:

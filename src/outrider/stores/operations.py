@@ -137,8 +137,7 @@ def _look(batch: Batch, claim: Claim, routes: str) -> _Sight:
     statements, now, size = batch.statements, claim.now, claim.limit + 1
     ready, timed, deadline, follow_ups, opens_at = batch.look(routes, size)
     if any(moment is not None and moment <= now for moment in (timed, opens_at)):
-        statements.run("come", routes, now, COME_AT_ONCE)
-        batch.forget_timed()
+        batch.come(routes, now, COME_AT_ONCE)
         batch.open_rates(now)
         ready, timed, deadline, follow_ups, opens_at = batch.look(routes, size)
     later = None

@@ -136,7 +136,6 @@ class PostgresBatch(Batch):
             (
                 head.number,
                 head.seq - head.base[0],
-                head.tail,
                 head.transcript - head.base[1],
                 head.inbox - head.base[2],
                 head.updated_at,

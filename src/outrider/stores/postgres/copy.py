@@ -141,7 +141,7 @@ class PostgresTables:
 
     def write(self, table: Table, rows: Iterable[Row]) -> None:
         """Write rows into an empty table. Raises InvalidArguments for what no table of PostgreSQL can hold."""
-        if table.name in ("counts", "rates"):
+        if table.name in ("counts", "rates", "lines"):
             self._connection.execute(f"delete from {table.name}".encode())
         columns = {name: _TYPES[kind] for name, kind in table.columns.items()}
         change = _changes(table)

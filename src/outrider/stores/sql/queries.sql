@@ -124,6 +124,10 @@ delete from inbox where session {numbers};
 delete from pauses
 where scope = 'session' and name in (select id from sessions where number {numbers});
 
+-- prune_lines --
+delete from lines
+where owner in (select 's:' || id from sessions where number {numbers});
+
 -- prune_sessions --
 delete from sessions where number {numbers};
 

@@ -108,8 +108,8 @@ class SqliteTables:
             for state, tasks in rows:
                 self._connection.execute("update counts set tasks = ? where state = ?", [tasks, state])
             return
-        if table.name == "rates":
-            self._connection.execute("delete from rates")
+        if table.name in ("rates", "lines"):
+            self._connection.execute(f"delete from {table.name}")
         columns = ", ".join(f'"{name}"' for name in table.columns)
         places = ", ".join("?" * len(table.columns))
         try:

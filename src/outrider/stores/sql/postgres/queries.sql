@@ -74,7 +74,11 @@ order by t.number
 for update of t;
 
 -- session_heads --
-select number, id, seq, tail, transcript, inbox, updated_at from sessions where id {texts};
+select number, id, seq, transcript, inbox, updated_at from sessions where id {texts};
+
+-- lines --
+select route, owner, place
+from json_array_elements(?::json) line join lines on owner = line ->> 1 and route = line ->> 0;
 
 -- keys --
 select s.id, t.idempotency_key, t.id
@@ -140,16 +144,16 @@ select task, first, next from outputs where task {numbers};
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, tail, transcript, inbox, created_at, updated_at
+    seq, transcript, inbox, created_at, updated_at
 )
 select *
-from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,bigint};
+from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint};
 
 -- write_log --
 -- What is added to the counters of sessions; then what is numbered by them, each after where its session stood. A session
 -- that is gone leaves no number, which is refused.
 with added as (
-    select * from {rows:bigint,bigint,bigint,bigint,bigint,bigint}
+    select * from {rows:bigint,bigint,bigint,bigint,bigint}
 ), locked as (
     select s.number
     from sessions s
@@ -159,12 +163,12 @@ with added as (
 ), counted as (
     update sessions s
     set
-        seq = s.seq + v.column2, tail = greatest(s.tail, v.column3), transcript = s.transcript + v.column4,
-        inbox = s.inbox + v.column5, updated_at = greatest(s.updated_at, v.column6)
+        seq = s.seq + v.column2, transcript = s.transcript + v.column3, inbox = s.inbox + v.column4,
+        updated_at = greatest(s.updated_at, v.column5)
     from locked join added v on v.column1 = locked.number
     where s.number = locked.number
     returning
-        s.number, s.seq - v.column2 as seq, s.transcript - v.column4 as transcript, s.inbox - v.column5 as inbox
+        s.number, s.seq - v.column2 as seq, s.transcript - v.column3 as transcript, s.inbox - v.column4 as inbox
 ), told as (
     insert into events (position, session, seq, task, type, at, data)
     select
@@ -273,7 +277,16 @@ on conflict (id) do update set card = excluded.card, beat = 0, beat_at = exclude
 
 -- come --
 update tasks
-set readiness = 'ready'
+set
+    readiness = 'ready',
+    rank = rank - due_at + coalesce(
+        (
+            select greatest(place + 1, least(due_at, place + 1 + ?::bigint))
+            from lines
+            where lines.owner = '' and lines.route = tasks.route
+        ),
+        due_at
+    )
 where number in (
     select number
     from tasks
@@ -281,7 +294,8 @@ where number in (
     order by route, due_at
     limit ?
     for update skip locked
-);
+)
+returning number, rank;
 
 -- ready --
 -- The first ready tasks of each route that nobody else is at, locked.
@@ -372,6 +386,27 @@ select key from waiting where key is not null;
 
 -- opening_keys --
 select key from rates where opens_at <= ? order by opens_at limit ?;
+
+-- upsert_lines --
+-- Everybody moves the turn of a busy route, and nobody may wait for it: what another is at is left to the next.
+with moved as (
+    select column1 as route, column2 as owner, column3 as place from {rows:text,text,bigint}
+), free as (
+    select l.route, l.owner
+    from lines l join moved m on m.owner = l.owner and m.route = l.route
+    for update of l skip locked
+), told as (
+    update lines l
+    set place = greatest(l.place, m.place)
+    from free join moved m on m.owner = free.owner and m.route = free.route
+    where l.owner = free.owner and l.route = free.route
+)
+insert into lines (route, owner, place)
+select route, owner, place
+from moved
+where not exists (select 1 from lines l where l.owner = moved.owner and l.route = moved.route)
+order by owner, route
+on conflict (owner, route) do nothing;
 
 -- upsert_rates --
 insert into rates (key, spent, opens_at)

@@ -17,9 +17,14 @@ where t.id in (select value from json_each(?));
 
 -- session_heads --
 -- The counters of sessions, by id.
-select json_group_array(json_array(number, id, seq, tail, transcript, inbox, updated_at))
+select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at))
 from sessions
 where id in (select value from json_each(?));
+
+-- lines --
+-- Where these lines end, by route and owner.
+select json_group_array(json_array(route, owner, place))
+from json_each(?) line join lines on owner = line.value ->> 1 and route = line.value ->> 0;
 
 -- keys --
 -- Which of these (session id, idempotency key) pairs are taken, and by which task.
@@ -90,14 +95,14 @@ select json_group_array(json_array(task, first, next)) from outputs where task i
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, tail, transcript, inbox, created_at, updated_at
+    seq, transcript, inbox, created_at, updated_at
 )
-values {rows:15};
+values {rows:14};
 
 -- update_sessions --
 update sessions
-set seq = v.column2, tail = v.column3, transcript = v.column4, inbox = v.column5, updated_at = v.column6
-from (values {rows:6}) as v
+set seq = v.column2, transcript = v.column3, inbox = v.column4, updated_at = v.column5
+from (values {rows:5}) as v
 where sessions.number = v.column1;
 
 -- insert_tasks --
@@ -189,15 +194,22 @@ on conflict (id) do update set card = excluded.card, beat = 0, beat_at = exclude
 -- === claims ===
 
 -- come --
--- Make ready what is due by now on these routes, oldest first on each, and not without bound.
+-- Make ready what is due by now on these routes, oldest first on each, and not without bound. Each stands where the
+-- turn of its route has come to by now; see `rank_of_resumed`.
 update tasks
-set readiness = 'ready'
+set
+    readiness = 'ready',
+    rank = rank - due_at + ifnull(
+        (select max(place + 1, min(due_at, place + 1 + ?)) from lines where lines.owner = '' and lines.route = tasks.route),
+        due_at
+    )
 where number in (
     select number
     from tasks
     where route in (select value from json_each(?)) and readiness = 'timed' and due_at <= ?
     limit ?
-);
+)
+returning number, rank;
 
 -- look --
 -- All that a claim has to know, at once, of these routes: the first ready tasks of each (rank, number, due_at, key,
@@ -281,6 +293,11 @@ select json_group_array(key) from waiting where key is not null;
 -- opening_keys --
 -- The keys to whose rate a start has returned by now.
 select json_group_array(key) from (select key from rates where opens_at <= ? order by opens_at limit ?);
+
+-- upsert_lines --
+insert into lines (route, owner, place)
+values {rows:3}
+on conflict (owner, route) do update set place = max(lines.place, excluded.place);
 
 -- upsert_rates --
 insert into rates (key, spent, opens_at)
