@@ -131,7 +131,8 @@ class PostgresBatch(Batch):
 
     def _write_log(self) -> None:
         """Say what is to be added to where sessions stand by now, which others may have moved since it was read."""
-        base = {head.number: head.base for head in self._touched.values()}
+        heads = [self._touched[number] for number in sorted(self._touched)]
+        stood = {head.number: (place, *head.base) for place, head in enumerate(heads, 1)}
         added = [
             (
                 head.number,
@@ -140,15 +141,21 @@ class PostgresBatch(Batch):
                 head.inbox - head.base[2],
                 head.updated_at,
             )
-            for head in self._touched.values()
+            for head in heads
         ]
         events = [
-            (place, session, seq - base[session][0], *rest)
+            (place, stood[session][0], session, seq - stood[session][1], *rest)
             for place, (session, seq, *rest) in enumerate(self._events, self._told)
         ]
-        transcript = [(session, number - base[session][1], *rest) for session, number, *rest in self._transcript]
-        inbox = [(session, id, seq - base[session][2], *rest) for session, id, seq, *rest in self._inbox.values()]
+        transcript = [
+            (stood[session][0], session, number - stood[session][2], *rest)
+            for session, number, *rest in self._transcript
+        ]
+        inbox = [
+            (stood[session][0], session, id, seq - stood[session][3], *rest)
+            for session, id, seq, *rest in self._inbox.values()
+        ]
         self._told += len(events)
         self._own.write_all("write_log", added, events, transcript, inbox)
-        for head in self._touched.values():
+        for head in heads:
             head.base = (head.seq, head.transcript, head.inbox)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -29,6 +30,7 @@ from outrider.core.errors import (
 )
 from outrider.stores.migrate import Migration, check, known
 from outrider.stores.postgres.clock import ServerClock
+from outrider.stores.postgres.pipeline import Pipeline
 from outrider.stores.postgres.statements import DUMPERS, PostgresStatements, TextDumper
 
 T = TypeVar("T")
@@ -105,6 +107,11 @@ class Link(Connection[Any]):
     is_shared = False
     settings: Mapping[str, str] = SETTINGS
     """What holds from the first statement on; on a shared one, only in what `begin` begins."""
+
+    @cached_property
+    def ahead(self) -> Pipeline:
+        """The way to say much on it without waiting; it begins with the patience that the connection has by then."""
+        return Pipeline(self)
 
     def begin(self, mode: str = "") -> None:
         """Begin a transaction, with the settings. None of it is a query: what it sees is yet to be fixed."""

@@ -20,7 +20,6 @@ from outrider.stores.operations import Operation
 from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.news import News
-from outrider.stores.postgres.pipeline import Pipeline
 from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.postgres.views import PostgresViews
 from outrider.stores.postgres.writer import Writer
@@ -109,7 +108,7 @@ class PostgresLedger(SqlLedger):
             with self._database.errors():
                 if self._lease is None:
                     self._lease = self._database.connect(patience=timeout, timeout=timeout)
-                with Pipeline(self._lease) as pipeline:
+                with self._lease.ahead as pipeline:
                     pipeline.settle_in()
                     return PostgresStatements(pipeline).changed("renew_worker", self.now(), worker_id) > 0
         except (psycopg.Error, StoreUnavailable):

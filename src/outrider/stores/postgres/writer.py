@@ -212,7 +212,7 @@ class Writer(GroupWriter):
     def _connected(self) -> tuple[Pipeline, PostgresStatements]:
         if self._pipeline is None or self._statements is None:
             self._connection = self._database.connect()
-            self._pipeline = Pipeline(self._connection)
+            self._pipeline = self._connection.ahead
             self._statements = PostgresStatements(self._pipeline)
         if not self._id:
             with self._database.errors(), self._pipeline:

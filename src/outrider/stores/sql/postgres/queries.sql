@@ -150,43 +150,44 @@ select *
 from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint};
 
 -- write_log --
--- What is added to the counters of sessions; then what is numbered by them, each after where its session stood. A session
--- that is gone leaves no number, which is refused.
-with added as (
-    select * from {rows:bigint,bigint,bigint,bigint,bigint}
-), locked as (
-    select s.number
-    from sessions s
-    where s.number in (select column1 from added)
-    order by s.number
-    for update
+-- What is added to the counters of sessions, which come by number; then what is numbered by them, each after where its
+-- session stood. An entry says its session's place among those, so that none has to be looked for. A session that is
+-- gone leaves no number, which is refused.
+with locked as (
+    select number from sessions where number = any(?1::bigint[]) order by number for update
 ), counted as (
     update sessions s
     set
         seq = s.seq + v.column2, transcript = s.transcript + v.column3, inbox = s.inbox + v.column4,
         updated_at = greatest(s.updated_at, v.column5)
-    from locked join added v on v.column1 = locked.number
-    where s.number = locked.number
+    from {rows:bigint,bigint,bigint,bigint,bigint}
+    where s.number = v.column1 and (select count(*) from locked) > 0
     returning
         s.number, s.seq - v.column2 as seq, s.transcript - v.column3 as transcript, s.inbox - v.column4 as inbox
+), stood as (
+    select
+        array_agg(seq order by number) as seq, array_agg(transcript order by number) as transcript,
+        array_agg(inbox order by number) as inbox
+    from counted
+    having count(*) = cardinality(?1::bigint[])
 ), told as (
     insert into events (position, session, seq, task, type, at, data)
     select
-        origin.position + (pg_current_xact_id()::text::bigint << 20) + v.column1, v.column2, c.seq + v.column3,
-        v.column4, v.column5, v.column6, v.column7
-    from {rows:bigint,bigint,bigint,bigint,text,bigint,text}
+        origin.position + (pg_current_xact_id()::text::bigint << 20) + v.column1, v.column3,
+        stood.seq[v.column2] + v.column4, v.column5, v.column6, v.column7, v.column8
+    from {rows:bigint,bigint,bigint,bigint,bigint,text,bigint,text}
     cross join origin
-    left join counted c on c.number = v.column2
+    left join stood on true
 ), written as (
     insert into transcript (session, number, task_id, iteration, message)
-    select v.column1, c.transcript + v.column2, v.column3, v.column4, v.column5
-    from {rows:bigint,bigint,text,bigint,text}
-    left join counted c on c.number = v.column1
+    select v.column2, stood.transcript[v.column1] + v.column3, v.column4, v.column5, v.column6
+    from {rows:bigint,bigint,bigint,text,bigint,text}
+    left join stood on true
 )
 insert into inbox (session, task_id, seq, reason, body, created_at)
-select v.column1, v.column2, c.inbox + v.column3, v.column4, v.column5::json, v.column6
-from {rows:bigint,text,bigint,text,text,bigint}
-left join counted c on c.number = v.column1
+select v.column2, v.column3, stood.inbox[v.column1] + v.column4, v.column5, v.column6::json, v.column7
+from {rows:bigint,bigint,text,bigint,text,text,bigint}
+left join stood on true
 on conflict (session, task_id) do update set
     seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
 
