@@ -50,7 +50,7 @@ async def test_what_is_queued_is_canceled_at_once_and_never_runs(store: Store):
 
 
 async def test_code_that_runs_is_cancelled_and_may_clean_up(store: Store):
-    app, seen = Outrider(), []
+    app, seen, told = Outrider(), [], asyncio.Event()
 
     @app.tool
     async def cleans(task: TaskContext) -> None:
@@ -67,6 +67,7 @@ async def test_code_that_runs_is_cancelled_and_may_clean_up(store: Store):
         await runtime.until(lambda: bool(seen))
         receipt = await handle.cancel()
         assert receipt.requested == (handle.id,)
+        told.set()
         await runtime.run_until_idle()
         assert (await handle.record()).state is State.CANCELED
         assert seen == ["begun", "undone"]
