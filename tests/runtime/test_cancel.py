@@ -58,6 +58,7 @@ async def test_code_that_runs_is_cancelled_and_may_clean_up(store: Store):
         try:
             await asyncio.Event().wait()
         finally:
+            await told.wait()  # else it may have ended before the receipt looks
             assert task.cancel_requested
             await task.post("cleaned up")
             await task.step("undo", seen.append, "undone")
