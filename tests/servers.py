@@ -192,6 +192,43 @@ class Server:
         """SIGKILL to all of its processes at once; returns when they are gone. The data stays as it was."""
         self._end(signal.SIGKILL)
 
+    def follow(self, leader: Server) -> None:
+        """Become the synchronous standby of another, on a copy of its data in the place of one's own.
+
+        It runs when this returns, and from then on no commit of the leader's is acknowledged that is not here.
+        """
+        if self.is_running:
+            self.kill()
+        self._remove_memory()
+        shutil.rmtree(self.data)
+        copy = [str(self._programs.bin / "pg_basebackup"), "-D", str(self.data), "--dbname", leader.url()]
+        _run([*copy, "--checkpoint=fast", "--write-recovery-conf", "--no-sync"], self.folder)
+        self.start()
+        for command in ("alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"):
+            _execute(leader.url(), command)
+        deadline = time.monotonic() + PATIENCE
+        while leader.ask("select state, sync_state from pg_stat_replication") != [("streaming", "sync")]:
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"PostgreSQL {self.version} does not follow:\n{self.log()}")
+            time.sleep(0.01)
+
+    def promote(self) -> None:
+        """Have a standby take over, with no standby of its own: it can be written when this returns."""
+        for command in (
+            "alter system reset synchronous_standby_names",
+            "select pg_reload_conf()",
+            f"select pg_promote(wait_seconds => {PATIENCE})",
+        ):
+            _execute(self.url(), command)
+        assert self.ask("select pg_is_in_recovery()") == [(False,)]
+
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        """What a query gives, on a connection of its own."""
+        import psycopg
+
+        with closing(psycopg.connect(self.url(), autocommit=True)) as connection:
+            return connection.execute(query.encode()).fetchall()
+
     def log(self) -> str:
         """What the server said since it was made."""
         try:
@@ -399,6 +436,12 @@ def create_database(server: str, name: str) -> None:
     """Make an empty database on the server with this address."""
     # A third of the time of the other strategy, which logs every page; its checkpoints cost nothing where none syncs.
     _execute(server, f'create database "{name}" template template0 strategy file_copy')
+
+
+def either(one: Server, other: Server, database: str = "postgres") -> str:
+    """The address of a database on whichever of two servers can be written."""
+    places = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
+    return f"postgresql://{SUPERUSER}@{places}/{database}?target_session_attrs=read-write"
 
 
 def drop_database(server: str, name: str) -> None:

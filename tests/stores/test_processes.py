@@ -125,7 +125,7 @@ async def test_of_two_workers_that_race_for_each_task_one_gets_it(place: Place, 
         for racer in racers:
             await racer.say(route)
         for racer in racers:
-            await racer.hear(lambda said: len(said) > lap)
+            await racer.hear(lambda said, lap=lap: len(said) > lap)
         got = [racer.said[lap] for racer in racers]
         assert Counter(got[0] + got[1]) == Counter(ids)
         for task in await scene.views.tasks(ids):
