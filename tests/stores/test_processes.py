@@ -139,6 +139,37 @@ async def test_of_two_workers_that_race_for_each_task_one_gets_it(place: Place, 
     assert not await scene.views.problems()
 
 
+@pytest.mark.parametrize("laps", [30, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_two_workers_at_a_full_limit_do_not_exceed_it_and_fill_it(
+    place: Place, start: Callable[..., Any], laps: int
+):
+    """At the same moment both want all of ten tasks, of which three may be held; then the place of one that ended."""
+    scene = place.scene
+    await scene.limit("lap:*", capacity=3)
+    racers = await start("claim", ["worker_a", "worker_b"])
+    for racer in racers:
+        await racer.go()
+
+    async def race(route: str) -> list[str]:
+        for racer in racers:
+            await racer.say(route)
+        for racer in racers:
+            await racer.hear(bool)
+        return [id for racer in racers for id in racer.said.pop()]
+
+    for lap in range(laps):
+        key = f"lap:{lap}"
+        await scene.ledger.commit([scene.new(f"task_{lap}_{n}", route=key, concurrency_key=key) for n in range(10)])
+        held = await race(key)
+        assert len(set(held)) == len(held) == 3
+        await scene.succeed(held[0])
+        assert len(await race(key)) == 1
+        (use,) = await scene.views.uses([key])
+        assert (use.held, use.waiting) == (3, 6)
+    for racer in racers:
+        assert not await racer.finish()
+
+
 async def test_of_answers_from_two_processes_the_first_wins_and_the_other_is_told(
     place: Place, start: Callable[..., Any]
 ):
