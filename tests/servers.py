@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +61,7 @@ SETTINGS: Final = {
     "dynamic_shared_memory_type": "mmap",
     # For each connection: its folder may be in memory, and a statement that runs away would take all of the machine's.
     "temp_file_limit": "256MB",
+    "wal_retrieve_retry_interval": "200ms",  # else a standby takes five seconds to see that its leader is back
 }
 CARELESS: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 """What is committed outlives the server's processes, if not the machine. That takes `synchronous_commit`: without it a
@@ -222,11 +223,11 @@ class Server:
             _execute(self.url(), command)
         assert self.ask("select pg_is_in_recovery()") == [(False,)]
 
-    def ask(self, query: str) -> list[tuple[Any, ...]]:
+    def ask(self, query: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """What a query gives, on a connection of its own."""
         import psycopg
 
-        with closing(psycopg.connect(self.url(), autocommit=True)) as connection:
+        with closing(psycopg.connect(self.url(database), autocommit=True)) as connection:
             return connection.execute(query.encode()).fetchall()
 
     def log(self) -> str:
@@ -438,9 +439,9 @@ def create_database(server: str, name: str) -> None:
     _execute(server, f'create database "{name}" template template0 strategy file_copy')
 
 
-def either(one: Server, other: Server, database: str = "postgres") -> str:
-    """The address of a database on whichever of two servers can be written."""
-    places = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
+def either(ports: Iterable[int], database: str = "postgres") -> str:
+    """The address of a database on whichever of these servers of this machine can be written."""
+    places = ",".join(f"127.0.0.1:{port}" for port in ports)
     return f"postgresql://{SUPERUSER}@{places}/{database}?target_session_attrs=read-write"
 
 

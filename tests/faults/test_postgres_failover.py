@@ -32,7 +32,7 @@ async def test_a_standby_that_takes_over_under_load_has_all_that_was_acknowledge
 ):
     own_postgres.create_database("work")
     leader, follower = own_postgres, standby
-    async with crowd(either(own_postgres, standby, "work"), tmp_path, "work") as there:
+    async with crowd(either((own_postgres.port, standby.port), "work"), tmp_path, "work") as there:
         for turn in range(failovers):
             if turn:
                 await asyncio.to_thread(follower.follow, leader)
