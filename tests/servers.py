@@ -109,14 +109,24 @@ class Server:
     `settings` are those of postgresql.conf. A `durable` one is on disk and syncs as PostgreSQL does by itself. Others
     do not sync, and are in memory where there is enough: a new database is 300 files, 10 ms there, 30 to 90 on disk.
     Address and data stay the same over any number of stops and starts. Not for several threads at once.
+
+    In a network namespace, it takes whoever reaches it there; those outside go over its socket.
     """
 
-    def __init__(self, of: Programs, *, settings: Mapping[str, str] | None = None, durable: bool = False) -> None:
+    def __init__(
+        self,
+        of: Programs,
+        *,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = False,
+        namespace: str | None = None,
+    ) -> None:
         self.version: Final = of.version
         self.folder: Final = _shared_folder(in_memory=not durable and _is_reached(of))
         self.data: Final = self.folder / "data"
         self.port = free_port()
         self._programs = of
+        self._namespace = namespace
         self._settings = {**SETTINGS, **({} if durable else CARELESS), **(settings or {})}
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -124,6 +134,9 @@ class Server:
         try:
             self._programs = _within_reach(self._programs, self.folder)
             _initialise(self._programs, self.folder, self.data)
+            if self._namespace is not None:
+                with (self.data / "pg_hba.conf").open("a") as rules:
+                    rules.write("host all all all trust\n")
             self.start()
             RUNNING.append(self)
         except BaseException:
@@ -166,7 +179,7 @@ class Server:
         while True:
             seen = len(self.log())
             self._release()
-            self._guard = _guarded(self._command(), self.folder)
+            self._guard = _guarded(self._command(), self.folder, self._namespace)
             if self._becomes_ready(deadline):
                 return
             log = self.log()[seen:]
@@ -251,7 +264,7 @@ class Server:
     def _command(self) -> list[str]:
         settings = {
             "port": str(self.port),
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": "127.0.0.1" if self._namespace is None else "*",
             "unix_socket_directories": str(self.folder),
             **self._settings,
         }
@@ -493,11 +506,16 @@ def _run(command: list[str], folder: Path) -> None:
         raise ServerFailed(f"{command[0]} ended with {status}:\n{(folder / 'log').read_text(errors='replace')}")
 
 
-def _guarded(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def inside(namespace: str | None) -> list[str]:
+    """What a command begins with that is to run in a network namespace. It has the pid of who enters."""
+    return [] if namespace is None else ["nsenter", f"--net=/run/netns/{namespace}", "--"]
+
+
+def _guarded(command: list[str], folder: Path, namespace: str | None = None) -> subprocess.Popen[bytes]:
     """Start a program that ends with us. Its words go to the log in the folder."""
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), str(folder), _user(), *command],
+            [*inside(namespace), sys.executable, "-I", "-S", str(GUARD), str(folder), _user(), *command],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
