@@ -118,7 +118,6 @@ async def test_of_two_workers_that_race_for_each_task_one_gets_it(place: Place, 
     racers = await start("claim", names)
     for racer in racers:
         await racer.go()
-    won = [0, 0]
     for lap in range(races // LAP):
         ids, route = [f"task_{lap:05}_{n}" for n in range(LAP)], f"lap:{lap}"
         await scene.ledger.commit([scene.new(id, route=route) for id in ids])
@@ -126,20 +125,17 @@ async def test_of_two_workers_that_race_for_each_task_one_gets_it(place: Place, 
             await racer.say(route)
         for racer in racers:
             await racer.hear(lambda said, lap=lap: len(said) > lap)
-        got = [racer.said[lap] for racer in racers]
-        assert Counter(got[0] + got[1]) == Counter(ids)
-        for task in await scene.views.tasks(ids):
-            assert task.id in got[names.index(str(task.core.worker_id))]
-        won = [before + len(mine) for before, mine in zip(won, got, strict=True)]
+        assert Counter(racers[0].said[lap] + racers[1].said[lap]) == Counter(ids)
         if lap % 1000 == 999:
             print(f"{(lap + 1) * LAP} races", flush=True)
-    assert min(won) > races // 10, "nobody raced"
-    for racer in racers:
-        await racer.finish()
+    for name, racer in zip(names, racers, strict=True):
+        got = [id for ids in await racer.finish() for id in ids]
+        assert len(got) > races // 10, "nobody raced"
+        assert {beat.task_id for beat in await scene.views.held_by(name)} == set(got)
     assert not await scene.views.problems()
 
 
-@pytest.mark.parametrize("laps", [30, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("laps", [20, pytest.param(10_000, marks=pytest.mark.soak)])
 async def test_two_workers_at_a_full_limit_do_not_exceed_it_and_fill_it(
     place: Place, start: Callable[..., Any], laps: int
 ):
