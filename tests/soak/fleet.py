@@ -141,7 +141,8 @@ class Submitter:
         person.cancel()
 
     async def _submit(self, session: Any, number: int) -> None:
-        key, name, arguments = f"{number}", "dig", {"seconds": 0.02}
+        # Long enough for a worker to have some in hand whenever it is killed.
+        key, name, arguments = f"{number}", "dig", {"seconds": 0.3}
         given: dict[str, Any] = {"idempotency_key": key}
         if self._mix == "mixed" and number % 4 == 0:
             name, arguments = ("trip", {}) if number % 8 else ("haul", {})

@@ -244,7 +244,7 @@ class Fleet:
         while True:
             await asyncio.sleep(max(0.0, begin + WINDOW - time.monotonic()))
             self.ends()
-            if self.backlog(begin) <= most + RATE / 4 and self.rate(begin) >= ENOUGH * min(rate, RATE):
+            if self.backlog(begin) <= most + RATE / 50 and self.rate(begin) >= ENOUGH * min(rate, RATE):
                 return begin - over, self.rate(begin)
             assert begin - over < 60, f"not as before after a minute: {self.rate(begin):.0f} a second"
             begin += 0.1
