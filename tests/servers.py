@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +61,7 @@ SETTINGS: Final = {
     "dynamic_shared_memory_type": "mmap",
     # For each connection: its folder may be in memory, and a statement that runs away would take all of the machine's.
     "temp_file_limit": "256MB",
+    "wal_retrieve_retry_interval": "200ms",  # else a standby takes five seconds to see that its leader is back
 }
 CARELESS: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 """What is committed outlives the server's processes, if not the machine. That takes `synchronous_commit`: without it a
@@ -108,14 +109,24 @@ class Server:
     `settings` are those of postgresql.conf. A `durable` one is on disk and syncs as PostgreSQL does by itself. Others
     do not sync, and are in memory where there is enough: a new database is 300 files, 10 ms there, 30 to 90 on disk.
     Address and data stay the same over any number of stops and starts. Not for several threads at once.
+
+    In a network namespace, it takes whoever reaches it there; those outside go over its socket.
     """
 
-    def __init__(self, of: Programs, *, settings: Mapping[str, str] | None = None, durable: bool = False) -> None:
+    def __init__(
+        self,
+        of: Programs,
+        *,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = False,
+        namespace: str | None = None,
+    ) -> None:
         self.version: Final = of.version
         self.folder: Final = shared_folder(in_memory=not durable and _is_reached(of))
         self.data: Final = self.folder / "data"
         self.port = free_port()
         self._programs = of
+        self._namespace = namespace
         self._settings = {**SETTINGS, **({} if durable else CARELESS), **(settings or {})}
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -123,6 +134,9 @@ class Server:
         try:
             self._programs = _within_reach(self._programs, self.folder)
             _initialise(self._programs, self.folder, self.data)
+            if self._namespace is not None:
+                with (self.data / "pg_hba.conf").open("a") as rules:
+                    rules.write("host all all all trust\n")
             self.start()
             RUNNING.append(self)
         except BaseException:
@@ -165,7 +179,7 @@ class Server:
         while True:
             seen = len(self.log())
             self._release()
-            self._guard = guarded(self._command(), self.folder)
+            self._guard = guarded(self._command(), self.folder, self._namespace)
             if self._becomes_ready(deadline):
                 return
             log = self.log()[seen:]
@@ -192,6 +206,43 @@ class Server:
         """SIGKILL to all of its processes at once; returns when they are gone. The data stays as it was."""
         self._end(signal.SIGKILL)
 
+    def follow(self, leader: Server) -> None:
+        """Become the synchronous standby of another, on a copy of its data in the place of one's own.
+
+        It runs when this returns, and from then on no commit of the leader's is acknowledged that is not here.
+        """
+        if self.is_running:
+            self.kill()
+        self._remove_memory()
+        shutil.rmtree(self.data)
+        copy = [str(self._programs.bin / "pg_basebackup"), "-D", str(self.data), "--dbname", leader.url()]
+        _run([*copy, "--checkpoint=fast", "--write-recovery-conf", "--no-sync"], self.folder)
+        self.start()
+        for command in ("alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"):
+            _execute(leader.url(), command)
+        deadline = time.monotonic() + PATIENCE
+        while leader.ask("select state, sync_state from pg_stat_replication") != [("streaming", "sync")]:
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"PostgreSQL {self.version} does not follow:\n{self.log()}")
+            time.sleep(0.01)
+
+    def promote(self) -> None:
+        """Have a standby take over, with no standby of its own: it can be written when this returns."""
+        for command in (
+            "alter system reset synchronous_standby_names",
+            "select pg_reload_conf()",
+            f"select pg_promote(wait_seconds => {PATIENCE})",
+        ):
+            _execute(self.url(), command)
+        assert self.ask("select pg_is_in_recovery()") == [(False,)]
+
+    def ask(self, query: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """What a query gives, on a connection of its own."""
+        import psycopg
+
+        with closing(psycopg.connect(self.url(database), autocommit=True)) as connection:
+            return connection.execute(query.encode()).fetchall()
+
     def log(self) -> str:
         """What the server said since it was made."""
         try:
@@ -213,7 +264,7 @@ class Server:
     def _command(self) -> list[str]:
         settings = {
             "port": str(self.port),
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": "127.0.0.1" if self._namespace is None else "*",
             "unix_socket_directories": str(self.folder),
             **self._settings,
         }
@@ -401,6 +452,12 @@ def create_database(server: str, name: str) -> None:
     _execute(server, f'create database "{name}" template template0 strategy file_copy')
 
 
+def either(ports: Iterable[int], database: str = "postgres") -> str:
+    """The address of a database on whichever of these servers of this machine can be written."""
+    places = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return f"postgresql://{SUPERUSER}@{places}/{database}?target_session_attrs=read-write"
+
+
 def drop_database(server: str, name: str) -> None:
     """Drop it, with all that is connected to it; without a word if it is not there."""
     _execute(server, f'drop database if exists "{name}" with (force)')
@@ -449,11 +506,16 @@ def _run(command: list[str], folder: Path) -> None:
         raise ServerFailed(f"{command[0]} ended with {status}:\n{(folder / 'log').read_text(errors='replace')}")
 
 
-def guarded(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def inside(namespace: str | None) -> list[str]:
+    """What a command begins with that is to run in a network namespace. It has the pid of who enters."""
+    return [] if namespace is None else ["nsenter", f"--net=/run/netns/{namespace}", "--"]
+
+
+def guarded(command: list[str], folder: Path, namespace: str | None = None) -> subprocess.Popen[bytes]:
     """Start a program that ends with us. Its words go to the log in the folder."""
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), str(folder), _user(), *command],
+            [*inside(namespace), sys.executable, "-I", "-S", str(GUARD), str(folder), _user(), *command],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -39,6 +39,13 @@ def _folder(database: Path) -> Path:
 
 
 # --- in the test -------------------------------------------------------------------------------------
+
+
+def stand_for(database: Path, address: str) -> Path:
+    """Have a path stand for the database at an address."""
+    _folder(database).mkdir()
+    (_folder(database) / "postgres").write_text(address)
+    return database
 
 
 def new_database(store: str, database: Path) -> Path:
@@ -80,8 +87,10 @@ class Crew:
 
     @classmethod
     @asynccontextmanager
-    async def muster(cls) -> AsyncIterator[Crew]:
+    async def muster(cls, prefix: Sequence[str] = ()) -> AsyncIterator[Crew]:
+        """A crew that is there until the end of the block; `prefix` is what its command begins with."""
         process = await asyncio.create_subprocess_exec(
+            *prefix,
             sys.executable,
             "-m",
             "tests.crash.crew",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from outrider import State, TaskOptions
+from outrider.kinds.process_run import runs_of
 from outrider.runtime.handles import TaskHandle
 from tests.crash.crew import Crew
 from tests.crash.test_kills import runtime_on
@@ -32,19 +33,19 @@ sys.exit(7)
 """
 
 
-async def test_a_command_outlives_its_killed_workers_and_tells_every_line_once(tmp_path: Path):
-    await _talk_through_kills(tmp_path, seed=1, lines=2000, kills=5)
+async def test_a_command_outlives_its_killed_workers_and_tells_every_line_once(database: Path):
+    await _talk_through_kills(database, seed=1, lines=2000, kills=5)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(2, 22))
-async def test_a_command_outlives_hundreds_of_killed_workers(tmp_path: Path, seed: int):
-    await _talk_through_kills(tmp_path, seed=seed, lines=20_000, kills=15)
+async def test_a_command_outlives_hundreds_of_killed_workers(database: Path, seed: int):
+    await _talk_through_kills(database, seed=seed, lines=20_000, kills=15)
 
 
-async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -> None:
+async def _talk_through_kills(database: Path, seed: int, lines: int, kills: int) -> None:
     chance = random.Random(seed)
-    database, starts = folder / "work.db", folder / "starts"
+    starts = database.with_suffix(".starts")
     async with Crew.muster() as crew, runtime_on(database) as runtime:
         session = await runtime.sessions.create()
         command = [sys.executable, "-c", TALKER, str(lines), str(seed), str(starts)]
@@ -68,7 +69,8 @@ async def _talk_through_kills(folder: Path, seed: int, lines: int, kills: int) -
         assert (await task.result())["exit_code"] == 7
         assert starts.read_text() == "started\n"
         await _prove_output(task, lines, seed)
-        assert not list(Path(f"{database}-processes").iterdir())
+        runs, _ = runs_of(runtime.ledger)
+        assert not list(runs.iterdir())
 
 
 async def _prove_output(task: TaskHandle, lines: int, seed: int) -> None:

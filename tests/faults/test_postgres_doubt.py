@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from outrider import Outrider, TaskOptions, WorkerSettings
 from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import OutputChunk
 from outrider.stores.postgres import PostgresLedger, writer
@@ -176,3 +177,30 @@ async def test_who_is_told_that_the_database_is_away_has_written_nothing(
         assert await written(on.witness) == 0
         await write(on.scene)
         assert await written(on.witness) == 1
+
+
+async def test_a_worker_whose_claim_is_in_doubt_goes_when_it_is_told_to(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    app = Outrider(WorkerSettings(drain_timeout=0.2))
+    ran: list[int] = []
+
+    @app.tool
+    def run() -> None:
+        ran.append(1)
+
+    port = urlsplit(postgres_url).port or 0
+    with Proxy(port) as proxy:
+        async with app.open(postgres_url, worker=False) as witness:
+            session = await witness.sessions.create()
+            async with asyncio.timeout(30):  # an outage may last for hours
+                async with app.open(postgres_url.replace(f":{port}", f":{proxy.port}")) as far:
+                    await (await (await far.sessions.get(session.id)).spawn("run")).result()
+                    task = await session.spawn("run", options=TaskOptions(delay=0.5))
+                    sent = at_the_commit(monkeypatch, lambda: proxy.freeze("to_server"))
+                    await until(sent.is_set)
+                    proxy.cut()
+            assert len(ran) == 1
+    async with app.open(postgres_url) as near:
+        await near.tasks.result(task.id, timeout=30)
+    assert len(ran) == 2

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,19 +40,32 @@ where
 """Who keeps a transaction open in which something was written or locked, and says nothing."""
 
 
-@dataclass
-class Field:
-    """A worker behind a proxy, `far`, and a way to start others beside it."""
+class Link(Protocol):
+    """What a worker reaches the server by."""
 
-    proxy: Proxy
+    def cut(self) -> None: ...
+    def freeze(self, *directions: Direction) -> None: ...
+    def heal(self) -> None: ...
+
+
+L = TypeVar("L", bound=Link)
+
+
+@dataclass
+class Field(Generic[L]):
+    """A worker behind a link that can break, `far`, and a way to start others beside it."""
+
+    link: L
     crew: Crew
     database: Path
     runtime: Runtime
     session: SessionHandle
     far: Hand
+    address: str | None = None
+    """By which the others reach the database, where that is not the usual one."""
 
     async def start(self, host: str = "near") -> Hand:
-        return await self.crew.start(self.database, settings={"short_lease": True}, host=host)
+        return await self.crew.start(self.database, address=self.address, settings={"short_lease": True}, host=host)
 
     async def under_way(self, count: int = TASKS, seconds: float = 60) -> list[TaskHandle]:
         """Tasks that the far worker runs now; each but its first attempt is short."""
@@ -72,7 +86,7 @@ class Field:
 
 
 @asynccontextmanager
-async def field(folder: Path) -> AsyncIterator[Field]:
+async def field(folder: Path) -> AsyncIterator[Field[Proxy]]:
     database = new_database("postgres", folder / "work.db")
     address = address_of(database)
     port = urlsplit(address).port or 0
@@ -86,37 +100,42 @@ async def field(folder: Path) -> AsyncIterator[Field]:
 @pytest.mark.parametrize("fault", ["cut", "silent", "deaf", pytest.param("mute", marks=pytest.mark.soak)])
 async def test_a_worker_whose_link_breaks_stops_its_tasks_before_another_starts_them(tmp_path: Path, fault: str):
     async with field(tmp_path) as on:
-        tasks = await on.under_way()
-        near = await on.start()
-        await until(lambda: _is(on, {"far", "near"}))
-        break_link(on.proxy, fault)
-        for task in tasks:
-            assert await task.result(timeout=30) == "ticked"
-        on.prove(tasks, attempts=2)
-        on.proxy.heal()
-        await until(lambda: _is(on, {"far", "near"}))
-        for task in tasks:
-            assert await endings(task) == ["lost", "succeeded"]
-        await dismissed(near)
-
-        (late,) = await on.under_way(1, seconds=0.1)  # the one who came back goes on
-        assert await late.result(timeout=30) == "ticked"
-        on.prove([*tasks], attempts=2)
-        on.prove([late], attempts=1)
-        assert not await on.runtime.services.views.problems()
-        await dismissed(on.far)
+        await break_and_heal(on, fault)
 
 
-def break_link(proxy: Proxy, fault: str) -> None:
+async def break_and_heal(on: Field[L], fault: str) -> None:
+    """Tasks of the worker whose link breaks run elsewhere, after it has stopped them; and it comes back."""
+    tasks = await on.under_way()
+    near = await on.start()
+    await until(lambda: _is(on, {"far", "near"}))
+    break_link(on.link, fault)
+    for task in tasks:
+        assert await task.result(timeout=30) == "ticked"
+    on.prove(tasks, attempts=2)
+    on.link.heal()
+    await until(lambda: _is(on, {"far", "near"}))
+    for task in tasks:
+        assert await endings(task) == ["lost", "succeeded"]
+    await dismissed(near)
+
+    (late,) = await on.under_way(1, seconds=0.1)  # the one who came back goes on
+    assert await late.result(timeout=30) == "ticked"
+    on.prove([*tasks], attempts=2)
+    on.prove([late], attempts=1)
+    assert not await on.runtime.services.views.problems()
+    await dismissed(on.far)
+
+
+def break_link(link: Link, fault: str) -> None:
     directions: dict[str, tuple[Direction, ...]] = {
         "silent": ("to_server", "to_client"),
         "deaf": ("to_client",),
         "mute": ("to_server",),
     }
     if fault == "cut":
-        proxy.cut()
+        link.cut()
     else:
-        proxy.freeze(*directions[fault])
+        link.freeze(*directions[fault])
 
 
 async def test_a_link_that_comes_back_within_the_lease_costs_no_attempt(tmp_path: Path):
@@ -124,9 +143,9 @@ async def test_a_link_that_comes_back_within_the_lease_costs_no_attempt(tmp_path
         tasks = await on.under_way(seconds=4)
         near = await on.start()
         for fault in ("cut", "silent"):
-            break_link(on.proxy, fault)
+            break_link(on.link, fault)
             await asyncio.sleep(0.5)  # of a lease of 2 s
-            on.proxy.heal()
+            on.link.heal()
             await until(lambda: _is(on, {"far", "near"}))
             await beaten(on)
         for task in tasks:
@@ -142,7 +161,7 @@ async def test_a_worker_on_a_slow_link_keeps_its_tasks(tmp_path: Path):
         near = await on.start()
         await until(lambda: _is(on, {"far", "near"}))
         await dismissed(near)
-        on.proxy.slow(delay=0.02, rate=200_000)
+        on.link.slow(delay=0.02, rate=200_000)
         tasks = await on.under_way(seconds=1)
         near = await on.start()
         for task in tasks:
@@ -170,11 +189,11 @@ async def test_a_worker_stopped_in_the_middle_of_a_transaction_holds_nobody_up(t
         assert not await runtime.services.views.problems()
 
 
-async def _is(on: Field, hosts: set[str]) -> bool:
+async def _is(on: Field[L], hosts: set[str]) -> bool:
     return await on.hosts() == hosts
 
 
-async def beaten(on: Field) -> None:
+async def beaten(on: Field[L]) -> None:
     """Wait until the lease of the far worker was renewed once more."""
 
     async def beat() -> int:

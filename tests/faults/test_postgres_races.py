@@ -1,11 +1,7 @@
-"""Many at once on one PostgreSQL database: no task is given to two, and no two transactions wait for each other."""
+"""Many at once on one PostgreSQL database: no two transactions wait for each other."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -14,41 +10,8 @@ import pytest
 
 from tests.faults.crowd import crowd, prove
 from tests.servers import Server
-from tests.stores.backends import open_postgres
-from tests.stores.scene import Scene
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("races", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
-async def test_of_two_workers_that_race_for_each_task_one_gets_it(tmp_path: Path, races: int):
-    ledger = await open_postgres(tmp_path)
-    scene = Scene(ledger)
-    await scene.session()
-    ids = [f"task_{n:05}" for n in range(races)]
-    await ledger.commit([scene.new(id) for id in ids])
-    got = await asyncio.gather(*(_claim_singly(tmp_path, name) for name in ("one", "other")))
-    assert Counter(got[0] + got[1]) == Counter(ids)
-    assert min(map(len, got)) > races // 10, "nobody raced"
-    assert not await scene.views.problems()
-    await ledger.close()
-
-
-async def _claim_singly(folder: Path, name: str) -> list[str]:
-    """A process that claims the first task there is until there is none; what it got."""
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "tests.stores.racer", "postgres", str(folder), "claim", name, "1"],
-        cwd=ROOT,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    said, _ = await process.communicate(b"go\n")
-    assert process.returncode == 0
-    first, *ids = [json.loads(line) for line in said.splitlines()]
-    assert first == "ready"
-    return ids
 
 
 @pytest.mark.parametrize("turns", [300, pytest.param(20_000, marks=pytest.mark.soak)])

@@ -273,6 +273,16 @@ async def test_a_worker_deletes_what_ended_longer_ago_than_the_setting_keeps_it(
         assert {each.id for each in await session.tasks()} == {live.id, young.id}
 
 
+async def test_who_falls_behind_with_deleting_takes_more_of_the_time_for_it():
+    async with opened(retention=None) as runtime:
+        await (await (await runtime.sessions.create()).spawn(say, text="old")).result()
+        retention, kept = Retention(runtime.services, "worker_1"), 10 * 3600 * 1_000_000
+        await runtime.advance(timedelta(hours=10, minutes=30))
+        before = await retention.share(kept)
+        await runtime.advance(timedelta(hours=1))
+        assert await retention.share(kept) > before
+
+
 class Settable(ManualClock):
     """One that may be set, while time passes as before."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -25,11 +26,14 @@ def say(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-async def claim(scene: Scene, name: str, limit: str = "3") -> None:
-    """Claims until nothing is left, and says which ids it got."""
-    while tasks := (await scene.claim(name, limit=int(limit))).tasks:
-        for task in tasks:
-            say(task.id)
+async def claim(scene: Scene, name: str) -> None:
+    """Claims what is on the route in each line of its input, so many at a time, and says which ids it got."""
+    loop, chance = asyncio.get_running_loop(), random.Random(name)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        got: list[str] = []
+        while tasks := (await scene.claim(name, limit=chance.randrange(1, 50), routes=[line.strip()])).tasks:
+            got += [task.id for task in tasks]
+        say(got)
 
 
 async def answer(scene: Scene, name: str) -> None:

@@ -26,6 +26,8 @@ from tests.stores.scene import SESSION, Ear, Scene
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
+LAP = 100
+"""How many tasks two workers are told of at the same moment."""
 
 
 @dataclass
@@ -58,11 +60,16 @@ class Racer:
             self.said += [json.loads(line) for line in lines]
 
     async def go(self) -> None:
+        await self.say("go")
+
+    async def say(self, line: str) -> None:
         assert self.process.stdin is not None
-        await self.process.stdin.send(b"go\n")
+        await self.process.stdin.send(f"{line}\n".encode())
 
     async def finish(self) -> list[Any]:
-        """All it said once it has ended well."""
+        """All it said once it has ended well. It is told nothing more."""
+        assert self.process.stdin is not None
+        await self.process.stdin.aclose()
         await self.hear(lambda said: False)
         assert await self.process.wait() == 0
         return self.said
@@ -104,16 +111,59 @@ async def start(place: Place) -> AsyncIterator[Callable[..., Any]]:
         yield start
 
 
-async def test_no_task_is_given_to_two_processes_and_none_is_left(place: Place, start: Callable[..., Any]):
-    ids = [f"task_{n:03}" for n in range(300)]
-    await place.scene.ledger.commit([place.scene.new(id) for id in ids])
+@pytest.mark.parametrize("races", [10_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+async def test_of_two_workers_that_race_for_each_task_one_gets_it(place: Place, start: Callable[..., Any], races: int):
+    """Both are told of a hundred at the same moment: each of those is the next for both."""
+    scene, names = place.scene, ("worker_a", "worker_b")
+    racers = await start("claim", names)
+    for racer in racers:
+        await racer.go()
+    for lap in range(races // LAP):
+        ids, route = [f"task_{lap:05}_{n}" for n in range(LAP)], f"lap:{lap}"
+        await scene.ledger.commit([scene.new(id, route=route) for id in ids])
+        for racer in racers:
+            await racer.say(route)
+        for racer in racers:
+            await racer.hear(lambda said, lap=lap: len(said) > lap)
+        assert Counter(racers[0].said[lap] + racers[1].said[lap]) == Counter(ids)
+        if lap % 1000 == 999:
+            print(f"{(lap + 1) * LAP} races", flush=True)
+    for name, racer in zip(names, racers, strict=True):
+        got = [id for ids in await racer.finish() for id in ids]
+        assert len(got) > races // 10, "nobody raced"
+        assert {beat.task_id for beat in await scene.views.held_by(name)} == set(got)
+    assert not await scene.views.problems()
+
+
+@pytest.mark.parametrize("laps", [20, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_two_workers_at_a_full_limit_do_not_exceed_it_and_fill_it(
+    place: Place, start: Callable[..., Any], laps: int
+):
+    """At the same moment both want all of ten tasks, of which three may be held; then the place of one that ended."""
+    scene = place.scene
+    await scene.limit("lap:*", capacity=3)
     racers = await start("claim", ["worker_a", "worker_b"])
     for racer in racers:
         await racer.go()
-    got = [await racer.finish() for racer in racers]
-    assert Counter(got[0] + got[1]) == Counter(ids)
-    for worker, mine in zip(("worker_a", "worker_b"), got, strict=True):
-        assert sorted(beat.task_id for beat in await place.scene.views.held_by(worker)) == sorted(mine)
+
+    async def race(route: str) -> list[str]:
+        for racer in racers:
+            await racer.say(route)
+        for racer in racers:
+            await racer.hear(bool)
+        return [id for racer in racers for id in racer.said.pop()]
+
+    for lap in range(laps):
+        key = f"lap:{lap}"
+        await scene.ledger.commit([scene.new(f"task_{lap}_{n}", route=key, concurrency_key=key) for n in range(10)])
+        held = await race(key)
+        assert len(set(held)) == len(held) == 3
+        await scene.succeed(held[0])
+        assert len(await race(key)) == 1
+        (use,) = await scene.views.uses([key])
+        assert (use.held, use.waiting) == (3, 6)
+    for racer in racers:
+        assert not await racer.finish()
 
 
 async def test_of_answers_from_two_processes_the_first_wins_and_the_other_is_told(

@@ -21,6 +21,9 @@ from outrider.runtime.services import Services
 SHARE = 0.05
 """How much of a store's time the duty takes at most: after a batch it rests for as long as makes that."""
 
+SHARE_BEHIND = 0.25
+"""The same where that is not enough: where something was kept for a tenth longer than it should be."""
+
 JUMP: Span = 3600 * SECOND
 """By how much the clock may get ahead of the time that has passed before it is doubted."""
 
@@ -147,7 +150,12 @@ class Retention:
         pruned = await services.ledger.prune(ids, now=services.clock.now())
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
-        return took * (1 / SHARE - 1) if len(ids) == batch or pruned.rest else interval
+        return took * (1 / await self.share(kept) - 1) if len(ids) == batch or pruned.rest else interval
+
+    async def share(self, kept: Span) -> float:
+        """How much of the time may go to it now: more where it has fallen behind, or the store would grow."""
+        late = await self._services.views.ended(self._services.clock.now() - kept - kept // 10, 1)
+        return SHARE_BEHIND if late else SHARE
 
 
 async def _empty(services: Services, session_id: str) -> int:

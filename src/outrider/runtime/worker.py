@@ -619,7 +619,8 @@ class Worker:
     async def _drain(self) -> None:
         self._is_draining = True
         if self._claiming is not None:
-            await asyncio.gather(self._claiming, return_exceptions=True)
+            # A commit in doubt lasts as long as the outage does. What it took is found by others, should it be there.
+            await asyncio.wait([self._claiming], timeout=self._services.settings.drain_timeout)
         await self._await_reserved()
         for attempt in list(self._held.values()):
             attempt.drain()

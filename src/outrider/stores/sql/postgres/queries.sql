@@ -40,7 +40,9 @@ select ?::integer, ?::bigint, ?::bigint where pg_current_xact_id_if_assigned() i
 on conflict (id) do update set number = excluded.number, at = excluded.at;
 
 -- marked --
-select number from writers where id = ?::integer;
+-- Locked, so that this transaction is one that a synchronous standby has to have: where the server was restarted while it
+-- waited for one, what is read here may not be there yet.
+select number from writers where id = ?::integer for update;
 
 -- moment --
 select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_backend_pid();
