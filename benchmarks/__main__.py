@@ -31,6 +31,7 @@ def _read(arguments: list[str] | None) -> tuple[Settings, bool]:
     parser.add_argument("--rounds", type=_positive, default=3, help="figures are their medians")
     parser.add_argument("--tasks", type=_positive, help="how many tasks, instead of the benchmark's own number")
     parser.add_argument("--hosts", type=int, choices=(1, 2), default=1, help="recovery: where the survivor is")
+    parser.add_argument("--lease", type=float, help="recovery: seconds of silence after which a worker counts as lost")
     parser.add_argument("--directory", help="where to put the stores; must be on a disk to mean anything")
     parser.add_argument("--server", metavar="URL", help="a PostgreSQL server to measure, instead of one of our own")
     told = vars(parser.parse_args(arguments))

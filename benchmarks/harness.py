@@ -49,6 +49,8 @@ class Settings:
     rounds: int = 3
     tasks: int | None = None
     hosts: int = 1
+    lease: float | None = None
+    """After how many seconds of silence a worker counts as lost; None for the default."""
     directory: str | None = None
     """Where the stores are put; a disk, or the figures are those of memory. None for the temporary directory."""
     server: str | None = None
@@ -271,6 +273,7 @@ def _describe(settings: Settings, tasks: int) -> Mapping[str, object]:
         "store": settings.store,
         "workers": settings.workers,
         "hosts": settings.hosts,
+        "lease": settings.lease,
         "tasks": tasks,
         "full": settings.full,
         "rounds": settings.rounds,

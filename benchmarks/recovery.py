@@ -1,12 +1,13 @@
 """How long work stands still when its worker is killed: 100 running tasks, `kill -9`, until the last runs again.
 
 The survivor is a process of its own that was there before. With `--hosts 2` it believes that it is on another machine,
-so it cannot see that the process is dead and has to wait for the lease.
+so it cannot see that the process is dead and has to wait for the lease, which `--lease 3` makes the shortest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 
@@ -26,6 +27,9 @@ async def run(place: Place) -> Figures:
     """Kill a worker and wait until its tasks run again."""
     url, book, count = place.url(), str(place.path / "book"), place.tasks
     host = "elsewhere" if place.settings.hosts == 2 else None
+
+    if place.settings.lease is not None:
+        os.environ[work.LEASE] = str(place.settings.lease)
 
     async def started(times: int) -> bool:
         return len(work.written_down(book)) >= count * times

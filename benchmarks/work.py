@@ -17,8 +17,18 @@ from pathlib import Path
 
 from benchmarks.harness import check
 from outrider import Outrider, TaskContext
+from outrider.settings import LeaseTimes, WorkerSettings
 
-app = Outrider()
+LEASE = "OUTRIDER_BENCHMARK_LEASE"
+"""The variable that says after how many seconds of silence a worker counts as lost, for those started from then on."""
+
+
+def _settings() -> WorkerSettings:
+    lost = float(os.environ.get(LEASE, LeaseTimes().lost))
+    return WorkerSettings(lease=LeaseTimes(renew=0.2 * lost, cancel=0.6 * lost, end=0.8 * lost, lost=lost))
+
+
+app = Outrider(_settings())
 
 ran: Counter[int] = Counter()
 """How often this process ran `echo`, by its argument."""

@@ -7,6 +7,7 @@ monotonic clock. What is held in the name of a worker that nobody knows is nobod
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from outrider.runtime.services import Services
 
 READ_EVERY = 4
 """How many looks pass at most before the store is read, though nobody was heard to write."""
+
+AT_ONCE = 64
+"""How many lost tasks are freed together: they share transactions."""
 
 SWEPT = 10.0
 """Seconds between two looks for locks that nobody will take away."""
@@ -133,8 +137,8 @@ class Recovery:
 
     async def _free_all(self, worker_id: str, will: Will | None) -> int:
         held = await self._services.views.held_by(worker_id)
-        for beat in held:
-            await self._free(beat, will)
+        for first in range(0, len(held), AT_ONCE):
+            await asyncio.gather(*(self._free(beat, will) for beat in held[first : first + AT_ONCE]))
         return len(held)
 
     async def _free(self, beat: Beat, will: Will | None) -> None:
