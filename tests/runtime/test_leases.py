@@ -20,7 +20,7 @@ from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, 
 from outrider.runtime.recovery import Recovery
 from outrider.runtime.worker import Worker
 from outrider.settings import LeaseTimes
-from outrider.testing import open_test
+from outrider.testing import Store, open_test
 
 pytestmark = pytest.mark.anyio
 
@@ -426,3 +426,24 @@ def test_a_lock_lasts_until_it_is_released(tmp_path: Path):
     lock.release()
     assert not is_locked(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+async def test_what_a_lost_worker_held_is_freed_together(store: Store, tmp_path: Path):
+    app, started = Outrider(), list[str]()
+
+    @app.tool
+    async def held(task: TaskContext) -> None:
+        started.append(task.id)
+        await asyncio.Event().wait()
+
+    async with open_test(app, store=store) as runtime:
+        session = await runtime.sessions.create()
+        tasks = await session.spawn_many("held", [{} for _ in range(100)])
+        await runtime.until(lambda: len(started) == len(tasks))
+        (worker,) = await runtime.services.views.workers()
+        runtime._kill()
+        before = runtime.ledger.counters["commits"]
+        await Recovery(runtime.services, "here", tmp_path, "worker_me")._bury(worker)
+        assert runtime.ledger.counters["commits"] - before < len(tasks) / 2
+        assert {(await task.record()).worker_id for task in tasks} == {None}
