@@ -72,7 +72,7 @@ async def _prove_task(runtime: Runtime, task: Task, log: list[LogRow]) -> None:
     assert [each.attempt for each in attempts] == list(range(1, task.core.attempt + 1))
     assert all(each.started_at <= each.ended_at for each in attempts)
     assert all(one.ended_at <= next.started_at for one, next in pairwise(attempts))
-    assert {each.ending for each in attempts} <= {"lost", "parked", "released", "returned", "succeeded"}
+    assert {each.ending for each in attempts} <= {"lost", "parked", "released", "returned", "succeeded"}, attempts
     assert attempts[-1].ending == "succeeded"
 
     requests = await views.requests(task.id)

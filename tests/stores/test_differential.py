@@ -919,7 +919,7 @@ def test_random_histories_keep_the_invariants_on_the_reference():
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name != "memory"])
 def test_random_histories_go_the_same_way_on_every_store(name: str):
     # A history on a server takes four times as long as in a file, and both share what judges and decides.
-    _run(lambda: Histories(["memory", name]), settings=settings(QUICK, max_examples=12 if name == "postgres" else 30))
+    _run(lambda: Histories(["memory", name]), settings=settings(QUICK, max_examples=10 if name == "postgres" else 20))
 
 
 @pytest.mark.soak
