@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.servers import PATIENCE, SUPERUSER, ServerFailed, forget, free_port, guarded, shared_folder
+from tests.servers import PATIENCE, SUPERUSER, ServerFailed, forget, free_port, guarded, log_in, shared_folder
 
 
 def pooler_program() -> Path:
@@ -107,10 +107,7 @@ class Pooler:
 
     def log(self) -> str:
         """What it said since it was made."""
-        try:
-            return (self.folder / "log").read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
+        return log_in(self.folder)
 
     def close(self) -> None:
         """Stop it, and remove all that is left of it."""

@@ -245,10 +245,7 @@ class Server:
 
     def log(self) -> str:
         """What the server said since it was made."""
-        try:
-            return (self.folder / "log").read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
+        return log_in(self.folder)
 
     def close(self) -> None:
         """Stop it, and remove all that is left of it."""
@@ -504,6 +501,14 @@ def _run(command: list[str], folder: Path) -> None:
     forget(guard)
     if status:
         raise ServerFailed(f"{command[0]} ended with {status}:\n{(folder / 'log').read_text(errors='replace')}")
+
+
+def log_in(folder: Path) -> str:
+    """What the programs said that were started with this folder."""
+    try:
+        return (folder / "log").read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def inside(namespace: str | None) -> list[str]:

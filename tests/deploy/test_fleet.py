@@ -10,18 +10,17 @@ import os
 import re
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from outrider import Outrider, TaskOptions
+from tests.cli.harness import eventually
 from tests.deploy.files import DEPLOY, KUBERNETES, at, compose, manifest
 from tests.servers import Host, free_port
 
@@ -87,15 +86,6 @@ def fleet(postgres_url: str, tmp_path: Path) -> Iterator[Fleet]:
         yield fleet
     finally:
         fleet.close()
-
-
-def eventually(fact: Callable[[], Any]) -> Any:
-    """Wait until something is true, and return it."""
-    until = time.monotonic() + PATIENCE
-    while not (found := fact()):
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.05)
-    return found
 
 
 def probe() -> list[str]:

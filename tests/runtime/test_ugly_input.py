@@ -14,6 +14,7 @@ from outrider import Outrider, OutriderError, State, TaskContext, TaskOptions
 from outrider.core.errors import InvalidArguments, Refused
 from outrider.core.ledger import TaskFilter
 from outrider.testing import Store, TestRuntime, open_test
+from tests.runtime.conftest import chosen_store
 
 pytestmark = pytest.mark.anyio
 
@@ -21,11 +22,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
 def store(request: pytest.FixtureRequest) -> Store:
     """As for the other tests of the runtime; these are many, and most is refused before it comes to a store."""
-    if request.param == "postgres":
-        url: str = request.getfixturevalue("postgres_url")
-        return url
-    chosen: Store = request.param
-    return chosen
+    return chosen_store(request)
 
 
 UGLY: dict[str, Any] = {
