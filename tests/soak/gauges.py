@@ -1,6 +1,6 @@
 """What is measured: memory, descriptors, threads and children of processes, rows and bytes of a database, leftovers.
 
-All of it is read from outside, of the kernel and of SQLite, and nothing is asked of the program that is measured.
+All of it is read from outside, of the kernel and of the database; nothing is asked of the program that is measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from statistics import median
 
 MIB = 1024 * 1024
 GONE = (FileNotFoundError, ProcessLookupError)
+TABLES = """
+select
+    (select coalesce(sum(pg_total_relation_size(relid)), 0)::bigint from pg_stat_user_tables),
+    (select coalesce(sum(n_live_tup), 0)::bigint from pg_stat_user_tables),
+    (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)
+"""
+"""What to ask PostgreSQL for: the bytes of tables and indexes, how many rows live in them, and how many are dead."""
 
 
 @dataclass(frozen=True, slots=True)

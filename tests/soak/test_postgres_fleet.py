@@ -34,7 +34,7 @@ from tests.faults.test_postgres_outages import cut_all
 from tests.proxy import Proxy
 from tests.servers import Server, either, programs_of
 from tests.soak import fleet
-from tests.soak.gauges import MIB, Vitals, risen, vitals
+from tests.soak.gauges import MIB, TABLES, Vitals, risen, vitals
 
 pytestmark = [pytest.mark.anyio, pytest.mark.soak]
 
@@ -53,13 +53,6 @@ HARM, CALM = 60.0, 75.0
 looks for that once a minute."""
 MOST_GROWTH, MOST_BLOAT = 24 * MIB, 48 * MIB
 """How much the memory of a worker, and the tables, may grow once they have settled."""
-
-SIZES = """
-select
-    (select coalesce(sum(pg_total_relation_size(relid)), 0)::bigint from pg_stat_user_tables),
-    (select coalesce(sum(n_live_tup), 0)::bigint from pg_stat_user_tables),
-    (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)
-"""
 
 
 @dataclass
@@ -331,7 +324,7 @@ class Fleet:
     async def measure(self) -> None:
         steady = vitals(self.workers[0].pid)
         assert steady is not None, "the steady worker is gone"
-        ((size, live, dead),) = await asyncio.to_thread(self.leader.ask, SIZES, "work")
+        ((size, live, dead),) = await asyncio.to_thread(self.leader.ask, TABLES, "work")
         self.samples.append(Sample(time.monotonic(), steady, size, live, dead))
         print(
             f"{time.monotonic() - self._begun:7.0f} s: {len(self.ends())} ended, {live} rows and {dead} dead ones,"

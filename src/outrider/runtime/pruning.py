@@ -21,8 +21,8 @@ from outrider.runtime.services import Services
 SHARE = 0.05
 """How much of a store's time the duty takes at most: after a batch it rests for as long as makes that."""
 
-SHARE_BEHIND = 0.25
-"""The same where that is not enough: where something was kept for a tenth longer than it should be."""
+SHARES_BEHIND = ((2, 1.0), (5, 0.5), (10, 0.25))
+"""The same where that is not enough: where something was kept a half, a fifth, or a tenth longer than it should be."""
 
 JUMP: Span = 3600 * SECOND
 """By how much the clock may get ahead of the time that has passed before it is doubted."""
@@ -154,8 +154,10 @@ class Retention:
 
     async def share(self, kept: Span) -> float:
         """How much of the time may go to it now: more where it has fallen behind, or the store would grow."""
-        late = await self._services.views.ended(self._services.clock.now() - kept - kept // 10, 1)
-        return SHARE_BEHIND if late else SHARE
+        for part, share in SHARES_BEHIND:
+            if await self._services.views.ended(self._services.clock.now() - kept - kept // part, 1):
+                return share
+        return SHARE
 
 
 async def _empty(services: Services, session_id: str) -> int:

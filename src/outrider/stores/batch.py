@@ -220,6 +220,9 @@ MOST_ROWS = 600
 more: some 150 small ones, in 10 to 20 ms. A thousand were seen to hold others up for 100.
 """
 
+MOST_LOOKED_AT = MOST_ROWS // 3
+"""How many of them it looks at: few have fewer rows, and to lock and count them is not for nothing."""
+
 _OF_TASKS = (
     "move_first_seq",
     "prune_events",
@@ -1068,8 +1071,8 @@ class Batch:
     def prune(self, task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Pruned:
         """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
         statements = self._statements
-        places = {id: place for place, id in enumerate(task_ids)}
-        found = sorted(statements.array("prunable", listed(task_ids)), key=lambda row: places[row[1]])
+        places = {id: place for place, id in enumerate(task_ids[:MOST_LOOKED_AT])}
+        found = sorted(statements.array("prunable", listed(places.keys())), key=lambda row: places[row[1]])
         sizes = list(accumulate(row[6] for row in found))
         ended = found[: max(1, bisect_right(sizes, MOST_ROWS))]
         concerned = listed(session_ids), listed([row[1] for row in ended]), listed({row[2] for row in ended})
@@ -1081,6 +1084,7 @@ class Batch:
                 statements.run(name, listed(numbers))
         rest = [row[1] for row in found[len(ended) :]]
         statements.run("prune_follow_ups", listed(places.keys() - rest))
+        rest += task_ids[MOST_LOOKED_AT:]
         untold: defaultdict[int, list[str]] = defaultdict(list)
         for _, id, session, session_id, state, is_untold, _ in ended:
             if is_untold:
