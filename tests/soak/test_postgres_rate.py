@@ -32,20 +32,24 @@ LATE = 15.0
 SAMPLE = 10.0
 SETTLED = 0.2
 """The part of the time after which tables and memory are expected to grow no more; of a minute or so, all of it."""
-SLOWER = 0.7
-"""How much slower the last third may be than the first: the machine itself drifts by as much."""
+DEARER = 1.25
+"""How many more blocks a task may touch in the last third than in the first: seconds would tell of the machine."""
 OLDEST = "select min(finished_at) from tasks where finished_at is not null"
+TOUCHED = "select blks_hit + blks_read from pg_stat_database where datname = current_database()"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was measured at one moment. `oldest` is the age in seconds of the oldest ended task that is still there."""
+    """What was measured at one moment. `oldest` is the age in seconds of the oldest ended task that is still there,
+    `touched` how many blocks the server has looked at so far.
+    """
 
     at: float
     ended: int
     bytes: int
     live: int
     dead: int
+    touched: int
     oldest: float
     worker: Vitals
 
@@ -93,8 +97,10 @@ async def _watch(server: Server, told: Path, worker: int, seconds: float) -> lis
         sample = await _measure(server, told, worker, at)
         if samples:
             done = (sample.ended - samples[-1].ended) / (sample.at - samples[-1].at)
+            each = _blocks(samples[-1], sample)
             print(
-                f"{at:7.1f} s: {sample.ended} tasks, {done:.0f}/s; {sample.live} rows and {sample.dead} dead in"
+                f"{at:7.1f} s: {sample.ended} tasks, {done:.0f}/s, {each:.0f} blocks each;"
+                f" {sample.live} rows and {sample.dead} dead in"
                 f" {sample.bytes / MIB:.0f} MiB; the oldest ended {sample.oldest:.0f} s ago;"
                 f" a worker {sample.worker.rss / MIB:.1f} MiB",
                 flush=True,
@@ -109,17 +115,22 @@ async def _measure(server: Server, told: Path, worker: int, at: float) -> Sample
     ended = 0
     with suppress(FileNotFoundError, IndexError):
         ended = int(told.read_text().split()[-1])
+    ((touched,),) = await asyncio.to_thread(server.ask, TOUCHED, "work")
     ((oldest,),) = await asyncio.to_thread(server.ask, OLDEST, "work")
     found = vitals(worker)
     assert found is not None, "a worker is gone"
-    return Sample(at, ended, size, live, dead, 0.0 if oldest is None else time.time() - oldest / 1e6, found)
+    return Sample(at, ended, size, live, dead, touched, 0.0 if oldest is None else time.time() - oldest / 1e6, found)
+
+
+def _blocks(first: Sample, last: Sample) -> float:
+    """How many blocks were touched for each task that ended in between."""
+    return (last.touched - first.touched) / max(1, last.ended - first.ended)
 
 
 def _judge(samples: Sequence[Sample]) -> None:
     assert max(sample.oldest for sample in samples) <= RETENTION + LATE
-    rates = [(last.ended - first.ended) / (last.at - first.at) for first, last in pairwise(samples)]
-    third = max(1, len(rates) // 3)
-    print(f"{median(rates[:third]):.0f} tasks a second in the first third, {median(rates[-third:]):.0f} in the last")
-    assert median(rates[-third:]) >= SLOWER * median(rates[:third])
+    blocks = [_blocks(first, last) for first, last in pairwise(samples)]
+    third = max(1, len(blocks) // 3)
+    assert median(blocks[-third:]) <= DEARER * median(blocks[:third]), blocks
     assert risen([sample.bytes for sample in samples]) <= 0.3 * median(sample.bytes for sample in samples)
     assert risen([sample.worker.rss for sample in samples]) <= 24 * MIB
