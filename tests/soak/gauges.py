@@ -17,11 +17,12 @@ MIB = 1024 * 1024
 GONE = (FileNotFoundError, ProcessLookupError)
 TABLES = """
 select
-    (select coalesce(sum(pg_total_relation_size(relid)), 0)::bigint from pg_stat_user_tables),
+    (select coalesce(sum(pg_table_size(relid)), 0)::bigint from pg_stat_user_tables),
+    (select coalesce(sum(pg_indexes_size(relid)), 0)::bigint from pg_stat_user_tables),
     (select coalesce(sum(n_live_tup), 0)::bigint from pg_stat_user_tables),
     (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)
 """
-"""What to ask PostgreSQL for: the bytes of tables and indexes, how many rows live in them, and how many are dead."""
+"""What to ask PostgreSQL for: the bytes of tables and of their indexes, the rows that live there, and the dead."""
 
 
 @dataclass(frozen=True, slots=True)

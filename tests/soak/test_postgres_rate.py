@@ -111,7 +111,7 @@ async def _watch(server: Server, told: Path, worker: int, seconds: float) -> lis
 
 
 async def _measure(server: Server, told: Path, worker: int, at: float) -> Sample:
-    ((size, live, dead),) = await asyncio.to_thread(server.ask, TABLES, "work")
+    ((size, indexes, live, dead),) = await asyncio.to_thread(server.ask, TABLES, "work")
     ended = 0
     with suppress(FileNotFoundError, IndexError):
         ended = int(told.read_text().split()[-1])
@@ -119,7 +119,9 @@ async def _measure(server: Server, told: Path, worker: int, at: float) -> Sample
     ((oldest,),) = await asyncio.to_thread(server.ask, OLDEST, "work")
     found = vitals(worker)
     assert found is not None, "a worker is gone"
-    return Sample(at, ended, size, live, dead, touched, 0.0 if oldest is None else time.time() - oldest / 1e6, found)
+    return Sample(
+        at, ended, size + indexes, live, dead, touched, 0.0 if oldest is None else time.time() - oldest / 1e6, found
+    )
 
 
 def _blocks(first: Sample, last: Sample) -> float:
