@@ -31,7 +31,10 @@ Store: TypeAlias = Literal["sqlite", "postgres", "memory"]
 Figures: TypeAlias = Mapping[str, float | None]
 """What a round measured, by key; None where the setting has no such figure."""
 
-NAMES = ("tasks", "steps", "recovery", "output", "history", "agent", "parked", "queue", "neighbours", "costs", "writer")
+NAMES = (
+    *("tasks", "steps", "recovery", "output", "history", "agent", "turns", "wake", "parked", "queue", "neighbours"),
+    *("costs", "writer"),
+)
 
 
 class Lost(Exception):

@@ -51,6 +51,7 @@ class Outrider:
         from outrider.kinds.background_tool import BackgroundTool
         from outrider.kinds.external import External
         from outrider.kinds.subagent import Subagent
+        from outrider.kinds.turn import Turn
         from outrider.runtime.options import check_texts
         from outrider.runtime.registry import Registry
 
@@ -59,6 +60,7 @@ class Outrider:
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
+        self.registry.executors["turn"] = Turn(self.registry)
         if processes:
             from outrider.kinds.process import Process
 

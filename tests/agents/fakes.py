@@ -94,6 +94,9 @@ class FakeRun:
                 self.record.decisions[call_id] = decision
         return self.record.decisions[call_id]
 
+    async def news(self) -> str | None:
+        return None
+
     def output(self, text: str) -> None:
         self.output_text += text
 

@@ -18,6 +18,7 @@ from outrider.core.events import (
     Message,
     MessageReceived,
     Parked,
+    Rung,
     Succeeded,
 )
 from outrider.core.machine import apply, create
@@ -99,6 +100,9 @@ class Stage:
 
     def send(self, number: int = 1) -> Stage:
         return self.tell(MessageReceived(message(number)))
+
+    def ring(self) -> Stage:
+        return self.tell(Rung("session_a"))
 
     def succeed(self, result: bytes | None = b"1", **how: Any) -> Stage:
         return self.tell(Succeeded(self.attempt, result, **how))

@@ -31,8 +31,10 @@ from outrider.core.events import (
     Produced,
     Released,
     Reprioritized,
+    Rung,
     Stopped,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, apply, create
@@ -73,6 +75,7 @@ watched = st.lists(others, unique=True).map(tuple)
 
 inputs = st.builds(
     stage.given,
+    kind=st.sampled_from(["background_tool", "turn"]),
     wake_policy=st.sampled_from(["silent", "on_terminal", "on_activity"]),
     depends_on=watched,
     run_if_dependency_fails=st.booleans(),
@@ -110,7 +113,14 @@ SAMPLES: dict[type, st.SearchStrategy[Any]] = {
     Parked: st.builds(Parked, attempts, st.lists(waits, max_size=3).map(tuple), st.booleans(), lives),
     Released: st.builds(Released, attempts, st.booleans(), lives),
     Succeeded: st.builds(
-        Succeeded, attempts, st.none() | st.just(b"{}"), st.none() | st.just("done"), watched, st.none() | st.just("no")
+        Succeeded,
+        attempts,
+        st.none() | st.just(b"{}"),
+        st.none() | st.just("done"),
+        watched,
+        st.none() | st.just("no"),
+        seen=st.none() | st.integers(0, 2),
+        leaves=st.booleans(),
     ),
     Failed: st.builds(Failed, attempts, errors, st.booleans(), chances, st.booleans()),
     Stopped: st.builds(Stopped, attempts, chances, st.booleans(), lives),
@@ -118,6 +128,7 @@ SAMPLES: dict[type, st.SearchStrategy[Any]] = {
     HolderLost: st.builds(HolderLost, attempts, st.booleans()),
     Answered: st.builds(Answered, ids, st.booleans()),
     MessageReceived: st.just(MessageReceived(stage.message())),
+    Told: st.builds(Told, st.just("entry_1"), st.just({"text": "hello"}), st.booleans()),
     Reprioritized: st.builds(Reprioritized, st.integers(-2, 2)),
     Debounced: st.builds(Debounced, st.just({"path": "new"}), moments),
     CancelRequested: st.builds(
@@ -125,6 +136,7 @@ SAMPLES: dict[type, st.SearchStrategy[Any]] = {
     ),
     DeadlinePassed: st.builds(DeadlinePassed, st.none() | moments),
     WatchedEnded: st.builds(WatchedEnded, others, st.sampled_from(sorted(TERMINAL))),
+    Rung: st.just(Rung("session_a")),
 }
 
 # As often as in life: a task is claimed and reported on by its holder more often than anything else.
@@ -231,10 +243,10 @@ def check_refusal(task: Task, event: Event, refusal: BaseException) -> None:
         assert core.request(event.request_id) is None
     elif task.is_terminal:
         assert type(refusal) is TaskFinished
-        assert isinstance(event, Claimed | MessageReceived | Reprioritized | Debounced)
+        assert isinstance(event, Claimed | MessageReceived | Told | Reprioritized | Debounced | Rung)
     else:
         assert type(refusal) is IllegalMove
-        assert isinstance(event, Claimed | Enriched | Debounced)
+        assert isinstance(event, Claimed | Enriched | Debounced | Told)
 
 
 def check_move(before: Task, event: Event, change: Change, now: Instant) -> None:

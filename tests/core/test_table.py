@@ -29,8 +29,10 @@ from outrider.core.events import (
     Produced,
     Released,
     Reprioritized,
+    Rung,
     Stopped,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, apply
@@ -75,11 +77,13 @@ SAMPLES: dict[str, Event] = {
     "HolderLost": HolderLost(1),
     "Answered": Answered("r1", "yes"),
     "MessageReceived": MessageReceived(message()),
+    "Told": Told("entry_1", {"text": "hello"}),
     "Reprioritized": Reprioritized(5),
     "Debounced": Debounced({"path": "new"}, LONG),
     "CancelRequested": CancelRequested(),
     "DeadlinePassed": DeadlinePassed(),
     "WatchedEnded": WatchedEnded(OTHER, State.SUCCEEDED),
+    "Rung": Rung("session_a"),
 }
 
 OUTCOMES: dict[str, State | type[BaseException]] = {
@@ -110,11 +114,13 @@ Enriched        | x     x       x        | i    i    x      x      x        | i 
 HolderLost      | Q     Q       Q        | R    C    R      R      R        | A      A       | S         F      C
 Answered        | r     r       Q        | r    r    r      r      r        | R      R       | r         r      r
 MessageReceived | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
+Told            | i     i       i        | i    i    i      i      i        | i      i       | t         t      t
 Reprioritized   | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
 Debounced       | i     i       i        | i    i    i      i      i        | i      i       | t         t      t
 CancelRequested | C     C       C        | R    R    C      C      C        | A      C       | S         F      C
 DeadlinePassed  | Q     Q       Q        | R    R    R      R      R        | A      A       | S         F      C
 WatchedEnded    | Q     Q       Q        | R    R    R      R      S        | A      A       | S         F      C
+Rung            | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
 """
 
 
@@ -163,6 +169,17 @@ ALSO: list[tuple[Callable[[], Stage], Event, object]] = [
     (lambda: new(debounce_key="build"), Debounced({"path": "new"}, LONG), Q),
     (lambda: new(timeouts=ENDS_SOON).later(9 * SECOND), DeadlinePassed(), F),
     (lambda: new(depends_on=(OTHER,)), WatchedEnded(OTHER, State.FAILED), F),
+    # a session's turn
+    *(
+        (lambda: new(kind="turn"), Told("entry_1", {}, interrupts), C if interrupts else Q)
+        for interrupts in (False, True)
+    ),
+    (lambda: held(kind="turn"), Told("entry_1", {}), R),
+    (lambda: held(kind="turn").park(WaitUntil(LONG)), Told("entry_1", {}, interrupts=True), C),
+    (lambda: held(kind="turn").ask(), Told("entry_1", {}), A),
+    (lambda: held(kind="turn").ask().park(WaitForAnswer("r1")), Told("entry_1", {}, interrupts=True), C),
+    (lambda: held(kind="turn").ring(), Succeeded(1, seen=0), R),
+    (lambda: held(kind="turn").ring().ask(), Succeeded(1, seen=0), R),
     # running: a standing order to stop decides what a report means
     *((told_to_end, event, F) for event in (Parked(1, ()), Released(1), Failed(1, BUG), Stopped(1), HolderLost(1))),
     *((told_to_retry, event, Q) for event in (Parked(1, ()), Released(1), Failed(1, BUG), Stopped(1), HolderLost(1))),

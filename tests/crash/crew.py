@@ -87,13 +87,17 @@ class Crew:
 
     @classmethod
     @asynccontextmanager
-    async def muster(cls, prefix: Sequence[str] = ()) -> AsyncIterator[Crew]:
-        """A crew that is there until the end of the block; `prefix` is what its command begins with."""
+    async def muster(cls, prefix: Sequence[str] = (), app: str = "tests.crash.voyage") -> AsyncIterator[Crew]:
+        """A crew that is there until the end of the block; `prefix` is what its command begins with.
+
+        `app` is the module whose `app` its workers serve.
+        """
         process = await asyncio.create_subprocess_exec(
             *prefix,
             sys.executable,
             "-m",
             "tests.crash.crew",
+            app,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
@@ -112,7 +116,10 @@ class Crew:
             await reading
 
     async def start(self, database: Path, *, log: Path | None = None, **order: Any) -> Hand:
-        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`, `address`."""
+        """Start a worker on a database. `order`: `kill` (n, mode), `settings`, `host`, `address`.
+
+        With `speaks`, a prefix, and `acks`, a file, it is no worker, but talks to an agent; see `talk`.
+        """
         async with self._turn:
             order |= {"database": str(database), "log": str(log or database.with_suffix(".log"))}
             assert self._process.stdin is not None
@@ -222,18 +229,20 @@ async def _serve(order: dict[str, Any]) -> None:
     from outrider.runtime.lease import locks_of
     from outrider.runtime.services import Services
     from outrider.runtime.worker import keep_working
-    from tests.crash import voyage
 
+    module: Any = import_module(sys.argv[1])
+    if "speaks" in order:
+        await module.speak(address_of(Path(order["database"])), order["speaks"], Path(order["acks"]))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     database = Path(order["database"])
-    os.environ[voyage.EFFECTS] = str(database.with_suffix(".effects"))
+    os.environ["EFFECTS"] = str(database.with_suffix(".effects"))
     ledger = await open_ledger(order.get("address") or address_of(database))
     if "kill" in order:
         n, mode = order["kill"]
         ledger = cast(Any, Failpoint(ledger, n, mode, database.with_suffix(".trace")))
-    services = Services.over(ledger, SystemClock(), voyage.app.registry, voyage.settings_of(order.get("settings", {})))
+    services = Services.over(ledger, SystemClock(), module.app.registry, module.settings_of(order.get("settings", {})))
     job = asyncio.create_task(keep_working(services, locks=locks_of(ledger), host=order.get("host")))
     await stop.wait()
     job.cancel()
@@ -262,7 +271,7 @@ def main() -> None:
         "outrider.stores.sqlite",
         "outrider.stores.postgres",
         "outrider.runtime.handles",
-        "tests.crash.voyage",
+        sys.argv[1],
     ):
         import_module(name)  # once, for all that are forked
 

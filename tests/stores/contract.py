@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from outrider.core.change import AttemptEnd, Change, LogEvent, Luggage, OutputRow
+from outrider.core.change import AttemptEnd, Change, InboxEntry, LogEvent, Luggage, OutputRow
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import (
     Answered,
@@ -34,6 +34,7 @@ from outrider.core.events import (
     Produced,
     Released,
     Reprioritized,
+    Rung,
     Succeeded,
     WatchedEnded,
 )
@@ -1719,6 +1720,84 @@ class Logs(Contract):
         )
         await scene.one(created)
         assert replayed == data_of((await scene.log())[-1])
+
+
+class Turns(Contract):
+    """What a session's agent is to hear of rings for it, and is taken by the page that tells it."""
+
+    async def listener(self, scene: Scene, id: str = "session_b", **fields: Any) -> None:
+        await scene.session(id, agent="assistant", **fields)
+
+    def turn(self, scene: Scene, id: str, after: str = "none", **fields: Any) -> Change:
+        key = f"turn after {after}"
+        return scene.new(id, "session_b", kind="turn", route="turn:assistant", idempotency_key=key, **fields)
+
+    async def test_what_comes_into_the_inbox_rings_for_a_session_with_an_agent(self, scene: Scene):
+        await self.listener(scene)
+        await scene.running("task_1", "session_b", wake_policy="on_terminal")
+        await scene.succeed("task_1")
+        assert await scene.pending() == [("session_b", Rung("session_b"))]
+        assert await scene.told("session_b") == [("task_1", "terminal")]
+
+    async def test_nothing_rings_where_no_agent_takes_turns(self, scene: Scene):
+        await self.listener(scene, "session_child", parent_task_id="task_0", parent_session_id=SESSION)
+        for id, session in (("task_1", SESSION), ("task_2", "session_child")):
+            await scene.running(id, session, wake_policy="on_terminal")
+            await scene.succeed(id)
+            assert await scene.told(session) == [(id, "terminal")]
+        assert await scene.pending() == []
+
+    async def test_a_turn_drives_its_session_from_its_creation_on_and_is_followed_by_one(self, scene: Scene):
+        await self.listener(scene)
+        for id, before in (("turn_1", "none"), ("turn_2", "turn_1")):
+            await scene.one(self.turn(scene, id, before))
+            session = await scene.views.session("session_b")
+            assert session is not None
+            assert session.driver_task_id == id
+        verdict = await scene.one(self.turn(scene, "turn_x", "turn_1"))
+        assert isinstance(verdict, Existing)
+        assert verdict.task.id == "turn_2"
+        session = await scene.views.session("session_b")
+        assert session is not None
+        assert session.driver_task_id == "turn_2"
+
+    async def test_what_is_said_comes_with_the_turn_that_is_made_for_it_or_not_at_all(self, scene: Scene):
+        await self.listener(scene)
+        entry = InboxEntry("session_b", "entry_1", "user", {"text": TEXT})
+        first = replace(self.turn(scene, "turn_1"), inbox=(entry,))
+        other = replace(self.turn(scene, "turn_x"), inbox=(replace(entry, task_id="entry_2"),))
+        await scene.ledger.commit([first, other])
+        (row,) = await scene.views.inbox("session_b")
+        assert (row.task_id, row.reason, row.body) == ("entry_1", "user", {"text": TEXT})
+        assert await scene.pending() == []
+
+    async def test_a_ring_is_settled_with_the_turn_that_answers_it_and_by_nobody_else(self, scene: Scene):
+        await self.listener(scene)
+        for id in ("task_1", "task_2"):
+            await scene.running(id, "session_b", wake_policy="on_terminal")
+            await scene.succeed(id)
+        first, second = [one.id for one in await scene.views.follow_ups(10)]
+        made = self.turn(scene, "turn_1")
+        answers = [Change(made.task, before=1, is_noop=True, settles=id) for id in (first, second)]
+        verdicts = await scene.ledger.commit([made, *answers])
+        assert [type(verdict) for verdict in verdicts] == [Committed] * 3
+        assert await scene.pending() == []
+        assert isinstance(await scene.one(answers[0]), Settled)
+
+    async def test_a_page_takes_what_it_tells_but_not_what_was_written_anew_since(self, scene: Scene):
+        await self.listener(scene)
+        for id in ("task_1", "task_2"):
+            await scene.running(id, "session_b", wake_policy="on_activity")
+            await scene.apply(id, Posted(1, scene.message(f"tmsg_{id}", id, "outbound")))
+        await scene.one(self.turn(scene, "turn_1", claim=Claimed(WORKER)))
+        takes = tuple((row.task_id, row.seq) for row in await scene.views.inbox("session_b"))
+        await scene.succeed("task_2")
+        page = Page("session_b", "turn_1", 1, 0, (b'"heard"',), LIVE, scene.now, takes=takes)
+        assert not await scene.ledger.append(replace(page, attempt=2))
+        assert len(await scene.views.inbox("session_b")) == 2
+        assert await scene.ledger.append(page)
+        assert await scene.told("session_b") == [("task_2", "terminal")]
+        assert [row.message for row in await scene.views.transcript("session_b")] == [b'"heard"']
 
 
 class Inboxes(Contract):

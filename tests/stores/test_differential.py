@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from outrider.core.change import Change
+from outrider.core.change import Change, InboxEntry
 from outrider.core.errors import Conflict, Superseded
 from outrider.core.events import (
     Answered,
@@ -43,9 +43,11 @@ from outrider.core.events import (
     Produced,
     Released,
     Reprioritized,
+    Rung,
     Step,
     Stopped,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.ledger import (
@@ -93,7 +95,7 @@ from outrider.core.values import SECOND, Instant, difference
 from tests.stores.backends import BACKENDS
 
 SESSIONS = ("session_a", "session_b")
-ROUTES = ("background_tool:a", "subagent")
+ROUTES = ("background_tool:a", "subagent", "turn:a")
 WORKERS = ("worker_a", "worker_b", "worker_c")
 KEYS = ("key_a", "key_b")
 START: Instant = 1_700_000_000 * SECOND
@@ -151,7 +153,7 @@ class Histories(RuleBasedStateMachine):
         self.look()
 
     def create_session(self, id: str) -> None:
-        new = NewSession(id, self.now, root_session_id=SESSIONS[0])
+        new = NewSession(id, self.now, root_session_id=SESSIONS[0], agent="a" if id == SESSIONS[1] else None)
         self.on_all(lambda ledger: ledger.create_session(new))
 
     def teardown(self) -> None:
@@ -327,7 +329,10 @@ class Histories(RuleBasedStateMachine):
         asked = NewTask(id, self.some_input(data, plain), moment)
         if moment not in (None, self.now) or asked.input.depends_on:
             claim = None
-        change = create(asked, self.now, claim)
+        inbox: tuple[InboxEntry, ...] = ()
+        if asked.input.kind == "turn" and data.draw(st.booleans(), "something said"):
+            inbox = (InboxEntry(asked.input.session_id, self.next_id("entry"), "user", {"text": "naïve"}),)
+        change = create(asked, self.now, claim, inbox)
         parent = change.task.input.parent_task_id
         if parent is not None and data.draw(st.booleans(), "journaled"):
             change = replace(change, steps=(self.some_step(data, self.task(parent)),))
@@ -552,6 +557,8 @@ class Histories(RuleBasedStateMachine):
             DeadlinePassed,
             HolderLost,
             WatchedEnded,
+            Rung,
+            Told,
         ]
         by_holder = [Asked, Asked, Posted, Produced, Parked, Parked, Parked, Released, Succeeded, Failed, Stopped]
         if core.is_held and not data.draw(one_in(4), "somebody else"):
@@ -584,7 +591,9 @@ class Histories(RuleBasedStateMachine):
                 result = draw(st.sampled_from([None, b"1", b'"naive"']), "result")
                 mismatch = draw(st.sampled_from([None, None, "not an integer"]), "mismatch")
                 children = self.ask(lambda ledger: _open_children(ledger, task.id))
-                return Succeeded(attempt, result, "done", children, mismatch, live)
+                seen = draw(st.sampled_from([None, core.rung, core.rung - 1]), "seen")
+                leaves = draw(st.booleans(), "leaves")
+                return Succeeded(attempt, result, "done", children, mismatch, live, seen, leaves)
             case "Failed":
                 error = TaskError("exception", "no", {"n": self.count})
                 return Failed(attempt, error, draw(st.booleans(), "retryable"), chance, journaled, b"2", "so far", live)
@@ -598,6 +607,10 @@ class Histories(RuleBasedStateMachine):
                 ids = [request.id for request in core.requests]
                 answer = draw(st.sampled_from([True, "text", {"a": [1]}]), "answer")
                 return Answered(draw(st.sampled_from([*ids, "req_none"]), "request"), answer, "user", "test")
+            case "Rung":
+                return Rung(task.session_id)
+            case "Told":
+                return Told(self.next_id("entry"), {"text": "naïve"}, draw(st.booleans(), "interrupts"))
             case "MessageReceived":
                 return MessageReceived(self.message(task, "inbound"))
             case "Reprioritized":
@@ -723,7 +736,8 @@ class Histories(RuleBasedStateMachine):
             steps = (replace(self.some_step(data, task), attempt=attempt),) if draw(st.booleans(), "step") else ()
             session = draw(st.sampled_from(SESSIONS), "transcript")
             page = Page(session, task.id, attempt, live.iterations, (b"1", b'{"a":2}'), live, now, forget, steps)
-            return lambda ledger: ledger.append(page)
+            taken = draw(st.sampled_from([0, 0, 1, 3]), "taken")
+            return lambda ledger: _append(ledger, page, taken)
         path = draw(st.sampled_from(["/a", "/b/c", f"/.tasks/{task.id}/log"]), "path")
         file = FileWrite(task.session_id, path, f"{self.count}".encode(), "text/plain", now, task.id)
         return lambda ledger: ledger.write_file(file, (task.id, attempt))
@@ -832,6 +846,12 @@ async def _acknowledge(ledger: Ledger, session: str, count: int) -> int:
     """Acknowledge the oldest entries; their numbers are the store's own."""
     rows = (await ledger.views.inbox(session))[:count]
     return await ledger.acknowledge(session, rows[-1].seq) if rows else 0
+
+
+async def _append(ledger: Ledger, page: Page, count: int) -> bool:
+    """Append a page that takes the oldest entries of the inbox; their numbers are the store's own."""
+    rows = (await ledger.views.inbox(page.session_id))[:count]
+    return await ledger.append(replace(page, takes=tuple((row.task_id, row.seq) for row in rows)))
 
 
 async def _together(ledger: Ledger, acts: Iterable[Act]) -> list[Any]:

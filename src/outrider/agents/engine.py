@@ -109,6 +109,8 @@ class AgentBrief:
     `agent` too; a name that no tool has is an error, since a call might pass where one was meant. In `tools` it is
     marked already.
 
+    With `asked` the transcript ends with the prompt already, as `Engine.said` writes it, and it is sent from there.
+
     `transcript` holds the messages of every finished iteration of the session, this task's included, in the
     engine's format. `iterations` and `usage` count this task's alone; the prompt is sent when `iterations` is 0.
     """
@@ -117,6 +119,7 @@ class AgentBrief:
     session_id: str
     attempt: int
     prompt: str
+    asked: bool = False
     system_prompt: str | None = None
     agent: object | None = None
     deps: object | None = None
@@ -163,6 +166,14 @@ class AgentRun(Protocol):
         """
         ...
 
+    async def news(self) -> str | None:
+        """Return what somebody says to the agent meanwhile, None for nothing; to be asked before each request.
+
+        It goes to the model with that request, as said by the user, and into the messages of the iteration that the
+        request closes: with those it is taken from the inbox. Not to be asked where no iteration is closed.
+        """
+        ...
+
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call, asking and parking if there is none yet.
 
@@ -185,6 +196,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The name it is chosen by."""
+        ...
+
+    def said(self, text: str) -> Sequence[JSON]:
+        """Return what the transcript is to hold of a text that the user says: messages in the engine's format."""
         ...
 
     async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:

@@ -20,8 +20,8 @@ LogType: TypeAlias = Literal[
 AttemptEnding: TypeAlias = Literal[
     "succeeded", "failed", "canceled", "parked", "released", "returned", "lost", "forced"
 ]
-WakeReason: TypeAlias = Literal["terminal", "question", "message", "reminder"]
-Relation: TypeAlias = Literal["watchers", "children", "linked_children"]
+WakeReason: TypeAlias = Literal["terminal", "question", "message", "reminder", "user"]
+Relation: TypeAlias = Literal["watchers", "children", "linked_children", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,10 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class InboxEntry:
-    """What a session has yet to be told. Entries of one task coalesce while undelivered."""
+    """What a session has yet to be told. Entries of one task coalesce while undelivered.
+
+    `task_id` is the task that it is about, or an id of its own for what a client says (`reason` user).
+    """
 
     session_id: str
     task_id: str
@@ -47,7 +50,10 @@ class InboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class FollowUp:
-    """News for every task that stands in `relation` to `of`, expanded by the store when it writes."""
+    """News for every task that stands in `relation` to `of`, expanded by the store when it writes.
+
+    Of relation `session` it is news for the session of id `of` itself, if that has an agent, and for no task.
+    """
 
     relation: Relation
     of: str
@@ -129,5 +135,7 @@ class Change:
     settles: int | None = None
     luggage: Luggage | None = None
     """With a creation only."""
+    drives: bool = False
+    """With a creation only: the task is the one that takes its session's turn from now on."""
     is_noop: bool = False
     """The event changed nothing; there is nothing to commit but the follow-up it settles."""

@@ -121,6 +121,10 @@ class Succeeded:
     open_children: tuple[str, ...] = ()
     mismatch: str | None = None
     live: Live | None = None
+    seen: int | None = None
+    """Of a turn: how often it had been rung when it last looked into the inbox, and found nothing more to take."""
+    leaves: bool = False
+    """Of a turn: whether it left something there that is for the turn after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,15 @@ class MessageReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A client says something to the session whose turn this is. `interrupts` ends the turn, for another one."""
+
+    entry_id: str
+    body: JSONObject
+    interrupts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reprioritized:
     """Somebody gave the task another place in the queue."""
 
@@ -241,7 +254,14 @@ class WatchedEnded:
     state: State
 
 
-FollowUpEvent: TypeAlias = CancelRequested | WatchedEnded
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Something came into the inbox of a session: its turn shall look, or one be made."""
+
+    session_id: str
+
+
+FollowUpEvent: TypeAlias = CancelRequested | WatchedEnded | Rung
 
 Event: TypeAlias = (
     HolderEvent
@@ -249,6 +269,7 @@ Event: TypeAlias = (
     | HolderLost
     | Answered
     | MessageReceived
+    | Told
     | Reprioritized
     | Debounced
     | DeadlinePassed
@@ -262,9 +283,11 @@ EVENTS = (
     HolderLost,
     Answered,
     MessageReceived,
+    Told,
     Reprioritized,
     Debounced,
     CancelRequested,
     DeadlinePassed,
     WatchedEnded,
+    Rung,
 )

@@ -208,6 +208,8 @@ class Page:
     at: Instant
     forget: str | None = None
     steps: tuple[Step, ...] = ()
+    takes: tuple[tuple[str, int], ...] = ()
+    """What of the session's inbox its messages tell of, and is delivered with them: the task id and seq of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -683,7 +685,8 @@ class Ledger(Protocol):
     async def append(self, page: Page) -> bool:
         """Append a finished iteration; False, and nothing written, if the attempt is over.
 
-        What it changes of `live` is logged as `task.updated`; the version does not move.
+        Of what it takes from the inbox, an entry that was written anew since it was read stays there. What it changes
+        of `live` is logged as `task.updated`; the version does not move.
         """
         ...
 

@@ -54,14 +54,17 @@ from outrider.core.events import (
     Produced,
     Released,
     Reprioritized,
+    Rung,
     Stopped,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.task import (
     OUTSIDER,
     SET_ASIDE,
     TERMINAL,
+    TURN,
     Core,
     InputRequest,
     Live,
@@ -89,11 +92,13 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             Claimed: frozenset({R, A}),
             Answered: frozenset({Q}),
             MessageReceived: frozenset({Q}),
+            Told: frozenset({Q, C}),
             Reprioritized: frozenset({Q}),
             Debounced: frozenset({Q}),
             CancelRequested: frozenset({C}),
             DeadlinePassed: frozenset({Q, F}),
             WatchedEnded: frozenset({Q, F}),
+            Rung: frozenset({Q}),
             HolderLost: frozenset({Q}),
         },
         R: {
@@ -108,10 +113,12 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             Stopped: frozenset({R, Q, F, C}),
             HolderLost: frozenset({R, Q, F, C}),
             MessageReceived: frozenset({R}),
+            Told: frozenset({R, C}),
             Reprioritized: frozenset({R}),
             CancelRequested: frozenset({R, C}),
             DeadlinePassed: frozenset({R, F, C}),
             WatchedEnded: frozenset({R, S}),
+            Rung: frozenset({R}),
         },
         A: {
             Claimed: frozenset({A}),
@@ -126,10 +133,12 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             HolderLost: frozenset({A, Q, F, C}),
             Answered: frozenset({A, R}),
             MessageReceived: frozenset({A}),
+            Told: frozenset({A, C}),
             Reprioritized: frozenset({A}),
             CancelRequested: frozenset({A, C}),
             DeadlinePassed: frozenset({A, R, F, C}),
             WatchedEnded: frozenset({A}),
+            Rung: frozenset({A}),
         },
         **{
             terminal: {
@@ -146,10 +155,11 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
 """Which event may meet which state, and the states that may follow. Each is reached by some history."""
 
 
-def create(new: NewTask, now: Instant, claim: Claimed | None = None) -> Change:
+def create(new: NewTask, now: Instant, claim: Claimed | None = None, inbox: tuple[InboxEntry, ...] = ()) -> Change:
     """Make a task: queued, and due at once unless it is delayed or depends on others.
 
-    With a `claim` it is held from its first moment: one Change of two transitions, each with its event.
+    With a `claim` it is held from its first moment: one Change of two transitions, each with its event. What is in
+    `inbox` comes there with it.
     """
     due_at = max(now, new.not_before or now)
     core = Core(
@@ -169,7 +179,9 @@ def create(new: NewTask, now: Instant, claim: Claimed | None = None) -> Change:
         before=None,
         events=(LogEvent("task.created", snapshot(task)),),
         live_changed=True,
+        inbox=inbox,
         watches=new.input.depends_on,
+        drives=new.input.kind == TURN,
     )
     if claim is None:
         return made
@@ -275,6 +287,8 @@ class _Draft:
     follow_ups: tuple[FollowUp, ...] = ()
     requests: tuple[InputRequest, ...] = ()
     active_at: Instant | None = None
+    leaves_news: bool = True
+    """Whether a turn that ends may leave something in the inbox."""
 
     def get(self, name: str) -> Any:
         """A field of the core as it will be."""
@@ -381,6 +395,8 @@ class _Draft:
             self.cancel_children(reason="its parent failed")
         summary = self.outcome.get("summary", task.outcome.summary)
         self.wake("terminal", {"state": state, "error": error, "summary": summary})
+        if task.input.kind == TURN and self.leaves_news:
+            self.ring()
 
     def cancel_children(self, *, reason: str, by: str | None = None, include_detached: bool = False) -> None:
         relation: Relation = "children" if include_detached else "linked_children"
@@ -392,6 +408,12 @@ class _Draft:
         wanted = policy == "on_activity" or (policy == "on_terminal" and reason != "message")
         if wanted:
             self.inbox += (InboxEntry(self.before.session_id, self.before.id, reason, body),)
+            self.ring()
+
+    def ring(self) -> None:
+        """Have the session's agent look into the inbox."""
+        session_id = self.before.session_id
+        self.follow_ups += (FollowUp("session", session_id, Rung(session_id)),)
 
 
 def _readiness(due_at: Instant, now: Instant) -> Readiness:
@@ -486,10 +508,23 @@ def _succeeded(draft: _Draft, event: Succeeded) -> _Draft:
             _fail_attempt(draft, error, "failed", journaled=False, chance=1.0, retryable=False)
     elif event.open_children and task.input.on_open_children != "detach":
         _wait_for_children(draft, event)
+    elif event.seen is not None and task.core.rung > event.seen and task.core.cancel_requested_at is None:
+        _look_again(draft)
     else:
+        draft.leaves_news = event.seen is None or event.leaves
         draft.close_attempt("succeeded")
         draft.end(S, by=event.attempt)
     return draft
+
+
+def _look_again(draft: _Draft) -> None:
+    """There is news that a turn has not seen, so it is not over, and what it came to is not its result."""
+    draft.outcome.clear()
+    draft.extra.clear()
+    for request in draft.get("requests"):
+        draft.close_request(request, status="withdrawn")
+    draft.settle_state()
+    _hand_over(draft, journaled=True)
 
 
 def _misfit(task: Task, event: Succeeded) -> TaskError | None:
@@ -577,6 +612,17 @@ def _message_received(draft: _Draft, event: MessageReceived) -> _Draft:
     draft.logged += (LogEvent("task.message", {"message": event.message}),)
     if not core.is_held and any(isinstance(wait, WaitForMessage) and _is_over(wait, draft) for wait in core.waits):
         draft.due(draft.now)
+    return draft
+
+
+def _told(draft: _Draft, event: Told) -> _Draft:
+    task = draft.before
+    if task.input.kind != TURN:
+        raise IllegalMove(f"{task.id} is no turn of a session")
+    draft.inbox += (InboxEntry(task.session_id, event.entry_id, "user", event.body),)
+    draft.core["rung"] = task.core.rung + 1
+    if event.interrupts:
+        _cancel_requested(draft, CancelRequested(reason="interrupted"))
     return draft
 
 
@@ -739,6 +785,12 @@ def _waited_task_ended(draft: _Draft, waits: tuple[Wait, ...]) -> None:
         draft.due(draft.now)
 
 
+def _rung(draft: _Draft, _: Rung) -> _Draft:
+    if draft.before.input.kind == TURN:
+        draft.core["rung"] = draft.before.core.rung + 1
+    return draft
+
+
 # --- shared by several handlers ----------------------------------------------------------------------
 
 
@@ -857,10 +909,12 @@ _HANDLERS: Mapping[type[Any], _Handler] = {
     HolderLost: _holder_lost,
     Answered: _answered,
     MessageReceived: _message_received,
+    Told: _told,
     Reprioritized: _reprioritized,
     Debounced: _debounced,
     CancelRequested: _cancel_requested,
     DeadlinePassed: _deadline_passed,
     WatchedEnded: _watched_ended,
+    Rung: _rung,
 }
 assert set(_HANDLERS) == set(EVENTS)

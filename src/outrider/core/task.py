@@ -16,6 +16,9 @@ from outrider.core.values import JSON, SECOND, Instant, JSONObject, Span, quick
 
 DEFAULT_ORGANIZATION = "org_default"
 
+TURN = "turn"
+"""The kind whose tasks are a session's agent taking a turn: of each session one at a time, one after the other."""
+
 EXTERNAL = "external"
 """The kind whose tasks other people's programs hold, by reporting, and no worker of ours."""
 
@@ -229,6 +232,8 @@ class Core:
     """All pending requests, oldest first."""
     messages: int = 0
     """How many messages the session has sent to the task."""
+    rung: int = 0
+    """Of a turn: how often it was told that something came into its session's inbox."""
     returned: bool = False
     """The task's code has returned; only children it owns keep it running."""
     stopping: Stopping | None = None

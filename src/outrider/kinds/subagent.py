@@ -127,6 +127,10 @@ class Subagent:
             outcome = await self._run_engine(task)
         else:
             outcome = AgentOutcome.from_json(decode(finished.value or b"{}"))
+        return await self._answer(task, outcome)
+
+    async def _answer(self, task: TaskContext, outcome: AgentOutcome) -> Any:
+        """What the task comes to. Raises AgentFailed where the agent has not answered."""
         if outcome.stop == "max_iterations":
             raise AgentFailed(
                 f"the agent had not answered after {task.live.iterations} iterations",
@@ -145,9 +149,16 @@ class Subagent:
         session_id = await _child_session(task)
         if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
             task.report(links=evolve(task.live.links, child_session_id=session_id))
-        run = _Run(task, session_id)
-        rows = await task.services.views.transcript(session_id)
-        brief = self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows))
+        return await self._drive(task, engine, AgentTranscript(task, session_id), prompt=task.spec["prompt"])
+
+    async def _drive(
+        self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
+    ) -> AgentOutcome:
+        """Have the engine go on where the transcript ends."""
+        agent = self._agent(task.spec)
+        rows = await task.services.views.transcript(run.session_id)
+        transcript = tuple(decode(row.message) for row in rows)
+        brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
         try:
             return await engine.run(brief, run)
         except AgentFailed as error:
@@ -156,7 +167,14 @@ class Subagent:
             raise
 
     def _brief(
-        self, task: TaskContext, agent: RegisteredAgent | None, session_id: str, transcript: tuple[JSON, ...]
+        self,
+        task: TaskContext,
+        agent: RegisteredAgent | None,
+        session_id: str,
+        transcript: tuple[JSON, ...],
+        prompt: str,
+        *,
+        asked: bool,
     ) -> AgentBrief:
         spec = task.spec
         given = agent or RegisteredAgent(name="")
@@ -169,7 +187,8 @@ class Subagent:
             task_id=task.id,
             session_id=session_id,
             attempt=task.attempt,
-            prompt=spec["prompt"],
+            prompt=prompt,
+            asked=asked,
             system_prompt=spec.get("system_prompt", given.system_prompt),
             agent=given.agent,
             deps=given.deps,
@@ -276,12 +295,17 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
     )
 
 
-class _Run:
-    """The journal and voice of one attempt, as an engine sees them."""
+class AgentTranscript:
+    """The journal and voice of one attempt, as an engine sees them: an `AgentRun` on one session's transcript."""
 
     def __init__(self, task: TaskContext, session_id: str) -> None:
         self._task = task
         self._session_id = session_id
+
+    @property
+    def session_id(self) -> str:
+        """The session whose transcript it is."""
+        return self._session_id
 
     async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
         """Return what is journaled for the open iteration under `key`, or run `fn` and journal it."""
@@ -306,7 +330,8 @@ class _Run:
         # One row, replaced each time: it tells whoever recovers the task that this attempt came further.
         steps = [self._row(ITERATION, "iteration", now, encode(iteration.number))]
         if iteration.outcome is not None:
-            steps.append(self._row(OUTCOME, "outcome", now, encode(iteration.outcome.to_json())))
+            outcome = self.outcome_row(iteration.outcome.to_json())
+            steps.append(self._row(OUTCOME, "outcome", now, encode(outcome)))
         page = Page(
             session_id=self._session_id,
             task_id=task.id,
@@ -317,11 +342,33 @@ class _Run:
             at=now,
             forget=OPEN,
             steps=tuple(steps),
+            takes=self.takes(),
         )
+        await self._write(page)
+
+    async def news(self) -> str | None:
+        """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""
+        return None
+
+    def takes(self) -> tuple[tuple[str, int], ...]:
+        """What of the inbox the iteration about to be appended tells of."""
+        return ()
+
+    def finished(self) -> AgentOutcome | None:
+        """How the agent ended, if it has."""
+        row = self._task.journal.at(OUTCOME)
+        return None if row is None else AgentOutcome.from_json(decode(row.value or b"{}"))
+
+    def outcome_row(self, outcome: dict[str, JSON]) -> dict[str, JSON]:
+        """What is journaled of an outcome."""
+        return outcome
+
+    async def _write(self, page: Page) -> None:
+        task = self._task
         with task.busy(), task.storing():
             if not await task.services.ledger.append(page):
                 raise Superseded(task.id, task.attempt)
-        task.take_page(live, OPEN, steps)
+        task.take_page(page.live, OPEN, page.steps)
 
     def _row(self, position: str, verb: str, now: Instant, value: bytes) -> Step:
         ordinal = self._task.journal.own(position, verb).ordinal

@@ -118,6 +118,9 @@ class Attempt:
         self.span: AttemptSpan = NO_SPAN
         self.has_parted = False
         """Whether its code was told to give the worker back, by `Parked`."""
+        self.seen: int | None = None
+        self.leaves = False
+        """Of a turn: what it has seen of the inbox; see `Succeeded`."""
         self._on_news = on_news
         self._is_crowded = is_crowded
         self._waits: dict[Bell, tuple[Wait, ...]] = {}
@@ -464,7 +467,9 @@ class Attempt:
         if schema is not None and result is not None:
             problem = mismatch(decode(result), schema)
         summary = shorten(value, limits.summary) if isinstance(value, str) else None
-        return events.Succeeded(self.number, result, summary, open_children, problem, self.take_live())
+        return events.Succeeded(
+            self.number, result, summary, open_children, problem, self.take_live(), self.seen, self.leaves
+        )
 
     def conclude(self, error: BaseException) -> HolderEvent:
         """The code raised: what to report of it. Of an attempt that is over, the reducer will not hear it."""

@@ -800,6 +800,18 @@ class TaskContext:
         """What a result must fit."""
         return self._attempt.record.input.result_schema
 
+    @property
+    def rung(self) -> int:
+        """How often this turn was told that something came into its session's inbox."""
+        return self._attempt.record.core.rung
+
+    def looked(self, seen: int, *, leaves: bool) -> None:
+        """Say that the inbox was looked into when the turn had been rung so often, and what was there is taken.
+
+        Of what it `leaves` there the next turn will hear.
+        """
+        self._attempt.seen, self._attempt.leaves = seen, leaves
+
     def within(self, scope: Scope) -> TaskContext:
         """The context for a part of the code that has an order of its own."""
         return TaskContext(self._attempt, scope)

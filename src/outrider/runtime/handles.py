@@ -12,7 +12,7 @@ from outrider.core.session import Session
 from outrider.core.task import Effects, Task
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
-from outrider.runtime.context import NOTHING, Parts, tool_spec
+from outrider.runtime.context import NOTHING, Parts, message_parts, tool_spec
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.options import (
     DEFAULT_OPTIONS,
@@ -24,6 +24,7 @@ from outrider.runtime.options import (
     check_options,
     check_page,
     check_texts,
+    check_texts_if_given,
 )
 from outrider.runtime.records import (
     AttemptRecord,
@@ -41,6 +42,7 @@ from outrider.runtime.records import (
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.turns import Steering, check_steering, last_turn, say
 
 
 class TaskHandle:
@@ -291,6 +293,28 @@ class SessionHandle:
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
         """Create a task of any kind."""
         return TaskHandle(self._services, await self._tasks.create(self._session, kind, spec, options))
+
+    async def send(self, content: Parts, *, steering: Steering = "inject", sender: str | None = None) -> TaskHandle:
+        """Say something to the session's agent, durably: text, an object, or a list of message parts.
+
+        Where no turn is taken one is made for it. During one, `steering` says what becomes of it: the agent hears it at
+        its next iteration (`inject`), in the turn `after`, in one for which this turn is ended (`interrupt`; background
+        tasks go on), or it is refused (`reject`). Returns the turn that was told or made. Raises NotFound,
+        SessionBusy, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
+        """
+        check_steering(steering)
+        check_texts_if_given(sender=sender)
+        parts = message_parts(content, self._services.settings.limits.message)
+        body = {"parts": parts, "steering": steering, "sender": sender}
+        return TaskHandle(self._services, await say(self._services.lifecycle, self.id, body, steering))
+
+    async def turn(self) -> TaskHandle | None:
+        """Return the turn that the agent takes or took last, None before the first. Raises NotFound."""
+        session = await self._services.views.session(self.id)
+        if session is None:
+            raise NotFound.of("session", self.id)
+        turn = await last_turn(self._services.lifecycle, session)
+        return None if turn is None else TaskHandle(self._services, turn)
 
     async def tasks(self, **filter: Any) -> list[TaskRecord]:
         """Return the session's tasks, newest first; fields of `TaskFilter` narrow it.

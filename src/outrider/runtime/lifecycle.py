@@ -6,15 +6,16 @@ its duties. A caller that already holds the newest record passes it and saves th
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change, Heritage
+from outrider.core.change import Change, Heritage, InboxEntry
 from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
-from outrider.core.events import Claimed, Debounced, Event, Step
+from outrider.core.events import Claimed, Debounced, Event, Rung, Step
 from outrider.core.ledger import (
     Barred,
     Committed,
@@ -26,9 +27,11 @@ from outrider.core.ledger import (
     Settled,
     Stale,
     Verdict,
+    Views,
 )
 from outrider.core.task import NewTask, Task
-from outrider.core.values import evolve
+from outrider.core.values import Instant, evolve
+from outrider.runtime import turns
 from outrider.runtime.clock import Clock
 from outrider.runtime.log import log_move
 from outrider.runtime.telemetry import Telemetry
@@ -64,30 +67,50 @@ class Lifecycle:
         self.starter: Starter | None = None
         """Who may take new tasks at once, if there is a worker here."""
 
-    async def create(self, new: Sequence[NewTask], steps: tuple[Step, ...] = ()) -> Sequence[Committed | Existing]:
+    @property
+    def views(self) -> Views:
+        """The reading half of the store."""
+        return self._ledger.views
+
+    def now(self) -> Instant:
+        """The present moment."""
+        return self._clock.now()
+
+    async def create(
+        self,
+        new: Sequence[NewTask],
+        steps: tuple[Step, ...] = (),
+        *,
+        inbox: tuple[InboxEntry, ...] = (),
+        settles: Sequence[int] = (),
+    ) -> Sequence[Committed | Existing]:
         """Create tasks, each whole or not at all; one that exists already is returned as it stands or was changed to.
 
-        `steps` are journal rows of the task that spawns, for a single new task. Raises NotFound for an unknown
-        session, Superseded when the spawning attempt is over.
+        For a single new task: `steps` are journal rows of the task that spawns it, `inbox` is what comes into its
+        session's with it, and `settles` names the follow-ups that it answers, which stay where it exists already.
+        Raises NotFound for an unknown session, Superseded when the spawning attempt is over.
         """
         now, starter = self._clock.now(), self.starter
         if not self._telemetry.is_silent:
             new = [self._telemetry.stamp(each) for each in new]
         claims = [None if starter is None else starter.reserve(each) for each in new]
-        changes = [machine.create(each, now, claim) for each, claim in zip(new, claims, strict=True)]
+        changes = [machine.create(each, now, claim, inbox) for each, claim in zip(new, claims, strict=True)]
         if steps:
             changes = [evolve(change, steps=steps) for change in changes]
         try:
-            verdicts = await self._commit(changes)
+            answers = _answers(changes[0].task, settles) if settles else ()
+            verdicts = (await self._commit([*changes, *answers]))[: len(changes)]
         except BaseException:
             if starter is not None:
                 starter.look_for([change.task.id for change in changes if change.task.core.is_held])
             raise
         if starter is not None:
             _start(starter, changes, verdicts)
-        return [await self._created(each, verdict, steps) for each, verdict in zip(new, verdicts, strict=True)]
+        return [await self._created(each, verdict, steps, inbox) for each, verdict in zip(new, verdicts, strict=True)]
 
-    async def _created(self, new: NewTask, verdict: Verdict, steps: tuple[Step, ...]) -> Committed | Existing:
+    async def _created(
+        self, new: NewTask, verdict: Verdict, steps: tuple[Step, ...], inbox: tuple[InboxEntry, ...] = ()
+    ) -> Committed | Existing:
         """What became of a task to be; one that may not start at once is made to wait in the queue."""
         while True:
             match verdict:
@@ -109,7 +132,7 @@ class Lifecycle:
                     raise AssertionError(f"a creation cannot be {verdict}")
                 case _:
                     assert_never(verdict)
-            change = machine.create(new, self._clock.now())
+            change = machine.create(new, self._clock.now(), inbox=inbox)
             (verdict,) = await self._commit([evolve(change, steps=steps) if steps else change])
 
     async def _debounce(self, new: NewTask, there: Task) -> Committed | Existing | None:
@@ -198,13 +221,37 @@ class Lifecycle:
         pending = await self._ledger.views.follow_ups(limit, task_ids)
         if not pending:
             return 0
+        await self._answer_rings(pending)
+        count, pending = len(pending), [each for each in pending if not isinstance(each.event, Rung)]
+        if not pending:
+            return count
         records = {task.id: task for task in await self._ledger.views.tasks(list({each.task_id for each in pending}))}
         by_task: dict[str, list[PendingFollowUp]] = {}
         for each in pending:
             by_task.setdefault(each.task_id, []).append(each)
         for rank in range(max(len(group) for group in by_task.values())):
             await self._apply_round([group[rank] for group in by_task.values() if rank < len(group)], records)
-        return len(pending)
+        return count
+
+    async def _answer_rings(self, pending: Sequence[PendingFollowUp]) -> None:
+        rings: dict[str, list[int]] = {}
+        for each in pending:
+            if isinstance(each.event, Rung):
+                rings.setdefault(each.event.session_id, []).append(each.id)
+        if rings:
+            await asyncio.gather(*(turns.answer_rings(self, id, rings[id]) for id in rings))
+
+    async def settle(self, task: Task, change: Change | None, follow_ups: Sequence[int]) -> None:
+        """Commit a Change of a task, or none, that answers all of these follow-ups; nothing where it has moved on."""
+        changes = [change] if change is not None and not change.is_noop else []
+        after = changes[0].task if changes else task
+        (verdict, *_) = await self._commit([*changes, *_answers(after, follow_ups)])
+        if changes and isinstance(verdict, Committed):
+            self._tell(task, verdict.task, Rung(task.session_id))
+
+    async def forget(self, ids: Sequence[str]) -> None:
+        """Delete the follow-ups of what is gone."""
+        await self._ledger.prune(ids)
 
     async def _apply_round(self, pending: Sequence[PendingFollowUp], records: dict[str, Task]) -> None:
         """At most one follow-up of each task, all in one commit; those that lost a race are done singly."""
@@ -235,7 +282,7 @@ class Lifecycle:
                 case _:
                     pass
         if gone:  # what waits for a task that was deleted waits for nobody
-            await self._ledger.prune(gone)
+            await self.forget(gone)
 
     async def _commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         if self._telemetry.is_silent:
@@ -271,6 +318,11 @@ class Lifecycle:
         if task is None:
             raise NotFound.of("task", task_id)
         return task
+
+
+def _answers(task: Task, follow_ups: Sequence[int]) -> list[Change]:
+    """Changes that do nothing but settle these follow-ups, of a record that stands once what comes before is done."""
+    return [Change(task, before=task.core.version, is_noop=True, settles=each) for each in follow_ups]
 
 
 def _start(starter: Starter, changes: Sequence[Change], verdicts: Sequence[Verdict]) -> None:

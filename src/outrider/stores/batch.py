@@ -147,6 +147,8 @@ class SessionHead:
     transcript: int
     inbox: int
     updated_at: Instant
+    takes_turns: bool
+    """Whether it has an agent, and was not opened by a task that does what there is to do there."""
     base: tuple[int, int, int] = (0, 0, 0)
     """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
 
@@ -293,7 +295,8 @@ class Wanted:
                 self.new_of.add(task.input.parent_task_id)
         self.line(task, is_new=change.before is None)
         for follow_up in change.follow_ups:
-            (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
+            if follow_up.relation != "session":
+                (self.watched if follow_up.relation == "watchers" else self.parents).add(follow_up.of)
         self.tasks.update(change.watches)
         for step in change.steps:
             self.tasks.add(step.task_id)
@@ -371,6 +374,8 @@ class Batch:
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._settled: list[int] = []
         self._ended: list[str] = []
+        self._drivers: dict[int, str] = {}
+        self._takes: list[tuple[int, str, int]] = []
         self._steps: list[tuple[int, Step]] = []
         self._forgotten: list[tuple[int, str]] = []
         self._events: list[tuple[Any, ...]] = []
@@ -567,7 +572,9 @@ class Batch:
             return None
         session = session_of(new)
         number = self._number_session()
-        head = self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, new.created_at)
+        head = self._sessions[new.id] = SessionHead(
+            number, new.id, 1, 0, 0, new.created_at, new.agent is not None and new.parent_task_id is None
+        )
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
         self._session_created(head)
@@ -845,6 +852,8 @@ class Batch:
             self._expand(follow_up)
         for awaited in change.watches:
             self._watch(head.id, awaited)
+        if change.drives:
+            self._drivers[session.number] = head.id
         self._task_ids.add(head.id)
         self._moved_ids.add(head.id)
         self._session_ids.add(head.session_id)
@@ -905,7 +914,10 @@ class Batch:
     # --- news for other tasks ----------------------------------------------------------------------------
 
     def _expand(self, follow_up: FollowUp) -> None:
-        if follow_up.relation == "watchers":
+        if follow_up.relation == "session":
+            if self._sessions[follow_up.of].takes_turns:
+                self._pend([follow_up.of], follow_up.event)
+        elif follow_up.relation == "watchers":
             if watchers := self._watchers[follow_up.of]:
                 self._ended.append(follow_up.of)
                 self._pend(watchers, follow_up.event)
@@ -981,6 +993,7 @@ class Batch:
             return False
         for message in page.messages:
             self._append(session, page.task_id, page.iteration, message)
+        self._takes.extend((session.number, *entry) for entry in page.takes)
         if page.forget is not None:
             self._forget(head.number, page.forget)
         self._steps.extend((head.number, step) for step in page.steps)
@@ -1176,6 +1189,13 @@ class Batch:
         self.flush()
         if self._touched or self._events:
             self._write_log()
+        # Their sessions have been written to, so nobody else is at them.
+        if self._drivers:
+            self._statements.write("update_drivers", sorted(self._drivers.items()))
+            self._drivers = {}
+        if self._takes:
+            self._statements.write("take_inbox", self._takes)
+            self._takes = []
         self._events, self._transcript = [], []
         self._inbox.clear()
         self._touched = {}

@@ -399,6 +399,9 @@ class MemoryLedger:
         for message in page.messages:
             number = len(session.transcript) + 1
             session.transcript.append(TranscriptRow(number, page.task_id, page.iteration, message))
+        for task_id, seq in page.takes:
+            if (entry := session.inbox.get(task_id)) is not None and entry.seq == seq:
+                del session.inbox[task_id]
         if page.forget is not None:
             row.steps = {position: step for position, step in row.steps.items() if not position.startswith(page.forget)}
         self._write_steps(page.steps)
@@ -612,6 +615,9 @@ class MemoryLedger:
         self._index(task)
         if task.core.is_held:
             self._count_start(task)
+        if change.drives:
+            session = tables.sessions[task.session_id]
+            session.session = evolve(session.session, driver_task_id=task.id)
         return row
 
     def _count_start(self, task: Task) -> None:
@@ -710,6 +716,9 @@ class MemoryLedger:
             self._pend(task_id, follow_up, news)
 
     def _related(self, follow_up: FollowUp) -> Sequence[str]:
+        if follow_up.relation == "session":
+            session = self._tables.sessions[follow_up.of].session
+            return [session.id] if session.agent is not None and session.parent_task_id is None else []
         row = self._tables.tasks.get(follow_up.of)
         if row is None:
             return ()

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 import orjson
 
 from outrider.core.change import AttemptEnd, AttemptEnding
-from outrider.core.events import CancelRequested, FollowUpEvent, Message, WatchedEnded
+from outrider.core.events import CancelRequested, FollowUpEvent, Message, Rung, WatchedEnded
 from outrider.core.ledger import WorkerCard
 from outrider.core.session import NewSession, Session
 from outrider.core.task import (
@@ -298,7 +298,7 @@ def read_follow_up(data: dict[str, Any]) -> FollowUpEvent:
     """Read what a follow-up carries."""
     if "state" in data:
         return WatchedEnded(data["task_id"], STATES[data["state"]])
-    return CancelRequested(**data)
+    return Rung(**data) if "session_id" in data else CancelRequested(**data)
 
 
 def read_attempt(

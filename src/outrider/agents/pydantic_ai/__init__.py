@@ -5,13 +5,16 @@ an agent is one `Attempt`; the task's journal gets in through `Durability`, whic
 `pydantic_ai.Agent` stays as it is.
 """
 
+from collections.abc import Sequence
+
 import pydantic_ai
 from pydantic_ai.durable_exec import replay_scope
 
 from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun
 from outrider.agents.models import ModelChoice
-from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, ungrouped
+from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, said, ungrouped
 from outrider.agents.pydantic_ai.serving import check_model
+from outrider.core.values import JSON
 
 __all__ = ["PydanticAI"]
 
@@ -27,6 +30,10 @@ class PydanticAI:
     def check_model(self, choice: ModelChoice) -> None:
         """See `Choosy.check_model`."""
         check_model(choice)
+
+    def said(self, text: str) -> Sequence[JSON]:
+        """See `Engine.said`."""
+        return said(text)
 
     async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
         """See `Engine.run`."""

@@ -30,7 +30,14 @@ from pydantic_ai.exceptions import (
     UsageLimitExceeded,
     UserError,
 )
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelResponse,
+    ToolCallPart,
+    UserPromptPart,
+)
 from pydantic_ai.models import Model
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.settings import ModelSettings
@@ -100,7 +107,7 @@ class Attempt:
         """Open the run where the transcript ends, take it node by node, and end it durably."""
         history = ModelMessagesTypeAdapter.validate_python(list(self.brief.transcript))
         self._look_back(history)
-        prompt = self.brief.prompt if self.brief.iterations == 0 else None
+        prompt = self.brief.prompt if self.brief.iterations == 0 and not self.brief.asked else None
         # Without a prompt the engine sends the last message of the history again, and the transcript has it already.
         self.resends = prompt is None
         async with self._open(prompt, history) as agent_run:
@@ -241,7 +248,7 @@ class Attempt:
                 output_type=output_type,
                 message_history=history or None,
                 conversation_id=brief.task_id,
-                run_id=f"{brief.task_id}:{brief.attempt}",
+                run_id=f"{brief.task_id}:{brief.attempt}:{brief.iterations}",  # one attempt may answer several times
                 model=model,
                 instructions=brief.system_prompt,
                 deps=brief.deps,
@@ -269,6 +276,8 @@ class Attempt:
 
     async def _advance(self, agent_run: EngineRun[Any, Any], node: Any) -> Any:
         self.opened = False
+        if self.answered and Agent.is_model_request_node(node) and (news := await self._news()) is not None:
+            node.request.parts = [*node.request.parts, UserPromptPart(news)]
         after = await agent_run.next(node)
         if Agent.is_model_request_node(node):
             # A hook of the user's may have answered in the model's place, past `before_model_request`.
@@ -278,6 +287,12 @@ class Attempt:
                 self.fresh.append(after.model_response)
                 self.answered = True
         return after
+
+    async def _news(self) -> str | None:
+        try:
+            return await self.run.news()
+        except Exception as error:
+            raise RuntimeFault(error) from error
 
     async def _finish(self, agent_run: EngineRun[Any, Any]) -> AgentOutcome:
         assert agent_run.result is not None
@@ -429,6 +444,12 @@ class Attempt:
         if self.mismatch is not None:
             return "schema_mismatch"
         return "no_result" if self.brief.result_schema is not None else "exception"
+
+
+def said(text: str) -> list[JSON]:
+    """What the transcript holds of a text that the user says."""
+    dumped: list[JSON] = ModelMessagesTypeAdapter.dump_python([ModelRequest([UserPromptPart(text)])], mode="json")
+    return dumped
 
 
 def ungrouped(error: BaseException) -> BaseException:

@@ -76,7 +76,9 @@ order by t.number
 for update of t;
 
 -- session_heads --
-select number, id, seq, transcript, inbox, updated_at from sessions where id {texts};
+select number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null
+from sessions
+where id {texts};
 
 -- lines --
 select route, owner, place
@@ -192,6 +194,15 @@ from {rows:bigint,bigint,text,bigint,text,text,bigint}
 left join stood on true
 on conflict (session, task_id) do update set
     seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
+
+-- update_drivers --
+update sessions s set driver_task_id = v.column2 from {rows:bigint,text} where s.number = v.column1;
+
+-- take_inbox --
+-- What was written anew since it was read has another number.
+delete from inbox i
+using {rows:bigint,text,bigint}
+where i.session = v.column1 and i.task_id = v.column2 and i.seq = v.column3;
 
 -- insert_tasks --
 insert into tasks (

@@ -17,8 +17,8 @@ where t.id in (select value from json_each(?));
 
 -- session_heads --
 -- The counters of sessions, by id.
-select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at))
-from sessions
+select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at, takes_turns))
+from (select *, agent is not null and parent_task_id is null as takes_turns from sessions)
 where id in (select value from json_each(?));
 
 -- lines --
@@ -104,6 +104,13 @@ update sessions
 set seq = v.column2, transcript = v.column3, inbox = v.column4, updated_at = v.column5
 from (values {rows:5}) as v
 where sessions.number = v.column1;
+
+-- update_drivers --
+update sessions set driver_task_id = v.column2 from (values {rows:2}) as v where sessions.number = v.column1;
+
+-- take_inbox --
+-- What was written anew since it was read has another number.
+delete from inbox where (session, task_id, seq) in (values {rows:3});
 
 -- insert_tasks --
 insert into tasks (
