@@ -178,11 +178,13 @@ class Outrider:
         tools: Sequence[str] = (),
         max_iterations: int | None = None,
         require_approval: bool | Sequence[str] = False,
+        delegates: bool = False,
     ) -> None:
         """Register an agent under a name: one of the engine's own, as it is, or what a plain one is made of.
 
         `tools` are names of registered tools; `require_approval` names those it must ask for, True for all;
-        `engine` None means the default one.
+        `engine` None means the default one. One that `delegates` is given the tools by which it starts other agents,
+        tools and commands in the background, and looks after them.
         """
         from outrider.agents.engine import DEFAULT_ENGINE
         from outrider.agents.registered import RegisteredAgent
@@ -204,6 +206,7 @@ class Outrider:
             tools,
             max_iterations,
             require_approval,
+            delegates,
         )
 
     @asynccontextmanager

@@ -32,6 +32,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class DelegationLimits:
+    """How far agents may go that start others, in one delegation tree; more is refused to them."""
+
+    depth: int = 2
+    """How many agents stand below the first, one below the other."""
+    live: int = 16
+    """How many tasks live at once."""
+    total: int = 200
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseTimes:
     """The lease of a worker, in seconds.
 
@@ -84,6 +95,7 @@ class WorkerSettings:
     """How long before that the session is reminded."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
+    delegation: DelegationLimits = DelegationLimits()
     limits: Limits = Limits()
 
 

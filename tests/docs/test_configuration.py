@@ -19,6 +19,7 @@ from outrider.settings import (
     MIB,
     RELEASE_FAILURES,
     RELEASE_TIMEOUT,
+    DelegationLimits,
     LeaseTimes,
     Limits,
     LocalModelSettings,
@@ -28,8 +29,8 @@ from outrider.settings import (
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens"}
-COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch"}
-NESTED = {"lease", "limits"}
+COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
+NESTED = {"lease", "limits", "delegation"}
 
 
 def rows() -> dict[str, str]:
@@ -52,7 +53,9 @@ def told(name: str, value: float) -> str:
 
 
 @pytest.mark.parametrize(
-    "settings", [WorkerSettings(), LeaseTimes(), Limits(), LocalModelSettings()], ids=lambda each: type(each).__name__
+    "settings",
+    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings()],
+    ids=lambda each: type(each).__name__,
 )
 def test_every_setting_is_listed_with_its_default(settings: object):
     listed = rows()

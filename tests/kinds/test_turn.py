@@ -14,9 +14,8 @@ import pytest
 from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskHandle, TaskOptions, WorkerSettings
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound
+from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy
 from outrider.runtime.codec import decode
-from outrider.runtime.turns import SessionBusy
 
 pytestmark = pytest.mark.anyio
 QUICK = WorkerSettings(park_grace=0.02)

@@ -23,3 +23,5 @@ class RegisteredAgent:
     tools: Sequence[str] = ()
     max_iterations: int | None = None
     require_approval: bool | Sequence[str] = False
+    delegates: bool = False
+    """Whether it is given the tools by which an agent hands work off."""

@@ -10,6 +10,7 @@
     │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
     │   ├── AlreadyExists     already_exists: what was to be made is there
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
+    │   ├── SessionBusy       session_busy: its agent takes a turn, and what was said may not wait
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
     │   ├── InvalidArguments  invalid_arguments
@@ -116,6 +117,12 @@ class IdempotencyConflict(Conflict):
     """A task with this idempotency key or id exists and was made from another payload."""
 
     code = "idempotency_conflict"
+
+
+class SessionBusy(Conflict):
+    """The session's agent takes its turn, and what was said may not wait."""
+
+    code = "session_busy"
 
 
 class IllegalMove(Conflict):

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from outrider.agents.delegation import Delegation, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
     AgentBrief,
@@ -137,6 +138,8 @@ class Subagent:
                 kind="max_iterations",
                 partial=outcome.text,
             )
+        if (told := reported(task)) is not None:
+            return told[0]
         answer = outcome.text if outcome.result is None else outcome.result
         limit = task.services.settings.limits.result
         if isinstance(answer, str) and len(encode(answer)) > limit:
@@ -159,12 +162,28 @@ class Subagent:
         rows = await task.services.views.transcript(run.session_id)
         transcript = tuple(decode(row.message) for row in rows)
         brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
+        if tools := await self._delegation(task, agent, run.session_id):
+            brief = evolve(brief, tools=(*brief.tools, *tools))
         try:
             return await engine.run(brief, run)
         except AgentFailed as error:
             if (last := error.last) is not None:
                 task.report(iterations=last.number, usage=last.usage, provider=last.provider, model=last.model)
             raise
+
+    async def _delegation(self, task: TaskContext, agent: RegisteredAgent | None, session_id: str) -> list[ToolSpec]:
+        """The tools by which the agent hands work off, if it does, and speaks to whoever handed it its own."""
+        is_child = "tool_call_id" in task.origin
+        if not is_child and (agent is None or not agent.delegates):
+            return []
+        session = await task.services.views.session(session_id)
+        assert session is not None, "a task's session cannot be gone"
+
+        def within(call_id: str) -> TaskContext:
+            return task.within(Scope(f"{OPEN}{call_id}!"))
+
+        delegation = Delegation(task, session, None if agent is None else agent.name, within)
+        return delegation.tools() if agent is not None and agent.delegates else delegation.tools_of_child()
 
     def _brief(
         self,

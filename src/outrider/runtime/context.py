@@ -801,6 +801,11 @@ class TaskContext:
         return self._attempt.record.input.result_schema
 
     @property
+    def origin(self) -> JSONObject:
+        """What the task was started by."""
+        return self._attempt.record.input.origin
+
+    @property
     def rung(self) -> int:
         """How often this turn was told that something came into its session's inbox."""
         return self._attempt.record.core.rung

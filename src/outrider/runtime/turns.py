@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from outrider.core import machine
 from outrider.core.change import InboxEntry
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, TaskFinished
+from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, TaskFinished
 from outrider.core.events import Rung, Told
 from outrider.core.ledger import Committed
 from outrider.core.session import Session
@@ -29,12 +29,6 @@ interrupted for it, or not at all."""
 
 LOOK = 1000
 """How many entries of an inbox are looked at, at once."""
-
-
-class SessionBusy(IllegalMove):
-    """The session's agent takes its turn, and what was said may not wait."""
-
-    code = "session_busy"
 
 
 def check_steering(steering: object) -> None:

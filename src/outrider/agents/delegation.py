@@ -1,0 +1,388 @@
+"""The delegation tools: how an agent hands work off, looks after it, and is told of it. One definition for all edges.
+
+What an agent starts belongs to the session that it runs in, under a key made of its tool call, so a call that is made
+again after a crash finds what it started. It sees and steers the tasks of its own delegation tree, and no others. A
+refusal is told to the model, which may try something else; it fails no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
+from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
+from outrider.core.ledger import TaskFilter
+from outrider.core.session import Session
+from outrider.core.task import TURN, State
+from outrider.core.values import JSON, JSONObject
+from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.context import TaskContext, tool_spec
+from outrider.runtime.options import TaskOptions
+from outrider.runtime.records import TaskRecord
+from outrider.runtime.schemas import mismatch
+from outrider.runtime.tasks import Tasks
+
+ANSWERED_BY = "agent"
+REPORTED = "reported!"
+"""The journal row of what a child reported as its result."""
+STARTED = "started!"
+"""The journal row that says that an agent has started something, which may live when it has answered."""
+
+ROWS = 50
+"""How many tasks `list_tasks` shows."""
+PIECES = 64 * 1024
+"""Bytes of output that `get_task` shows at once."""
+
+P = TypeVar("P", bound=BaseModel)
+Handler: TypeAlias = Callable[[Any, str], Awaitable[JSON]]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SpawnAgent(_Parameters):
+    """Start another agent on a task of its own, in the background unless told otherwise.
+
+    You are told when it ends or asks something. In the foreground you wait for its result.
+    """
+
+    instructions: str = Field(min_length=1, description="What it shall do. It knows nothing else.")
+    agent: str | None = Field(None, description="Which configured agent; yourself when left out.")
+    name: str | None = Field(None, description="A short name for the task.")
+    mode: Literal["background", "foreground"] = "background"
+    lifetime: Literal["linked", "detached"] = Field("linked", description="Linked: it is stopped when you are.")
+    wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
+    result_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that its result has to fit.")
+
+
+class SpawnBackground(_Parameters):
+    """Run a tool, or a command, in the background. You are told when it has ended."""
+
+    tool: str | None = Field(None, description="The name of a registered tool.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="The tool's arguments.")
+    command: list[str] | None = Field(None, description="A command and its arguments, instead of a tool.")
+    title: str | None = None
+    lifetime: Literal["linked", "detached"] = "linked"
+    wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
+
+
+class ListTasks(_Parameters):
+    """List the background tasks of this session, newest first, or of the whole tree of agents."""
+
+    state: Literal["queued", "running", "awaiting_input", "succeeded", "failed", "canceled"] | None = None
+    kind: str | None = None
+    tree: bool = Field(False, description="Also those of the agents below and above you.")
+
+
+class GetTask(_Parameters):
+    """Look at one task: how it stands, what it said, and its output from a cursor on."""
+
+    task_id: str
+    output_from: int = Field(0, ge=0, description="The cursor that the last look returned.")
+
+
+class MessageTask(_Parameters):
+    """Send a message to a task, or answer a question of its."""
+
+    task_id: str
+    message: Any = Field(description="Text, or JSON that fits what was asked for.")
+    in_reply_to: str | None = Field(None, description="The id of the question or message that this answers.")
+
+
+class CancelTask(_Parameters):
+    """Stop a task and all that it started."""
+
+    task_id: str
+    reason: str | None = None
+
+
+class WaitTask(_Parameters):
+    """Wait until tasks have ended, one of them, or all. While you wait you do nothing else."""
+
+    task_ids: list[str] = Field(min_length=1)
+    any: bool = Field(False, description="One is enough.")
+    timeout: float = Field(300.0, gt=0, description="Seconds.")
+
+
+class ReportResult(_Parameters):
+    """Report your result to whoever started you. Once; what you say afterwards is not the result."""
+
+    result: Any
+
+
+class ReportProgress(_Parameters):
+    """Say how far you have come."""
+
+    text: str
+    current: float | None = None
+    total: float | None = None
+
+
+class AskParent(_Parameters):
+    """Ask whoever started you, and wait for the answer."""
+
+    question: str = Field(min_length=1)
+    expected: dict[str, Any] | None = Field(None, description="A JSON Schema that the answer has to fit.")
+
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """What one agent can do with others, during one attempt. `within` gives the context for what one call waits for."""
+
+    task: TaskContext
+    session: Session
+    """The one that it runs in, and that owns what it starts."""
+    agent: str | None
+    within: Callable[[str], TaskContext]
+
+    def tools(self) -> list[ToolSpec]:
+        """The tools of an agent, those of a child among them if it is one."""
+        tools = [
+            self._tool("spawn_agent", SpawnAgent, self._spawn_agent),
+            self._tool("spawn_background", SpawnBackground, self._spawn_background),
+            self._tool("list_tasks", ListTasks, self._list_tasks),
+            self._tool("get_task", GetTask, self._get_task),
+            self._tool("message_task", MessageTask, self._message_task),
+            self._tool("cancel_task", CancelTask, self._cancel_task),
+            self._tool("wait_task", WaitTask, self._wait_task),
+        ]
+        return [*tools, *self.tools_of_child()] if self._is_child else tools
+
+    def tools_of_child(self) -> list[ToolSpec]:
+        """How a child speaks to whoever started it."""
+        return [
+            self._tool("report_result", ReportResult, self._report_result),
+            self._tool("report_progress", ReportProgress, self._report_progress),
+            self._tool("ask_parent", AskParent, self._ask_parent),
+        ]
+
+    @property
+    def _is_child(self) -> bool:
+        return self.session.id != self.task.session_id
+
+    def _tool(self, name: str, parameters: type[P], handler: Callable[[P, str], Awaitable[JSON]]) -> ToolSpec:
+        async def call(arguments: JSONObject, call_id: str) -> JSON:
+            try:
+                given = parameters.model_validate(arguments)
+            except ValidationError as error:
+                faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+                raise ToolRetry("; ".join(faults)) from None
+            try:
+                return jsonable(await handler(given, call_id))
+            except InvalidArguments as error:
+                raise ToolRetry(error.message) from None
+            except StoreError:
+                raise
+            except OutriderError as error:
+                raise ToolError(f"{error.code}: {error.message}") from None
+
+        described = parameters.__doc__ or ""
+        return ToolSpec(name, described.strip(), parameters.model_json_schema(), call)
+
+    @property
+    def _tasks(self) -> Tasks:
+        return Tasks(self.task.services)
+
+    # --- starting ------------------------------------------------------------------------------------
+
+    async def _spawn_agent(self, given: SpawnAgent, call_id: str) -> JSON:
+        agent = given.agent or self.agent
+        if agent is None:
+            raise InvalidArguments("name the agent: you have no name by which to start another one like you")
+        spec = {"prompt": given.instructions, "agent": agent}
+        started = await self._start("subagent", spec, given, call_id, given.name, given.result_schema)
+        if given.mode == "background":
+            return _told(started)
+        return await self._wait([started.id], call_id, every=True, timeout=300.0)
+
+    async def _spawn_background(self, given: SpawnBackground, call_id: str) -> JSON:
+        if (given.tool is None) == (given.command is None):
+            raise InvalidArguments("name a tool, or give a command")
+        if given.tool is not None:
+            kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
+        else:
+            kind, spec = "process", {"command": given.command}
+        return _told(await self._start(kind, spec, given, call_id, given.title, None))
+
+    async def _start(
+        self,
+        kind: str,
+        spec: JSONObject,
+        given: SpawnAgent | SpawnBackground,
+        call_id: str,
+        name: str | None,
+        result_schema: JSONObject | None,
+    ) -> TaskRecord:
+        task = self.task
+        key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
+        task.services.registry.executor(kind).check(spec)
+        if not await self._exists(key):
+            await self._check_limits(kind)
+        if self._is_child:
+            await task.write_own(STARTED, "spawn", b"true")
+        options = TaskOptions(
+            idempotency_key=key,
+            name=name,
+            wake=given.wake,
+            detached=given.lifetime == "detached",
+            result_schema=result_schema,
+            origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
+        )
+        parent = task.id if self._is_child else None
+        made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
+        return TaskRecord.of(made)
+
+    async def _exists(self, key: str) -> bool:
+        """Whether this very call has started its task before it was cut off."""
+        own = TaskFilter(session_id=self.session.id, limit=ROWS)
+        return any(each.input.idempotency_key == key for each in await self.task.services.views.list_tasks(own))
+
+    async def _check_limits(self, kind: str) -> None:
+        limits, views = self.task.services.settings.delegation, self.task.services.views
+        if kind == "subagent" and (depth := await self._depth()) >= limits.depth:
+            raise LimitReached(f"agents may be {limits.depth} deep below the first, and you are {depth} deep")
+        tree = TaskFilter(root_session_id=self.session.root_session_id, limit=limits.total + 1)
+        found = [each for each in await views.list_tasks(tree) if each.input.kind != TURN]
+        live = sum(not each.is_terminal for each in found) - self._is_child
+        if len(found) >= limits.total:
+            raise LimitReached(f"the tree has had {len(found)} tasks, and may have {limits.total} in all")
+        if live >= limits.live:
+            raise LimitReached(f"{live} tasks of the tree live, and no more may at once; wait for some, or cancel them")
+
+    async def _depth(self) -> int:
+        depth, session = 0, self.session
+        while session.parent_session_id is not None:
+            above = await self.task.services.views.session(session.parent_session_id)
+            if above is None:
+                break
+            depth, session = depth + 1, above
+        return depth
+
+    # --- looking after them --------------------------------------------------------------------------
+
+    async def _list_tasks(self, given: ListTasks, _: str) -> JSON:
+        states = None if given.state is None else (State(given.state),)
+        where = TaskFilter(
+            session_id=None if given.tree else self.session.id,
+            root_session_id=self.session.root_session_id if given.tree else None,
+            states=states,
+            kind=given.kind,
+            limit=ROWS,
+        )
+        found = await self.task.services.views.list_tasks(where)
+        return [_told(TaskRecord.of(each)) for each in found if each.input.kind != TURN and each.id != self.task.id]
+
+    async def _get_task(self, given: GetTask, _: str) -> JSON:
+        record = await self._find(given.task_id)
+        views = self.task.services.views
+        messages = await views.messages(record.id, limit=20)
+        output = await views.output(record.id, start=given.output_from, limit=100)
+        text, following = "", given.output_from
+        for row in output.rows:
+            if len(text) >= PIECES:
+                break
+            text += row.text
+            following = row.offset + len(row.text.encode())
+        asked = [
+            {"id": request.id, "kind": request.kind, "prompt": request.prompt, "expected": request.expected}
+            for request in record.input_requests
+        ]
+        thread = [{"id": each.id, "direction": each.direction, "parts": list(each.parts)} for each in messages]
+        told = {**_told(record), "asks": asked, "messages": thread, "output": text, "output_next": following}
+        if record.state is State.SUCCEEDED:
+            told["result"] = await self._result(record)
+        return told
+
+    async def _message_task(self, given: MessageTask, _: str) -> JSON:
+        record = await self._find(given.task_id)
+        if given.in_reply_to is not None and any(each.id == given.in_reply_to for each in record.input_requests):
+            answered = await self._tasks.answer(
+                record.id, given.message, request_id=given.in_reply_to, by=ANSWERED_BY, via=self.task.id
+            )
+            return {"recorded": "answer", "task": _told(answered)}
+        content = given.message if isinstance(given.message, str | dict) else {"value": given.message}
+        sent = await self._tasks.message(record.id, content, sender=self.task.id, in_reply_to=given.in_reply_to)
+        return {"recorded": "message", "message_id": sent.id, "delivered": "it reads it when it looks for messages"}
+
+    async def _cancel_task(self, given: CancelTask, _: str) -> JSON:
+        record = await self._find(given.task_id)
+        receipt = await self._tasks.cancel(record.id, by=self.task.id, reason=given.reason)
+        return receipt.model_dump(mode="json")
+
+    async def _wait_task(self, given: WaitTask, call_id: str) -> JSON:
+        ids = [(await self._find(each)).id for each in given.task_ids]
+        return await self._wait(ids, call_id, every=not given.any, timeout=given.timeout)
+
+    async def _wait(self, ids: list[str], call_id: str, *, every: bool, timeout: float) -> JSON:
+        records = await self.within(call_id).wait_for(ids, any=not every, timeout=timeout)
+        ended = [record for record in records if record.is_terminal]
+        is_over = len(ended) == len(records) or (not every and bool(ended))
+        tasks = []
+        for record in records:
+            told = _told(record)
+            if record.state is State.SUCCEEDED:
+                told["result"] = await self._result(record)
+            tasks.append(told)
+        return {"tasks": tasks, "timed_out": not is_over}
+
+    async def _find(self, task_id: str) -> TaskRecord:
+        """A task of the own tree. Raises NotFound, for those of others too."""
+        record = await self._tasks.record(task_id)
+        if record.root_session_id != self.session.root_session_id:
+            raise NotFound.of("task", task_id)
+        return record
+
+    async def _result(self, record: TaskRecord) -> JSON:
+        if record.result_path is None:
+            return None
+        content = await self.task.services.views.file(record.session_id, record.result_path)
+        return None if content is None else decode(content)
+
+    # --- a child, to whoever started it --------------------------------------------------------------
+
+    async def _report_result(self, given: ReportResult, call_id: str) -> JSON:
+        task = self.task
+        held = task.journal.at(REPORTED)
+        if held is not None and decode(held.value or b"null")[0] != call_id:
+            raise LimitReached("you have reported your result, and a result is reported once")
+        fault = mismatch(given.result, task.result_schema)
+        if fault is not None:
+            raise InvalidArguments(f"this result does not fit what was asked for: {fault}")
+        await task.write_own(REPORTED, "report", encode([call_id, given.result]))
+        return {"accepted": True}
+
+    async def _report_progress(self, given: ReportProgress, _: str) -> JSON:
+        self.task.detail(given.text)
+        if given.current is not None:
+            self.task.progress(given.current, given.total, label=given.text)
+        return {"accepted": True}
+
+    async def _ask_parent(self, given: AskParent, call_id: str) -> JSON:
+        answer: JSON = await self.within(call_id).ask(given.question, given.expected)
+        return {"answer": answer}
+
+
+def reported(task: TaskContext) -> tuple[JSON] | None:
+    """The result that a child reported, None if it has not."""
+    row = task.journal.at(REPORTED)
+    return None if row is None else (decode(row.value or b"[null,null]")[1],)
+
+
+def _told(record: TaskRecord) -> dict[str, JSON]:
+    """A task in a line."""
+    told: dict[str, JSON] = {
+        "task_id": record.id,
+        "kind": record.kind,
+        "name": record.display_name,
+        "state": str(record.state),
+        "phase": record.phase,
+        "detail": record.state_detail,
+        "summary": record.summary,
+        "error": None if record.error is None else f"{record.error.kind}: {record.error.message}",
+    }
+    return {name: value for name, value in told.items() if value is not None}
