@@ -110,6 +110,19 @@ async def test_what_is_said_to_a_session_is_answered_in_a_turn_of_its_agent(stag
         assert await said(runtime, session) == [("user-prompt", "hello"), ("text", "You said hello.")]
 
 
+async def test_a_session_is_active_while_its_agent_takes_a_turn(stage: Stage):
+    async with stage.open() as (runtime, session):
+        assert ((await session.record()).status, (await session.record()).turn_id) == ("idle", None)
+        turn = await session.send("think")
+        await stage.begun.wait()
+        (listed,) = await runtime.sessions.list()
+        assert (listed.status, listed.turn_id) == ("active", turn.id)
+        assert await session.record() == listed
+        stage.gate.set()
+        assert await ended(turn) == "succeeded"
+        assert (await session.record()).status == "idle"
+
+
 async def test_each_turn_goes_on_where_the_one_before_ended(stage: Stage):
     async with stage.open() as (runtime, session):
         for text in ("one", "two", "three"):

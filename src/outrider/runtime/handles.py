@@ -173,7 +173,7 @@ class SessionHandle:
         session = await self._services.views.session(self.id)
         if session is None:
             raise NotFound.of("session", self.id)
-        return SessionRecord.of(session)
+        return SessionRecord.of(session, await last_turn(self._services.lifecycle, session))
 
     async def spawn(
         self,

@@ -292,7 +292,10 @@ class MessageRecord(Record):
 
 
 class SessionRecord(Record):
-    """A session. `last_seq` is the number of its newest event."""
+    """A session. `last_seq` is the number of its newest event.
+
+    It is `active` while its agent takes a turn, else `idle`; `turn_id` is the turn that is taken or was taken last.
+    """
 
     id: str
     organization_id: str
@@ -302,13 +305,15 @@ class SessionRecord(Record):
     agent: str | None
     title: str | None
     labels: Mapping[str, str]
+    status: Literal["idle", "active"]
+    turn_id: str | None
     last_seq: int
     created_at: datetime
     updated_at: datetime
 
     @classmethod
-    def of(cls, session: Session) -> SessionRecord:
-        """The public form of a session."""
+    def of(cls, session: Session, turn: Task | None) -> SessionRecord:
+        """The public form of a session, with the turn that it names, if that still exists."""
         return cls(
             id=session.id,
             organization_id=session.organization_id,
@@ -318,6 +323,8 @@ class SessionRecord(Record):
             agent=session.agent,
             title=session.title,
             labels=session.labels,
+            status="idle" if turn is None or turn.is_terminal else "active",
+            turn_id=session.driver_task_id,
             last_seq=session.last_seq,
             created_at=as_datetime(session.created_at),
             updated_at=as_datetime(session.updated_at),

@@ -81,9 +81,11 @@ class Sessions:
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[SessionRecord]:
         """Return sessions, newest first, after the one of that id."""
         check_texts_if_given(after=after)
-        return [
-            SessionRecord.of(each) for each in await self._services.views.sessions(after=after, limit=check_page(limit))
-        ]
+        views = self._services.views
+        found = await views.sessions(after=after, limit=check_page(limit))
+        named = [each.driver_task_id for each in found if each.driver_task_id is not None]
+        turns = {turn.id: turn for turn in await views.tasks(named)} if named else {}
+        return [SessionRecord.of(each, turns.get(each.driver_task_id or "")) for each in found]
 
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
         """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.
