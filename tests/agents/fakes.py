@@ -42,7 +42,7 @@ class FakeRun:
     dies_at: int | None = None
     stored: bool = False
     mismatches: Callable[[JSON], str | None] = lambda _: None
-    ask: Callable[[str, JSONObject, str], Approval | None] = lambda *_: None
+    decide: Callable[[str, JSONObject, str], Approval | None] = lambda *_: None
     output_text: str = ""
     writes: int = 0
     steps_run: list[str] = field(default_factory=list)
@@ -82,12 +82,19 @@ class FakeRun:
             self.record.usage = iteration.usage
             self.record.provider, self.record.model = iteration.provider, iteration.model
             self.record.outcome = iteration.outcome
-            self.record.journal.clear()
+            if not iteration.keeps_journal:
+                self.record.journal.clear()
+
+    def journaled(self, prefix: str = "") -> dict[str, JSON]:
+        return {key: value for key, value in self.record.journal.items() if key.startswith(prefix)}
+
+    async def ask(self, key: str, prompt: str, **_: Any) -> JSON:
+        raise Parked  # nobody answers here
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         self.asked.append((tool, dict(arguments), call_id))
         if call_id not in self.record.decisions:
-            decision = self.ask(tool, arguments, call_id)
+            decision = self.decide(tool, arguments, call_id)
             if decision is None:
                 raise Parked
             with self._write():

@@ -29,7 +29,7 @@ from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.core.session import NewSession
-from outrider.core.task import Effects
+from outrider.core.task import Effects, ExpiryPolicy
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.runtime.attempt import Scope, cut, shorten
@@ -54,6 +54,8 @@ FIELDS = frozenset(
 )
 OPEN = "agent!"
 """Prefix of the journal rows of the open iteration."""
+ASKED = "!ask"
+"""After the key of a question, which has a row of its own beside a step of that key."""
 OUTCOME = "outcome!"
 ITERATION = "iteration!"
 SESSION = "session!"
@@ -147,7 +149,10 @@ class Subagent:
             task.report(links=evolve(task.live.links, child_session_id=session_id))
         run = _Run(task, session_id)
         rows = await task.services.views.transcript(session_id)
-        brief = self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows))
+        brief = evolve(
+            self._brief(task, agent, session_id, tuple(decode(row.message) for row in rows)),
+            before=next((nth for nth, row in enumerate(rows) if row.task_id == task.id), len(rows)),
+        )
         try:
             return await engine.run(brief, run)
         except AgentFailed as error:
@@ -292,9 +297,18 @@ class _Run:
                 return decode(begun)
             return decode(await self._task.finish_step(position, await fn()))
 
+    def journaled(self, prefix: str = "") -> Mapping[str, JSON]:
+        """Return what the journal of the open iteration holds under keys that begin with `prefix`."""
+        return {
+            row.position.removeprefix(OPEN).removesuffix(ASKED): decode(row.value or b"null")
+            for row in self._task.journal.under(OPEN + prefix)
+            if row.done
+        }
+
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration with its totals, and forget the journal before it."""
         task = self._task
+        forgotten = None if iteration.keeps_journal else OPEN
         live = evolve(
             task.live,
             iterations=iteration.number,
@@ -315,13 +329,13 @@ class _Run:
             messages=tuple(encode(message) for message in iteration.messages),
             live=live,
             at=now,
-            forget=OPEN,
+            forget=forgotten,
             steps=tuple(steps),
         )
         with task.busy(), task.storing():
             if not await task.services.ledger.append(page):
                 raise Superseded(task.id, task.attempt)
-        task.take_page(live, OPEN, steps)
+        task.take_page(live, forgotten, steps)
 
     def _row(self, position: str, verb: str, now: Instant, value: bytes) -> Step:
         ordinal = self._task.journal.own(position, verb).ordinal
@@ -335,6 +349,28 @@ class _Run:
         if isinstance(answer, Mapping):
             return Approval(answer["approved"] is True, answer.get("reason"), answer.get("arguments"))
         return Approval(answer is True, None if answer is True else "it was not approved")
+
+    async def ask(
+        self,
+        key: str,
+        prompt: str,
+        *,
+        expected: JSONObject | None = None,
+        details: JSON = None,
+        deadline: float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> JSON:
+        """Return the answer to a question that belongs to `key` in the open iteration."""
+        return await self._task.ask_own(
+            f"{OPEN}{key}{ASKED}",
+            prompt,
+            expected=expected,
+            details=details,
+            deadline=deadline,
+            on_expiry=on_expiry,
+            default=default,
+        )
 
     def output(self, text: str) -> None:
         """Show a piece of what the model says."""
