@@ -77,7 +77,7 @@ class Cast(Protocol):
         """Register an agent for each part."""
         ...
 
-    def done_by(self, position: str) -> str | None:
+    def done_by(self, position: str) -> set[str]:
         """What the worker had begun that is done once this position of the journal is kept."""
         ...
 
@@ -141,10 +141,10 @@ class PydanticCast:
             lambda turn: Reply(calls=(Call("publish", {"text": "all"}),)) if turn.number == 1 else Reply("done"),
         )
 
-    def done_by(self, position: str) -> str | None:
+    def done_by(self, position: str) -> set[str]:
         calls = {"1/tool/call_1_1": "add 3", "1/tool/call_1_2": "add 4", "2/tool/call_2_1": "send hello"}
         key = position.removeprefix("agent!")
-        return f"model {key[0]}" if key.endswith("/model") else calls.get(key)
+        return {f"model {key[0]}" if key.endswith("/model") else calls.get(key, "")}
 
 
 class FunctionCast:
@@ -210,9 +210,9 @@ class FunctionCast:
         for part in (worker, asker, pair, endless, giver, stuck, fragile, broken, publisher):
             app.agent(part.__name__, part, tools=["add", "send", "publish"])
 
-    def done_by(self, position: str) -> str | None:
+    def done_by(self, position: str) -> set[str]:
         _, _, name = position.removeprefix("agent!").partition("/")
-        return name
+        return {name}
 
 
 def register_tools(app: Outrider, world: World) -> None:
