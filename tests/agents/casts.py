@@ -16,6 +16,7 @@ from outrider.agents import scripted
 from outrider.agents.engine import AgentFailed
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Failure, Reply, Tokens, Turn
+from outrider.core.events import Step
 from outrider.core.task import Usage
 from outrider.core.values import JSON
 
@@ -70,20 +71,26 @@ class Cast(Protocol):
 
     @property
     def takes_tools(self) -> bool:
-        """Whether it is given tools, and has the runtime ask for their approval."""
+        """Whether it is given tools, and has the runtime ask for their approval, and keep from doing them twice."""
+        ...
+
+    @property
+    def iterations(self) -> int:
+        """How many the worker takes."""
         ...
 
     def register(self, app: Outrider, world: World) -> None:
         """Register an agent for each part."""
         ...
 
-    def done_by(self, position: str) -> set[str]:
-        """What the worker had begun that is done once this position of the journal is kept."""
+    def done_by(self, step: Step) -> str | None:
+        """What the worker had begun that is done once this row of the journal is kept."""
         ...
 
 
 class PydanticCast:
     takes_tools = True
+    iterations = 3
 
     def register(self, app: Outrider, world: World) -> None:
         register_tools(app, world)
@@ -141,14 +148,15 @@ class PydanticCast:
             lambda turn: Reply(calls=(Call("publish", {"text": "all"}),)) if turn.number == 1 else Reply("done"),
         )
 
-    def done_by(self, position: str) -> set[str]:
+    def done_by(self, step: Step) -> str | None:
         calls = {"1/tool/call_1_1": "add 3", "1/tool/call_1_2": "add 4", "2/tool/call_2_1": "send hello"}
-        key = position.removeprefix("agent!")
-        return {f"model {key[0]}" if key.endswith("/model") else calls.get(key, "")}
+        key = step.position.removeprefix("agent!")
+        return f"model {key[0]}" if key.endswith("/model") else calls.get(key)
 
 
 class FunctionCast:
     takes_tools = True
+    iterations = 3
 
     def register(self, app: Outrider, world: World) -> None:
         register_tools(app, world)
@@ -210,9 +218,27 @@ class FunctionCast:
         for part in (worker, asker, pair, endless, giver, stuck, fragile, broken, publisher):
             app.agent(part.__name__, part, tools=["add", "send", "publish"])
 
-    def done_by(self, position: str) -> set[str]:
-        _, _, name = position.removeprefix("agent!").partition("/")
-        return {name}
+    def done_by(self, step: Step) -> str | None:
+        kind, _, name = step.position.removeprefix("agent!").partition("/")
+        return name if kind in ("step", "tool") and "!" not in name else None
+
+
+class LangGraphCast:
+    takes_tools = False
+    iterations = 5
+
+    def register(self, app: Outrider, world: World) -> None:
+        from tests.agents import graphs
+
+        for name, graph in graphs.of(world).items():
+            app.agent(name, graph)
+
+    def done_by(self, step: Step) -> str | None:
+        told = json.loads(step.value or b"null")
+        if not isinstance(told, dict) or "path" not in told:
+            return None
+        name = told["path"].rpartition(", ")[2].replace("_", " ")
+        return "send hello" if name == "send" else name
 
 
 def register_tools(app: Outrider, world: World) -> None:
@@ -236,4 +262,8 @@ def register_tools(app: Outrider, world: World) -> None:
     app.tool(effects="once")(world.send)
 
 
-CASTS: dict[str, Callable[[], Cast]] = {"pydantic-ai": PydanticCast, "function": FunctionCast}
+CASTS: dict[str, Callable[[], Cast]] = {
+    "pydantic-ai": PydanticCast,
+    "function": FunctionCast,
+    "langgraph": LangGraphCast,
+}

@@ -17,5 +17,9 @@ class TestFunction(EngineContract):
     engine = "function"
 
 
+class TestLangGraph(EngineContract):
+    engine = "langgraph"
+
+
 def test_every_engine_keeps_the_contract():
     assert set(CASTS) == set(ENGINES) == {each.engine for each in EngineContract.__subclasses__()}

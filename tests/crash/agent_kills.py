@@ -38,17 +38,24 @@ def make_app(engine: str, truth: Path) -> Outrider:
         os.fsync(fd)
         os.close(fd)
 
-    CASTS[engine]().register(app, World(lambda what: tell(f"begun {what}")))
-    app.tell = tell  # type: ignore[attr-defined]  # the truth is kept by the store below as well
+    cast = CASTS[engine]()
+    cast.register(app, World(lambda what: tell(f"begun {what}")))
+
+    def tell_kept(step: Step) -> None:
+        tell(f"kept {step.position}")
+        if (done := cast.done_by(step)) is not None:
+            tell(f"done {done}")
+
+    app.tell_kept = tell_kept  # type: ignore[attr-defined]  # the truth is kept by the store below as well
     return app
 
 
 class Deadly:
     """A store that kills its process at one write."""
 
-    def __init__(self, ledger: Any, tell: Any, deadly: int | None) -> None:
+    def __init__(self, ledger: Any, tell_kept: Any, deadly: int | None) -> None:
         self._ledger = ledger
-        self._tell = tell
+        self._tell_kept = tell_kept
         self._deadly = deadly
         self._writes = 0
 
@@ -72,7 +79,7 @@ class Deadly:
         written = await self._ledger.journal(steps)
         for step, held in zip(steps, written, strict=True):
             if held and step.done:
-                self._tell(f"kept {step.position}")
+                self._tell_kept(step)
         return written
 
     async def append(self, page: Page) -> bool:
@@ -87,7 +94,7 @@ async def work(engine: str, folder: Path, deadly: int | None) -> None:
     """Work until the task has ended."""
     app = make_app(engine, folder / "truth")
     ledger = await open_ledger(address_of(folder / "work.db"))
-    store: Any = Deadly(ledger, app.tell, deadly)  # type: ignore[attr-defined]  # see make_app
+    store: Any = Deadly(ledger, app.tell_kept, deadly)  # type: ignore[attr-defined]  # see make_app
     services = Services.over(store, SystemClock(), app.registry, app.settings)
     job = asyncio.create_task(Worker(services, locks=locks_of(ledger)).run())
     task_id = (folder / "task").read_text()

@@ -27,6 +27,7 @@ DEFAULT_ENGINE = "pydantic-ai"
 
 ENGINES: Mapping[str, str] = {
     "function": "outrider.agents.function:FunctionEngine",
+    "langgraph": "outrider.agents.langgraph:LangGraph",
     "pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI",
 }
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
@@ -300,6 +301,8 @@ def engine_for(agent: object) -> str:
         return "function"
     if inspect.isroutine(agent):
         raise InvalidArguments(f"an agent's function is an `async def` that takes an AgentContext, not {agent!r:.100}")
+    if any(each.__module__.startswith("langgraph.") for each in type(agent).__mro__):
+        return "langgraph"
     return DEFAULT_ENGINE
 
 
