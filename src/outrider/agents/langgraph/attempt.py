@@ -14,6 +14,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.runtime import RunControl
 from langgraph.types import Command, Interrupt
@@ -105,6 +106,8 @@ class Attempt:
             ) from error
         finally:
             self._end_line()
+        if self.checkpoints.fault is not None:
+            raise self.checkpoints.fault
 
     async def _answers(self, interrupts: tuple[Interrupt, ...]) -> Any:
         """Ask all at once, so that a person sees every question; None if there is nothing to ask."""
@@ -171,7 +174,7 @@ class Attempt:
     def _input(self) -> Any:
         """What the graph is given: the prompt as a message, or as the fields that it takes."""
         prompt = self.brief.prompt
-        names = list(self.graph.get_input_jsonschema().get("properties", {}))
+        names = self._fields()
         given = _parsed(prompt)
         if isinstance(given, dict) and given and given.keys() <= set(names):
             return given
@@ -187,6 +190,14 @@ class Attempt:
             "messages",
             kind="rejected",
         )
+
+    def _fields(self) -> list[str]:
+        """The names of what the graph takes, none if that is one value without a name."""
+        if isinstance(self.graph, CompiledStateGraph):
+            # Not from its JSON Schema, which not every state has.
+            return list(self.graph.builder.schemas[self.graph.builder.input_schema])
+        channels = self.graph.input_channels
+        return [] if isinstance(channels, str) else list(channels)
 
     def _config(self) -> RunnableConfig:
         brief = self.brief

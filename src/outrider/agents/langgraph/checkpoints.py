@@ -64,7 +64,10 @@ class Checkpoints:
         self._heard: dict[str, Usage] = {}
         """Responses that no row tells of yet."""
         self._counted: set[str] = set()
-        self._underway: set[asyncio.Future[Any]] = set()
+        self._underway: set[asyncio.Future[None]] = set()
+        self._putting = asyncio.Lock()
+        self.fault: BaseException | None = None
+        """What kept a write from being saved. The graph may go on without having heard of it."""
         self._next = 1
         self.usage = brief.usage
         self.iterations = brief.iterations
@@ -81,7 +84,7 @@ class Checkpoints:
             _, kind, number = key.split("/") if key.count("/") == 2 else ("", "", "")
             if kind in (CHECKPOINT, WRITES):
                 self._next = max(self._next, int(number) + 1)
-                self.is_new = False
+                self.is_new = self.is_new and (kind == WRITES or told["ns"] != "")
                 self._load(told)
                 self._take(told)
         self.is_new = self.is_new and brief.iterations == 0
@@ -126,11 +129,42 @@ class Checkpoints:
         """Save a checkpoint. One that ends a superstep of the root graph ends the iteration."""
         if self._underway:  # what it rests on is durable first, so that nothing is left for an iteration that is over
             await asyncio.gather(*self._underway)
-        if not ends_superstep:
-            await self._journal(CHECKPOINT, record)
-            self._load(record)
-            self._held.append(record)
-            return
+        async with self._putting:
+            if ends_superstep:
+                await self._end_iteration(record)
+            else:
+                await self._journal(CHECKPOINT, record)
+                self._load(record)
+                self._held.append(record)
+
+    async def write(self, row: dict[str, JSON]) -> None:
+        """Save what a task wrote, with what the models took that it asked."""
+        usage, said = self._book()
+        row |= {"usage": _told(usage), "said": said}
+        self._load(row)
+        self._take(row)
+        future = asyncio.ensure_future(self._write(row))
+        self._underway.add(future)
+        future.add_done_callback(self._underway.discard)
+        await future
+
+    async def _write(self, row: JSONObject) -> None:
+        try:
+            async with self._putting:  # the graph does not wait until the checkpoint is saved that this stands on
+                pass
+            await self._journal(WRITES, row)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.fault = self.fault or error
+            raise
+
+    def starts(self, ns: str, parent: str | None) -> bool:
+        """Whether nothing but the handing on of the input happened since a checkpoint."""
+        paths = {path for _, _, path in self._writes.get((ns, parent or ""), {}).values()}
+        return bool(paths) and all(path.endswith(START) for path in paths)
+
+    async def _end_iteration(self, record: dict[str, JSON]) -> None:
         iterations = self.iterations + 1
         kept = [each for each in self._held if ":" not in each["ns"]]  # where a subgraph stood when its call was over
         batch = [*kept, record]
@@ -144,22 +178,6 @@ class Checkpoints:
         self._held, self._rows = [], []
         if iterations >= self._limit:
             self._when_spent()
-
-    async def write(self, row: dict[str, JSON]) -> None:
-        """Save what a task wrote, with what the models took that it asked."""
-        usage, said = self._book()
-        row |= {"usage": _told(usage), "said": said}
-        self._load(row)
-        self._take(row)
-        future = asyncio.ensure_future(self._journal(WRITES, row))
-        self._underway.add(future)
-        future.add_done_callback(self._underway.discard)
-        await future
-
-    def starts(self, ns: str, parent: str | None) -> bool:
-        """Whether nothing but the handing on of the input happened since a checkpoint."""
-        paths = {path for _, _, path in self._writes.get((ns, parent or ""), {}).values()}
-        return bool(paths) and all(path.endswith(START) for path in paths)
 
     async def _journal(self, kind: str, told: JSONObject) -> None:
         number, self._next = self._next, self._next + 1
