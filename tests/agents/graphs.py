@@ -38,11 +38,11 @@ def said(text: str) -> dict[str, Any]:
 
 def chain(*stages: tuple[Node, ...]) -> Any:
     """A graph of stages one after the other; the nodes of a stage run side by side."""
-    builder = StateGraph(State)
+    builder: Any = StateGraph(State)
     before: list[str] = [START]
     for stage in stages:
         for node in stage:
-            builder.add_node(node.__name__, node)  # type: ignore[call-overload]  # a node is any function
+            builder.add_node(node.__name__, node)
             for each in before:
                 builder.add_edge(each, node.__name__)
         before = [node.__name__ for node in stage]
@@ -88,8 +88,8 @@ def of(world: World) -> dict[str, Any]:
     async def meet_an_error(_: Any) -> dict[str, Any]:
         raise NoSuchThing("no such thing")
 
-    endless = StateGraph(State)
-    endless.add_node("model", model(1, "Still at it."))  # type: ignore[call-overload]  # a node is any function
+    endless: Any = StateGraph(State)
+    endless.add_node("model", model(1, "Still at it."))
     endless.add_edge(START, "model")
     endless.add_edge("model", "model")
     return {
