@@ -33,7 +33,9 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 # What several test files share is no test file itself, so its asserts are rewritten by request: here, before any of
 # them imports it.
-pytest.register_assert_rewrite("tests.stores.contract", "tests.stores.scene", "tests.stores.races")
+pytest.register_assert_rewrite(
+    "tests.agents.engine_contract", "tests.stores.contract", "tests.stores.scene", "tests.stores.races"
+)
 
 
 @pytest.fixture(scope="session")

@@ -180,13 +180,14 @@ class Outrider:
         require_approval: bool | Sequence[str] = False,
         delegates: bool = False,
     ) -> None:
-        """Register an agent under a name: one of the engine's own, as it is, or what a plain one is made of.
+        """Register an agent under a name: one of an engine's own, as it is, or what a plain one is made of.
 
-        `tools` are names of registered tools; `require_approval` names those it must ask for, True for all;
-        `engine` None means the default one. One that `delegates` is given the tools by which it starts other agents,
-        tools and commands in the background, and looks after them.
+        `agent` may be an `async def` that takes an `AgentContext`. `tools` are names of registered tools;
+        `require_approval` names those it must ask for, True for all; `engine` None means the one that the agent is
+        made for, and the default one without an agent. One that `delegates` is given the tools by which it starts other
+        agents, tools and commands in the background, and looks after them.
         """
-        from outrider.agents.engine import DEFAULT_ENGINE
+        from outrider.agents.engine import engine_for
         from outrider.agents.registered import RegisteredAgent
 
         if isinstance(tools, str):
@@ -197,7 +198,7 @@ class Outrider:
             raise InvalidArguments(f"there is an agent named {name!r} already")
         self.registry.agents[name] = RegisteredAgent(
             name,
-            engine or DEFAULT_ENGINE,
+            engine or engine_for(agent),
             agent,
             deps,
             model,

@@ -30,6 +30,7 @@ class Record:
     model: str | None = None
     outcome: AgentOutcome | None = None
     decisions: dict[str, Approval] = field(default_factory=dict)
+    answers: dict[str, JSON] = field(default_factory=dict)
     appended_bytes: list[int] = field(default_factory=list)
     journaled_bytes: int = 0
 
@@ -42,7 +43,9 @@ class FakeRun:
     dies_at: int | None = None
     stored: bool = False
     mismatches: Callable[[JSON], str | None] = lambda _: None
-    ask: Callable[[str, JSONObject, str], Approval | None] = lambda *_: None
+    decide: Callable[[str, JSONObject, str], Approval | None] = lambda *_: None
+    answer: Callable[[str], JSON] = lambda _: None
+    questions: list[str] = field(default_factory=list)
     output_text: str = ""
     writes: int = 0
     steps_run: list[str] = field(default_factory=list)
@@ -82,12 +85,25 @@ class FakeRun:
             self.record.usage = iteration.usage
             self.record.provider, self.record.model = iteration.provider, iteration.model
             self.record.outcome = iteration.outcome
-            self.record.journal.clear()
+            if not iteration.keeps_journal:
+                self.record.journal.clear()
+
+    def journaled(self, prefix: str = "") -> dict[str, JSON]:
+        return {key: value for key, value in self.record.journal.items() if key.startswith(prefix)}
+
+    async def ask(self, key: str, prompt: str, **_: Any) -> JSON:
+        self.questions.append(prompt)
+        if key not in self.record.answers:
+            if (answer := self.answer(prompt)) is None:
+                raise Parked
+            with self._write():
+                self.record.answers[key] = answer
+        return self.record.answers[key]
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         self.asked.append((tool, dict(arguments), call_id))
         if call_id not in self.record.decisions:
-            decision = self.ask(tool, arguments, call_id)
+            decision = self.decide(tool, arguments, call_id)
             if decision is None:
                 raise Parked
             with self._write():
@@ -107,8 +123,8 @@ class FakeRun:
     def _write(self) -> Iterator[None]:
         nth = self.writes
         self.writes += 1
-        if nth == self.dies_at and not self.stored:
-            raise Killed
+        if self.dies_at is not None and (nth > self.dies_at or (nth == self.dies_at and not self.stored)):
+            raise Killed  # as does all that goes on beside the write it died at
         yield
         if nth == self.dies_at:
             raise Killed
@@ -123,7 +139,8 @@ async def attempt(engine: Engine, brief: AgentBrief, run: FakeRun) -> AgentOutco
     outcome = await engine.run(
         replace(brief, transcript=list(record.transcript), iterations=record.iterations, usage=record.usage), run
     )
-    assert record.outcome == outcome
+    if record.outcome is not None:
+        assert record.outcome == outcome
     return outcome
 
 

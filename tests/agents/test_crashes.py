@@ -105,7 +105,7 @@ STORIES: dict[str, tuple[tuple[Reply, ...], dict[str, Any]]] = {
 def run_of(record: Record, **dying: Any) -> FakeRun:
     return FakeRun(
         record,
-        ask=lambda _tool, arguments, _id: Approval(arguments["to"] == "all", "not to you"),
+        decide=lambda _tool, arguments, _id: Approval(arguments["to"] == "all", "not to you"),
         mismatches=lambda result: "n is too small" if result == {"n": 1} else None,
         **dying,
     )

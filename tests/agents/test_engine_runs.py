@@ -410,7 +410,7 @@ async def test_a_denied_tool_does_not_run_and_the_model_hears_why(engine, play):
         Reply("As you wish."),
         tools=[bench.tool("publish", requires_approval=True)],
     )
-    run = FakeRun(Record(), ask=lambda *_: Approval(False, "not on a Friday"))
+    run = FakeRun(Record(), decide=lambda *_: Approval(False, "not on a Friday"))
     assert (await attempt(engine, brief, run)).result == "As you wish."
     assert bench.calls == []
     part = run.record.transcript[2]["parts"][0]
@@ -425,7 +425,7 @@ async def test_an_approver_may_change_the_arguments(engine, play):
         Reply("Done."),
         tools=[bench.tool("publish", requires_approval=True)],
     )
-    await attempt(engine, brief, FakeRun(Record(), ask=lambda *_: Approval(True, arguments={"to": "me"})))
+    await attempt(engine, brief, FakeRun(Record(), decide=lambda *_: Approval(True, arguments={"to": "me"})))
     assert bench.calls == [("publish", {"to": "me"}, "call_1_1")]
 
 
@@ -435,7 +435,7 @@ async def test_anything_but_a_yes_is_a_no(engine, play):
         Reply(calls=(Call("publish", {}),)), Reply("Fine."), tools=[bench.tool("publish", requires_approval=True)]
     )
     unclear = Approval("yes")  # type: ignore[arg-type]  # an answer that is no bool
-    await attempt(engine, brief, FakeRun(Record(), ask=lambda *_: unclear))
+    await attempt(engine, brief, FakeRun(Record(), decide=lambda *_: unclear))
     assert bench.calls == []
 
 
@@ -496,7 +496,7 @@ async def test_a_cancellation_from_outside_stops_model_and_tools(engine, play):
 @pytest.mark.parametrize("where", ["step", "append", "approve"])
 async def test_an_error_of_the_runtime_is_not_taken_for_a_tools_or_a_models(engine, play, where):
     bench, broken = Bench(), OSError("disk full")
-    run = FakeRun(Record(), ask=lambda *_: Approval(True))
+    run = FakeRun(Record(), decide=lambda *_: Approval(True))
 
     async def fails(*_: Any, **__: Any) -> Any:
         raise broken

@@ -1,8 +1,8 @@
 """Runs one agent task to its end through workers that are killed; forked, so that the engine is imported once.
 
-`python -m tests.crash.agent_kills FOLDER N` kills the first worker with SIGKILL at its N-th write: before it for an
-even N, after it for an odd one. Prints `killed` or `ended` for each worker. The truth is in the file `truth`:
-a line when a model or tool is called, and a line when the store has kept what it gave.
+`python -m tests.crash.agent_kills ENGINE FOLDER N...` kills the first worker with SIGKILL at its write N // 2: before
+it for an even N, after it for an odd one. Prints `killed` or `ended` for each worker. The truth is in the file
+`truth`: a line when a model or tool is called, and a line when the store has kept what it gave.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outrider import Outrider, TaskContext
-from outrider.agents import scripted
+from outrider import Outrider
 from outrider.agents.engine import load_engine
-from outrider.agents.scripted import Call, Reply, Turn
 from outrider.bootstrap import open_ledger
 from outrider.core.events import Step
 from outrider.core.ledger import Page
@@ -27,16 +25,11 @@ from outrider.runtime.lease import locks_of
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
+from tests.agents.casts import CASTS, World
 from tests.crash.crew import address_of
 
-ANSWER = "7, 9 and sent"
 
-
-async def same(value: int) -> int:
-    return value
-
-
-def make_app(truth: Path) -> Outrider:
+def make_app(engine: str, truth: Path) -> Outrider:
     app = Outrider()
 
     def tell(line: str) -> None:
@@ -45,41 +38,24 @@ def make_app(truth: Path) -> Outrider:
         os.fsync(fd)
         os.close(fd)
 
-    @app.tool
-    async def add(task: TaskContext, a: int, b: int) -> int:
-        """Add, in two steps of its own."""
-        tell(f"begun tool add {a}")
-        half = await task.step("half", same, a)
-        return half + b
+    cast = CASTS[engine]()
+    cast.register(app, World(lambda what: tell(f"begun {what}")))
 
-    @app.tool(effects="once")
-    def send(text: str) -> str:
-        """Send something that must not be sent twice."""
-        tell(f"begun once {text}")
-        return "sent"
+    def tell_kept(step: Step) -> None:
+        tell(f"kept {step.position}")
+        if (done := cast.done_by(step)) is not None:
+            tell(f"done {done}")
 
-    def script(turn: Turn) -> Reply:
-        tell(f"begun model {turn.number}")
-        match turn.number:
-            case 1:
-                return Reply("Adding.\n", calls=(Call("add", {"a": 3, "b": 4}), Call("add", {"a": 4, "b": 5})))
-            case 2:
-                return Reply("Sending.\n", calls=(Call("send", {"text": "hello"}),))
-            case _:
-                return Reply(ANSWER)
-
-    scripted.register("killed", script)
-    app.agent("killed", model="scripted:killed", tools=["add", "send"])
-    app.tell = tell  # type: ignore[attr-defined]  # the truth is kept by the store below as well
+    app.tell_kept = tell_kept  # type: ignore[attr-defined]  # the truth is kept by the store below as well
     return app
 
 
 class Deadly:
     """A store that kills its process at one write."""
 
-    def __init__(self, ledger: Any, tell: Any, deadly: int | None) -> None:
+    def __init__(self, ledger: Any, tell_kept: Any, deadly: int | None) -> None:
         self._ledger = ledger
-        self._tell = tell
+        self._tell_kept = tell_kept
         self._deadly = deadly
         self._writes = 0
 
@@ -103,7 +79,7 @@ class Deadly:
         written = await self._ledger.journal(steps)
         for step, held in zip(steps, written, strict=True):
             if held and step.done:
-                self._tell(f"kept {step.position}")
+                self._tell_kept(step)
         return written
 
     async def append(self, page: Page) -> bool:
@@ -114,11 +90,11 @@ class Deadly:
         return await self._write(self._ledger.commit(changes))
 
 
-async def work(folder: Path, deadly: int | None) -> None:
+async def work(engine: str, folder: Path, deadly: int | None) -> None:
     """Work until the task has ended."""
-    app = make_app(folder / "truth")
+    app = make_app(engine, folder / "truth")
     ledger = await open_ledger(address_of(folder / "work.db"))
-    store: Any = Deadly(ledger, app.tell, deadly)  # type: ignore[attr-defined]  # see make_app
+    store: Any = Deadly(ledger, app.tell_kept, deadly)  # type: ignore[attr-defined]  # see make_app
     services = Services.over(store, SystemClock(), app.registry, app.settings)
     job = asyncio.create_task(Worker(services, locks=locks_of(ledger)).run())
     task_id = (folder / "task").read_text()
@@ -129,7 +105,7 @@ async def work(folder: Path, deadly: int | None) -> None:
             if task.is_terminal:
                 break
             if task.core.requests:  # an effect in doubt: say that it did not happen, as the truth has it
-                done = "begun once hello" in (folder / "truth").read_text().splitlines()
+                done = "begun send hello" in (folder / "truth").read_text().splitlines()
                 answer = {"action": "skip", "value": "sent"} if done else {"action": "retry"}
                 from outrider.runtime.tasks import Tasks
 
@@ -141,21 +117,22 @@ async def work(folder: Path, deadly: int | None) -> None:
     await ledger.close()
 
 
-async def submit(folder: Path) -> None:
-    async with make_app(folder / "truth").open(address_of(folder / "work.db"), worker=False) as outrider:
-        session = await outrider.sessions.create()
-        task = await session.spawn_agent("add, then send", agent="killed", options=TaskOptions(max_failures=10))
-        (folder / "task").write_text(task.id)
+async def submit(engine: str, folders: Sequence[Path]) -> None:
+    for folder in folders:
+        async with make_app(engine, folder / "truth").open(address_of(folder / "work.db"), worker=False) as outrider:
+            session = await outrider.sessions.create()
+            task = await session.spawn_agent("add, then send", agent="worker", options=TaskOptions(max_failures=10))
+            (folder / "task").write_text(task.id)
 
 
-def run_until_ended(folder: Path, deadly: int | None) -> list[str]:
+def run_until_ended(engine: str, folder: Path, deadly: int | None) -> list[str]:
     fates: list[str] = []
     while not fates or fates[-1] == "killed":
         assert len(fates) < 5, fates
         pid = os.fork()
         if pid == 0:
             try:
-                asyncio.run(work(folder, deadly if not fates else None))
+                asyncio.run(work(engine, folder, deadly if not fates else None))
             except BaseException as error:  # noqa: BLE001 - a child says why it failed and ends
                 sys.stderr.write(f"{error!r}\n")
                 os._exit(1)
@@ -166,17 +143,19 @@ def run_until_ended(folder: Path, deadly: int | None) -> list[str]:
 
 
 def main() -> None:
-    folder, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    load_engine()
-    for deadly in range(first, last):
-        place = folder / str(deadly)
-        pid = os.fork()
-        if pid == 0:
-            asyncio.run(submit(place))
-            os._exit(0)
-        os.waitpid(pid, 0)
-        sys.stdout.write(f"{deadly} {' '.join(run_until_ended(place, deadly))}\n")
+    engine, folder, rounds = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    load_engine(engine)
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(submit(engine, [folder / number for number in rounds]))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for number in rounds:
+        fates = run_until_ended(engine, folder / number, int(number))
+        sys.stdout.write(f"{number} {' '.join(fates)}\n")
         sys.stdout.flush()
+        if fates == ["ended"]:  # it makes no more writes than that
+            break
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,20 @@ async def test_the_agent_does_the_same_with_any_server_that_speaks_openais_proto
 def test_every_example_says_what_it_shows_and_is_tested_here(program: Path):
     assert program.read_text().startswith('"""')
     assert f'EXAMPLES / "{program.name}"' in Path(__file__).read_text()
+
+
+def test_a_graph_asks_and_goes_on_with_the_answer(tmp_path: Path):
+    assert lines(run(EXAMPLES / "graph.py", folder=tmp_path)) == [
+        *(f"asking the {name} in Oslo" for name in ("Anchor", "Bell", "Crown")),
+        "130 a night in Oslo. Book it? [150, 130, 140]",
+        "booked for 130, in 2 iterations",
+    ]
+
+
+@pytest.mark.skipif(find_spec("agents") is None, reason="the package openai-agents is not installed")
+def test_an_agent_of_the_openai_sdk_runs_in_the_background(tmp_path: Path):
+    assert lines(run(EXAMPLES / "openai_agents.py", folder=tmp_path)) == [
+        "measuring in Oslo",
+        "It is 7 degrees in Oslo: take a coat.",
+        "2 iterations, 2 requests",
+    ]

@@ -2,20 +2,22 @@
 
 The runtime hands an engine an `AgentBrief`, which is data, and an `AgentRun`, which is the task's journal. One
 **iteration** is one model request, its response, and the tool results that the response caused. The transcript is
-the checkpoint: an engine starts from it and never replays finished iterations; only the open one has a journal.
+the checkpoint: an engine starts from it and replays no finished iteration; only the open one has a journal. An engine
+that has to replay, since it cannot enter its agent in the middle, has the journal kept (`Iteration.keeps_journal`).
 Nothing here imports an engine; `load_engine` imports the one it is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from outrider.agents.models import ModelChoice
-from outrider.core.errors import OutriderError, Refused, UnknownName
-from outrider.core.task import Effects, Usage
+from outrider.core.errors import InvalidArguments, OutriderError, Refused, UnknownName
+from outrider.core.task import Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.settings import WorkerSettings
 
@@ -23,7 +25,11 @@ Stop: TypeAlias = Literal["answered", "max_iterations"]
 
 DEFAULT_ENGINE = "pydantic-ai"
 
-ENGINES: Mapping[str, str] = {"pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI"}
+ENGINES: Mapping[str, str] = {
+    "function": "outrider.agents.function:FunctionEngine",
+    "langgraph": "outrider.agents.langgraph:LangGraph",
+    "pydantic-ai": "outrider.agents.pydantic_ai:PydanticAI",
+}
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
 
 
@@ -88,6 +94,7 @@ class Iteration:
 
     The first one of a task carries the prompt. `outcome` is set on the last one only: it is durable together with
     the messages it rests on, so that a crash between here and the end of the task asks no model again.
+    `keeps_journal` leaves the journal as it is, for an engine whose next attempt will come to the same keys again.
     """
 
     number: int
@@ -96,6 +103,7 @@ class Iteration:
     provider: str | None = None
     model: str | None = None
     outcome: AgentOutcome | None = None
+    keeps_journal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,8 @@ class AgentBrief:
     With `asked` the transcript ends with the prompt already, as `Engine.said` writes it, and it is sent from there.
 
     `transcript` holds the messages of every finished iteration of the session, this task's included, in the
-    engine's format. `iterations` and `usage` count this task's alone; the prompt is sent when `iterations` is 0.
+    engine's format; the first `before` of them are older than the prompt. `iterations` and `usage` count what was done
+    about this prompt alone; it is sent when `iterations` is 0.
     """
 
     task_id: str
@@ -130,6 +139,7 @@ class AgentBrief:
     max_iterations: int = WorkerSettings().iterations
     result_schema: JSONObject | None = None
     transcript: Sequence[JSON] = ()
+    before: int = 0
     iterations: int = 0
     usage: Usage = field(default_factory=Usage)
 
@@ -159,6 +169,14 @@ class AgentRun(Protocol):
         """
         ...
 
+    def journaled(self, prefix: str = "") -> Mapping[str, JSON]:
+        """Return what the journal of the open iteration held when asked, by key, in the order it was written.
+
+        Of the keys that begin with `prefix`. For a step that is what it returned; a question that was asked is there
+        too, whatever its answer, under its key. A step that is not done is not.
+        """
+        ...
+
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration to the transcript, take its totals, and forget the journal before it.
 
@@ -171,6 +189,25 @@ class AgentRun(Protocol):
 
         It goes to the model with that request, as said by the user, and into the messages of the iteration that the
         request closes: with those it is taken from the inbox. Not to be asked where no iteration is closed.
+        """
+        ...
+
+    async def ask(
+        self,
+        key: str,
+        prompt: str,
+        *,
+        expected: JSONObject | None = None,
+        details: JSON = None,
+        deadline: float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> JSON:
+        """Return the answer to a question, asking it and parking if there is none yet.
+
+        The question belongs to `key` in the open iteration, and its answer is the same every time. One that does not
+        fit `expected`, a JSON Schema, is refused and never returned. `deadline` is in seconds; what happens then is
+        as `TaskContext.ask` has it. Several may be asked at once, under different keys.
         """
         ...
 
@@ -206,8 +243,9 @@ class Engine(Protocol):
         """Run an agent from where its transcript ends until it has answered or may go no further.
 
         Every model request and tool call goes through `run.step`, every finished iteration through `run.append`,
-        the last with the outcome that is returned. Raises `UnknownName` and `ModelNotReady` before anything is
-        asked of a model, `AgentFailed` for what the model or its provider did, and a tool's exception as it is.
+        the last with the outcome that is returned; an engine that can tell the outcome from what is durable already
+        may do without. Raises `UnknownName` and `ModelNotReady` before anything is asked of a model, `AgentFailed`
+        for what the model or its provider did, and a tool's exception as it is.
         """
         ...
 
@@ -255,6 +293,45 @@ class ModelMisbehaved(AgentFailed):
     """The model answered, but with nothing usable, as often as it was asked (`no_result`, `schema_mismatch`)."""
 
     code = "model_misbehaved"
+
+
+SAID = "said"
+
+
+def said_plainly(text: str) -> tuple[JSON, ...]:
+    """What a transcript holds of a text that the user says, for engines without a form of their own."""
+    return ({SAID: text},)
+
+
+def is_said(message: JSON) -> bool:
+    """Whether an entry of a transcript is of `said_plainly`."""
+    return isinstance(message, dict) and message.keys() == {SAID}
+
+
+def summed(one: Usage, other: Usage) -> Usage:
+    """Return what two usages come to. The cost is that of those whose price is known."""
+    costs = [usage.cost for usage in (one, other) if usage.cost is not None]
+    return Usage(
+        requests=one.requests + other.requests,
+        input_tokens=one.input_tokens + other.input_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
+        cost=sum(costs) if costs else None,
+    )
+
+
+def engine_for(agent: object) -> str:
+    """Return the name of the engine that runs this object as it is. Imports nothing.
+
+    Raises InvalidArguments for a plain function: one that waits for a model would hold up all others.
+    """
+    if inspect.iscoroutinefunction(agent):
+        return "function"
+    if inspect.isroutine(agent):
+        raise InvalidArguments(f"an agent's function is an `async def` that takes an AgentContext, not {agent!r:.100}")
+    if any(each.__module__.startswith("langgraph.") for each in type(agent).__mro__):
+        return "langgraph"
+    return DEFAULT_ENGINE
 
 
 def load_engine(name: str = DEFAULT_ENGINE) -> Engine:

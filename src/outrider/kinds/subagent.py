@@ -22,7 +22,9 @@ from outrider.agents.engine import (
     Iteration,
     ToolRetry,
     ToolSpec,
+    is_said,
     load_engine,
+    summed,
 )
 from outrider.agents.models import choose
 from outrider.agents.registered import RegisteredAgent
@@ -30,7 +32,7 @@ from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.core.session import NewSession
-from outrider.core.task import Effects
+from outrider.core.task import Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.runtime.attempt import Scope, cut, shorten
@@ -55,6 +57,8 @@ FIELDS = frozenset(
 )
 OPEN = "agent!"
 """Prefix of the journal rows of the open iteration."""
+ASKED = "!ask"
+"""After the key of a question, which has a row of its own beside a step of that key."""
 OUTCOME = "outcome!"
 ITERATION = "iteration!"
 SESSION = "session!"
@@ -162,6 +166,15 @@ class Subagent:
         rows = await task.services.views.transcript(run.session_id)
         transcript = tuple(decode(row.message) for row in rows)
         brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
+        said = (nth for nth in reversed(range(len(rows))) if is_said(transcript[nth]))
+        own = (nth for nth, row in enumerate(rows) if row.task_id == task.id)
+        brief = evolve(
+            brief,
+            before=next(said if asked else own, len(rows)),
+            iterations=brief.iterations - run.done,
+            usage=less(brief.usage, run.used),
+            max_iterations=brief.max_iterations - run.done,
+        )
         if tools := await self._delegation(task, agent, run.session_id):
             brief = evolve(brief, tools=(*brief.tools, *tools))
         try:
@@ -314,12 +327,27 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
     )
 
 
+def less(usage: Usage, other: Usage) -> Usage:
+    """What is left of a usage without a part of it."""
+    return Usage(
+        usage.requests - other.requests,
+        usage.input_tokens - other.input_tokens,
+        usage.output_tokens - other.output_tokens,
+        usage.cached_tokens - other.cached_tokens,
+        None if usage.cost is None else usage.cost - (other.cost or 0.0),
+    )
+
+
 class AgentTranscript:
     """The journal and voice of one attempt, as an engine sees them: an `AgentRun` on one session's transcript."""
 
     def __init__(self, task: TaskContext, session_id: str) -> None:
         self._task = task
         self._session_id = session_id
+        self.done = 0
+        """How many iterations of the task are of what it was asked before."""
+        self.used = Usage()
+        """What those used."""
 
     @property
     def session_id(self) -> str:
@@ -335,13 +363,22 @@ class AgentTranscript:
                 return decode(begun)
             return decode(await self._task.finish_step(position, await fn()))
 
+    def journaled(self, prefix: str = "") -> Mapping[str, JSON]:
+        """Return what the journal of the open iteration holds under keys that begin with `prefix`."""
+        return {
+            row.position.removeprefix(OPEN).removesuffix(ASKED): decode(row.value or b"null")
+            for row in self._task.journal.under(OPEN + prefix)
+            if row.done
+        }
+
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration with its totals, and forget the journal before it."""
         task = self._task
+        forgotten = None if iteration.keeps_journal else OPEN
         live = evolve(
             task.live,
-            iterations=iteration.number,
-            usage=iteration.usage,
+            iterations=self.done + iteration.number,
+            usage=summed(self.used, iteration.usage),
             provider=iteration.provider,
             model=iteration.model,
         )
@@ -355,11 +392,11 @@ class AgentTranscript:
             session_id=self._session_id,
             task_id=task.id,
             attempt=task.attempt,
-            iteration=iteration.number,
+            iteration=live.iterations,
             messages=tuple(encode(message) for message in iteration.messages),
             live=live,
             at=now,
-            forget=OPEN,
+            forget=forgotten,
             steps=tuple(steps),
             takes=self.takes(),
         )
@@ -387,7 +424,7 @@ class AgentTranscript:
         with task.busy(), task.storing():
             if not await task.services.ledger.append(page):
                 raise Superseded(task.id, task.attempt)
-        task.take_page(page.live, OPEN, page.steps)
+        task.take_page(page.live, page.forget, page.steps)
 
     def _row(self, position: str, verb: str, now: Instant, value: bytes) -> Step:
         ordinal = self._task.journal.own(position, verb).ordinal
@@ -401,6 +438,28 @@ class AgentTranscript:
         if isinstance(answer, Mapping):
             return Approval(answer["approved"] is True, answer.get("reason"), answer.get("arguments"))
         return Approval(answer is True, None if answer is True else "it was not approved")
+
+    async def ask(
+        self,
+        key: str,
+        prompt: str,
+        *,
+        expected: JSONObject | None = None,
+        details: JSON = None,
+        deadline: float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> JSON:
+        """Return the answer to a question that belongs to `key` in the open iteration."""
+        return await self._task.ask_own(
+            f"{OPEN}{key}{ASKED}",
+            prompt,
+            expected=expected,
+            details=details,
+            deadline=deadline,
+            on_expiry=on_expiry,
+            default=default,
+        )
 
     def output(self, text: str) -> None:
         """Show a piece of what the model says."""

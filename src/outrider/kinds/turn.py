@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from outrider.agents.engine import Engine
+from outrider.agents.engine import AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow, Page
-from outrider.core.task import TURN
+from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.kinds.subagent import OPEN, OUTCOME, AgentTranscript, Subagent
 from outrider.runtime.codec import decode, encode
@@ -53,6 +53,7 @@ class Turn(Subagent):
         answer = None
         while await ears.hear():
             outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
+            await ears.keep(outcome)
             answer = await self._answer(task, outcome)
         if answer is None and (finished := ears.finished()) is not None:
             answer = await self._answer(task, finished)
@@ -67,8 +68,9 @@ class _Ears(AgentTranscript):
         self._engine = engine
         self._taken: list[InboxRow] = []
         row = task.journal.at(HEARD)
-        times, prompt = (0, "") if row is None else decode(row.value or b"[]")
+        times, prompt, done, used = (0, "", 0, {}) if row is None else decode(row.value or b"[]")
         self._times: int = times
+        self.done, self.used = done, Usage(**used)
         self.prompt: str = prompt
         """What the agent was told last."""
 
@@ -83,7 +85,8 @@ class _Ears(AgentTranscript):
         self._times += 1
         self.prompt = "\n\n".join(map(told, rows))
         now = self._task.services.clock.now()
-        heard = encode([self._times, self.prompt])
+        self.done, self.used = self._task.live.iterations, self._task.live.usage
+        heard = encode([self._times, self.prompt, self.done, self.used])
         page = Page(
             session_id=self._session_id,
             task_id=self._task.id,
@@ -117,6 +120,11 @@ class _Ears(AgentTranscript):
         self._task.looked(seen, leaves=bool(left))
         taken = {(row.task_id, row.seq) for row in self._taken}
         return [row for row in rows if row not in left and (row.task_id, row.seq) not in taken]
+
+    async def keep(self, outcome: AgentOutcome) -> None:
+        """Have it known that the agent has answered; of most engines the last page has said so."""
+        if self._answered() != self._times:
+            await self._task.write_own(OUTCOME, "outcome", encode(self.outcome_row(outcome.to_json())))
 
     def _answered(self) -> int:
         """How often the agent had been told something when it answered last."""

@@ -399,6 +399,33 @@ class TaskContext:
                 details=details,
             )
 
+    @_verb
+    async def ask_own(
+        self,
+        key: str,
+        prompt: str,
+        *,
+        expected: JSONObject | None,
+        details: JSON,
+        deadline: Length | None,
+        on_expiry: ExpiryPolicy,
+        default: JSON,
+    ) -> JSON:
+        """Ask a question as `ask` does, at a position of the runtime's own."""
+        with self._open():
+            position = self._attempt.journal.own(key, "ask")
+            return await self._ask_at(
+                position.name,
+                position.ordinal,
+                prompt,
+                kind="question",
+                expected=expected,
+                deadline=deadline,
+                default=default,
+                on_expiry=on_expiry,
+                details=details,
+            )
+
     async def _ask_at(
         self,
         position: str,
@@ -872,10 +899,11 @@ class TaskContext:
         check_size("the description of the artifact", (name, url), self._services.settings.limits.message)
         await self._move(events.Produced(self.attempt, Artifact(name, "file", path, url, media_type, size), file))
 
-    def take_page(self, live: Live, forgotten: str, steps: Sequence[Step]) -> None:
+    def take_page(self, live: Live, forgotten: str | None, steps: Sequence[Step]) -> None:
         """Take note of a page of the transcript that was just written."""
         self._attempt.live = live
-        self._attempt.journal.forget(forgotten)
+        if forgotten is not None:
+            self._attempt.journal.forget(forgotten)
         self._attempt.journal.has_grown = True
         for step in steps:
             self._attempt.journal.note(step)

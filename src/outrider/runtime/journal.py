@@ -155,6 +155,11 @@ class Journal:
         """Whether any position is of that verb."""
         return any(row.verb == verb for row in self._rows.values())
 
+    def under(self, prefix: str) -> list[Step]:
+        """All rows whose position starts with a prefix, in order."""
+        rows = (row for row in self._rows.values() if row.position.startswith(prefix))
+        return sorted(rows, key=lambda row: row.ordinal)
+
     def of(self, verb: str) -> list[Step]:
         """All rows of a verb, in order."""
         return sorted((row for row in self._rows.values() if row.verb == verb), key=lambda row: row.ordinal)

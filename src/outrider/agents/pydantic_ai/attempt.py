@@ -248,7 +248,8 @@ class Attempt:
                 output_type=output_type,
                 message_history=history or None,
                 conversation_id=brief.task_id,
-                run_id=f"{brief.task_id}:{brief.attempt}:{brief.iterations}",  # one attempt may answer several times
+                # One attempt may answer several times.
+                run_id=f"{brief.task_id}:{brief.attempt}:{len(brief.transcript)}",
                 model=model,
                 instructions=brief.system_prompt,
                 deps=brief.deps,

@@ -1,0 +1,370 @@
+"""The engine `function`: an agent is an `async def` that takes an `AgentContext`, whatever framework it uses.
+
+The function is run from its start in every attempt, like a tool: what it does through its context is journaled, and is
+not done again but gives what it gave. Code between is ordinary and runs again, so what must not run twice belongs into
+a step. The journal is kept until the task has ended, for the function comes to all of it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar, cast, overload
+
+from outrider.agents.engine import (
+    AgentBrief,
+    AgentFailed,
+    AgentOutcome,
+    AgentRun,
+    Approval,
+    Iteration,
+    ToolError,
+    ToolRetry,
+    ToolSpec,
+    said_plainly,
+    summed,
+)
+from outrider.core.errors import InvalidArguments, UnknownName
+from outrider.core.task import Effects, ExpiryPolicy, Usage
+from outrider.core.values import JSON, SECOND, JSONObject
+from outrider.runtime.clock import span
+from outrider.runtime.codec import encode, jsonable, shape_for, shape_of
+
+T = TypeVar("T")
+
+OUTCOME = "outcome"
+"""The key of the step that is the answer."""
+
+
+class FunctionEngine:
+    """Runs functions as agents."""
+
+    name = "function"
+
+    def said(self, text: str) -> Sequence[JSON]:
+        """See `Engine.said`."""
+        return said_plainly(text)
+
+    async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
+        """See `Engine.run`."""
+        agent = brief.agent
+        if not callable(agent):
+            raise AgentFailed(f"{type(agent).__name__} is no function that takes an AgentContext", kind="rejected")
+        if isinstance(brief.require_approval, list | tuple):
+            known = [tool.name for tool in brief.tools]
+            for name in brief.require_approval:
+                if name not in known:
+                    raise UnknownName.of("tool", name, known)
+        ctx = AgentContext(brief, run)
+        if (ended := run.journaled(OUTCOME).get(OUTCOME)) is not None:
+            return AgentOutcome.from_json(cast("JSONObject", ended))
+        try:
+            answer = jsonable(await agent(ctx))
+            outcome = AgentOutcome("answered", answer, answer if isinstance(answer, str) else ctx.text)
+        except BaseException as error:
+            if not _is_spent(error):
+                raise
+            outcome = AgentOutcome("max_iterations", text=ctx.text)
+
+        async def ending() -> JSON:
+            return outcome.to_json()
+
+        await run.step(OUTCOME, ending)
+        return outcome
+
+
+class AgentContext:
+    """What an agent's function has of its task. One for each attempt.
+
+    Steps, calls and questions that run side by side, as in `asyncio.gather`, need names of their own: a resumed
+    agent could not tell them apart otherwise.
+    """
+
+    def __init__(self, brief: AgentBrief, run: AgentRun) -> None:
+        self.brief = brief
+        """All that it was asked, as the engine got it."""
+        self.tools: Mapping[str, ToolSpec] = {
+            tool.name: replace(tool, call=self._journaled(tool)) for tool in brief.tools
+        }
+        """The tools that the task was given, by name. `call` takes arguments and the id of the call, asks a person
+        where the tool needs that, and is a step. It raises `ToolRetry` and `ToolError` for the model to read."""
+        self.transcript: list[JSON] = list(brief.transcript[: brief.before])
+        """What the session has said: first what is older than this task, then what it appended so far."""
+        self.iterations = 0
+        """How many iterations the function has appended so far."""
+        self.usage = Usage()
+        """The sum of theirs."""
+        self.text = ""
+        """What it said last, which is all there is if it may go no further."""
+        self._run = run
+        self._keys = {key for key in run.journaled() if "!" not in key}
+        self._unvisited = set(self._keys)
+        self._uses: Counter[str] = Counter()
+        self._visited: set[str] = set()
+        self._open: set[str] = set()
+
+    @property
+    def prompt(self) -> str:
+        """What it is asked to do."""
+        return self.brief.prompt
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt of the agent or of the task."""
+        return self.brief.system_prompt
+
+    @property
+    def model(self) -> str | JSONObject | None:
+        """The model that the agent or the task names; nothing here uses it."""
+        return self.brief.model
+
+    @property
+    def model_settings(self) -> JSONObject:
+        """The settings that go with the model."""
+        return self.brief.model_settings
+
+    @property
+    def deps(self) -> Any:
+        """What the agent was registered with."""
+        return self.brief.deps
+
+    @property
+    def result_schema(self) -> JSONObject | None:
+        """What the answer must fit. One that does not has failed the task."""
+        return self.brief.result_schema
+
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[..., Awaitable[T]],
+        /,
+        *args: Any,
+        effects: Effects = "idempotent",
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    async def step(
+        self, name: str, fn: Callable[..., T], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any
+    ) -> T: ...
+
+    async def step(
+        self, name: str, fn: Callable[..., Any], /, *args: Any, effects: Effects = "idempotent", **kwargs: Any
+    ) -> Any:
+        """Run `fn` and journal what it returns; once that is done it is returned and `fn` is not run again.
+
+        The result is JSON, or fits the return annotation of `fn`. A plain function runs in a thread, which a cancel
+        does not stop. `effects="once"` is as in `TaskContext.step`. Raises what `fn` raises, unjournaled. When all
+        iterations that the task may have are appended no step is begun any more, and the agent ends there.
+        """
+        shape = shape_of(fn)
+
+        async def body() -> JSON:
+            if inspect.iscoroutinefunction(fn):
+                value = await fn(*args, **kwargs)
+            else:
+                value = await asyncio.to_thread(fn, *args, **kwargs)
+                value = await value if inspect.isawaitable(value) else value
+            return jsonable(value)
+
+        value = await self._step(f"step/{name}", body, effects)
+        return value if shape.is_plain else shape.read(encode(value))
+
+    async def call(self, tool: str, arguments: JSONObject | None = None, /, *, id: str | None = None) -> JSON:
+        """Call a tool that the task was given, as a step; see `tools`. `id` sets it apart from calls beside it.
+
+        Raises UnknownName, `ToolRetry` for arguments that do not fit, `ToolError` for a call that a person denied,
+        and what the tool raises.
+        """
+        if tool not in self.tools:
+            raise UnknownName.of("tool", tool, self.tools)
+        return await self.tools[tool].call(arguments or {}, id or tool)
+
+    async def approve(self, what: str, arguments: JSONObject | None = None, /, *, id: str | None = None) -> Approval:
+        """Ask a person to approve something, parked meanwhile. No person, no approval. Tools ask by themselves."""
+        with self._at(f"approve/{id or what}") as key:
+            return await self._run.approve(what, arguments or {}, key)
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        expected: type[T],
+        *,
+        name: str | None = None,
+        details: JSON = None,
+        deadline: timedelta | float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> T: ...
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        expected: JSONObject | None = None,
+        *,
+        name: str | None = None,
+        details: JSON = None,
+        deadline: timedelta | float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> JSON: ...
+
+    async def ask(
+        self,
+        prompt: str,
+        expected: Any = None,
+        *,
+        name: str | None = None,
+        details: JSON = None,
+        deadline: timedelta | float | None = None,
+        on_expiry: ExpiryPolicy = "remind",
+        default: JSON = None,
+    ) -> Any:
+        """Ask whoever the session answers to, and wait; the task parks meanwhile. See `TaskContext.ask`.
+
+        With a `default`, say `on_expiry="default"`.
+        """
+        shape = None if expected is None or isinstance(expected, Mapping) else shape_for(expected)
+        with self._at(f"ask/{name or 'ask'}") as key:
+            answer = await self._run.ask(
+                key,
+                prompt,
+                expected=expected if shape is None else shape.schema() or None,
+                details=details,
+                deadline=None if deadline is None else span(deadline) / SECOND,
+                on_expiry=on_expiry,
+                default=default,
+            )
+        return answer if shape is None else shape.read(encode(answer))
+
+    async def append(
+        self,
+        *messages: JSON,
+        usage: Usage | None = None,
+        text: str | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        """End an iteration: append its messages to the transcript, and add its usage to the task's, in one transaction.
+
+        Any JSON is a message. `usage` is what this iteration took, `text` what the model said in it.
+        """
+        self.iterations += 1
+        self.transcript.extend(messages)
+        self.usage = summed(self.usage, usage or Usage(requests=1))
+        self.text = self.text if text is None else text
+        if self.iterations > self.brief.iterations:
+            await self._run.append(
+                Iteration(
+                    self.iterations,
+                    tuple(jsonable(message) for message in messages),
+                    self.usage,
+                    provider,
+                    model,
+                    keeps_journal=True,
+                )
+            )
+
+    def output(self, text: str) -> None:
+        """Show a piece of what is being said. Mute while the function does again what an earlier attempt did."""
+        if not self._is_replaying:
+            self._run.output(text)
+
+    @property
+    def _is_replaying(self) -> bool:
+        return bool(self._unvisited) or self.iterations < self.brief.iterations
+
+    def _journaled(self, tool: ToolSpec) -> Callable[[JSONObject, str], Awaitable[JSON]]:
+        async def call(arguments: JSONObject, call_id: str) -> JSON:
+            with self._at(f"tool/{call_id}") as key:
+                given = arguments
+                if tool.requires_approval:
+                    decision = await self._run.approve(tool.name, arguments, key)
+                    if not decision.granted:
+                        raise ToolError(f"the call was denied: {decision.reason or 'no reason was given'}")
+                    given = arguments if decision.arguments is None else decision.arguments
+
+                async def body() -> JSON:
+                    try:
+                        return {"value": await tool.call(given, key)}
+                    except ToolRetry as error:
+                        return {"retry": str(error)}
+                    except ToolError as error:
+                        return {"failed": str(error)}
+
+                told = await self._begin(key, body, tool.effects)
+            match told:
+                case {"value": value} if len(told) == 1:
+                    return value
+                case {"retry": str(why)} if len(told) == 1:
+                    raise ToolRetry(why)
+                case {"failed": str(why)} if len(told) == 1:
+                    raise ToolError(why)
+                case _:  # a person gave a result for a call whose fate is unknown
+                    return told
+
+        return call
+
+    async def _step(self, stem: str, body: Callable[[], Awaitable[JSON]], effects: Effects) -> JSON:
+        with self._at(stem) as key:
+            return await self._begin(key, body, effects)
+
+    async def _begin(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects) -> JSON:
+        if key not in self._keys and self.iterations >= self.brief.max_iterations:
+            raise _Spent
+
+        async def fn() -> JSON:
+            self._unvisited.clear()
+            return await body()
+
+        return await self._run.step(key, fn, effects=effects)
+
+    def _at(self, stem: str) -> _Place:
+        """Come to the next position of that name."""
+        if stem in self._open:
+            raise InvalidArguments(
+                f"two branches of this agent are at {stem!r} at the same time; a resumed agent could not tell them "
+                "apart: give each a name of its own"
+            )
+        while True:
+            use = self._uses[stem] = self._uses[stem] + 1
+            key = stem if use == 1 else f"{stem}#{use}"
+            if key not in self._visited:  # a name may look like another one's number
+                break
+        self._visited.add(key)
+        self._unvisited.discard(key)
+        return _Place(self._open, stem, key)
+
+
+class _Place:
+    """A position that the code is at, until it leaves the block."""
+
+    __slots__ = ("_key", "_open", "_stem")
+
+    def __init__(self, open: set[str], stem: str, key: str) -> None:
+        self._open = open
+        self._stem = stem
+        self._key = key
+
+    def __enter__(self) -> str:
+        self._open.add(self._stem)
+        return self._key
+
+    def __exit__(self, *_: object) -> None:
+        self._open.discard(self._stem)
+
+
+class _Spent(BaseException):
+    """The iterations that the task may have are used up. Not for the code of the agent to handle."""
+
+
+def _is_spent(error: BaseException) -> bool:
+    """Whether nothing but that has ended the function, in whatever groups it was wrapped."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_spent(inner) for inner in error.exceptions)
+    return isinstance(error, _Spent)

@@ -1,0 +1,263 @@
+"""One attempt at a graph's task: run it from its last checkpoint, ask what it interrupts itself for, and go on."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from contextlib import aclosing
+from typing import Any, cast
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langgraph.channels import DeltaChannel
+from langgraph.errors import GraphDrained, GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel import Pregel
+from langgraph.runtime import RunControl
+from langgraph.types import Command, Interrupt
+from pydantic_core import to_jsonable_python
+
+from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, AgentRun, ModelFailed
+from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
+from outrider.core.values import JSON, JSONObject
+
+OUTCOME = "outcome"
+MESSAGES = "messages"
+PROMPTS = ("question", "prompt", "message")
+"""Where an interrupt with several fields has its question."""
+
+
+class Attempt:
+    """One attempt at one task."""
+
+    def __init__(self, brief: AgentBrief, run: AgentRun) -> None:
+        self.brief = brief
+        self.run = run
+        self.graph = self._graph()
+        self.control = RunControl()
+        """Told to stop when the iterations are used up: the graph starts no superstep after that."""
+        deltas = frozenset(name for name, channel in self.graph.channels.items() if isinstance(channel, DeltaChannel))
+        self.checkpoints = Checkpoints(brief, run, deltas, self.control.request_drain)
+        self.graph.checkpointer = Saver(self.checkpoints)
+        self.speaking: str | None = None
+        """The message that is being shown."""
+        self.line_open = False
+
+    async def drive(self) -> AgentOutcome:
+        """Run the graph until it has nothing to do, or may do no more."""
+        if (ended := self.run.journaled(OUTCOME).get(OUTCOME)) is not None:
+            return AgentOutcome.from_json(cast("JSONObject", ended))
+        if self.checkpoints.iterations >= self.brief.max_iterations:
+            self.control.request_drain()
+        given: Any = None
+        if self.checkpoints.is_new:
+            given = self._input()
+        # What a crash left may show a question that is answered; to go on without an answer shows the one that is not.
+        elif not self.checkpoints.are_interrupts_stale:
+            given = await self._answers((await self.graph.aget_state(self._config())).interrupts)
+        while True:
+            # On resume, too: all tasks of a superstep may have ended, and nobody have closed it.
+            try:
+                await self._advance(given)
+            except (GraphDrained, GraphRecursionError):
+                return await self._spent()
+            state = await self.graph.aget_state(self._config())
+            if not state.next:
+                return self._answered(state.values)
+            if not state.interrupts:
+                raise AgentFailed(
+                    f"the graph stopped before {', '.join(state.next)} and asked nothing: use interrupt(), which is "
+                    "asked as a question, in place of a static breakpoint",
+                    kind="rejected",
+                    partial=_last_text(state.values),
+                )
+            given = await self._answers(state.interrupts)
+
+    async def _advance(self, given: Any) -> None:
+        stream: Any = self.graph.astream(
+            given,
+            self._config(),
+            context=cast("Any", self.brief.deps),
+            stream_mode="messages",
+            subgraphs=True,
+            durability="sync",
+            control=self.control,
+        )
+        try:
+            async with aclosing(stream):
+                async for _, (message, _) in stream:
+                    if isinstance(message, AIMessage):
+                        self._say(message)
+        except (GraphDrained, GraphRecursionError):
+            raise
+        except Exception as error:
+            status = getattr(error, "status_code", None)  # as the clients of all providers have it
+            if not isinstance(status, int):
+                raise
+            state = await self.graph.aget_state(self._config())
+            raise ModelFailed(
+                str(error)[:2048],
+                details={"status": status},
+                retryable=status >= 500 or status in (408, 409, 425, 429),
+                partial=_last_text(state.values),
+            ) from error
+        finally:
+            self._end_line()
+        if self.checkpoints.fault is not None:
+            raise self.checkpoints.fault
+
+    async def _answers(self, interrupts: tuple[Interrupt, ...]) -> Any:
+        """Ask all at once, so that a person sees every question; None if there is nothing to ask."""
+        if not interrupts:
+            return None
+        if len(interrupts) == 1:
+            return Command(resume={interrupts[0].id: await self._ask(interrupts[0])})
+        asked = [asyncio.ensure_future(self._ask(each)) for each in interrupts]
+        try:
+            await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        for task in asked:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        return Command(resume={each.id: task.result() for each, task in zip(interrupts, asked, strict=True)})
+
+    async def _ask(self, interrupt: Interrupt) -> JSON:
+        value = to_jsonable_python(interrupt.value, fallback=str)
+        schema = interrupt.response_schema
+        prompt = value if isinstance(value, str) else "The graph asks."
+        if isinstance(value, dict):
+            prompt = next((value[key] for key in PROMPTS if isinstance(value.get(key), str)), prompt)
+            schema = value.get("expected") if schema is None else schema
+        return await self.run.ask(
+            f"interrupt/{interrupt.id}",
+            prompt,
+            expected=schema if isinstance(schema, dict) else None,
+            details=None if isinstance(value, str) else value,
+        )
+
+    def _answered(self, values: Any) -> AgentOutcome:
+        text = _last_text(values)
+        outputs = self.graph.output_channels
+        if isinstance(values, dict) and not isinstance(outputs, str):
+            values = {name: values[name] for name in outputs if name in values}
+        return AgentOutcome("answered", self._result(values, text), text)
+
+    def _result(self, values: Any, text: str) -> JSON:
+        if not isinstance(values, dict):
+            return to_jsonable_python(values, fallback=str)
+        if "structured_response" in values:
+            return to_jsonable_python(values["structured_response"], fallback=str)
+        rest = to_jsonable_python({name: value for name, value in values.items() if name != MESSAGES}, fallback=str)
+        if self.brief.result_schema is None:
+            return text if MESSAGES in values else rest
+        candidates = [*rest.values(), rest] if len(rest) == 1 else [rest] if rest else []
+        if MESSAGES in values:
+            candidates.append(_parsed(text))
+        return next((each for each in candidates if self.run.mismatch(each) is None), (candidates or [None])[0])
+
+    async def _spent(self) -> AgentOutcome:
+        state = await self.graph.aget_state(self._config())
+        outcome = AgentOutcome("max_iterations", text=_last_text(state.values))
+
+        async def ending() -> JSON:
+            return outcome.to_json()
+
+        await self.run.step(OUTCOME, ending)
+        return outcome
+
+    def _input(self) -> Any:
+        """What the graph is given: the prompt as a message, or as the fields that it takes."""
+        prompt = self.brief.prompt
+        names = self._fields()
+        given = _parsed(prompt)
+        if isinstance(given, dict) and given and given.keys() <= set(names):
+            return given
+        if MESSAGES in names:
+            system = [SystemMessage(self.brief.system_prompt)] if self.brief.system_prompt else []
+            return {MESSAGES: [*system, HumanMessage(prompt)]}
+        if len(names) == 1:
+            return {names[0]: prompt}
+        if not names:
+            return given
+        raise AgentFailed(
+            f"the graph takes {', '.join(names)}: give it a prompt that is a JSON object of these, or have it take "
+            "messages",
+            kind="rejected",
+        )
+
+    def _fields(self) -> list[str]:
+        """The names of what the graph takes, none if that is one value without a name."""
+        if isinstance(self.graph, CompiledStateGraph):
+            # Not from its JSON Schema, which not every state has.
+            return list(self.graph.builder.schemas[self.graph.builder.input_schema])
+        channels = self.graph.input_channels
+        return [] if isinstance(channels, str) else list(channels)
+
+    def _config(self) -> RunnableConfig:
+        brief = self.brief
+        configurable: dict[str, Any] = {**brief.model_settings, "thread_id": brief.session_id}
+        if brief.model is not None:
+            configurable["model"] = brief.model
+        return {"configurable": configurable, "callbacks": [_Listener(self.checkpoints)]}
+
+    def _graph(self) -> Pregel[Any, Any, Any, Any]:
+        brief = self.brief
+        if not isinstance(brief.agent, Pregel):
+            raise AgentFailed(f"{type(brief.agent).__name__} is not a compiled graph of LangGraph", kind="rejected")
+        if brief.tools or brief.require_approval:
+            raise AgentFailed(
+                "a graph brings its own tools, and asks by itself, with interrupt(); it can be given neither tools "
+                "nor require_approval",
+                kind="rejected",
+            )
+        return copy.copy(brief.agent)  # the user's stays as it is
+
+    def _say(self, message: AIMessage) -> None:
+        text = str(message.text)
+        if not text or self.checkpoints.is_old(message):
+            return
+        if message.id != self.speaking:
+            self._end_line()
+            self.speaking = message.id
+        self.run.output(text)
+        self.line_open = not text.endswith("\n")
+
+    def _end_line(self) -> None:
+        if self.line_open:
+            self.run.output("\n")
+            self.line_open = False
+
+
+class _Listener(BaseCallbackHandler):
+    """Hears what models answer, also where it comes into no state."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self.run_inline = True
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        for generations in response.generations:
+            for generation in generations[:1]:
+                if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+                    self._checkpoints.hear(generation.message)
+
+
+def _last_text(values: Any) -> str:
+    """What the last message says that a model wrote."""
+    messages = values.get(MESSAGES, ()) if isinstance(values, dict) else ()
+    said = (str(each.text) for each in reversed(messages) if isinstance(each, AIMessage))
+    return next((text for text in said if text), "")
+
+
+def _parsed(text: str) -> JSON:
+    """The text as JSON if it is some, else as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

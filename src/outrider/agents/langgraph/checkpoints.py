@@ -1,0 +1,378 @@
+"""What a graph has saved: kept in memory as bytes, and durable in the task's transcript and journal before that.
+
+The checkpoint that ends a superstep is appended to the transcript with what the superstep used. All else, such as what
+a node wrote or where a subgraph stands, is a step of the open iteration, which that forgets. A graph never reads from
+the store: all that it may ask for was loaded when the attempt began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
+
+from outrider.agents.engine import AgentBrief, AgentRun, Iteration, summed
+from outrider.core.task import Usage
+from outrider.core.values import JSON, JSONObject
+
+START = ", __start__"
+"""How the path of the task ends that hands the input on, which is no superstep of the user's."""
+ERROR_SOURCE = "__error_source_node__"
+"""Beside an error that a node of the graph will handle."""
+CHECKPOINT = "checkpoint"
+WRITES = "writes"
+
+Typed = tuple[str, bytes]
+
+
+class Checkpoints:
+    """All checkpoints of one graph, in one attempt, with the totals that go with them."""
+
+    def __init__(
+        self, brief: AgentBrief, run: AgentRun, deltas: frozenset[str], when_spent: Callable[[], None]
+    ) -> None:
+        self._run = run
+        self._deltas = deltas
+        self._when_spent = when_spent
+        self._limit = brief.max_iterations
+        self._saved: dict[str, dict[str, JSONObject]] = {}
+        """By namespace and id, as they are in the transcript, in the order of the ids."""
+        self._blobs: dict[tuple[str, str, str], Typed] = {}
+        """By namespace, channel and version."""
+        self._writes: dict[tuple[str, str], dict[tuple[str, int], tuple[str, Typed, str]]] = {}
+        """By namespace and checkpoint, then by task and place: channel, value and path."""
+        self._held: list[JSONObject] = []
+        """What the next iteration appends before its own checkpoint."""
+        self._rows: list[JSONObject] = []
+        """What the tasks of the open iteration wrote."""
+        self._heard: dict[str, Usage] = {}
+        """Responses that no row tells of yet."""
+        self._counted: set[str] = set()
+        self._underway: set[asyncio.Future[None]] = set()
+        self._putting = asyncio.Lock()
+        self.fault: BaseException | None = None
+        """What kept a write from being saved. The graph may go on without having heard of it."""
+        self._next = 1
+        self.usage = brief.usage
+        self.iterations = brief.iterations
+        self.provider: str | None = None
+        self.model: str | None = None
+        self.are_interrupts_stale = False
+        """Whether a subgraph has taken an answer, and the graph around it still shows the question."""
+        for message in brief.transcript:
+            if isinstance(message, dict) and "langgraph" in message:
+                self._load(message["langgraph"])
+        self.is_new = True
+        """Whether the graph has not been given this task's prompt."""
+        for key, told in run.journaled().items():
+            _, kind, number = key.split("/") if key.count("/") == 2 else ("", "", "")
+            if kind in (CHECKPOINT, WRITES):
+                self._next = max(self._next, int(number) + 1)
+                self.is_new = self.is_new and (kind == WRITES or told["ns"] != "")
+                self._load(told)
+                self._take(told)
+        self.is_new = self.is_new and brief.iterations == 0
+        self._old = frozenset(self._counted)
+
+    def is_old(self, message: AIMessage) -> bool:
+        """Whether an earlier attempt, or an earlier task of the session, heard this message."""
+        return message.id in self._old
+
+    def hear(self, message: AIMessage) -> None:
+        """Take note of a response of a model, to be told with what its node writes."""
+        details = message.response_metadata or {}
+        self.model = details.get("model_name") or details.get("model") or self.model
+        self.provider = details.get("model_provider") or self.provider
+        if message.id and message.id not in self._counted:
+            self._counted.add(message.id)
+            self._heard[message.id] = _usage_of(message)
+
+    def find(self, ns: str, id: str | None) -> JSONObject | None:
+        """Return a checkpoint, the newest if no id is given."""
+        saved = self._saved.get(ns, {})
+        return saved.get(id) if id is not None else next(reversed(saved.values()), None)
+
+    def all(self, ns: str | None) -> Iterator[JSONObject]:
+        """Return the checkpoints of a namespace, or of all, the newest first."""
+        for each in [ns] if ns is not None else list(self._saved):
+            yield from reversed(self._saved.get(each, {}).values())
+
+    def blob(self, ns: str, channel: str, version: object) -> Typed | None:
+        """Return the value of a channel at a version."""
+        return self._blobs.get((ns, channel, str(version)))
+
+    def writes(self, ns: str, id: str) -> list[tuple[str, str, Typed]]:
+        """Return what was written on top of a checkpoint: task, channel and value, in the order of application."""
+        kept = self._writes.get((ns, id), {})
+        return [
+            (place[0], kept[place][0], kept[place][1])
+            for place in sorted(kept, key=lambda place: writes_sort_key(kept[place][2], *place))
+        ]
+
+    async def put(self, record: dict[str, JSON], *, ends_superstep: bool) -> None:
+        """Save a checkpoint. One that ends a superstep of the root graph ends the iteration."""
+        if self._underway:  # what it rests on is durable first, so that nothing is left for an iteration that is over
+            await asyncio.gather(*self._underway)
+        async with self._putting:
+            if ends_superstep:
+                await self._end_iteration(record)
+            else:
+                await self._journal(CHECKPOINT, record)
+                self._load(record)
+                self._held.append(record)
+
+    async def write(self, row: dict[str, JSON]) -> None:
+        """Save what a task wrote, with what the models took that it asked."""
+        usage, said = self._book()
+        row |= {"usage": _told(usage), "said": said}
+        self._load(row)
+        self._take(row)
+        future = asyncio.ensure_future(self._write(row))
+        self._underway.add(future)
+        future.add_done_callback(self._underway.discard)
+        await future
+
+    async def _write(self, row: JSONObject) -> None:
+        try:
+            async with self._putting:  # the graph does not wait until the checkpoint is saved that this stands on
+                pass
+            await self._journal(WRITES, row)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.fault = self.fault or error
+            raise
+
+    def starts(self, ns: str, parent: str | None) -> bool:
+        """Whether nothing but the handing on of the input happened since a checkpoint."""
+        paths = {path for _, _, path in self._writes.get((ns, parent or ""), {}).values()}
+        return bool(paths) and all(path.endswith(START) for path in paths)
+
+    async def _end_iteration(self, record: dict[str, JSON]) -> None:
+        iterations = self.iterations + 1
+        kept = [each for each in self._held if ":" not in each["ns"]]  # where a subgraph stood when its call was over
+        batch = [*kept, record]
+        usage, said = self._book()
+        record["said"] = [*said, *(id for row in self._rows for id in row["said"])]
+        messages = tuple({"langgraph": each} for each in [*self._delta_rows(batch), *batch])
+        total = summed(self.usage, usage)
+        await self._run.append(Iteration(iterations, messages, total, self.provider, self.model))
+        self._load(record)
+        self.usage, self.iterations = total, iterations
+        self._held, self._rows = [], []
+        if iterations >= self._limit:
+            self._when_spent()
+
+    async def _journal(self, kind: str, told: JSONObject) -> None:
+        number, self._next = self._next, self._next + 1
+
+        async def saved() -> JSON:
+            return told
+
+        await self._run.step(f"{self.iterations + 1}/{kind}/{number}", saved)
+
+    def _load(self, told: JSONObject) -> None:
+        self._counted.update(told.get("said", ()))
+        ns = told["ns"]
+        if "writes" in told:
+            kept = self._writes.setdefault((ns, told["on"]), {})
+            for index, (channel, *typed) in enumerate(told["writes"]):
+                place = (told["task"], WRITES_IDX_MAP.get(channel, index))
+                if place[1] < 0 or place not in kept:
+                    kept[place] = (channel, _opened(typed), told["path"])
+            channels = {channel for channel, *_ in told["writes"]}
+            if not ns and INTERRUPT in channels:
+                self.are_interrupts_stale = False
+            elif ns and RESUME in channels:
+                self.are_interrupts_stale = True
+            return
+        for channel, (version, *typed) in told["channels"].items():
+            self._blobs[ns, channel, version] = _opened(typed)
+        self._saved.setdefault(ns, {})[told["id"]] = told
+
+    def _take(self, told: JSONObject) -> None:
+        """Take a row of the open iteration as one that the end of the iteration has to know."""
+        if "writes" not in told:
+            self._held.append(told)
+            return
+        self._rows.append(told)
+        self.usage = summed(self.usage, Usage(**told["usage"]))
+
+    def _book(self) -> tuple[Usage, list[JSON]]:
+        usage = Usage()
+        for each in self._heard.values():
+            usage = summed(usage, each)
+        said: list[JSON] = list(self._heard)
+        self._heard.clear()
+        return usage, said
+
+    def _delta_rows(self, batch: Sequence[JSONObject]) -> list[JSONObject]:
+        """What was written to channels whose checkpoints do not hold their value, on the checkpoints before these."""
+        before = {(each["ns"], each["parent"]) for each in batch}
+        kept: list[JSONObject] = []
+        for row in self._rows if self._deltas else ():
+            writes = [write for write in row["writes"] if write[0] in self._deltas]
+            if writes and (row["ns"], row["on"]) in before:
+                kept.append({**row, "writes": writes})
+        return kept
+
+
+class Saver(BaseCheckpointSaver[int]):
+    """The checkpointer that a graph is given: it puts what is saved into bytes, and takes it out of them."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return a checkpoint with what was written on top of it; see `BaseCheckpointSaver`."""
+        found = self._checkpoints.find(_namespace(config), get_checkpoint_id(config))
+        return None if found is None else self._tuple(config, found)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Return the checkpoints that match, the newest first; see `BaseCheckpointSaver`."""
+        ns = None if config is None else config["configurable"].get("checkpoint_ns")
+        wanted = None if config is None else get_checkpoint_id(config)
+        end = None if before is None else get_checkpoint_id(before)
+        for found in self._checkpoints.all(ns):
+            if (wanted is not None and found["id"] != wanted) or (end is not None and found["id"] >= end):
+                continue
+            if limit is not None and limit <= 0:
+                return
+            each = self._tuple(config or {"configurable": {}}, found)
+            metadata = cast("Mapping[str, Any]", each.metadata)
+            if all(metadata.get(key) == value for key, value in (filter or {}).items()):
+                limit = None if limit is None else limit - 1
+                yield each
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Save a checkpoint, durable when it returns; see `BaseCheckpointSaver`."""
+        ns, parent = _namespace(config), get_checkpoint_id(config)
+        bare = {key: value for key, value in checkpoint.items() if key != "channel_values"}
+        values = checkpoint["channel_values"]
+        record: dict[str, JSON] = {
+            "ns": ns,
+            "id": checkpoint["id"],
+            "parent": parent,
+            "checkpoint": self._packed(bare),
+            "metadata": self._packed(get_checkpoint_metadata(config, metadata)),
+            "channels": {
+                channel: [str(version), *self._packed(values[channel])]
+                for channel, version in new_versions.items()
+                if channel in values
+            },
+        }
+        is_loop = metadata.get("source") == "loop" and not self._checkpoints.starts(ns, parent)
+        await self._checkpoints.put(record, ends_superstep=is_loop and not ns)
+        return self._config(config, ns, checkpoint["id"])
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Save what a task wrote, durable when it returns; see `BaseCheckpointSaver`.
+
+        An error that nobody handles is not saved: the attempt that it ends has come no further, and is to be counted.
+        """
+        channels = {channel for channel, _ in writes}
+        if ERROR in channels and ERROR_SOURCE not in channels:
+            return
+        for _, value in writes:
+            for message in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(message, AIMessage) and message.usage_metadata:
+                    self._checkpoints.hear(message)
+        await self._checkpoints.write(
+            {
+                "ns": _namespace(config),
+                "on": config["configurable"]["checkpoint_id"],
+                "task": task_id,
+                "path": task_path,
+                "writes": [[channel, *self._packed(value)] for channel, value in writes],
+            }
+        )
+
+    def get_next_version(self, current: int | None, channel: None) -> int:
+        """Return the version after one."""
+        return (current or 0) + 1
+
+    def _tuple(self, config: RunnableConfig, found: JSONObject) -> CheckpointTuple:
+        ns, id, parent = found["ns"], found["id"], found["parent"]
+        bare = self.serde.loads_typed(_opened(found["checkpoint"]))
+        values = {
+            channel: self.serde.loads_typed(blob)
+            for channel, version in bare["channel_versions"].items()
+            if (blob := self._checkpoints.blob(ns, channel, version)) is not None
+        }
+        return CheckpointTuple(
+            self._config(config, ns, id),
+            cast("Checkpoint", {**bare, "channel_values": values}),
+            self.serde.loads_typed(_opened(found["metadata"])),
+            None if parent is None else self._config(config, ns, parent),
+            [
+                (task, channel, self.serde.loads_typed(typed))
+                for task, channel, typed in self._checkpoints.writes(ns, id)
+            ],
+        )
+
+    def _packed(self, value: Any) -> list[JSON]:
+        kind, content = self.serde.dumps_typed(value)
+        return [kind, b64encode(content).decode()]
+
+    @staticmethod
+    def _config(config: RunnableConfig, ns: str, id: str) -> RunnableConfig:
+        thread = config["configurable"].get("thread_id")
+        return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": id}}
+
+
+def _namespace(config: RunnableConfig) -> str:
+    return cast(str, config["configurable"].get("checkpoint_ns", ""))
+
+
+def _opened(packed: Sequence[str]) -> Typed:
+    kind, content = packed
+    return kind, b64decode(content)
+
+
+def _usage_of(message: AIMessage) -> Usage:
+    taken = message.usage_metadata
+    if taken is None:
+        return Usage(requests=1)
+    cached = taken.get("input_token_details", {}).get("cache_read", 0)
+    return Usage(1, taken["input_tokens"], taken["output_tokens"], cached)
+
+
+def _told(usage: Usage) -> JSON:
+    return {
+        "requests": usage.requests,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }

@@ -1,0 +1,212 @@
+"""Functions as agents: what their context promises beyond the contract of engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from outrider import Outrider
+from outrider.agents.engine import AgentBrief, AgentOutcome, Approval, ToolError, ToolRetry, ToolSpec, load_engine
+from outrider.agents.function import AgentContext
+from outrider.core.errors import InvalidArguments, Parked, UnknownName
+from outrider.core.task import Usage
+from outrider.core.values import JSON, JSONObject
+from tests.agents.fakes import FakeRun, Killed, Record, attempt
+
+pytestmark = pytest.mark.anyio
+EACH = Usage(requests=1, input_tokens=10, output_tokens=5)
+
+
+def brief(agent: Any, **more: Any) -> AgentBrief:
+    return AgentBrief("task_1", "ses_1", 1, "Go.", agent=agent, **more)
+
+
+async def run(agent: Any, fake: FakeRun | None = None, **more: Any) -> AgentOutcome:
+    return await attempt(load_engine("function"), brief(agent, **more), fake or FakeRun(Record()))
+
+
+def tool(name: str, answer: Any, **more: Any) -> ToolSpec:
+    async def call(arguments: JSONObject, call_id: str) -> JSON:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(arguments) if callable(answer) else answer
+
+    return ToolSpec(name, name, {"type": "object"}, call, **more)
+
+
+async def test_a_crash_at_any_write_repeats_nothing_journaled_and_shows_and_counts_the_same():
+    async def look(n: int, begun: Counter[str]) -> int:
+        begun[f"look {n}"] += 1
+        return n
+
+    def agent(begun: Counter[str]) -> Any:
+        async def loop(ctx: AgentContext) -> str:
+            for n in range(3):
+                ctx.output(f"looking {n}\n")
+                seen = await ctx.step("look", look, n, begun)
+                await ctx.append({"seen": seen}, usage=EACH, text=f"saw {seen}")
+            who = await ctx.ask("Who?", str)
+            ctx.output("asked\n")
+            return f"{who} saw {len(ctx.transcript)}"
+
+        return loop
+
+    whole = FakeRun(Record(), answer=lambda _: "Kim")
+    expected = await attempt(load_engine("function"), brief(agent(Counter())), whole)
+    assert expected == AgentOutcome("answered", "Kim saw 3", "Kim saw 3")
+    for dies_at in range(whole.writes):
+        for stored in (False, True):
+            begun, record = Counter[str](), Record()
+            first = FakeRun(record, answer=lambda _: "Kim", dies_at=dies_at, stored=stored)
+            with pytest.raises(Killed):
+                await attempt(load_engine("function"), brief(agent(begun)), first)
+            kept = set(record.journal)
+            second = FakeRun(record, answer=lambda _: "Kim")
+            given = replace(brief(agent(begun)), attempt=2)
+            assert await attempt(load_engine("function"), given, second) == expected, dies_at
+            assert not kept & set(second.steps_run), dies_at
+            assert begun.total() <= 4
+            assert (record.usage, record.iterations) == (whole.record.usage, 3)
+            assert record.transcript == [{"seen": 0}, {"seen": 1}, {"seen": 2}]
+            shown = (first.output_text + second.output_text).split("\n")
+            assert set(whole.output_text.split("\n")) == set(shown)
+            assert len(shown) <= len(whole.output_text.split("\n")) + 1, (dies_at, shown)
+
+
+async def test_the_transcript_begins_with_what_the_session_said_before_the_task():
+    seen: list[list[JSON]] = []
+
+    async def agent(ctx: AgentContext) -> None:
+        seen.append(list(ctx.transcript))
+        await ctx.append("new", usage=EACH)
+        seen.append(list(ctx.transcript))
+
+    record = Record(transcript=["old"])
+    for _ in range(2):
+        record.journal.clear()
+        await attempt(load_engine("function"), brief(agent, before=1), FakeRun(record))
+    assert seen == [["old"], ["old", "new"]] * 2
+    assert record.transcript == ["old", "new"]
+
+
+async def test_what_a_tool_says_to_the_model_is_journaled_like_a_result():
+    told: list[str] = []
+
+    async def agent(ctx: AgentContext) -> None:
+        for name in ("fussy", "broken", "denied"):
+            with pytest.raises((ToolRetry, ToolError)) as raised:
+                await ctx.call(name)
+            told.append(f"{type(raised.value).__name__}: {raised.value}")
+
+    tools = [
+        tool("fussy", ToolRetry("say please")),
+        tool("broken", ToolError("no disk")),
+        tool("denied", "done", requires_approval=True),
+    ]
+    record = Record()
+    for _ in range(2):
+        record.journal.pop("outcome", None)
+        fake = FakeRun(record, decide=lambda *_: Approval(False, "not now"))
+        await attempt(load_engine("function"), brief(agent, tools=tools), fake)
+    assert told == ["ToolRetry: say please", "ToolError: no disk", "ToolError: the call was denied: not now"] * 2
+
+
+async def test_a_tool_is_called_with_what_the_person_put_in_place_of_the_arguments():
+    async def agent(ctx: AgentContext) -> JSON:
+        return await ctx.call("pay", {"cents": 500})
+
+    fake = FakeRun(Record(), decide=lambda *_: Approval(True, arguments={"cents": 100}))
+    given = tool("pay", lambda arguments: arguments["cents"], requires_approval=True, effects="once")
+    assert (await run(agent, fake, tools=[given])).result == 100
+    assert fake.steps_effects["tool/pay"] == "once"
+
+
+async def test_a_result_is_of_the_type_that_the_step_declares_the_first_time_too():
+    @dataclass
+    class Found:
+        place: str
+
+    def find() -> Found:
+        return Found("here")
+
+    find.__annotations__["return"] = Found
+
+    async def agent(ctx: AgentContext) -> str:
+        return (await ctx.step("find", find)).place
+
+    record = Record()
+    for _ in range(2):
+        record.journal.pop("outcome", None)
+        assert (await run(agent, FakeRun(record))).result == "here"
+
+
+async def test_two_branches_that_could_not_be_told_apart_are_refused():
+    async def nap() -> None:
+        await asyncio.sleep(0)
+
+    async def agent(ctx: AgentContext) -> None:
+        await asyncio.gather(ctx.step("nap", nap), ctx.step("nap", nap))
+
+    with pytest.raises(InvalidArguments, match="name of its own"):
+        await run(agent)
+
+
+async def test_no_step_is_begun_once_the_iterations_are_used_up_not_even_in_a_group():
+    begun: Counter[str] = Counter()
+
+    async def look() -> None:
+        begun["look"] += 1
+
+    async def agent(ctx: AgentContext) -> str:
+        while True:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.step("look", look))
+            await ctx.append("again", text="Still at it.")
+
+    record = Record()
+    for _ in range(2):
+        outcome = await run(agent, FakeRun(record), max_iterations=3)
+        assert outcome == AgentOutcome("max_iterations", text="Still at it.")
+    assert (begun["look"], record.iterations) == (3, 3)
+
+
+async def test_an_agent_may_answer_in_its_last_iteration():
+    async def agent(ctx: AgentContext) -> str:
+        await ctx.append("all", usage=EACH)
+        return "done"
+
+    assert (await run(agent, max_iterations=1)).result == "done"
+
+
+async def test_an_unknown_tool_is_refused_with_the_names_that_are_known():
+    async def agent(ctx: AgentContext) -> None:
+        await ctx.call("lok")
+
+    with pytest.raises(UnknownName, match="look"):
+        await run(agent, tools=[tool("look", 1)])
+    with pytest.raises(UnknownName):
+        await run(agent, require_approval=["publish"])
+
+
+async def test_an_approval_is_asked_for_by_the_agent_itself():
+    async def agent(ctx: AgentContext) -> bool:
+        return (await ctx.approve("deploy", {"to": "all"})).granted
+
+    record = Record()
+    with pytest.raises(Parked):
+        await run(agent, FakeRun(record))
+    assert (await run(agent, FakeRun(record, decide=lambda *_: Approval(True)))).result is True
+
+
+def test_a_function_that_would_hold_up_the_loop_is_no_agent():
+    def agent(ctx: AgentContext) -> str:
+        return "done"
+
+    app = Outrider()
+    with pytest.raises(InvalidArguments, match="async def"):
+        app.agent("slow", agent)
+    assert app.registry.agents == {}

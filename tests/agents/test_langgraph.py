@@ -1,0 +1,338 @@
+"""Graphs of LangGraph as agents: what is theirs alone, and death at every write where a graph is in the midst of it."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.channels import DeltaChannel
+from langgraph.func import entrypoint, task
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Send, interrupt
+
+from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, ModelFailed, load_engine
+from outrider.core.errors import Parked
+from outrider.core.task import Usage
+from tests.agents.fakes import FakeRun, Killed, Record, attempt
+
+pytestmark = pytest.mark.anyio
+ANSWERS = {"Who?": "Kim", "When?": "now", "Sure?": "yes", "Where?": "here"}
+
+
+class State(MessagesState, total=False):
+    log: Annotated[list[str], operator.add]
+
+
+def merge(before: list[str], new: Sequence[list[str]]) -> list[str]:
+    return [*before, *(each for some in new for each in some)]
+
+
+class Deltas(TypedDict, total=False):
+    topic: str
+    log: Annotated[list[str], DeltaChannel(merge)]
+
+
+class Plain(TypedDict, total=False):
+    topic: str
+    length: int
+    text: str
+
+
+def used(text: str, tokens: int) -> AIMessage:
+    usage = {"input_tokens": tokens, "output_tokens": 1, "total_tokens": tokens + 1}
+    return AIMessage(text, usage_metadata=usage)
+
+
+def brief(graph: Any, prompt: str = "Go.", **more: Any) -> AgentBrief:
+    return AgentBrief("task_1", "ses_1", 1, prompt, agent=graph, **more)
+
+
+async def run(graph: Any, prompt: str = "Go.", **more: Any) -> tuple[AgentOutcome, FakeRun]:
+    fake = FakeRun(Record(), answer=ANSWERS.get)
+    return await attempt(load_engine("langgraph"), brief(graph, prompt, **more), fake), fake
+
+
+def intricate(begun: Counter[str]) -> Any:
+    """A graph with a subgraph that asks twice in one node, beside a node that asks too, and parallel sends."""
+
+    async def inner(state: State) -> dict[str, Any]:
+        begun["inner"] += 1
+        return {"log": ["inner"], "messages": [used("From inside.", 10)]}
+
+    async def ask_twice(state: State) -> dict[str, Any]:
+        who, when = interrupt("Who?"), interrupt({"question": "When?", "expected": {"type": "string"}})
+        begun["asked twice"] += 1
+        return {"log": [f"{who} {when}"]}
+
+    sub = StateGraph(State)
+    sub.add_node("inner", inner)
+    sub.add_node("ask_twice", ask_twice)
+    sub.add_edge(START, "inner")
+    sub.add_edge("inner", "ask_twice")
+    compiled = sub.compile()
+
+    async def under(state: State) -> dict[str, Any]:
+        below = await compiled.ainvoke({"messages": state["messages"]})
+        return {"log": below["log"], "messages": below["messages"]}
+
+    async def ask(state: State) -> dict[str, Any]:
+        return {"log": [str(interrupt("Sure?"))]}
+
+    async def one(state: dict[str, Any]) -> dict[str, Any]:
+        begun[f"one {state['n']}"] += 1
+        return {"log": [f"one {state['n']}"]}
+
+    async def end(state: State) -> dict[str, Any]:
+        begun["end"] += 1
+        return {"messages": [used(" | ".join(sorted(state["log"])), 100)]}
+
+    graph = StateGraph(State)
+    for node in (under, ask, one, end):
+        graph.add_node(node.__name__, node)
+    graph.add_edge(START, "under")
+    graph.add_edge(START, "ask")
+    graph.add_conditional_edges("under", lambda _: [Send("one", {"n": n}) for n in (1, 2, 3)], ["one"])
+    graph.add_edge("one", "end")
+    return graph.compile()
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["before it is stored", "after it is stored"])
+async def test_a_crash_at_any_write_gives_no_answer_to_another_question_and_runs_no_finished_node_again(stored):
+    engine = load_engine("langgraph")
+    whole = FakeRun(Record(), answer=ANSWERS.get)
+    expected = await attempt(engine, brief(intricate(Counter())), whole)
+    assert expected.result == "Kim now | inner | one 1 | one 2 | one 3 | yes"
+    assert sorted(set(whole.questions)) == ["Sure?", "When?", "Who?"]
+    assert whole.record.usage == Usage(requests=2, input_tokens=110, output_tokens=2)
+
+    for dies_at in range(whole.writes):
+        begun: Counter[str] = Counter()
+        graph, record = intricate(begun), Record()
+        with pytest.raises(Killed):
+            await attempt(engine, brief(graph), FakeRun(record, answer=ANSWERS.get, dies_at=dies_at, stored=stored))
+        again = FakeRun(record, answer=ANSWERS.get)
+        outcome = await attempt(engine, replace(brief(graph), attempt=2), again)
+        assert outcome == expected, dies_at
+        assert (record.iterations, record.usage) == (whole.record.iterations, whole.record.usage), dies_at
+        # What was in flight at the crash is done twice at most: a superstep has three nodes.
+        assert max(begun.values()) <= 2, (dies_at, begun)
+        assert begun.total() <= 6 + 3, (dies_at, begun)
+
+
+async def test_a_graph_parks_on_each_question_and_goes_on_with_what_it_has():
+    engine, record, begun = load_engine("langgraph"), Record(), Counter[str]()
+    graph = intricate(begun)
+    given: dict[str, str] = {}
+    for question in ("Sure?", "Who?", "When?"):
+        with pytest.raises(Parked):
+            await attempt(engine, brief(graph), FakeRun(record, answer=given.get))
+        given[question] = ANSWERS[question]
+    outcome = await attempt(engine, brief(graph), FakeRun(record, answer=given.get))
+    assert outcome.result == "Kim now | inner | one 1 | one 2 | one 3 | yes"
+    assert set(begun.values()) == {1}
+
+
+async def test_what_a_model_takes_is_counted_even_where_its_answer_comes_into_no_state():
+    class Model(BaseChatModel):
+        @property
+        def _llm_type(self) -> str:
+            return "tiny"
+
+        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            message = used("thought", 7)
+            message.response_metadata = {"model_name": "tiny-1", "model_provider": "tiny"}
+            return ChatResult(generations=[ChatGeneration(message=message)])
+
+    model = Model()
+
+    async def think(state: State) -> dict[str, Any]:
+        await model.ainvoke("first")
+        return {"messages": [await model.ainvoke("second")]}
+
+    outcome, fake = await run(chain(State, think))
+    assert outcome.result == "thought"
+    record = fake.record
+    assert record.usage == Usage(requests=2, input_tokens=14, output_tokens=2)
+    assert (record.provider, record.model) == ("tiny", "tiny-1")
+
+
+async def test_what_a_model_says_is_shown_as_it_comes():
+    model = GenericFakeChatModel(messages=iter([AIMessage("one two three")]))
+
+    async def speak(state: State) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    shown: list[str] = []
+    fake = FakeRun(Record())
+    fake.output = shown.append  # type: ignore[method-assign, assignment]  # to see what is shown, in order
+    await attempt(load_engine("langgraph"), brief(chain(State, speak)), fake)
+    assert [text for text in shown if text.strip()] == ["one", "two", "three"]
+
+
+async def test_the_next_task_of_a_session_goes_on_with_the_thread():
+    async def count(state: State) -> dict[str, Any]:
+        return {"messages": [used(f"message {len(state['messages'])}", 1)]}
+
+    graph = chain(State, count)
+    first, fake = await run(graph)
+    assert first.result == "message 1"
+    transcript = fake.record.transcript
+    second = FakeRun(Record(transcript=transcript))
+    outcome = await attempt(load_engine("langgraph"), brief(graph, before=len(transcript)), second)
+    assert outcome.result == "message 3"
+    assert second.record.usage.requests == 1
+
+
+async def test_a_channel_of_deltas_is_put_together_again_from_what_was_kept():
+    def step(n: int) -> Callable[[Any], Any]:
+        async def node(state: Any) -> dict[str, Any]:
+            return {"log": [f"{n} after {len(state['log'])}"]}
+
+        node.__name__ = f"step_{n}"
+        return node
+
+    graph = chain(Deltas, *[step(n) for n in range(4)])
+    expected = ["0 after 0", "1 after 1", "2 after 2", "3 after 3"]
+    prompt = '{"topic": "deltas"}'
+    outcome, whole = await run(graph, prompt)
+    assert outcome.result == {"topic": "deltas", "log": expected}
+    for dies_at in range(whole.writes):
+        record = Record()
+        with pytest.raises(Killed):
+            await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record, dies_at=dies_at, stored=True))
+        assert await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record)) == outcome, dies_at
+
+
+async def test_a_graph_of_the_functional_interface_runs_no_finished_task_again():
+    begun: Counter[str] = Counter()
+
+    @task
+    async def double(n: int) -> int:
+        begun[f"double {n}"] += 1
+        return 2 * n
+
+    @entrypoint()
+    async def flow(given: dict[str, Any]) -> dict[str, Any]:
+        first = await double(given["n"])
+        where = interrupt("Where?")
+        return {"doubled": await double(first), "where": where}
+
+    outcome, fake = await run(flow, '{"n": 3}')
+    assert outcome.result == {"doubled": 12, "where": "here"}
+    assert begun == {"double 3": 1, "double 6": 1}
+    assert fake.record.iterations == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [('{"topic": "cats", "length": 2}', {"topic": "cats", "length": 2, "text": "cats cats"})],
+)
+async def test_a_graph_without_messages_takes_an_object_and_gives_one(prompt, expected):
+    outcome, _ = await run(chain(Plain, repeat), prompt)
+    assert outcome.result == expected
+
+
+async def test_a_prompt_that_gives_a_graph_nothing_it_takes_is_rejected():
+    with pytest.raises(AgentFailed, match="length") as failure:
+        await run(chain(Plain, repeat), "about cats")
+    assert failure.value.kind == "rejected"
+
+
+async def test_an_answer_is_taken_from_where_the_schema_fits():
+    async def answer(state: State) -> dict[str, Any]:
+        return {"messages": [used('{"n": 3}', 1)]}
+
+    fake = FakeRun(Record(), mismatches=lambda result: None if result == {"n": 3} else "no")
+    given = brief(chain(State, answer), result_schema={"type": "object"})
+    assert (await attempt(load_engine("langgraph"), given, fake)).result == {"n": 3}
+
+
+async def test_a_graph_that_has_used_up_its_iterations_is_not_run_again_by_another_attempt():
+    begun: Counter[str] = Counter()
+
+    async def again(state: State) -> dict[str, Any]:
+        begun["again"] += 1
+        return {"messages": [used("Still at it.", 1)]}
+
+    builder = StateGraph(State)
+    builder.add_node("again", again)
+    builder.add_edge(START, "again")
+    builder.add_edge("again", "again")
+    graph = builder.compile()
+    record = Record()
+    given = brief(graph, max_iterations=3)
+    with pytest.raises(Killed):
+        await attempt(load_engine("langgraph"), given, FakeRun(record, dies_at=8, stored=True))
+    for _ in range(2):
+        outcome = await attempt(load_engine("langgraph"), given, FakeRun(record))
+        assert outcome == AgentOutcome("max_iterations", text="Still at it.")
+    assert (begun["again"], record.iterations, record.usage.requests) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(400, False), (429, True), (503, True)])
+async def test_an_error_of_a_provider_says_if_to_try_again(status, retryable):
+    class Refused(Exception):
+        status_code = status
+
+    async def speak(state: State) -> dict[str, Any]:
+        return {"messages": [used("So far.", 1)]}
+
+    async def refuse(state: State) -> dict[str, Any]:
+        raise Refused("no more")
+
+    with pytest.raises(ModelFailed, match="no more") as failure:
+        await run(chain(State, speak, refuse))
+    assert (failure.value.retryable, failure.value.partial) == (retryable, "So far.")
+
+
+async def test_an_attempt_that_fails_journals_nothing_new_so_that_its_failures_are_counted():
+    async def ask_and_fail(state: State) -> dict[str, Any]:
+        interrupt("Where?")
+        raise RuntimeError("it burst")
+
+    graph, record = chain(State, ask_and_fail), Record()
+    kept: list[set[str]] = []
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            await attempt(load_engine("langgraph"), brief(graph), FakeRun(record, answer=ANSWERS.get))
+        kept.append(set(record.journal))
+    assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize("more", [{"require_approval": True}, {"tools": [object()]}])
+async def test_a_graph_is_given_no_tools_and_no_approvals(more):
+    with pytest.raises(AgentFailed, match="its own tools") as failure:
+        await run(chain(State, repeat), **more)
+    assert failure.value.kind == "rejected"
+
+
+async def test_a_breakpoint_that_asks_nothing_is_rejected():
+    async def speak(state: State) -> dict[str, Any]:
+        return {"messages": [HumanMessage("x")]}
+
+    builder = StateGraph(State)
+    builder.add_node("speak", speak)
+    builder.add_edge(START, "speak")
+    with pytest.raises(AgentFailed, match="interrupt"):
+        await run(builder.compile(interrupt_before=["speak"]))
+
+
+async def repeat(state: Any) -> dict[str, Any]:
+    return {"text": " ".join([state["topic"]] * state["length"])}
+
+
+def chain(state: Any, *nodes: Any) -> Any:
+    builder = StateGraph(state)
+    before = START
+    for node in nodes:
+        builder.add_node(node.__name__, node)
+        builder.add_edge(before, node.__name__)
+        before = node.__name__
+    return builder.compile()
