@@ -157,7 +157,8 @@ class Meters:
             assert await scene.told(session) == [("task_1", "budget")]
         (entry,) = await scene.views.inbox(SESSION)
         spent = {"tokens": 80, "cost": 0.0, "requests": 2, "iterations": 2}
-        assert entry.body == {"account": f"tree:{SESSION}", "budget": {"tokens": 100}, "spent": spent}
+        text = f"80% or more of the budget of tree:{SESSION} is spent"
+        assert entry.body == {"text": text, "account": f"tree:{SESSION}", "budget": {"tokens": 100}, "spent": spent}
         assert (await account(scene, "task:task_1")).is_marked
         await scene.ledger.acknowledge(SESSION, entry.seq)
         await reserve(scene, task, 4, tokens=5)

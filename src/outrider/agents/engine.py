@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 from outrider.agents.models import ModelChoice
 from outrider.core.errors import OutriderError, Refused, UnknownName
 from outrider.core.task import Effects, Usage
-from outrider.core.values import JSON, JSONObject
+from outrider.core.values import JSON, Instant, JSONObject
 from outrider.settings import WorkerSettings
 
 Stop: TypeAlias = Literal["answered", "max_iterations"]
@@ -134,6 +134,31 @@ class AgentBrief:
     usage: Usage = field(default_factory=Usage)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A model request that is about to be made.
+
+    `model` is what the task named, else the engine's name for it; `provider` is who answers. `input_tokens` counts what
+    is sent, rather too much than too little; it is called only where somebody wants to know, and so is `price`: what so
+    many tokens in and out cost in dollars, None where no price is known. `output_tokens` is the most that the answer
+    may have, None where nobody has said.
+    """
+
+    model: str
+    provider: str
+    input_tokens: Callable[[], int]
+    output_tokens: int | None
+    price: Callable[[int, int], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one model request, whose answer has no more than `output_tokens`; None for no bound."""
+
+    call: ModelCall
+    output_tokens: int | None
+
+
 @runtime_checkable
 class Choosy(Protocol):
     """An engine that can tell whether it knows a model before it is to run it."""
@@ -156,6 +181,20 @@ class AgentRun(Protocol):
         Durable before it returns. An exception of `fn` is not journaled and passes through as it is: the step is as
         if it had never begun. Several steps may be open at once, under different keys. A value that a person gave
         for a `once` step whose fate is unknown is returned like any other.
+        """
+        ...
+
+    async def reserve(self, call: ModelCall) -> Permit:
+        """Have a model request allowed, right before it is sent: called inside its step, so never for a journaled one.
+
+        Raises `Busy` or `AgentFailed`, to be passed through unchanged but for `partial`.
+        """
+        ...
+
+    async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
+        """Say what a permitted request took, as soon as that is known; None with the failure where it failed.
+
+        Returns what it cost in dollars, None where no price is known. A request that was cancelled is not settled.
         """
         ...
 
@@ -249,6 +288,26 @@ class ModelFailed(AgentFailed):
     """The provider refused, broke off, or did not answer in time (kind `timeout`)."""
 
     code = "model_failed"
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that the provider answered with; None where it did not answer."""
+        return self.details.get("status") if isinstance(self.details, Mapping) else None
+
+
+class Busy(ModelFailed):
+    """The model may not be asked before `until`. With `elsewhere` another model may be, at once.
+
+    `is_broken`: because its provider has failed too often.
+    """
+
+    code = "model_busy"
+
+    def __init__(self, message: str, until: Instant, *, elsewhere: bool, is_broken: bool = False) -> None:
+        super().__init__(message, retryable=True)
+        self.until = until
+        self.elsewhere = elsewhere
+        self.is_broken = is_broken
 
 
 class ModelMisbehaved(AgentFailed):

@@ -354,7 +354,12 @@ def lapse(task: Task, meters: Mapping[str, Meter], reserved: Sequence[Reservatio
 
 def notice(account: Account) -> JSONObject:
     """What the session of an account is told at its soft mark."""
-    return {"account": account.name, "budget": told_budget(account.budget), "spent": told_amounts(account.spent)}
+    return {
+        "text": f"{account.budget.soft:.0%} or more of the budget of {account.name} is spent",
+        "account": account.name,
+        "budget": told_budget(account.budget),
+        "spent": told_amounts(account.spent),
+    }
 
 
 def told_millionths(cost: float | None) -> int:

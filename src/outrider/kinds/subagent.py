@@ -1,8 +1,9 @@
 """The kind `subagent`: an agent that runs in a session of its own until it has answered.
 
-Spec: `prompt`, and any of `system_prompt`, `agent`, `model`, `model_settings`, `tools`, `max_iterations`,
-`require_approval`. The child session's transcript is the checkpoint: each finished iteration is appended in one
-transaction with its totals, and only the open iteration has journal rows, which that transaction forgets.
+Spec: `prompt`, and any of `system_prompt`, `agent`, `model` (a list: those after the first are fallen back on),
+`model_settings`, `tools`, `max_iterations`, `require_approval`. The child session's transcript is the checkpoint: each
+finished iteration is appended in one transaction with its totals, and only the open iteration has journal rows, which
+that transaction forgets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from outrider.agents.calls import Calls
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
     AgentBrief,
@@ -19,17 +21,22 @@ from outrider.agents.engine import (
     Approval,
     Engine,
     Iteration,
+    ModelCall,
+    ModelFailed,
+    ModelNotReady,
+    Permit,
     ToolRetry,
     ToolSpec,
     load_engine,
 )
-from outrider.agents.models import choose
+from outrider.agents.models import chain, choose
+from outrider.agents.patience import Patience
 from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.core.session import NewSession
-from outrider.core.task import Effects
+from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.runtime.attempt import Scope, cut, shorten
@@ -94,8 +101,8 @@ class Subagent:
             raise InvalidArguments(f"system_prompt is text, not {system_prompt!r:.100}")
         if not isinstance(settings, Mapping | None):
             raise InvalidArguments(f"model_settings is an object, not {settings!r:.100}")
-        if spec.get("model") is not None:
-            choose(spec["model"], settings)
+        for model in chain(spec.get("model")):
+            choose(model, settings)
         agent = self._agent(spec)
         tools = self._tool_names(spec, agent)
         for name in tools:
@@ -154,17 +161,24 @@ class Subagent:
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
     ) -> AgentOutcome:
-        """Have the engine go on where the transcript ends."""
-        agent = self._agent(task.spec)
-        rows = await task.services.views.transcript(run.session_id)
-        transcript = tuple(decode(row.message) for row in rows)
-        brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
-        try:
-            return await engine.run(brief, run)
-        except AgentFailed as error:
-            if (last := error.last) is not None:
-                task.report(iterations=last.number, usage=last.usage, provider=last.provider, model=last.model)
-            raise
+        """Have the engine go on where the transcript ends, again and elsewhere where a model fails it."""
+        agent, patience = self._agent(task.spec), Patience(task)
+        await patience.resume()
+        while True:
+            rows = await task.services.views.transcript(run.session_id)
+            transcript = tuple(decode(row.message) for row in rows)
+            brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
+            try:
+                return await engine.run(evolve(brief, model=patience.choice(brief.model)), run)
+            except ModelNotReady:
+                if not patience.turn():
+                    raise
+            except AgentFailed as error:
+                if not (isinstance(error, ModelFailed) and await patience.bears(error)):
+                    if (last := error.last) is not None:
+                        task.report(iterations=last.number, usage=last.usage, provider=last.provider, model=last.model)
+                    raise
+            run.restart()
 
     def _brief(
         self,
@@ -249,6 +263,7 @@ async def _child_session(task: TaskContext) -> str:
         parent_task_id=task.id,
         agent=task.spec.get("agent"),
         title=shorten(task.spec["prompt"], 60),
+        budget=None if parent.budget is None or "tree" not in parent.budget else {"tree": parent.budget["tree"]},
     )
     await task.services.ledger.create_session(new)
     return new.id
@@ -301,6 +316,7 @@ class AgentTranscript:
     def __init__(self, task: TaskContext, session_id: str) -> None:
         self._task = task
         self._session_id = session_id
+        self._calls = Calls(task)
 
     @property
     def session_id(self) -> str:
@@ -315,6 +331,17 @@ class AgentTranscript:
             if begun is not None:
                 return decode(begun)
             return decode(await self._task.finish_step(position, await fn()))
+
+    def restart(self) -> None:
+        """The engine goes on anew from where the transcript ends, as if in another attempt."""
+
+    async def reserve(self, call: ModelCall) -> Permit:
+        """Have a model request allowed."""
+        return await self._calls.reserve(call)
+
+    async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
+        """Say what a permitted request took; returns what it cost, where that is known."""
+        return await self._calls.settle(permit, usage, failure)
 
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration with its totals, and forget the journal before it."""

@@ -291,6 +291,26 @@ class MessageRecord(Record):
         return "\n".join(str(part["text"]) for part in self.parts if part.get("type") == "text")
 
 
+class AccountRecord(Record):
+    """What became of a budget: `spent`, of which nobody knows `unknown`, and what is `reserved` by calls under way.
+
+    Costs in dollars. `is_marked`: the soft mark was passed, and its session told.
+    """
+
+    name: str
+    budget: Mapping[str, float]
+    spent: Mapping[str, float]
+    reserved: Mapping[str, float]
+    unknown: Mapping[str, float]
+    is_marked: bool
+
+
+class SpentRecord(UsageRecord):
+    """What was used, as tasks reported it, and the accounts of the budgets that bound it."""
+
+    accounts: Sequence[AccountRecord] = ()
+
+
 class SessionRecord(Record):
     """A session. `last_seq` is the number of its newest event."""
 
@@ -302,6 +322,7 @@ class SessionRecord(Record):
     agent: str | None
     title: str | None
     labels: Mapping[str, str]
+    budget: Mapping[str, Any] | None
     last_seq: int
     created_at: datetime
     updated_at: datetime
@@ -318,6 +339,7 @@ class SessionRecord(Record):
             agent=session.agent,
             title=session.title,
             labels=session.labels,
+            budget=session.budget,
             last_seq=session.last_seq,
             created_at=as_datetime(session.created_at),
             updated_at=as_datetime(session.updated_at),

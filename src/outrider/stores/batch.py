@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.errors import NotFound
-from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
+from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Committed,
@@ -1002,8 +1002,9 @@ class Batch:
                 if self._opened.pop(row, None) is None:
                     self._closed.append(row)
         for account in ruling.marked:
-            if account.tell in self._sessions:
+            if account.tell is not None and account.tell in self._sessions:
                 self._tell(InboxEntry(account.tell, task_id, "budget", notice(account)), at)
+                self._expand(FollowUp("session", account.tell, Rung(account.tell)))
         return ruling.verdict
 
     # --- news for other tasks ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import orjson
 
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.errors import NotFound, StoreUnavailable
-from outrider.core.events import FileWrite, Message, Step, WatchedEnded
+from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
@@ -485,9 +485,10 @@ class MemoryLedger:
             if ruling.opened is not None:
                 row.reserved[ruling.opened.ordinal] = ruling.opened
             for account in ruling.marked:
-                if account.tell in self._tables.sessions:
+                if account.tell is not None and account.tell in self._tables.sessions:
                     self._tell(InboxEntry(account.tell, row.task.id, "budget", notice(account)), at)
                     news.session_ids.add(account.tell)
+                    self._follow_up(FollowUp("session", account.tell, Rung(account.tell)), news)
         return ruling.verdict
 
     async def register(self, card: WorkerCard) -> None:
