@@ -165,6 +165,29 @@ class Outrider:
 
         return register
 
+    def model(
+        self,
+        name: str,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        input_price: float | None = None,
+        output_price: float | None = None,
+    ) -> None:
+        """State the terms of a model, by the name that tasks give it.
+
+        Agents of all processes that state them wait rather than ask it more often than its rate allows. The prices are
+        dollars for a million tokens; without them those that the engine knows count. Raises InvalidArguments.
+        """
+        from outrider.runtime.options import check_model_terms
+        from outrider.runtime.registry import ModelTerms
+
+        terms = ModelTerms(name, requests_per_minute, tokens_per_minute, input_price, output_price)
+        check_model_terms(terms, self.settings.limits)
+        if name in self.registry.models:
+            raise InvalidArguments(f"the terms of the model {name!r} were stated already")
+        self.registry.models[name] = terms
+
     def agent(
         self,
         name: str,
@@ -172,7 +195,7 @@ class Outrider:
         *,
         engine: str | None = None,
         deps: object | None = None,
-        model: str | JSONObject | None = None,
+        model: str | JSONObject | Sequence[str | JSONObject] | None = None,
         model_settings: JSONObject | None = None,
         system_prompt: str | None = None,
         tools: Sequence[str] = (),
@@ -185,7 +208,8 @@ class Outrider:
         `agent` may be an `async def` that takes an `AgentContext`. `tools` are names of registered tools;
         `require_approval` names those it must ask for, True for all; `engine` None means the one that the agent is
         made for, and the default one without an agent. One that `delegates` is given the tools by which it starts other
-        agents, tools and commands in the background, and looks after them.
+        agents, tools and commands in the background, and looks after them. `model` may be a list: where one fails, the
+        next is asked.
         """
         from outrider.agents.engine import engine_for
         from outrider.agents.registered import RegisteredAgent

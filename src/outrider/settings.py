@@ -89,6 +89,16 @@ class WorkerSettings:
     """How often a worker looks for some."""
     iterations: int = 50
     """How many model calls an agent may make, unless it or its task says."""
+    model_tries: int = 4
+    """How often a model call is made, where its provider fails, until the attempt fails."""
+    model_backoff: float = 1.0
+    """How long it is waited before the second, at most; twice that before the third, and so on, up to a minute."""
+    model_answer_tokens: int = 4096
+    """How many tokens an answer may have, in a task with a budget or of a model with a rate, unless settings say."""
+    breaker_failures: int = 5
+    """After how many failures in a row, of all processes, a provider is not asked for a while."""
+    breaker_rest: float = 30.0
+    """For how long; then one call tries whether it works again."""
     approval_deadline: float = 900.0
     """How long an approval is waited for before it counts as denied."""
     approval_nudge: float = 60.0

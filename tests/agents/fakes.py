@@ -8,7 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from outrider.agents.engine import AgentBrief, AgentOutcome, Approval, Engine, Iteration
+from outrider.agents.engine import (
+    AgentBrief,
+    AgentOutcome,
+    Approval,
+    Engine,
+    Iteration,
+    ModelCall,
+    ModelFailed,
+    Permit,
+)
 from outrider.core.errors import Parked
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
@@ -52,6 +61,8 @@ class FakeRun:
     steps_replayed: list[str] = field(default_factory=list)
     steps_effects: dict[str, Effects] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
+    permit: Callable[[ModelCall], Permit] = lambda call: Permit(call, call.output_tokens)
+    settled: list[tuple[str, Usage | ModelFailed | None]] = field(default_factory=list)
     open_now: int = 0
     open_most: int = 0
 
@@ -73,6 +84,13 @@ class FakeRun:
             assert key not in self.record.journal, f"{key} was journaled twice"
             self.record.journal[key] = json.loads(text)
         return value
+
+    async def reserve(self, call: ModelCall) -> Permit:
+        return self.permit(call)
+
+    async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
+        self.settled.append((permit.call.model, usage if failure is None else failure))
+        return None
 
     async def append(self, iteration: Iteration) -> None:
         with self._write():

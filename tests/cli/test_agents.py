@@ -5,6 +5,8 @@ import json
 import pytest
 
 from outrider import TaskRecord
+from outrider.cli.exits import UsageError
+from outrider.cli.values import budget_of
 from tests.cli.harness import Cli, eventually
 
 
@@ -73,3 +75,20 @@ def test_a_worker_without_an_app_serves_agents_without_tools_and_commands(cli: C
     assert (record["result"], record["display_name"]) == ("You said: hello", "greeting")
     log = (cli.folder / ".outrider/outrider.db-worker.log").read_text()
     assert log.rstrip().endswith("serves process, subagent")
+
+
+def test_a_budget_ends_the_task_and_show_says_what_became_of_it(cli: Cli):
+    endless = scripted({"calls": [{"tool": "add", "arguments": {"a": 2, "b": 3}}], "text": "So far.", "repeat": 9})
+    ran = cli.run("run", "add", f"--model={endless}", "--tools=add", "--budget=requests=2,tokens=100000", "--json")
+    assert ran.record["error"]["kind"] == "budget_exceeded"
+    assert ran.record["summary"] == "So far."
+    told = cli.ok("show", ran.record["id"])
+    assert f"task:{ran.record['id']}  tokens " in told.out
+    assert "requests 2 of 2" in told.out
+
+
+def test_a_budget_is_typed_as_names_and_numbers():
+    assert budget_of("tokens=100000, cost=1.50") == {"tokens": 100_000, "cost": 1.5}
+    for text in ("tokens", "tokens=many", "tokens=1,tokens=2"):
+        with pytest.raises(UsageError):
+            budget_of(text)

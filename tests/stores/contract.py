@@ -83,6 +83,7 @@ from outrider.core.task import (
     phase_of,
 )
 from outrider.core.values import SECOND, difference
+from tests.stores.metered import Meters
 from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of
 
 TEXT = 'plain, "quoted", naïve, 日本語, 🦉, line\nbreak, \\ and \u2028'
@@ -2482,6 +2483,7 @@ class StoreContract(
     Limits,
     Rates,
     Pauses,
+    Meters,
     Places,
     Logs,
     Inboxes,

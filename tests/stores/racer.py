@@ -18,8 +18,9 @@ from outrider.core.errors import RequestClosed
 from outrider.core.events import Answered
 from outrider.core.ledger import Committed, Existing, Stale
 from outrider.core.machine import apply
+from outrider.core.meters import Account, Amounts, Budget, Exhausted, Granted, Reserve, Settle, Tap
 from tests.stores.backends import BACKENDS
-from tests.stores.scene import Scene
+from tests.stores.scene import SESSION, Scene
 
 
 def say(value: Any) -> None:
@@ -76,11 +77,35 @@ async def flood(scene: Scene, name: str) -> None:
     await asyncio.gather(*(caller(number) for number in range(8)))
 
 
+async def spend(scene: Scene, name: str, ceiling: str) -> None:
+    """Reserves and settles from 32 callers, each for a task of its own, until the tree has spent its ceiling."""
+    tap = Tap(f"tree:{SESSION}", Budget(tokens=int(ceiling)))
+
+    async def caller(number: int) -> None:
+        ordinal = 0
+        while True:
+            ordinal += 1
+            reserve = Reserve(f"task_{name}_{number}", 1, ordinal, Amounts(1, 50), scene.now, (tap,))
+            (verdict,) = await scene.ledger.charge([reserve])
+            if isinstance(verdict, Exhausted):
+                return
+            if isinstance(verdict, Granted):
+                found = (await scene.views.meters([tap.account]))[tap.account]
+                assert isinstance(found, Account)
+                took = Amounts(1, 10 + ordinal % 41)
+                say([found.spent.tokens + found.held.tokens, took.tokens])
+                settle = Settle(reserve.task_id, 1, ordinal, took, scene.now, (tap,))
+                assert await scene.ledger.charge([settle]) == [Granted()]
+
+    await asyncio.gather(*(caller(number) for number in range(32)))
+
+
 ROLES: Mapping[str, Callable[..., Awaitable[None]]] = {
     "claim": claim,
     "answer": answer,
     "create": create,
     "flood": flood,
+    "spend": spend,
 }
 
 

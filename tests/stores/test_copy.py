@@ -31,8 +31,10 @@ from outrider.core.errors import (
     StoreNewer,
 )
 from outrider.core.ledger import Ledger, TaskFilter, WorkerCard
+from outrider.core.meters import Amounts, Budget, Charge, Granted, Heard, RateLimit, Reserve, Tap
 from outrider.core.session import NewSession
 from outrider.core.task import State
+from outrider.core.values import evolve
 from outrider.stores.copy import TABLES, Progress
 from outrider.stores.postgres.copy import PostgresPlace
 from outrider.stores.sqlite.copy import SqlitePlace
@@ -179,6 +181,13 @@ async def fill(url: str) -> Full:
         await until(lambda: _is_set_aside(runtime.ledger, names["next"]))
     async with app.open(url, worker=False) as runtime:
         first = await runtime.sessions.get(first.id)
+        tap = Tap(f"tree:{first.id}", Budget(tokens=1000, cost=5))
+        held = await runtime.ledger.views.task(names["held"])
+        assert held is not None
+        reserve = Reserve(held.id, held.core.attempt, 1, Amounts(1, 70), held.core.updated_at, (tap,))
+        limit = RateLimit(f"model:{NAME}", tokens=9)
+        charges: list[Charge] = [reserve, evolve(reserve, ordinal=2, rate=limit), Heard("someone", UGLY, 1)]
+        assert all(isinstance(verdict, Granted) for verdict in await runtime.ledger.charge(charges))
         awaited = await first.spawn(quick, n=7, options=TaskOptions(delay=DAY))
         dependent = await first.spawn(quick, n=8, options=TaskOptions(depends_on=(awaited.id,)))
         other = await first.spawn(quick, n=9, options=TaskOptions(depends_on=(delayed.id,)))
@@ -247,6 +256,9 @@ async def everything(url: str) -> dict[str, Any]:
             "ended": statistics.ended,
             "labelled": await views.list_tasks(TaskFilter(labels={"team": NAME})),
             "problems": await views.problems(),
+            "meters": await views.meters(
+                [f"model:{NAME}", "provider:someone", *(f"tree:{session.id}" for session in sessions)]
+            ),
         }
         for session in sessions:
             seen[session.id] = {

@@ -68,6 +68,18 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.machine import apply, create, snapshot
+from outrider.core.meters import (
+    Amounts,
+    BreakerTerms,
+    Charge,
+    Heard,
+    Probe,
+    RateLimit,
+    Reserve,
+    Settle,
+    Slot,
+    taps_of,
+)
 from outrider.core.queue import Limit, Pause, Scope
 from outrider.core.replay import replay
 from outrider.core.session import NewSession
@@ -100,6 +112,11 @@ WORKERS = ("worker_a", "worker_b", "worker_c")
 KEYS = ("key_a", "key_b")
 START: Instant = 1_700_000_000 * SECOND
 MISSING = "task_9999"
+BUDGETS: tuple[dict[str, Any], ...] = (
+    {"tokens": 100, "requests": 9},
+    {"tree": {"tokens": 300, "soft": 0.5}},
+    {"seconds": 20, "session": {"cost": 1}, "tree": {"tokens": 300}},
+)
 
 T = TypeVar("T")
 Dump = dict[tuple[str, ...], Any]
@@ -220,6 +237,7 @@ class Histories(RuleBasedStateMachine):
         self.check_holders(after)
         self.check_logs(after)
         self.check_wakes(after)
+        self.check_accounts(after)
         self.enriched.clear()
 
     def compare(self, *, everything: bool) -> Dump:
@@ -284,6 +302,14 @@ class Histories(RuleBasedStateMachine):
             assert set(core.dependencies) <= live, f"{id} depends on what has ended"
             assert {other for wait in waits for other in wait.task_ids} <= live, f"{id} waits for what has ended"
             assert core.due_at is not None or core.waits, f"{id} waits for nothing"
+
+    def check_accounts(self, dump: Dump) -> None:
+        """Nothing is held but by attempts that hold their task, and unknown is a part of spent."""
+        held = {id for worker in WORKERS for id in (beat.task_id for beat in dump["held", worker])}
+        for id in self.ids:
+            account = dump["meter", f"task:{id}"]
+            assert account is None or id in held or account.held == Amounts(), f"{id} holds what nobody will settle"
+            assert account is None or account.unknown.tokens <= account.spent.tokens
 
     # --- steps: time and creation ------------------------------------------------------------------------
 
@@ -374,6 +400,7 @@ class Histories(RuleBasedStateMachine):
                 "cancel_grace": data.draw(st.sampled_from([0, 2 * SECOND]), "grace"),
                 "result_schema": data.draw(st.sampled_from([None, None, {"type": "integer"}]), "schema"),
                 "labels": data.draw(st.sampled_from([{}, {"team": "blue"}]), "labels"),
+                "budget": data.draw(st.sampled_from([None, *BUDGETS]), "budget"),
             }
         return Input(
             session_id=session,
@@ -698,6 +725,38 @@ class Histories(RuleBasedStateMachine):
             self.look()
 
     @rule(data=st.data())
+    def models_are_called(self, data: st.DataObject) -> None:
+        """Holders and zombies reserve and settle; providers are heard of and probed."""
+        if data.draw(st.booleans(), "taken"):
+            self.claim(data)
+        charges = [
+            charge
+            for id in self.some_tasks(data, 1, 8)
+            if (task := self.find(id)) is not None
+            for charge in [self.some_charge(data, task)]
+        ]
+        self.on_all(lambda ledger: ledger.charge(charges))
+        self.look()
+
+    def some_charge(self, data: st.DataObject, task: Task) -> Charge:
+        draw, now, taps = data.draw, self.now, taps_of(task)
+        attempt = task.core.attempt if not draw(one_in(5), "zombie") else draw(st.integers(0, 3), "attempt")
+        ordinal, tokens = draw(st.integers(1, 3), "ordinal"), draw(st.sampled_from([1, 20, 60]), "tokens")
+        amounts, name = Amounts(1, tokens, 1000 * tokens, 1), draw(st.sampled_from(["model:m", "model:n"]), "model")
+        match draw(st.sampled_from(["reserve", "reserve", "settle", "probe", "heard"]), "charge"):
+            case "reserve":
+                rate = draw(st.sampled_from([None, RateLimit(name, 3, 100)]), "rate")
+                return Reserve(task.id, attempt, ordinal, amounts, now, taps, rate)
+            case "settle":
+                slot = draw(st.sampled_from([None, Slot(name, now - now % (2 * SECOND), 60)]), "slot")
+                took = draw(st.sampled_from([None, amounts]), "took")
+                return Settle(task.id, attempt, ordinal, took, now, taps, slot)
+            case "probe":
+                return Probe("p", now, BreakerTerms(2))
+            case _:
+                return Heard("p", draw(st.sampled_from([None, "500", "503"]), "failure"), now, BreakerTerms(2))
+
+    @rule(data=st.data())
     def several_write_at_once(self, data: st.DataObject) -> None:
         acts: list[Act] = []
         for id in self.some_tasks(data, 2, 6):
@@ -800,6 +859,13 @@ async def _dump(ledger: Ledger, ids: Sequence[str]) -> Dump:
         dump["transcript", session] = list(await views.transcript(session))
     for worker in WORKERS:
         dump["held", worker] = sorted(await views.held_by(worker), key=lambda beat: beat.task_id)
+    names = [*(f"{kind}:{id}" for id in SESSIONS for kind in ("session", "tree")), *(f"task:{id}" for id in ids)]
+    names += ["model:m", "model:n", "provider:p"]
+    meters = await views.meters(names)
+    for name in names:
+        dump["meter", name] = meters.get(name)
+    for session in SESSIONS:
+        dump["usage", session] = (await views.usage(session), await views.usage(session, tree=True))
     dump["follow_ups",] = await _follow_ups(ledger)
     dump["overdue",] = await _overdue(ledger, START + 10_000 * SECOND)
     dump["gates",] = await views.gates()

@@ -18,8 +18,9 @@ import anyio.abc
 import pytest
 from anyio.streams.text import TextReceiveStream
 
-from outrider.core.events import Asked
+from outrider.core.events import Asked, Claimed
 from outrider.core.ledger import Signal
+from outrider.core.meters import Account, Amounts
 from tests.stores.backends import BACKENDS, SHARED
 from tests.stores.scene import SESSION, Ear, Scene
 
@@ -182,6 +183,24 @@ async def test_of_answers_from_two_processes_the_first_wins_and_the_other_is_tol
             request = await place.scene.views.request(id)
             assert request is not None
             assert (request.answered_by, request.answer) == (name, name)
+
+
+async def test_the_calls_of_two_processes_never_pass_the_ceiling_of_their_tree(place: Place, start: Callable[..., Any]):
+    scene, names, ceiling = place.scene, ("a", "b"), 2000
+    ids = [f"task_{name}_{number}" for name in names for number in range(32)]
+    claim = Claimed("worker_a")
+    await scene.ledger.commit([scene.new(id, claim=claim, budget={"tree": {"tokens": ceiling}}) for id in ids])
+    racers = await start("spend", names, str(ceiling))
+    for racer in racers:
+        await racer.go()
+    said = [await racer.finish() for racer in racers]
+    assert all(said), "nobody raced"
+    seen = [pair for each in said for pair in each]
+    assert max(total for total, _ in seen) <= ceiling
+    account = (await scene.views.meters([f"tree:{SESSION}"]))[f"tree:{SESSION}"]
+    assert isinstance(account, Account)
+    assert account.held == Amounts()
+    assert ceiling - 50 < account.spent.tokens == sum(took for _, took in seen) <= ceiling
 
 
 async def test_tasks_created_by_two_processes_under_the_same_keys_exist_once(place: Place, start: Callable[..., Any]):

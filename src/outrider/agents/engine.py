@@ -18,7 +18,7 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 from outrider.agents.models import ModelChoice
 from outrider.core.errors import InvalidArguments, OutriderError, Refused, UnknownName
 from outrider.core.task import Effects, ExpiryPolicy, Usage
-from outrider.core.values import JSON, JSONObject
+from outrider.core.values import JSON, Instant, JSONObject
 from outrider.settings import WorkerSettings
 
 Stop: TypeAlias = Literal["answered", "max_iterations"]
@@ -144,6 +144,31 @@ class AgentBrief:
     usage: Usage = field(default_factory=Usage)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A model request that is about to be made.
+
+    `model` is what the task named, else the engine's name for it; `provider` is who answers. `input_tokens` counts what
+    is sent, rather too much than too little; it is called only where somebody wants to know, and so is `price`: what so
+    many tokens in and out cost in dollars, None where no price is known. `output_tokens` is the most that the answer
+    may have, None where nobody has said.
+    """
+
+    model: str
+    provider: str
+    input_tokens: Callable[[], int]
+    output_tokens: int | None
+    price: Callable[[int, int], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one model request, whose answer has no more than `output_tokens`; None for no bound."""
+
+    call: ModelCall
+    output_tokens: int | None
+
+
 @runtime_checkable
 class Choosy(Protocol):
     """An engine that can tell whether it knows a model before it is to run it."""
@@ -174,6 +199,20 @@ class AgentRun(Protocol):
 
         Of the keys that begin with `prefix`. For a step that is what it returned; a question that was asked is there
         too, whatever its answer, under its key. A step that is not done is not.
+        """
+        ...
+
+    async def reserve(self, call: ModelCall) -> Permit:
+        """Have a model request allowed, right before it is sent: called inside its step, so never for a journaled one.
+
+        Raises `Busy` or `AgentFailed`, to be passed through unchanged but for `partial`.
+        """
+        ...
+
+    async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
+        """Say what a permitted request took, as soon as that is known; None with the failure where it failed.
+
+        Returns what it cost in dollars, None where no price is known. A request that was cancelled is not settled.
         """
         ...
 
@@ -287,6 +326,26 @@ class ModelFailed(AgentFailed):
     """The provider refused, broke off, or did not answer in time (kind `timeout`)."""
 
     code = "model_failed"
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that the provider answered with; None where it did not answer."""
+        return self.details.get("status") if isinstance(self.details, Mapping) else None
+
+
+class Busy(ModelFailed):
+    """The model may not be asked before `until`. With `elsewhere` another model may be, at once.
+
+    `is_broken`: because its provider has failed too often.
+    """
+
+    code = "model_busy"
+
+    def __init__(self, message: str, until: Instant, *, elsewhere: bool, is_broken: bool = False) -> None:
+        super().__init__(message, retryable=True)
+        self.until = until
+        self.elsewhere = elsewhere
+        self.is_broken = is_broken
 
 
 class ModelMisbehaved(AgentFailed):

@@ -7,7 +7,7 @@ speaks OpenAI's chat completions. Keys are never in a choice: only the name of t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outrider.core.errors import InvalidArguments
@@ -54,6 +54,17 @@ class ModelChoice:
         if self.provider in ("openai", "openai-chat"):
             return self.name.partition(":")[2]
         return self.name
+
+
+def chain(model: str | JSONObject | Sequence[str | JSONObject] | None) -> tuple[str | JSONObject, ...]:
+    """The models that a spec names, the one to be asked first first. Raises InvalidArguments for an empty list."""
+    if model is None:
+        return ()
+    if isinstance(model, str | Mapping) or not isinstance(model, Sequence):
+        return (model,)
+    if not model:
+        raise InvalidArguments("model is a model, or a list with one at least")
+    return tuple(model)
 
 
 def choose(

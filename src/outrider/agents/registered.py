@@ -17,7 +17,7 @@ class RegisteredAgent:
     engine: str = DEFAULT_ENGINE
     agent: object | None = None
     deps: object | None = None
-    model: str | JSONObject | None = None
+    model: str | JSONObject | Sequence[str | JSONObject] | None = None
     model_settings: Mapping[str, JSON] = field(default_factory=dict)
     system_prompt: str | None = None
     tools: Sequence[str] = ()

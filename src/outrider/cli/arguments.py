@@ -193,7 +193,9 @@ def _call(parser: Parser) -> None:
 def _run(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what the agent is asked; - reads stdin")
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
-    parser.add_argument("--model", metavar="NAME", help="PROVIDER:NAME, or a JSON object (OUTRIDER_MODEL)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="PROVIDER:NAME, or JSON: an object, or a list to fall back on (OUTRIDER_MODEL)"
+    )
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
     parser.add_argument("--max-iterations", metavar="N", type=_whole, help="model calls at most; default 50")
@@ -435,6 +437,11 @@ def _starting(parser: Parser) -> None:
     parser.add_argument("--run-timeout", metavar="TIME", type=_time, help="over one attempt")
     parser.add_argument("--idle-timeout", metavar="TIME", type=_time, help="since the last sign of life")
     parser.add_argument("--total-timeout", metavar="TIME", type=_time, help="from creation to the end")
+    parser.add_argument(
+        "--budget",
+        metavar="NAME=N,...",
+        help="what an agent's model calls may take: some of tokens, cost (dollars), requests, iterations, seconds",
+    )
     parser.add_argument("--max-failures", metavar="N", type=_whole, help="attempts that may fail; default 3")
     parser.add_argument("--wake", choices=WAKES, default="silent", help="when the session is told")
     parser.add_argument(

@@ -62,6 +62,7 @@ async def show(arguments: Namespace, screen: Screen) -> int:
             "steps": [each.model_dump(mode="json") for each in await task.steps()],
             "requests": [each.model_dump(mode="json") for each in await task.requests()],
             "messages": [each.model_dump(mode="json") for each in await task.messages()],
+            "accounts": [each.model_dump(mode="json") for each in (await task.spent()).accounts],
         }
     if screen.as_json:
         screen.record(record, **beside)
@@ -159,6 +160,8 @@ def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
             lines += ["result", *(f"  {line}" for line in harmless(result).split("\n"))]
         else:
             lines.append(f"  {'result':<20} {_compact(result)}")
+    for each in beside["accounts"]:
+        lines.append(f"  {'budget of':<20} {_account(each)}")
     for each in beside["requests"]:
         answer = f": {_compact(each['answer'])} by {on_one_line(each['answered_by'])}" if each["answered_by"] else ""
         lines.append(f"{each['kind']} {each['id']} ({each['status']}{answer})  {on_one_line(each['prompt'])}")
@@ -175,6 +178,21 @@ def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
         text = " ".join(_part(part) for part in each["parts"])
         lines.append(f"message {each['id']}  {each['direction']}  {on_one_line(text)}")
     return lines
+
+
+def _account(account: dict[str, Any]) -> str:
+    """A budget in a line: of each bound how much is spent, what calls under way hold, and what nobody knows of."""
+    parts = []
+    for name, bound in account["budget"].items():
+        if name not in account["spent"]:  # the wall time, and the soft mark, are spent by the clock
+            parts.append(f"{name} {bound:g}")
+            continue
+        held, unknown = account["reserved"][name], account["unknown"][name]
+        beside = [f"{held:g} reserved"] if held else []
+        beside += [f"{unknown:g} unknown"] if unknown else []
+        told = f" ({', '.join(beside)})" if beside else ""
+        parts.append(f"{name} {account['spent'][name]:g} of {bound:g}{told}")
+    return f"{account['name']}  {', '.join(parts)}"
 
 
 def _says_nothing(value: Any) -> bool:

@@ -24,7 +24,7 @@ from outrider.cli.following import Follower
 from outrider.cli.glance import short
 from outrider.cli.steering import hint_at_worker
 from outrider.cli.terminal import Screen
-from outrider.cli.values import pairs, text_of, value_of
+from outrider.cli.values import budget_of, pairs, text_of, value_of
 from outrider.cli.workers import check_shareable, ensure_worker
 from outrider.core.queue import split_route
 from outrider.core.values import JSON
@@ -64,7 +64,7 @@ async def run(arguments: Namespace, screen: Screen) -> int:
     prompt = text_of("-") if arguments.prompt == "-" else arguments.prompt
     approval = arguments.require_approval
     model: JSON = arguments.model or (None if arguments.agent else environment("OUTRIDER_MODEL"))
-    if isinstance(model, str) and model.startswith("{"):
+    if isinstance(model, str) and model.startswith(("{", "[")):
         model = value_of(model)
     if model is None and arguments.agent is None:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
@@ -122,6 +122,11 @@ def _check_model(model: JSON, agent: object) -> None:
 
     The worker is of this machine and this environment, so what is unknown here is unknown there.
     """
+    for each in model if isinstance(model, list) else [model]:
+        _check_one(each, agent)
+
+
+def _check_one(model: JSON, agent: object) -> None:
     if not isinstance(model, str | dict):
         return
     choice = choose(model)
@@ -160,6 +165,7 @@ def _options(arguments: Namespace, after: tuple[str, ...]) -> TaskOptions:
         run_timeout=arguments.run_timeout,
         idle_timeout=arguments.idle_timeout,
         total_timeout=arguments.total_timeout,
+        budget=None if arguments.budget is None else budget_of(arguments.budget),
     )
 
 

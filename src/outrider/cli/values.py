@@ -97,6 +97,17 @@ def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
     return found
 
 
+def budget_of(text: str) -> dict[str, float]:
+    """A budget as it is typed: `tokens=100000,cost=1.50`. What its names may be is left to whoever checks it."""
+    budget: dict[str, float] = {}
+    for name, number in pairs(filter(None, map(str.strip, text.split(","))), "budget").items():
+        try:
+            budget[name] = int(number) if number.strip().isdigit() else float(number)
+        except ValueError:
+            raise UsageError(f"--budget {name}={number}: a number is wanted, such as tokens=100000,cost=1.50") from None
+    return budget
+
+
 def value_of(text: str, expected: Mapping[str, Any] | None = None) -> JSON:
     """The value that a text stands for: JSON where it parses, else the text.
 

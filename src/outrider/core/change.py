@@ -20,7 +20,7 @@ LogType: TypeAlias = Literal[
 AttemptEnding: TypeAlias = Literal[
     "succeeded", "failed", "canceled", "parked", "released", "returned", "lost", "forced"
 ]
-WakeReason: TypeAlias = Literal["terminal", "question", "message", "reminder", "user"]
+WakeReason: TypeAlias = Literal["terminal", "question", "message", "reminder", "user", "budget"]
 Relation: TypeAlias = Literal["watchers", "children", "linked_children", "session"]
 
 

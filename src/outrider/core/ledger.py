@@ -33,9 +33,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.change import OutputRow as OutputRow
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
+from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
 from outrider.core.session import NewSession, Session
-from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task
+from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, JSONObject, Span
 
 # --- what a commit says ------------------------------------------------------------------------------
@@ -573,6 +574,17 @@ class Views(Protocol):
         """All limits and pauses."""
         ...
 
+    async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
+        """Those of these meters that anything was ever charged to, by name."""
+        ...
+
+    async def usage(self, session_id: str, *, tree: bool = False) -> Usage:
+        """What the tasks of a session reported together; with `tree`, those of all sessions whose root it is.
+
+        Tasks that were pruned are not among them. Looks at each task: for people, not for programs.
+        """
+        ...
+
     async def ahead(self, task_id: str) -> int | None:
         """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
         ...
@@ -707,6 +719,15 @@ class Ledger(Protocol):
 
     async def delete_file(self, session_id: str, path: str) -> bool:
         """Delete a file; False if there was none."""
+        ...
+
+    async def charge(self, charges: Sequence[Charge]) -> Sequence[ChargeVerdict]:
+        """Take down each charge whole, in all meters that it concerns, or not at all; see `meters.judge`.
+
+        A meter that passes its soft mark by it tells its session, in the same transaction, once. When an attempt of a
+        task with a budget ends, the Change that ends it settles what it has reserved and not settled: in full, as
+        unknown.
+        """
         ...
 
     async def register(self, card: WorkerCard) -> None:

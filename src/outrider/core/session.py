@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from outrider.core.task import DEFAULT_ORGANIZATION
-from outrider.core.values import Instant
+from outrider.core.values import Instant, JSONObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class NewSession:
     agent: str | None = None
     title: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    budget: JSONObject | None = None
+    """What its tasks may spend, as `session`, and those of its whole tree, as `tree`; see `meters.taps_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +44,4 @@ class Session:
     last_seq: int
     created_at: Instant
     updated_at: Instant
+    budget: JSONObject | None = None

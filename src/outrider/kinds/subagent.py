@@ -1,8 +1,9 @@
 """The kind `subagent`: an agent that runs in a session of its own until it has answered.
 
-Spec: `prompt`, and any of `system_prompt`, `agent`, `model`, `model_settings`, `tools`, `max_iterations`,
-`require_approval`. The child session's transcript is the checkpoint: each finished iteration is appended in one
-transaction with its totals, and only the open iteration has journal rows, which that transaction forgets.
+Spec: `prompt`, and any of `system_prompt`, `agent`, `model` (a list: those after the first are fallen back on),
+`model_settings`, `tools`, `max_iterations`, `require_approval`. The child session's transcript is the checkpoint: each
+finished iteration is appended in one transaction with its totals, and only the open iteration has journal rows, which
+that transaction forgets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from outrider.agents.calls import Calls
 from outrider.agents.delegation import Delegation, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
@@ -20,13 +22,18 @@ from outrider.agents.engine import (
     Approval,
     Engine,
     Iteration,
+    ModelCall,
+    ModelFailed,
+    ModelNotReady,
+    Permit,
     ToolRetry,
     ToolSpec,
     is_said,
     load_engine,
     summed,
 )
-from outrider.agents.models import choose
+from outrider.agents.models import chain, choose
+from outrider.agents.patience import Patience
 from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
@@ -99,8 +106,8 @@ class Subagent:
             raise InvalidArguments(f"system_prompt is text, not {system_prompt!r:.100}")
         if not isinstance(settings, Mapping | None):
             raise InvalidArguments(f"model_settings is an object, not {settings!r:.100}")
-        if spec.get("model") is not None:
-            choose(spec["model"], settings)
+        for model in chain(spec.get("model")):
+            choose(model, settings)
         agent = self._agent(spec)
         tools = self._tool_names(spec, agent)
         for name in tools:
@@ -161,28 +168,41 @@ class Subagent:
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
     ) -> AgentOutcome:
-        """Have the engine go on where the transcript ends."""
-        agent = self._agent(task.spec)
-        rows = await task.services.views.transcript(run.session_id)
-        transcript = tuple(decode(row.message) for row in rows)
-        brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
-        said = (nth for nth in reversed(range(len(rows))) if is_said(transcript[nth]))
-        own = (nth for nth, row in enumerate(rows) if row.task_id == task.id)
-        brief = evolve(
-            brief,
-            before=next(said if asked else own, len(rows)),
-            iterations=brief.iterations - run.done,
-            usage=less(brief.usage, run.used),
-            max_iterations=brief.max_iterations - run.done,
-        )
-        if tools := await self._delegation(task, agent, run.session_id):
-            brief = evolve(brief, tools=(*brief.tools, *tools))
-        try:
-            return await engine.run(brief, run)
-        except AgentFailed as error:
-            if (last := error.last) is not None:
-                task.report(iterations=last.number, usage=last.usage, provider=last.provider, model=last.model)
-            raise
+        """Have the engine go on where the transcript ends, again and elsewhere where a model fails it."""
+        agent, patience = self._agent(task.spec), Patience(task)
+        await patience.resume()
+        delegation = await self._delegation(task, agent, run.session_id)
+        while True:
+            rows = await task.services.views.transcript(run.session_id)
+            transcript = tuple(decode(row.message) for row in rows)
+            brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
+            said = (nth for nth in reversed(range(len(rows))) if is_said(transcript[nth]))
+            own = (nth for nth, row in enumerate(rows) if row.task_id == task.id)
+            brief = evolve(
+                brief,
+                model=patience.choice(brief.model),
+                tools=(*brief.tools, *delegation),
+                before=next(said if asked else own, len(rows)),
+                iterations=brief.iterations - run.done,
+                usage=less(brief.usage, run.used),
+                max_iterations=brief.max_iterations - run.done,
+            )
+            try:
+                return await engine.run(brief, run)
+            except ModelNotReady:
+                if not patience.turn():
+                    raise
+            except AgentFailed as error:
+                if not (isinstance(error, ModelFailed) and await patience.bears(error)):
+                    if (last := error.last) is not None:
+                        task.report(
+                            iterations=run.done + last.number,
+                            usage=summed(run.used, last.usage),
+                            provider=last.provider,
+                            model=last.model,
+                        )
+                    raise
+            run.restart()
 
     async def _delegation(self, task: TaskContext, agent: RegisteredAgent | None, session_id: str) -> list[ToolSpec]:
         """The tools by which the agent hands work off, if it does, and speaks to whoever handed it its own."""
@@ -281,6 +301,7 @@ async def _child_session(task: TaskContext) -> str:
         parent_task_id=task.id,
         agent=task.spec.get("agent"),
         title=shorten(task.spec["prompt"], 60),
+        budget=None if parent.budget is None or "tree" not in parent.budget else {"tree": parent.budget["tree"]},
     )
     await task.services.ledger.create_session(new)
     return new.id
@@ -348,6 +369,7 @@ class AgentTranscript:
         """How many iterations of the task are of what it was asked before."""
         self.used = Usage()
         """What those used."""
+        self._calls = Calls(task)
 
     @property
     def session_id(self) -> str:
@@ -370,6 +392,17 @@ class AgentTranscript:
             for row in self._task.journal.under(OPEN + prefix)
             if row.done
         }
+
+    def restart(self) -> None:
+        """The engine goes on anew from where the transcript ends, as if in another attempt."""
+
+    async def reserve(self, call: ModelCall) -> Permit:
+        """Have a model request allowed."""
+        return await self._calls.reserve(call)
+
+    async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
+        """Say what a permitted request took; returns what it cost, where that is known."""
+        return await self._calls.settle(permit, usage, failure)
 
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration with its totals, and forget the journal before it."""

@@ -108,6 +108,10 @@ class _Ears(AgentTranscript):
         self._taken.extend(rows)
         return "\n\n".join(map(told, rows)) if rows else None
 
+    def restart(self) -> None:
+        """What was said in a request that came to nothing is said again."""
+        self._taken = []
+
     def takes(self) -> tuple[tuple[str, int], ...]:
         """What the iteration about to be appended tells of, once."""
         taken, self._taken = self._taken, []

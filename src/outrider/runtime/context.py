@@ -24,6 +24,7 @@ from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, Inval
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
 from outrider.core.machine import result_path
+from outrider.core.meters import Charge, ChargeVerdict, Lapsed, Tap, taps_of
 from outrider.core.queue import split_route
 from outrider.core.task import (
     Artifact,
@@ -39,7 +40,7 @@ from outrider.core.task import (
     WaitForTasks,
     WaitUntil,
 )
-from outrider.core.values import JSON, SECOND, JSONObject, evolve
+from outrider.core.values import JSON, SECOND, Instant, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
@@ -823,6 +824,41 @@ class TaskContext:
         return self._attempt.live
 
     @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The accounts that the task spends from."""
+        return taps_of(self._attempt.record)
+
+    async def charge(self, charge: Charge) -> ChargeVerdict:
+        """Take down a charge; raises Superseded where the attempt is over."""
+        with self._attempt.storing():
+            (verdict,) = await self._services.ledger.charge([charge])
+        if isinstance(verdict, Lapsed):
+            self._attempt.supersede()
+            raise Superseded(self.id, self.attempt)
+        return verdict
+
+    async def pause(self, until: Instant) -> None:
+        """Wait until a moment, parked if that is long; not journaled, so whoever calls it knows what it waits for."""
+        with self._open():
+
+            async def look() -> bool | None:
+                return True if self._services.clock.now() >= until else None
+
+            await self._attempt.wait(WaitUntil(until), look)
+
+    async def remember(self, position: str, verb: str, value: bytes) -> Step:
+        """Journal at a position of the executor's own what is no progress: failures go on counting."""
+        own = self._attempt.journal.own(position, verb)
+        row = self._row(own.name, own.ordinal, own.verb, value, done=False)
+        with self._attempt.storing():
+            held = all(await self._services.ledger.journal([row]))
+        if not held:
+            self._attempt.supersede()
+            raise Superseded(self.id, self.attempt)
+        self._attempt.journal.note(row, is_progress=False)
+        return row
+
+    @property
     def result_schema(self) -> JSONObject | None:
         """What a result must fit."""
         return self._attempt.record.input.result_schema
@@ -874,15 +910,7 @@ class TaskContext:
         Until a row of that position is done, a lost worker is no failure. It is no progress either: failures go on
         counting.
         """
-        own = self._attempt.journal.own(position, OUTLIVES)
-        row = self._row(own.name, own.ordinal, own.verb, value, done=False)
-        with self._attempt.storing():
-            held = all(await self._services.ledger.journal([row]))
-        if not held:
-            self._attempt.supersede()
-            raise Superseded(self.id, self.attempt)
-        self._attempt.journal.note(row, is_progress=False)
-        return row
+        return await self.remember(position, OUTLIVES, value)
 
     async def produce(
         self, name: str, content: bytes | None = None, *, url: str | None = None, size: int | None = None

@@ -36,6 +36,7 @@ from outrider.runtime.records import (
     MessageRecord,
     OutputRecord,
     SessionRecord,
+    SpentRecord,
     StepRecord,
     TaskRecord,
 )
@@ -119,6 +120,10 @@ class TaskHandle:
             self.id, reason=reason, by=by, wait=wait, include_detached=include_detached, grace=grace
         )
 
+    async def spent(self) -> SpentRecord:
+        """Return what its model calls have used, and the accounts that bound them."""
+        return await self._tasks.spent(self.id)
+
     async def attempts(self) -> Sequence[AttemptRecord]:
         """Return its attempts, the open one last."""
         return await self._tasks.attempts(self.id)
@@ -175,6 +180,10 @@ class SessionHandle:
             raise NotFound.of("session", self.id)
         return SessionRecord.of(session, await last_turn(self._services.lifecycle, session))
 
+    async def usage(self, *, tree: bool = False) -> SpentRecord:
+        """Return what its tasks have used, or its whole tree; see `Sessions.usage`."""
+        return await self._sessions.usage(self.id, tree=tree)
+
     async def spawn(
         self,
         tool: str | Callable[..., Any],
@@ -211,7 +220,7 @@ class SessionHandle:
         self,
         prompt: str,
         *,
-        model: str | JSONObject | None = None,
+        model: str | JSONObject | Sequence[str | JSONObject] | None = None,
         system_prompt: str | None = None,
         agent: str | None = None,
         tools: Sequence[str] = (),
@@ -221,8 +230,8 @@ class SessionHandle:
     ) -> TaskHandle:
         """Start an agent in the background, in a session of its own (kind `subagent`).
 
-        `tools` are names of registered tools; `model` is any model string that the engine knows, or an object of
-        `model` and its settings.
+        `tools` are names of registered tools; `model` is any model string that the engine knows, an object of
+        `model` and its settings, or a list of such: where one fails, the next is asked.
         """
         check_lists(tools=tools)
         given = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any, cast, get_args
 
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.ledger import TaskFilter
+from outrider.core.meters import LIMITS
 from outrider.core.queue import NEEDING, route_needing
 from outrider.core.session import Session
 from outrider.core.task import (
@@ -28,7 +30,7 @@ from outrider.runtime.clock import LONGEST, instant, span
 from outrider.runtime.codec import check_size, jsonable
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.labels import check_label
-from outrider.runtime.registry import CheckedSpec
+from outrider.runtime.registry import CheckedSpec, ModelTerms
 from outrider.runtime.schemas import check_schema
 from outrider.settings import CANCEL_GRACE, Limits
 
@@ -44,6 +46,8 @@ class TaskOptions:
     names the limit under which it runs (see `Queue.limit`); while a task with this `debounce_key` has not started,
     another of its session changes it, and puts it off by its delay, `debounce_max` at most since its creation.
     Only a worker that states the label which a task `needs` runs it, and such a worker runs no others.
+    `budget` bounds what the model calls of an agent's task take: any of `tokens`, `cost` (dollars), `requests`,
+    `iterations`, `seconds` (from the first call), and `soft`, the share after which its session is told.
     `max_failures`, `concurrency_key`, `needs` and the `*_timeout`s left at None take the tool's own, then the defaults.
     """
 
@@ -76,6 +80,7 @@ class TaskOptions:
     result_schema: JSONObject | None = None
     message_schema: JSONObject | None = None
     retry_of: str | None = None
+    budget: Mapping[str, float] | None = None
 
 
 DEFAULT_OPTIONS = TaskOptions()
@@ -83,6 +88,7 @@ DEFAULT_OPTIONS = TaskOptions()
 MOST_PRIORITY = 1000
 MOST_FAILURES = 1_000_000
 LONGEST_PAGE = 10_000
+MOST_COST = 1e12
 MOST_COUNT = (1 << 63) - 1
 """What every store can count to."""
 
@@ -138,6 +144,7 @@ def new_task(
         result_schema=options.result_schema,
         message_schema=options.message_schema,
         retry_of=options.retry_of,
+        budget=_budget(options.budget, session.budget),
     )
     return NewTask(task_id, given, _not_before(options, now))
 
@@ -174,10 +181,54 @@ def check_options(options: TaskOptions, limits: Limits) -> None:
         check_label("needs", options.needs)
     if options.name is not None:
         check_name("name", options.name, limits.detail)
+    check_budget("budget", options.budget)
     if options.debounce_key is not None and options.delay is None and options.start_at is None:
         raise InvalidArguments("a debounced task needs a delay: how long to wait for what follows")
     if options.debounce_max is not None and options.debounce_key is None:
         raise InvalidArguments("debounce_max bounds what a debounce_key puts off, and there is none")
+
+
+def check_budget(what: str, budget: object) -> None:
+    """Raise InvalidArguments for what is neither None nor a budget that bounds something."""
+    if budget is None:
+        return
+    if not isinstance(budget, Mapping) or not set(budget) <= {*LIMITS, "soft"} or not set(budget) & set(LIMITS):
+        raise InvalidArguments(f"{what} has some of {', '.join(LIMITS)}, and maybe soft, not {budget!r:.100}")
+    for name, value in budget.items():
+        is_count = name in ("tokens", "requests", "iterations")
+        if is_count and not (is_whole(value) and 0 <= value <= MOST_COUNT):
+            raise InvalidArguments(f"{name} of {what} is a whole number from 0, not {value!r:.100}")
+        if not is_count and not (is_number(value) and 0 <= value <= MOST_COST):
+            raise InvalidArguments(f"{name} of {what} is a number from 0, not {value!r:.100}")
+    if not 0 < budget.get("soft", 1) <= 1:
+        raise InvalidArguments(f"soft of {what} is a share above 0, and 1 at most")
+
+
+def check_model_terms(terms: ModelTerms, limits: Limits) -> None:
+    """Raise InvalidArguments or TooLarge for terms that nobody could keep."""
+    check_name("the name of a model", terms.name, limits.name)
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        value = getattr(terms, name)
+        if value is not None and not (is_whole(value) and 1 <= value <= MOST_COUNT):
+            raise InvalidArguments(f"{name} is a whole number from 1, not {value!r:.100}")
+    for name in ("input_price", "output_price"):
+        value = getattr(terms, name)
+        if value is not None and not (is_number(value) and 0 <= value <= MOST_COST):
+            raise InvalidArguments(f"{name} is in dollars for a million tokens, from 0, not {value!r:.100}")
+    if (terms.input_price is None) != (terms.output_price is None):
+        raise InvalidArguments(f"{terms.name!r} needs both prices, or none")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number that can be counted with; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _budget(own: Mapping[str, float] | None, session: JSONObject | None) -> JSONObject | None:
+    """What the task may spend, with what its session and its tree may, where they are bounded."""
+    if own is None and session is None:
+        return None
+    return {**(own or {}), **(session or {})}
 
 
 def check_keys(given: TaskOptions | Input, limits: Limits) -> None:

@@ -291,6 +291,26 @@ class MessageRecord(Record):
         return "\n".join(str(part["text"]) for part in self.parts if part.get("type") == "text")
 
 
+class AccountRecord(Record):
+    """What became of a budget: `spent`, of which nobody knows `unknown`, and what is `reserved` by calls under way.
+
+    Costs in dollars. `is_marked`: the soft mark was passed, and its session told.
+    """
+
+    name: str
+    budget: Mapping[str, float]
+    spent: Mapping[str, float]
+    reserved: Mapping[str, float]
+    unknown: Mapping[str, float]
+    is_marked: bool
+
+
+class SpentRecord(UsageRecord):
+    """What was used, as tasks reported it, and the accounts of the budgets that bound it."""
+
+    accounts: Sequence[AccountRecord] = ()
+
+
 class SessionRecord(Record):
     """A session. `last_seq` is the number of its newest event.
 
@@ -307,6 +327,7 @@ class SessionRecord(Record):
     labels: Mapping[str, str]
     status: Literal["idle", "active"]
     turn_id: str | None
+    budget: Mapping[str, Any] | None
     last_seq: int
     created_at: datetime
     updated_at: datetime
@@ -325,6 +346,7 @@ class SessionRecord(Record):
             labels=session.labels,
             status="idle" if turn is None or turn.is_terminal else "active",
             turn_id=session.driver_task_id,
+            budget=session.budget,
             last_seq=session.last_seq,
             created_at=as_datetime(session.created_at),
             updated_at=as_datetime(session.updated_at),

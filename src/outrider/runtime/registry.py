@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 Isolation: TypeAlias = Literal["none", "process"]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelTerms:
+    """What a model may be asked in any minute, and what it costs: dollars for a million tokens in, and out."""
+
+    name: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+
+
 class Executor(Protocol):
     """The code that runs one kind."""
 
@@ -255,6 +266,7 @@ class Registry:
         self.version = version
         self.tools: dict[str, Tool] = {}
         self.agents: dict[str, object] = {}
+        self.models: dict[str, ModelTerms] = {}
         self.executors: dict[str, Executor] = {}
         self._chosen: tuple[str, ...] = ()
         self._labels: tuple[str | None, ...] = (None,)

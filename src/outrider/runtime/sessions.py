@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from outrider.core.errors import NotFound, WaitTimeout
 from outrider.core.session import NewSession, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, Task
+from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import (
+    check_budget,
     check_count,
     check_flags,
     check_mappings,
@@ -22,7 +24,7 @@ from outrider.runtime.options import (
     check_texts_if_given,
 )
 from outrider.runtime.pruning import delete_session, live_in
-from outrider.runtime.records import EventRecord, SessionRecord
+from outrider.runtime.records import EventRecord, SessionRecord, SpentRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
 
@@ -46,8 +48,14 @@ class Sessions:
         labels: Mapping[str, str] | None = None,
         id: str | None = None,
         organization_id: str = DEFAULT_ORGANIZATION,
+        budget: Mapping[str, float] | None = None,
+        tree_budget: Mapping[str, float] | None = None,
     ) -> SessionHandle:
-        """Create a session, or get the one of that id. Raises InvalidArguments or TooLarge."""
+        """Create a session, or get the one of that id. Raises InvalidArguments or TooLarge.
+
+        `budget` bounds what the model calls of its tasks take together, `tree_budget` those of its tasks and of all
+        sessions that these open, and so on down; see `TaskOptions.budget`.
+        """
         from outrider.runtime.handles import SessionHandle
 
         if id is not None:
@@ -60,6 +68,9 @@ class Sessions:
         check_name("organization_id", organization_id, limits.name)
         if labels is not None:
             check_mappings(labels=labels)
+        check_budget("budget", budget)
+        check_budget("tree_budget", tree_budget)
+        parts = {name: dict(part) for name, part in (("session", budget), ("tree", tree_budget)) if part is not None}
         check_size("the description of the session (agent, title, labels)", (agent, title, labels), limits.spec)
 
         new = NewSession(
@@ -69,6 +80,7 @@ class Sessions:
             agent=agent,
             title=title,
             labels={name: str(value) for name, value in (labels or {}).items()},
+            budget=parts or None,
         )
         return SessionHandle(self._services, await self._services.ledger.create_session(new))
 
@@ -86,6 +98,14 @@ class Sessions:
         named = [each.driver_task_id for each in found if each.driver_task_id is not None]
         turns = {turn.id: turn for turn in await views.tasks(named)} if named else {}
         return [SessionRecord.of(each, turns.get(each.driver_task_id or "")) for each in found]
+
+    async def usage(self, session_id: str, *, tree: bool = False) -> SpentRecord:
+        """Return what a session's tasks have used together, and what of its budget is spent; `tree`: its whole tree.
+
+        Deleted tasks are no part of the usage; of the budget they are. Looks at each task. Raises NotFound.
+        """
+        check_flags(tree=tree)
+        return await usage_of_session(self._services.views, await self._session(session_id), tree=tree)
 
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
         """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.

@@ -26,6 +26,7 @@ from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, Direction, Input, NewTask, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
+from outrider.runtime.budgets import usage_of_task
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
 from outrider.runtime.context import Parts, message_parts
@@ -59,6 +60,7 @@ from outrider.runtime.records import (
     MessageRecord,
     OutputRecord,
     PruneReceipt,
+    SpentRecord,
     StepRecord,
     TaskRecord,
     checkpoint_of,
@@ -192,6 +194,10 @@ class Tasks:
         found = await self._services.views.list_tasks(wanted)
         around = await Around.look(self._services.ledger)
         return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
+
+    async def spent(self, task_id: str) -> SpentRecord:
+        """Return what a task's model calls have used, and the accounts that bound them. Raises NotFound."""
+        return await usage_of_task(self._services.views, await self.get(task_id))
 
     async def attempts(self, task_id: str) -> Sequence[AttemptRecord]:
         """Return a task's attempts, the open one last."""

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.errors import NotFound
-from outrider.core.events import FileWrite, FollowUpEvent, Step, WatchedEnded
+from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Committed,
@@ -32,6 +32,20 @@ from outrider.core.ledger import (
     Signal,
     Stale,
     Verdict,
+)
+from outrider.core.meters import (
+    Charge,
+    ChargeVerdict,
+    Meter,
+    Reservation,
+    Reserve,
+    Ruling,
+    Settle,
+    Tap,
+    judge,
+    lapse,
+    notice,
+    taps_of,
 )
 from outrider.core.queue import (
     EVERY,
@@ -55,7 +69,20 @@ from outrider.core.session import NewSession, Session
 from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.parcel import Parcel
-from outrider.stores.rows import LIVE, NO_LIVE, REQUEST, STATES, decode, encode, read_live, read_task, session_of
+from outrider.stores.rows import (
+    LIVE,
+    NO_LIVE,
+    REQUEST,
+    STATES,
+    decode,
+    encode,
+    read_live,
+    read_meter,
+    read_reservation,
+    read_task,
+    session_of,
+    write_meter,
+)
 from outrider.stores.statements import NO_NUL, Statements, listed
 
 Ready: TypeAlias = Sequence[Any]
@@ -236,6 +263,7 @@ _OF_TASKS = (
     "prune_outputs",
     "prune_files",
     "prune_inputs",
+    "prune_meters",
     "prune_tasks",
 )
 """The statements that delete tasks, in an order that lets each find what it looks for."""
@@ -246,6 +274,7 @@ _OF_SESSIONS = (
     "prune_session_inbox",
     "prune_pauses",
     "prune_lines",
+    "prune_session_meters",
     "prune_sessions",
 )
 
@@ -274,6 +303,9 @@ class Wanted:
     is_held: bool = False
     """Whether a task is to be held from its first moment."""
     logging: set[str] = field(default_factory=set)
+    meters: set[str] = field(default_factory=set)
+    spending: set[str] = field(default_factory=set)
+    """The tasks whose open reservations are wanted."""
 
     def change(self, parcel: Parcel) -> None:
         """A Change concerns its task and session, and whoever it writes rows for."""
@@ -306,6 +338,9 @@ class Wanted:
             self.sessions.add(entry.session_id)
         if change.luggage is not None and change.luggage.child_session_id is not None:
             self.sessions.add(change.luggage.child_session_id)
+        if change.ended is not None and task.input.budget and (taps := taps_of(task)):
+            self.meters.update(tap.account for tap in taps)
+            self.spend(task.id, taps)
 
     def line(self, task: Task, *, is_new: bool) -> None:
         """A task that is placed in the queue, or taken from it, concerns the lines of its route."""
@@ -314,6 +349,12 @@ class Wanted:
             self.lines.update(lines_of(given))
         elif not is_new and (core.due_at is not None or core.worker_id is not None):
             self.lines.add(turn_of(given.route))
+
+    def spend(self, task_id: str, taps: Iterable[Tap]) -> None:
+        """What a task spends concerns what it has reserved, and who is told of soft marks."""
+        self.tasks.add(task_id)
+        self.spending.add(task_id)
+        self.sessions.update(tap.tell for tap in taps if tap.tell is not None)
 
     def file(self, file: FileWrite) -> None:
         """A file concerns its session, and the task whose folder it lies in."""
@@ -362,6 +403,11 @@ class Batch:
         self._has_written_rates = False
         self._moved_lines: set[tuple[str, str]] = set()
         self._output: dict[int, list[int]] = {}
+        self._meters: dict[str, Meter] = {}
+        self._moved_meters: set[str] = set()
+        self._reserved: dict[str, dict[tuple[int, int], Reservation]] = {}
+        self._opened: dict[tuple[int, int, int], Reservation] = {}
+        self._closed: list[tuple[int, int, int]] = []
         self._unread: list[tuple[str, Callable[[Task | None], None]]] = []
 
         self._new_tasks: list[tuple[Any, ...]] = []
@@ -436,6 +482,11 @@ class Batch:
         if lines := wanted.lines - self._known.lines.keys():
             self._known.lines.update((line, None) for line in lines)
             ask("lines", encode([[part.replace("\0", NO_NUL) for part in line] for line in lines]), self._take_lines)
+        if wanted.meters:
+            self._ask_meters(wanted.meters, ask)
+        if wanted.spending:
+            self._reserved.update((id, {}) for id in wanted.spending)
+            ask("reservations", listed(wanted.spending), self._take_reservations)
         if sessions := wanted.sessions - self._sessions.keys():
             ask("session_heads", listed(sessions), self._take_sessions)
         if wanted.keys:
@@ -474,6 +525,16 @@ class Batch:
     def _take_children(self, rows: list[Any]) -> None:
         for parent, child, detached in rows:
             self._children[parent][child] = bool(detached)
+
+    def _ask_meters(self, names: set[str], ask: Ask) -> None:
+        ask("meters", listed(names), self._take_meters)
+
+    def _take_meters(self, rows: list[Any]) -> None:
+        self._meters.update((name, read_meter(name, state)) for name, state in rows if state is not None)
+
+    def _take_reservations(self, rows: list[Any]) -> None:
+        for task_id, attempt, ordinal, amounts in rows:
+            self._reserved[task_id][attempt, ordinal] = read_reservation(task_id, attempt, ordinal, amounts)
 
     def load_keys(self, keys: set[str]) -> None:
         """Look up concurrency keys, and the limits and pauses with them."""
@@ -594,6 +655,7 @@ class Batch:
                 0,
                 new.created_at,
                 new.created_at,
+                None if new.budget is None else encode(new.budget),
             )
         )
         self._session_ids.add(new.id)
@@ -838,6 +900,9 @@ class Batch:
             self.write_file(file)
         if change.ended is not None:
             self._end_attempt(number, change.ended)
+            if change.task.input.budget:
+                reserved = tuple(self._reserved.get(head.id, {}).values())
+                self._rule(lapse(change.task, self._meters, reserved, at), head.id, at)
         if change.luggage is not None:
             self._unpack(head, change.luggage)
         for request in change.requests:
@@ -910,6 +975,37 @@ class Batch:
             encode(entry.body),
             at,
         )
+
+    # --- meters ------------------------------------------------------------------------------------------
+
+    def charge(self, charge: Charge) -> ChargeVerdict:
+        """Take down a charge."""
+        if not isinstance(charge, Reserve | Settle):
+            return self._rule(judge(charge, self._meters, {}, holds=True), "", charge.at)
+        of_task = self._reserved[charge.task_id].values()
+        reserved = {each.ordinal: each for each in of_task if each.attempt == charge.attempt}
+        holds = self._holder(charge.task_id, charge.attempt) is not None
+        return self._rule(judge(charge, self._meters, reserved, holds=holds), charge.task_id, charge.at)
+
+    def _rule(self, ruling: Ruling, task_id: str, at: Instant) -> ChargeVerdict:
+        for meter in ruling.meters:
+            self._meters[meter.name] = meter
+            self._moved_meters.add(meter.name)
+        for each in (ruling.opened, *ruling.closed):
+            if each is None:
+                continue
+            row = (self._tasks[task_id].number, each.attempt, each.ordinal)
+            if each is ruling.opened:
+                self._reserved[task_id][row[1:]] = self._opened[row] = each
+            else:
+                del self._reserved[task_id][row[1:]]
+                if self._opened.pop(row, None) is None:
+                    self._closed.append(row)
+        for account in ruling.marked:
+            if account.tell is not None and account.tell in self._sessions:
+                self._tell(InboxEntry(account.tell, task_id, "budget", notice(account)), at)
+                self._expand(FollowUp("session", account.tell, Rung(account.tell)))
+        return ruling.verdict
 
     # --- news for other tasks ----------------------------------------------------------------------------
 
@@ -1183,6 +1279,8 @@ class Batch:
             self._flush_output()
         if self._loosened or self._counted:
             self._flush_keys()
+        if self._moved_meters:
+            self._flush_meters()
 
     def finish(self) -> None:
         """Write all that is left: what many transactions want to write comes last, so that none holds it for long."""
@@ -1239,6 +1337,18 @@ class Batch:
                 for number, step in self._steps
             ]
             self._steps = []
+
+    def _flush_meters(self) -> None:
+        meters = [(name, write_meter(self._meters[name])) for name in sorted(self._moved_meters)]
+        self._statements.write("upsert_meters", meters)
+        self._moved_meters.clear()
+        if self._opened:
+            rows = [(*row, encode(each.amounts)) for row, each in self._opened.items()]
+            self._statements.write("insert_reservations", rows)
+            self._opened.clear()
+        if self._closed:
+            self._statements.run("delete_reservations", encode(self._closed))
+            self._closed.clear()
 
     def _flush_keys(self) -> None:
         """Count what started, and let in who waits for the places that were left."""

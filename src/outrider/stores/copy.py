@@ -229,6 +229,7 @@ TABLES = (
         inbox="number",
         created_at="number",
         updated_at="number",
+        budget="text",
     ),
     _table(
         "tasks",
@@ -353,6 +354,8 @@ TABLES = (
     ),
     _table("limits", "key", key="text", capacity="number", rate="number", span="number"),
     _table("rates", "key", key="text", spent="json", opens_at="number"),
+    _table("meters", "name", name="text", state="text"),
+    _table("reservations", "task attempt ordinal", task="number", attempt="number", ordinal="number", amounts="text"),
     _table("lines", "owner route", owner="text", route="text", place="number"),
     _table("pauses", "scope name", scope="text", name="text", at="number", by="text", reason="text", is_over="flag"),
 )

@@ -22,6 +22,7 @@ from outrider.core.ledger import (
     Verdict,
     WorkerCard,
 )
+from outrider.core.meters import Charge, ChargeVerdict
 from outrider.core.session import NewSession, Session
 from outrider.core.values import Instant
 from outrider.stores import operations
@@ -97,6 +98,10 @@ class SqlLedger(ABC):
     async def delete_file(self, session_id: str, path: str) -> bool:
         """Delete a file; False if there was none."""
         return await self._do(operations.delete_file(session_id, path))
+
+    async def charge(self, charges: Sequence[Charge]) -> Sequence[ChargeVerdict]:
+        """Take down each charge whole, in all meters that it concerns, or not at all."""
+        return await self._do(operations.charge(charges))
 
     async def register(self, card: WorkerCard) -> None:
         """Make a worker known."""

@@ -19,7 +19,7 @@ import orjson
 
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.errors import NotFound, StoreUnavailable
-from outrider.core.events import FileWrite, Message, Step, WatchedEnded
+from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
@@ -61,6 +61,18 @@ from outrider.core.ledger import (
     Worker,
     WorkerCard,
 )
+from outrider.core.meters import (
+    Charge,
+    ChargeVerdict,
+    Meter,
+    Reservation,
+    Reserve,
+    Ruling,
+    Settle,
+    judge,
+    lapse,
+    notice,
+)
 from outrider.core.queue import (
     Gates,
     Limit,
@@ -78,7 +90,7 @@ from outrider.core.queue import (
     turn_after,
 )
 from outrider.core.session import NewSession, Session
-from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task
+from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
 
 
@@ -116,6 +128,8 @@ class _TaskRow:
     output: list[OutputRow] = field(default_factory=list)
     printed: int = 0
     watchers: dict[str, None] = field(default_factory=dict)
+    reserved: dict[int, Reservation] = field(default_factory=dict)
+    """The open calls of the attempt that holds it, by ordinal."""
 
     @property
     def kept_from(self) -> int:
@@ -143,6 +157,7 @@ class _Tables:
     limits: dict[str, Limit] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], Pause] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
+    meters: dict[str, Meter] = field(default_factory=dict)
     turns: dict[str, Instant] = field(default_factory=dict)
     """Where each route has come to."""
     lines: dict[tuple[str, str], Instant] = field(default_factory=dict)
@@ -253,6 +268,7 @@ class MemoryLedger:
             last_seq=0,
             created_at=new.created_at,
             updated_at=new.created_at,
+            budget=new.budget,
         )
         data = _encode({"session": evolve(new, root_session_id=root)})
         self._tables.sessions[new.id] = _SessionRow(session)
@@ -444,6 +460,37 @@ class MemoryLedger:
         await self._committed(_News(session_ids={session_id}))
         return True
 
+    async def charge(self, charges: Sequence[Charge]) -> Sequence[ChargeVerdict]:
+        """Take down each charge whole, in all meters that it concerns, or not at all."""
+        self._tables.check_open()
+        news = _News()
+        verdicts = [self._charge_one(charge, news) for charge in charges]
+        await self._committed(news)
+        return verdicts
+
+    def _charge_one(self, charge: Charge, news: _News) -> ChargeVerdict:
+        meters = self._tables.meters
+        if not isinstance(charge, Reserve | Settle):
+            return self._rule(judge(charge, meters, {}, holds=True), None, charge.at, news)
+        holds = self._tables.holds(charge.task_id, charge.attempt)
+        row = self._tables.tasks[charge.task_id] if holds else None
+        return self._rule(judge(charge, meters, row.reserved if row else {}, holds=holds), row, charge.at, news)
+
+    def _rule(self, ruling: Ruling, row: _TaskRow | None, at: Instant, news: _News) -> ChargeVerdict:
+        for meter in ruling.meters:
+            self._tables.meters[meter.name] = meter
+        if row is not None:
+            for each in ruling.closed:
+                del row.reserved[each.ordinal]
+            if ruling.opened is not None:
+                row.reserved[ruling.opened.ordinal] = ruling.opened
+            for account in ruling.marked:
+                if account.tell is not None and account.tell in self._tables.sessions:
+                    self._tell(InboxEntry(account.tell, row.task.id, "budget", notice(account)), at)
+                    news.session_ids.add(account.tell)
+                    self._follow_up(FollowUp("session", account.tell, Rung(account.tell)), news)
+        return ruling.verdict
+
     async def register(self, card: WorkerCard) -> None:
         """Make a worker known."""
         self._tables.check_open()
@@ -510,6 +557,8 @@ class MemoryLedger:
             del tables.sessions[session_id]
             tables.lines = {name: place for name, place in tables.lines.items() if name[1] != f"s:{session_id}"}
             tables.pauses.pop(("session", session_id), None)
+            tables.meters.pop(f"session:{session_id}", None)
+            tables.meters.pop(f"tree:{session_id}", None)
         await self._committed(_News(task_ids=set(ended), session_ids={*owners, *sessions}))
         return Pruned(tuple(ended), tuple(sessions))
 
@@ -526,6 +575,7 @@ class MemoryLedger:
         session.log = [entry for entry in session.log if entry.task_id != task_id]
         session.first_seq = max(session.first_seq, max(pruned, default=0) + 1)
         session.inbox.pop(task_id, None)
+        tables.meters.pop(f"task:{task_id}", None)
         folder = f"/.tasks/{task_id}/"
         session.files = {path: file for path, file in session.files.items() if not path.startswith(folder)}
         if task.input.idempotency_key is not None:
@@ -553,7 +603,7 @@ class MemoryLedger:
         if change.is_noop:
             return Committed(self._tables.tasks[change.task.id].task)
         row = self._create(change) if change.before is None else self._update(change)
-        self._write_beside(row, change)
+        self._write_beside(row, change, news)
         self._log(change, log)
         for entry in change.inbox:
             self._tell(entry, change.task.core.updated_at)
@@ -669,7 +719,7 @@ class MemoryLedger:
         if core.next_deadline_at is not None:
             tables.deadlines[task.id] = core.next_deadline_at
 
-    def _write_beside(self, row: _TaskRow, change: Change) -> None:
+    def _write_beside(self, row: _TaskRow, change: Change, news: _News) -> None:
         for request in change.requests:
             row.requests[request.id] = request
         row.messages.extend(change.messages)
@@ -678,6 +728,8 @@ class MemoryLedger:
         self._write_steps(change.steps)
         if change.ended is not None:
             row.attempts.append(change.ended)
+            at, reserved = change.task.core.updated_at, tuple(row.reserved.values())
+            self._rule(lapse(change.task, self._tables.meters, reserved, at), row, at, news)
         if change.luggage is not None:
             self._unpack(row, change.luggage)
 
@@ -989,6 +1041,24 @@ class MemoryViews:
     async def gates(self) -> Gates:
         """All limits and pauses."""
         return self._open().gates
+
+    async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
+        """Those of these meters that anything was ever charged to, by name."""
+        return {name: meter for name in names if (meter := self._open().meters.get(name)) is not None}
+
+    async def usage(self, session_id: str, *, tree: bool = False) -> Usage:
+        """What the tasks of a session reported together; with `tree`, those of all sessions whose root it is."""
+        rows = self._open().tasks.values()
+        of = TaskFilter(root_session_id=session_id) if tree else TaskFilter(session_id=session_id)
+        found = [row.task.live.usage for row in rows if _passes(row.task, of)]
+        costs = [usage.cost for usage in found if usage.cost is not None]
+        return Usage(
+            sum(usage.requests for usage in found),
+            sum(usage.input_tokens for usage in found),
+            sum(usage.output_tokens for usage in found),
+            sum(usage.cached_tokens for usage in found),
+            sum(costs) if costs else None,
+        )
 
     async def ahead(self, task_id: str) -> int | None:
         """How many ready tasks of its route a claim would take before this one; None unless it is ready."""

@@ -29,6 +29,7 @@ from outrider.core.ledger import (
     Verdict,
     WorkerCard,
 )
+from outrider.core.meters import Charge, ChargeVerdict, Reserve, Settle, names_of
 from outrider.core.session import NewSession, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
@@ -299,6 +300,18 @@ def control(order: Order) -> Operation[bool]:
         return changed
 
     return Operation(run, is_late=True, gates="change")
+
+
+def charge(charges: Sequence[Charge]) -> Operation[list[ChargeVerdict]]:
+    """Take down charges in their order."""
+
+    def want(wanted: Wanted) -> None:
+        for charge in charges:
+            wanted.meters.update(names_of(charge))
+            if isinstance(charge, Reserve | Settle):
+                wanted.spend(charge.task_id, charge.taps)
+
+    return Operation(lambda batch: [batch.charge(charge) for charge in charges], want)
 
 
 def register(card: WorkerCard) -> Operation[Any]:

@@ -11,13 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, assert_never, cast
 
 import orjson
 
 from outrider.core.change import AttemptEnd, AttemptEnding
 from outrider.core.events import CancelRequested, FollowUpEvent, Message, Rung, WatchedEnded
 from outrider.core.ledger import WorkerCard
+from outrider.core.meters import (
+    MODEL,
+    PROVIDER,
+    Account,
+    Amounts,
+    Breaker,
+    Budget,
+    Meter,
+    Rate,
+    Reservation,
+)
 from outrider.core.session import NewSession, Session
 from outrider.core.task import (
     Artifact,
@@ -206,6 +217,16 @@ LIVE = Compact(
 )
 OUTCOME = Compact(Outcome, {"artifacts": _each(lambda data: Artifact(**data)), "error": _maybe(_error)})
 
+ACCOUNT = Compact(
+    Account,
+    {
+        "budget": lambda data: Budget(**data),
+        **dict.fromkeys(("spent", "held", "unknown"), lambda data: Amounts(**data)),
+    },
+    without=("name",),
+)
+BREAKER = Compact(Breaker, without=("name",))
+
 # The very values that a new task starts with, so that `is` tells most that were never changed.
 _EMPTY: Any = {field.name: field.default for field in fields(Task)}
 NO_LIVE: Live = _EMPTY["live"]
@@ -316,6 +337,33 @@ def read_attempt(
     )
 
 
+def write_meter(meter: Meter) -> str:
+    """What is kept of a meter beside its name."""
+    match meter:
+        case Account():
+            return ACCOUNT.write(meter) or "{}"
+        case Rate():
+            return encode(meter.slices)
+        case Breaker():
+            return BREAKER.write(meter) or "{}"
+        case _:
+            assert_never(meter)
+
+
+def read_meter(name: str, data: Any) -> Meter:
+    """Read a meter by its name and its decoded state."""
+    if name.startswith(MODEL):
+        return Rate(name, tuple((at, requests, tokens) for at, requests, tokens in data))
+    if name.startswith(PROVIDER):
+        return BREAKER.read(data, name=name)
+    return ACCOUNT.read(data, name=name)
+
+
+def read_reservation(task_id: str, attempt: int, ordinal: int, amounts: dict[str, Any]) -> Reservation:
+    """Read an open reservation."""
+    return Reservation(task_id, attempt, ordinal, Amounts(**amounts))
+
+
 def read_card(data: dict[str, Any]) -> WorkerCard:
     """Read how a worker presented itself."""
     known = {name: value for name, value in data.items() if name in _CARD}  # a later version may say more
@@ -340,4 +388,5 @@ def session_of(new: NewSession) -> Session:
         last_seq=0,
         created_at=new.created_at,
         updated_at=new.created_at,
+        budget=new.budget,
     )

@@ -29,9 +29,10 @@ from outrider.core.ledger import (
     Waiting,
     Worker,
 )
+from outrider.core.meters import Meter
 from outrider.core.queue import Gates
 from outrider.core.session import Session
-from outrider.core.task import Direction, InputRequest, State, Task
+from outrider.core.task import Direction, InputRequest, State, Task, Usage
 from outrider.core.values import Instant
 from outrider.stores.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
 from outrider.stores.rows import (
@@ -41,6 +42,7 @@ from outrider.stores.rows import (
     read_card,
     read_follow_up,
     read_message,
+    read_meter,
     read_request,
     read_snapshot,
 )
@@ -210,6 +212,17 @@ class SqlViews(ABC):
     async def gates(self) -> Gates:
         """All limits and pauses."""
         return await self._short(lambda read: gates_of(*read.document("gates")))
+
+    async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
+        """Those of these meters that anything was ever charged to, by name."""
+        rows = await self._short(lambda read: read.array("meters", listed(names)))
+        return {name: read_meter(name, state) for name, state in rows if state is not None}
+
+    async def usage(self, session_id: str, *, tree: bool = False) -> Usage:
+        """What the tasks of a session reported together; with `tree`, those of all sessions whose root it is."""
+        row = await self._later(lambda read: read.row("usage_of_tree" if tree else "usage", session_id))
+        requests, given, answered, cached, cost = row
+        return Usage(requests or 0, given or 0, answered or 0, cached or 0, cost)
 
     async def ahead(self, task_id: str) -> int | None:
         """How many ready tasks of its route a claim would take before this one; None unless it is ready."""
@@ -383,9 +396,21 @@ def session_by_id(read: Statements, session_id: str) -> Session | None:
 
 
 def _session(row: Sequence[Any]) -> Session:
-    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at = row
+    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at, budget = row
     return Session(
-        id, organization, root, parent, parent_task, agent, title, decode(labels), driver, seq, created_at, updated_at
+        id,
+        organization,
+        root,
+        parent,
+        parent_task,
+        agent,
+        title,
+        decode(labels),
+        driver,
+        seq,
+        created_at,
+        updated_at,
+        None if budget is None else decode(budget),
     )
 
 

@@ -12,7 +12,7 @@ import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic_ai import Agent, StructuredDict
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
@@ -55,13 +55,15 @@ from outrider.agents.engine import (
     ModelFailed,
     ModelMisbehaved,
 )
-from outrider.agents.models import choose
+from outrider.agents.models import ModelChoice, choose
 from outrider.agents.pydantic_ai.durability import Durability, GivenTools
 from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.telemetry import telemetry
+
+T = TypeVar("T")
 
 CORRECTIONS = 3
 """How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
@@ -94,6 +96,8 @@ class Attempt:
         self.opened = False
         """Whether the request being made has been noted by `open_iteration`."""
         self.keys: set[str] = set()
+        self.choice: ModelChoice | None = None
+        """The model that the task names, if it names one."""
         self.instructions: str | None = None
         self.last: ModelResponse | None = None
         self.usage: RunUsage | None = None
@@ -147,6 +151,13 @@ class Attempt:
             raise RuntimeFault(error) from error
         finally:
             record_durable_unit(executed=has_run)  # so that no span tells again of what an earlier attempt did
+
+    async def runtime(self, verb: Awaitable[T]) -> T:
+        """Await a verb of the runtime's from inside the engine."""
+        try:
+            return await verb
+        except Exception as error:
+            raise RuntimeFault(error) from error
 
     async def open_iteration(self, request: ModelMessage, usage: RunUsage) -> None:
         """Close the iteration before, with this request as its last message; or note the request that is the first."""
@@ -209,6 +220,8 @@ class Attempt:
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that the runtime is told: ours for what the model did, any other as it is."""
         told = self._explain(error)
+        if isinstance(told, AgentFailed) and not told.partial:
+            told.partial = self.text
         if isinstance(told, AgentFailed) and not told.retryable and self.answered and self.usage is not None:
             told.last = self._iteration((), self.usage)
         return told
@@ -236,7 +249,7 @@ class Attempt:
     @asynccontextmanager
     async def _open(self, prompt: str | None, history: list[ModelMessage]) -> AsyncGenerator[EngineRun[Any, Any]]:
         brief = self.brief
-        choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
+        self.choice = choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
         model = await resolve(choice, self) if choice is not None else None
         agent, output_type = self._agent(model)
         spent = brief.usage

@@ -29,6 +29,7 @@ from pydantic_ai.models import (
     KnownModelName,
     Model,
     ModelRequestParameters,
+    StreamedResponse,
     infer_model,
     parse_model_id,
 )
@@ -43,6 +44,7 @@ from pydantic_core import to_json, to_jsonable_python
 from outrider.agents import local, scripted
 from outrider.agents.engine import ModelNotReady
 from outrider.agents.models import ModelChoice
+from outrider.agents.pydantic_ai.paying import paying
 from outrider.core.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -108,7 +110,35 @@ class ServingModel(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Send the request, streamed where the model can."""
+        """Send the request, where it may be sent."""
+        async with paying(self._attempt, self.wrapped, messages, model_settings, model_request_parameters) as payment:
+            response = await self._send(messages, payment.settings, model_request_parameters)
+            payment.response = response
+        return response
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """The same for whoever listens to the run's events."""
+        async with (
+            paying(self._attempt, self.wrapped, messages, model_settings, model_request_parameters) as payment,
+            super().request_stream(messages, payment.settings, model_request_parameters, run_context) as stream,
+        ):
+            yield stream
+            payment.response = stream.get()
+
+    async def _send(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Streamed where the model can."""
         if isinstance(self.wrapped, SpeakingModel):
             return await self.wrapped.request(messages, model_settings, model_request_parameters)
         if not _streams(self.wrapped):

@@ -1,8 +1,8 @@
 """One transaction among others: what is locked so that nobody changes it meanwhile, and what is numbered last.
 
-Locks are waited for in one order: limits and pauses, tasks by number, follow-ups, concurrency keys, sessions by number.
-What is needed out of turn is taken only where nobody else holds it. So no two transactions wait for each other, but for
-two that insert the same key; the server ends one of those, and it is done again.
+Locks are waited for in one order: limits and pauses, tasks by number, follow-ups, concurrency keys, meters, sessions by
+number. What is needed out of turn is taken only where nobody else holds it. So no two transactions wait for each other,
+but for two that insert the same key; the server ends one of those, and it is done again.
 """
 
 from __future__ import annotations
@@ -95,6 +95,17 @@ class PostgresBatch(Batch):
             ask("add_keys", wanted, lambda _: None)
             ask("lock_keys", wanted, take_locked)
             super()._ask_keys(keys, ask)
+
+    def _ask_meters(self, names: set[str], ask: Ask) -> None:
+        wanted = listed(names)
+
+        def take_locked(rows: list[Any]) -> None:
+            if len(rows) < len(names):
+                raise Again("somebody has just pruned a meter")
+            self._take_meters(rows)
+
+        ask("add_meters", wanted, lambda _: None)
+        ask("lock_meters", wanted, take_locked)
 
     # --- claims ------------------------------------------------------------------------------------------
 

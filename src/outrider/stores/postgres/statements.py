@@ -31,6 +31,16 @@ _TASK = ", ".join(
         "i.data, t.core, t.live, t.outcome",
     )
 )
+_USAGE = "select " + ", ".join(
+    f"sum((replace(live, '\\u0000', '\\u0001')::json -> 'usage' ->> '{name}')::{type}){cast}"
+    for name, type, cast in (
+        ("requests", "bigint", "::bigint"),
+        ("input_tokens", "bigint", "::bigint"),
+        ("output_tokens", "bigint", "::bigint"),
+        ("cached_tokens", "bigint", "::bigint"),
+        ("cost", "float8", ""),
+    )
+)
 _KEYS = 7
 _COLUMNS = _KEYS + len(MOVED)
 
@@ -156,7 +166,7 @@ def conditions() -> Mapping[str, str]:
 @cache
 def unfilled(name: str) -> str:
     """A statement whose placeholders have no numbers yet, so that conditions can be put in."""
-    text = read_statements("postgres")[name].replace("{task}", _TASK)
+    text = read_statements("postgres")[name].replace("{task}", _TASK).replace("{usage}", _USAGE)
     text = re.sub(r"\{texts:?(\d*)\}", r"= any(array(select json_array_elements_text(?\1::json)))", text)
     text = re.sub(r"\{numbers:?(\d*)\}", r"= any(array(select json_array_elements_text(?\1::json)::bigint))", text)
     return _unnested(text)

@@ -108,6 +108,10 @@ delete from inbox where session = ? and task_id {texts};
 -- prune_inputs --
 delete from inputs where task {numbers};
 
+-- prune_meters --
+delete from meters
+where name in (select 'task:' || id from tasks where number {numbers});
+
 -- prune_tasks --
 delete from tasks where number {numbers};
 
@@ -127,6 +131,12 @@ where scope = 'session' and name in (select id from sessions where number {numbe
 -- prune_lines --
 delete from lines
 where owner in (select 's:' || id from sessions where number {numbers});
+
+-- prune_session_meters --
+delete from meters
+where
+    name in (select 'session:' || id from sessions where number {numbers:1})
+    or name in (select 'tree:' || id from sessions where number {numbers:1});
 
 -- prune_sessions --
 delete from sessions where number {numbers};
@@ -161,9 +171,26 @@ join sessions s on s.number = t.session join inputs i on i.task = t.number;
 -- session --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
+    seq, created_at, updated_at, budget
 from sessions
 where id = ?;
+
+-- usage --
+-- What the tasks of a session reported, together: requests, tokens in, out and cached, cost.
+{usage}
+from tasks
+where session = (select number from sessions where id = ?) and live is not null;
+
+-- usage_of_tree --
+-- The same of a root session and all below.
+{usage}
+from (
+    select live
+    from tasks
+    where session = (select number from sessions where id = ?1) and root_session_id is null and live is not null
+    union all
+    select live from tasks where root_session_id = ?1 and live is not null
+) found;
 
 -- first_seq --
 select first_seq from sessions where id = ?;

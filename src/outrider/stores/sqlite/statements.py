@@ -30,6 +30,11 @@ _TASK = (
 )
 
 
+_USAGE = "select " + ", ".join(
+    f"sum(live ->> '$.usage.{name}')" for name in ("requests", "input_tokens", "output_tokens", "cached_tokens", "cost")
+)
+
+
 class SqliteStatements:
     """`Statements` on an SQLite connection. Its arrays are read as one JSON text in one row."""
 
@@ -120,7 +125,9 @@ _NUMBERED = re.compile(r"\?(\d+)")
 @cache
 def _numbered() -> Mapping[str, str]:
     return {
-        name: _LISTED.sub(r"in (select value from json_each(?\1))", text.replace("{task}", _TASK))
+        name: _LISTED.sub(
+            r"in (select value from json_each(?\1))", text.replace("{task}", _TASK).replace("{usage}", _USAGE)
+        )
         for name, text in read_statements("sqlite").items()
     }
 

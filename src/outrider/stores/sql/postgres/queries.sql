@@ -3,7 +3,7 @@
 -- a NUL in it is shown as another character, since no text of PostgreSQL may hold one.
 --
 -- Who waits for locks takes them in this order, and each kind by number: limits and pauses, tasks, follow-ups,
--- concurrency keys, sessions. What is locked out of turn is skipped where somebody else holds it.
+-- concurrency keys, meters, sessions. What is locked out of turn is skipped where somebody else holds it.
 
 
 -- === the transaction ===
@@ -112,6 +112,22 @@ select
 from rates r
 where r.key {texts};
 
+-- add_meters --
+insert into meters (name, state)
+select name, 'null' from json_array_elements_text(?::json) name order by name collate "C"
+on conflict do nothing;
+
+-- lock_meters --
+select name, state::json from meters where name {texts} order by name for update;
+
+-- meters --
+select name, state::json from meters where name {texts};
+
+-- reservations --
+select t.id, r.attempt, r.ordinal, r.amounts::json
+from tasks t join reservations r on r.task = t.number
+where t.id {texts};
+
 -- gates --
 select json_build_array(
     (select coalesce(json_agg(json_build_array(key, capacity, rate, span)), '[]') from limits),
@@ -148,10 +164,10 @@ select task, first, next from outputs where task {numbers};
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at
+    seq, transcript, inbox, created_at, updated_at, budget
 )
 select *
-from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint};
+from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,text};
 
 -- write_log --
 -- What is added to the counters of sessions, which come by number; then what is numbered by them, each after where its
@@ -255,6 +271,20 @@ on conflict (task, position) do update set
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
 select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
+
+-- upsert_meters --
+insert into meters (name, state)
+select * from {rows:text,text}
+on conflict (name) do update set state = excluded.state;
+
+-- insert_reservations --
+insert into reservations (task, attempt, ordinal, amounts) select * from {rows:bigint,bigint,bigint,text};
+
+-- delete_reservations --
+delete from reservations
+where (task, attempt, ordinal) in (
+    select (each ->> 0)::bigint, (each ->> 1)::bigint, (each ->> 2)::bigint from json_array_elements(?::json) each
+);
 
 -- upsert_requests --
 insert into requests (id, task, data)
@@ -527,7 +557,7 @@ select id, task_id, event from follow_ups where task_id {texts} order by id limi
 -- sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
+    seq, created_at, updated_at, budget
 from sessions
 where ?1::text is null or id < ?1
 order by id desc
@@ -666,7 +696,7 @@ select id from tasks where {conditions} order by finished_at {direction}, number
 -- child_sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
+    seq, created_at, updated_at, budget
 from sessions
 where parent_task_id {texts};
 

@@ -79,6 +79,16 @@ from (
     order by number
 );
 
+-- meters --
+-- Those of these meters that there are.
+select json_group_array(json_array(name, json(state))) from meters where name in (select value from json_each(?));
+
+-- reservations --
+-- The open model calls of these tasks, by id.
+select json_group_array(json_array(t.id, r.attempt, r.ordinal, json(r.amounts)))
+from tasks t join reservations r on r.task = t.number
+where t.id in (select value from json_each(?));
+
 -- last_numbers --
 -- The newest numbers given out, which are never given twice.
 select
@@ -95,9 +105,9 @@ select json_group_array(json_array(task, first, next)) from outputs where task i
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at
+    seq, transcript, inbox, created_at, updated_at, budget
 )
-values {rows:14};
+values {rows:15};
 
 -- update_sessions --
 update sessions
@@ -161,6 +171,17 @@ on conflict (task, position) do update set
 
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error) values {rows:7};
+
+-- upsert_meters --
+insert into meters (name, state) values {rows:2} on conflict (name) do update set state = excluded.state;
+
+-- insert_reservations --
+insert into reservations (task, attempt, ordinal, amounts) values {rows:4};
+
+-- delete_reservations --
+-- By task, attempt and ordinal.
+delete from reservations
+where (task, attempt, ordinal) in (select value ->> 0, value ->> 1, value ->> 2 from json_each(?));
 
 -- upsert_requests --
 insert into requests (id, task, data) values {rows:3} on conflict (id) do update set data = excluded.data;
@@ -441,7 +462,7 @@ from (
 -- Newest first, before an id; every id is smaller than a blob.
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
+    seq, created_at, updated_at, budget
 ))
 from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
 
@@ -575,7 +596,7 @@ from (select id from tasks where {conditions} order by finished_at {direction}, 
 -- child_sessions --
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at
+    seq, created_at, updated_at, budget
 ))
 from sessions
 where parent_task_id in (select value from json_each(?));
