@@ -166,13 +166,43 @@ async def test_a_foreground_agent_brings_its_result_and_one_that_takes_too_long_
     stage.agent("child", lambda turn: Reply("child's answer"))
     stage.agent(
         "boss",
-        steps(calls("spawn_agent", instructions="x", agent="child", mode="foreground"), Reply("ok")),
+        steps(
+            calls("spawn_agent", instructions="x", agent="child", mode="foreground", budget={"requests": "many"}),
+            calls("spawn_agent", instructions="x", agent="child", mode="foreground", budget={"requests": 2}),
+            Reply("ok"),
+        ),
         delegates=True,
     )
     async with stage.open("boss") as (_, session):
         await (await session.send("go")).result()
-        (brought,) = stage.said["boss"]
+        refused, brought = stage.said["boss"]
+        assert "requests" in str(refused)
         assert brought["tasks"][0]["result"] == "child's answer"
+        (child,) = [task for task in await session.tasks() if task.kind == "subagent"]
+        assert child.budget == {"requests": 2}
+
+
+async def test_what_came_in_while_an_agent_waited_is_told_after_that_and_no_model_call_is_made_again(stage: Stage):
+    asked: list[int] = []
+    wait = steps(calls("spawn_agent", instructions="x", agent="child", mode="foreground"), Reply("ok"))
+
+    def boss(turn: Turn) -> Reply:
+        asked.append(turn.number)
+        return wait(turn)
+
+    stage.agent("child", steps(calls("work", n=1), Reply("late")), tools=["work"])
+    stage.agent("boss", boss, delegates=True)
+    async with stage.open("boss") as (runtime, session):
+        turn = await session.send("go")
+        async with asyncio.timeout(15):
+            while (await turn.record()).worker_id is not None or not asked:  # noqa: ASYNC110 - it parks by itself
+                await asyncio.sleep(0.01)
+        stage.gate.set()
+        assert await turn.result(timeout=15) == "ok"
+        assert asked == [1, 2]
+        assert [attempt.ending for attempt in await turn.attempts()] == ["parked", "succeeded"]
+        prompts = [row for row in await runtime.services.views.transcript(session.id) if b"<task_wake" in row.message]
+        assert len(prompts) == 1
 
 
 async def test_a_result_is_reported_once_and_has_to_fit(stage: Stage):

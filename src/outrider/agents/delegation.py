@@ -18,7 +18,7 @@ from outrider.core.errors import InvalidArguments, LimitReached, NotFound, Outri
 from outrider.core.ledger import TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State
-from outrider.core.values import JSON, JSONObject
+from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
@@ -58,6 +58,7 @@ class SpawnAgent(_Parameters):
     lifetime: Literal["linked", "detached"] = Field("linked", description="Linked: it is stopped when you are.")
     wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
     result_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that its result has to fit.")
+    budget: dict[str, Any] | None = Field(None, description="Any of tokens, cost, requests, iterations, seconds.")
 
 
 class SpawnBackground(_Parameters):
@@ -195,7 +196,8 @@ class Delegation:
         if agent is None:
             raise InvalidArguments("name the agent: you have no name by which to start another one like you")
         spec = {"prompt": given.instructions, "agent": agent}
-        started = await self._start("subagent", spec, given, call_id, given.name, given.result_schema)
+        bounds = TaskOptions(name=given.name, result_schema=given.result_schema, budget=given.budget)
+        started = await self._start("subagent", spec, given, call_id, bounds)
         if given.mode == "background":
             return _told(started)
         return await self._wait([started.id], call_id, every=True, timeout=300.0)
@@ -207,7 +209,7 @@ class Delegation:
             kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
         else:
             kind, spec = "process", {"command": given.command}
-        return _told(await self._start(kind, spec, given, call_id, given.title, None))
+        return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title)))
 
     async def _start(
         self,
@@ -215,8 +217,7 @@ class Delegation:
         spec: JSONObject,
         given: SpawnAgent | SpawnBackground,
         call_id: str,
-        name: str | None,
-        result_schema: JSONObject | None,
+        options: TaskOptions,
     ) -> TaskRecord:
         task = self.task
         key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
@@ -225,12 +226,11 @@ class Delegation:
             await self._check_limits(kind)
         if self._is_child:
             await task.write_own(STARTED, "spawn", b"true")
-        options = TaskOptions(
+        options = evolve(
+            options,
             idempotency_key=key,
-            name=name,
             wake=given.wake,
             detached=given.lifetime == "detached",
-            result_schema=result_schema,
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None

@@ -77,11 +77,14 @@ class _Ears(AgentTranscript):
     async def hear(self) -> bool:
         """Take what is in the inbox into the transcript; whether the agent has something to answer.
 
-        What is to come after a turn is taken by the first look of the next.
+        What is to come after a turn is taken by the first look of the next. While it has not answered, as after a
+        crash or a park, an iteration may be open; what came in since is then told where that ends.
         """
+        if self._times > self._answered():
+            return True
         rows = await self._look(first=self._times == 0)
         if not rows:
-            return self._times > self._answered()
+            return False
         self._times += 1
         self.prompt = "\n\n".join(map(told, rows))
         now = self._task.services.clock.now()
