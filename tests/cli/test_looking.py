@@ -112,7 +112,7 @@ def test_show_tells_all_about_a_task(cli: Cli):
     assert [StepRecord.model_validate(step).position for step in shown.pop("steps")] == ["step 0", "step 1", "step 2"]
     (attempt,) = map(AttemptRecord.model_validate, shown.pop("attempts"))
     assert attempt.ending == "succeeded"
-    assert (shown.pop("requests"), shown.pop("messages")) == ([], [])
+    assert (shown.pop("requests"), shown.pop("messages"), shown.pop("accounts")) == ([], [], [])
     record = TaskRecord.model_validate(shown)
     assert record.checkpoint is not None
     assert record.checkpoint.step == "step 2"

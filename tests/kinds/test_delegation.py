@@ -279,6 +279,7 @@ async def test_what_goes_too_far_or_makes_no_sense_is_refused_and_told_to_the_mo
     stage.agent("boss", script, delegates=True)
     async with stage.open("boss") as (runtime, session):
         other = await runtime.sessions.create()
+        stage.gate.set()
         await other.spawn("work", n=1, options=TaskOptions(id="task_of_somebody_else"))
         assert await (await session.send("go")).result() == "done"
         told = [str(content) for content in stage.said["boss"][2:]]
