@@ -81,6 +81,10 @@ class Durability(BaseDurabilityCapability[Any]):
         # `wrap_tool_execute` instead, whatever toolset they go to.
         pass
 
+    def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any] | None:
+        """None: no toolset is replaced. The base would look for some in each run, and import what is not there."""
+        return None
+
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
