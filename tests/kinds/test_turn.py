@@ -17,6 +17,8 @@ from outrider.agents.engine import is_said
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy
+from outrider.core.events import CancelRequested
+from outrider.core.machine import apply
 from outrider.runtime.codec import decode
 
 pytestmark = pytest.mark.anyio
@@ -211,6 +213,18 @@ async def test_the_end_of_a_background_task_wakes_the_session_s_agent(stage: Sta
         (wake,) = [text for kind, text in await said(runtime, session) if kind == "user-prompt"]
         assert wake.startswith(f'<task_wake task="{task.id}" reason="terminal"')
         assert "did 7" in wake
+
+
+async def test_a_wake_that_was_decided_before_a_turn_and_written_after_it_is_heard(stage: Stage):
+    async with stage.open() as (runtime, session):
+        task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal", delay=3600))
+        services = runtime.services
+        late = apply(await runtime.tasks.get(task.id), CancelRequested(), services.clock.now())
+        assert await (await session.send("hello")).result() == "You said hello."
+        await services.ledger.commit([late])
+        await settled(session)
+        heard = [text for _, text in await said(runtime, session) if task.id in text]
+        assert heard[0].startswith(f'<task_wake task="{task.id}"')
 
 
 async def test_nobody_can_speak_as_a_task(stage: Stage):

@@ -395,7 +395,9 @@ class _Draft:
             self.cancel_children(reason="its parent failed")
         summary = self.outcome.get("summary", task.outcome.summary)
         self.wake("terminal", {"state": state, "error": error, "summary": summary})
-        if task.input.kind == TURN and self.leaves_news:
+        if task.input.kind == TURN and self.leaves_news and (state is S or self.get("rung")):
+            # One that did not succeed rings only if something came in meanwhile: what was there before, it could have
+            # taken, and a turn that always fails would make the next one for ever.
             self.ring()
 
     def cancel_children(self, *, reason: str, by: str | None = None, include_detached: bool = False) -> None:

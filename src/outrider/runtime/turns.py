@@ -78,7 +78,7 @@ async def answer_rings(lifecycle: Lifecycle, session_id: str, rings: Sequence[in
     elif not turn.is_terminal:
         change = machine.apply(turn, Rung(session_id), lifecycle.now())
         await lifecycle.settle(turn, change, rings)
-    elif await _has_come_since(lifecycle, turn):
+    elif await lifecycle.views.inbox(session_id, limit=1):
         await lifecycle.create([next_turn(session, lifecycle.now())], settles=rings)
     else:
         await lifecycle.settle(turn, None, rings)
@@ -87,12 +87,6 @@ async def answer_rings(lifecycle: Lifecycle, session_id: str, rings: Sequence[in
 async def last_turn(lifecycle: Lifecycle, session: Session) -> Task | None:
     """The turn that a session takes or took last; None before the first, and once it is deleted."""
     return None if session.driver_task_id is None else await lifecycle.views.task(session.driver_task_id)
-
-
-async def _has_come_since(lifecycle: Lifecycle, turn: Task) -> bool:
-    """Whether anything undelivered came after a turn was made: what was there before, that one could have taken."""
-    rows = await lifecycle.views.inbox(turn.session_id, limit=LOOK)
-    return any(row.created_at > turn.input.created_at for row in rows)
 
 
 def next_turn(session: Session, now: Instant) -> NewTask:
