@@ -17,7 +17,7 @@ from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
 from outrider.core.ledger import TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import TURN, State
+from outrider.core.task import TURN, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext, tool_spec
@@ -31,6 +31,8 @@ REPORTED = "reported!"
 """The journal row of what a child reported as its result."""
 STARTED = "started!"
 """The journal row that says that an agent has started something, which may live when it has answered."""
+
+STARTED_KINDS = ("subagent", "background_tool", "process")
 
 ROWS = 50
 """How many tasks `list_tasks` shows."""
@@ -222,8 +224,7 @@ class Delegation:
         task = self.task
         key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
         task.services.registry.executor(kind).check(spec)
-        if not await self._exists(key):
-            await self._check_limits(kind)
+        await self._check_limits(kind, key)
         if self._is_child:
             await task.write_own(STARTED, "spawn", b"true")
         options = evolve(
@@ -237,17 +238,17 @@ class Delegation:
         made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
 
-    async def _exists(self, key: str) -> bool:
-        """Whether this very call has started its task before it was cut off."""
-        own = TaskFilter(session_id=self.session.id, limit=ROWS)
-        return any(each.input.idempotency_key == key for each in await self.task.services.views.list_tasks(own))
-
-    async def _check_limits(self, kind: str) -> None:
+    async def _check_limits(self, kind: str, key: str) -> None:
+        """Raise LimitReached, unless this very call had started its task before it was cut off."""
         limits, views = self.task.services.settings.delegation, self.task.services.views
+        found: list[Task] = []
+        for each in STARTED_KINDS:  # not turns, of which a long conversation has any number
+            tree = TaskFilter(root_session_id=self.session.root_session_id, kind=each, limit=limits.total + 1)
+            found += await views.list_tasks(tree)
+        if any(each.input.idempotency_key == key for each in found):
+            return
         if kind == "subagent" and (depth := await self._depth()) >= limits.depth:
             raise LimitReached(f"agents may be {limits.depth} deep below the first, and you are {depth} deep")
-        tree = TaskFilter(root_session_id=self.session.root_session_id, limit=limits.total + 1)
-        found = [each for each in await views.list_tasks(tree) if each.input.kind != TURN]
         live = sum(not each.is_terminal for each in found) - self._is_child
         if len(found) >= limits.total:
             raise LimitReached(f"the tree has had {len(found)} tasks, and may have {limits.total} in all")
