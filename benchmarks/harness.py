@@ -32,7 +32,20 @@ Figures: TypeAlias = Mapping[str, float | None]
 """What a round measured, by key; None where the setting has no such figure."""
 
 NAMES = (
-    *("tasks", "steps", "recovery", "output", "history", "agent", "turns", "wake", "parked", "queue", "neighbours"),
+    *(
+        "tasks",
+        "steps",
+        "recovery",
+        "output",
+        "history",
+        "agent",
+        "turns",
+        "wake",
+        "fanout",
+        "parked",
+        "queue",
+        "neighbours",
+    ),
     *("costs", "writer"),
 )
 

@@ -109,7 +109,6 @@ async def test_what_a_tool_says_to_the_model_is_journaled_like_a_result():
     ]
     record = Record()
     for _ in range(2):
-        record.journal.pop("outcome", None)
         fake = FakeRun(record, decide=lambda *_: Approval(False, "not now"))
         await attempt(load_engine("function"), brief(agent, tools=tools), fake)
     assert told == ["ToolRetry: say please", "ToolError: no disk", "ToolError: the call was denied: not now"] * 2
@@ -140,7 +139,6 @@ async def test_a_result_is_of_the_type_that_the_step_declares_the_first_time_too
 
     record = Record()
     for _ in range(2):
-        record.journal.pop("outcome", None)
         assert (await run(agent, FakeRun(record))).result == "here"
 
 

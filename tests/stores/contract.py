@@ -36,6 +36,7 @@ from outrider.core.events import (
     Reprioritized,
     Rung,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.ledger import (
@@ -1799,6 +1800,42 @@ class Turns(Contract):
         assert await scene.ledger.append(page)
         assert await scene.told("session_b") == [("task_2", "terminal")]
         assert [row.message for row in await scene.views.transcript("session_b")] == [b'"heard"']
+
+    async def test_an_end_brings_its_last_page_along_or_neither_is_written(self, scene: Scene):
+        await self.listener(scene)
+        await scene.running("task_1", "session_b", wake_policy="on_terminal")
+        await scene.succeed("task_1")
+        await scene.one(self.turn(scene, "turn_1", claim=Claimed(WORKER)))
+        for position in ("open:1", "kept"):
+            await scene.ledger.journal([scene.step("turn_1", position)])
+        (entry,) = await scene.views.inbox("session_b")
+        page = Page(
+            "session_b",
+            "turn_1",
+            1,
+            3,
+            (b'"said"',),
+            LIVE,
+            scene.now,
+            forget="open:",
+            steps=(scene.step("turn_1", "outcome"),),
+            takes=((entry.task_id, entry.seq),),
+        )
+        end = replace(await scene.decide("turn_1", Succeeded(1, live=LIVE)), page=page)
+        gone = replace(page, session_id="session_none")
+        assert await scene.one(replace(end, page=gone)) == Fenced("turn_1", 1)
+        assert await scene.one(replace(end, page=replace(page, attempt=2))) == Fenced("turn_1", 2)
+        await scene.apply("turn_1", Told("entry_1", {"text": TEXT}, False))
+        assert isinstance(await scene.one(end), Stale)
+        assert list(await scene.views.transcript("session_b")) == []
+
+        end = replace(await scene.decide("turn_1", Succeeded(1, live=LIVE)), page=page)
+        assert isinstance(await scene.one(end), Committed)
+        (row,) = await scene.views.transcript("session_b")
+        assert (row.task_id, row.iteration, row.message) == ("turn_1", 3, b'"said"')
+        assert [step.position for step in await scene.views.steps("turn_1")] == ["kept", "outcome"]
+        assert await scene.told("session_b") == [("entry_1", "user")]
+        assert (await scene.task("turn_1")).live == LIVE
 
 
 class Inboxes(Contract):

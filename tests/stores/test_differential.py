@@ -523,6 +523,7 @@ class Histories(RuleBasedStateMachine):
         record = None
         if self.find(task_id) is None:
             self.settle_first(task_id, event)
+            self.look()
             return
         if data.draw(one_in(5), "on an old record"):
             record = data.draw(st.sampled_from(self.seen[task_id]), "record")
@@ -571,7 +572,16 @@ class Histories(RuleBasedStateMachine):
             return None
         if isinstance(event, Enriched):
             self.enriched.add(id)
+        if (ended := change.ended) is not None and data.draw(one_in(3), "with its last page"):
+            change = replace(change, page=self.some_page(data, task, ended.attempt, task.live))
         return change
+
+    def some_page(self, data: st.DataObject, task: Task, attempt: int, live: Live) -> Page:
+        draw = data.draw
+        forget = draw(st.sampled_from([None, "model:1", ""]), "forget")
+        steps = (replace(self.some_step(data, task), attempt=attempt),) if draw(st.booleans(), "step") else ()
+        session = draw(st.sampled_from(SESSIONS), "transcript")
+        return Page(session, task.id, attempt, live.iterations, (b"1", b'{"a":2}'), live, self.now, forget, steps)
 
     def some_event(self, data: st.DataObject, task: Task) -> Event:
         core = task.core
@@ -790,11 +800,7 @@ class Histories(RuleBasedStateMachine):
             chunk = OutputChunk(task.id, attempt, draw(st.sampled_from(["stdout", "log"]), "stream"), text, now, 64)
             return lambda ledger: _first(ledger.print([chunk]))
         if kind == "append":
-            live = self.some_live(data, task)
-            forget = draw(st.sampled_from([None, "model:1", ""]), "forget")
-            steps = (replace(self.some_step(data, task), attempt=attempt),) if draw(st.booleans(), "step") else ()
-            session = draw(st.sampled_from(SESSIONS), "transcript")
-            page = Page(session, task.id, attempt, live.iterations, (b"1", b'{"a":2}'), live, now, forget, steps)
+            page = self.some_page(data, task, attempt, self.some_live(data, task))
             taken = draw(st.sampled_from([0, 0, 1, 3]), "taken")
             return lambda ledger: _append(ledger, page, taken)
         path = draw(st.sampled_from(["/a", "/b/c", f"/.tasks/{task.id}/log"]), "path")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from outrider.agents.engine import (
     AgentBrief,
@@ -36,9 +36,6 @@ from outrider.runtime.codec import encode, jsonable, shape_for, shape_of
 
 T = TypeVar("T")
 
-OUTCOME = "outcome"
-"""The key of the step that is the answer."""
-
 
 class FunctionEngine:
     """Runs functions as agents."""
@@ -60,21 +57,13 @@ class FunctionEngine:
                 if name not in known:
                     raise UnknownName.of("tool", name, known)
         ctx = AgentContext(brief, run)
-        if (ended := run.journaled(OUTCOME).get(OUTCOME)) is not None:
-            return AgentOutcome.from_json(cast("JSONObject", ended))
         try:
             answer = jsonable(await agent(ctx))
-            outcome = AgentOutcome("answered", answer, answer if isinstance(answer, str) else ctx.text)
         except BaseException as error:
             if not _is_spent(error):
                 raise
-            outcome = AgentOutcome("max_iterations", text=ctx.text)
-
-        async def ending() -> JSON:
-            return outcome.to_json()
-
-        await run.step(OUTCOME, ending)
-        return outcome
+            return AgentOutcome("max_iterations", text=ctx.text)
+        return AgentOutcome("answered", answer, answer if isinstance(answer, str) else ctx.text)
 
 
 class AgentContext:

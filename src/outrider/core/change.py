@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
-from outrider.core.task import Artifact, InputRequest, Task, TaskError
+from outrider.core.task import Artifact, InputRequest, Live, Task, TaskError
 from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
@@ -109,6 +109,28 @@ class Luggage:
     """What is appended to that one's transcript: the iteration and the encoded message of each entry."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one finished iteration adds to a session's transcript, with the totals after it.
+
+    Written in one transaction with `live`; it forgets the journal rows of the open iteration, which are those
+    whose position starts with `forget`, and writes `steps` after that.
+    """
+
+    session_id: str
+    task_id: str
+    attempt: int
+    iteration: int
+    messages: tuple[bytes, ...]
+    """Encoded JSON, one transcript entry each, in the engine's own format."""
+    live: Live
+    at: Instant
+    forget: str | None = None
+    steps: tuple[Step, ...] = ()
+    takes: tuple[tuple[str, int], ...] = ()
+    """What of the session's inbox its messages tell of, and is delivered with them: the task id and seq of each."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -135,6 +157,8 @@ class Change:
     settles: int | None = None
     luggage: Luggage | None = None
     """With a creation only."""
+    page: Page | None = None
+    """With what the holder of the task reports only: the iteration that it ends with. Its totals are the task's own."""
     drives: bool = False
     """With a creation only: the task is the one that takes its session's turn from now on."""
     is_noop: bool = False

@@ -32,6 +32,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.change import OutputRow as OutputRow
+from outrider.core.change import Page as Page
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
@@ -189,28 +190,6 @@ class OutputChunk:
     text: str
     at: Instant
     keep: int
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What one finished iteration adds to a session's transcript, with the totals after it.
-
-    Written in one transaction with `live`; it forgets the journal rows of the open iteration, which are those
-    whose position starts with `forget`, and writes `steps` after that.
-    """
-
-    session_id: str
-    task_id: str
-    attempt: int
-    iteration: int
-    messages: tuple[bytes, ...]
-    """Encoded JSON, one transcript entry each, in the engine's own format."""
-    live: Live
-    at: Instant
-    forget: str | None = None
-    steps: tuple[Step, ...] = ()
-    takes: tuple[tuple[str, int], ...] = ()
-    """What of the session's inbox its messages tell of, and is delivered with them: the task id and seq of each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,11 @@ from outrider.agents.engine import (
 from outrider.agents.models import chain, choose
 from outrider.agents.patience import Patience
 from outrider.agents.registered import RegisteredAgent
-from outrider.core.errors import InvalidArguments, Superseded, UnknownName
+from outrider.core.change import Page
+from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
-from outrider.core.ledger import Page
 from outrider.core.session import NewSession
-from outrider.core.task import Effects, ExpiryPolicy, Usage
+from outrider.core.task import Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.runtime.attempt import Scope, cut, shorten
@@ -154,6 +154,7 @@ class Subagent:
         answer = outcome.text if outcome.result is None else outcome.result
         limit = task.services.settings.limits.result
         if isinstance(answer, str) and len(encode(answer)) > limit:
+            await task.append_last()
             await task.artifact("answer.txt", answer, position="answer")
         return cut(answer, limit) if isinstance(answer, str) else answer
 
@@ -163,7 +164,10 @@ class Subagent:
         session_id = await _child_session(task)
         if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
             task.report(links=evolve(task.live.links, child_session_id=session_id))
-        return await self._drive(task, engine, AgentTranscript(task, session_id), prompt=task.spec["prompt"])
+        transcript = AgentTranscript(task, session_id)
+        outcome = await self._drive(task, engine, transcript, prompt=task.spec["prompt"])
+        transcript.keep(outcome)
+        return outcome
 
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
@@ -173,6 +177,7 @@ class Subagent:
         await patience.resume()
         delegation = await self._delegation(task, agent, run.session_id)
         while True:
+            await task.append_last()
             rows = await task.services.views.transcript(run.session_id)
             transcript = tuple(decode(row.message) for row in rows)
             brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
@@ -376,14 +381,24 @@ class AgentTranscript:
         """The session whose transcript it is."""
         return self._session_id
 
-    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
+    async def step(
+        self,
+        key: str,
+        fn: Callable[[], Awaitable[JSON]],
+        *,
+        effects: Effects = "idempotent",
+        unless: Callable[[JSON], bool] | None = None,
+    ) -> JSON:
         """Return what is journaled for the open iteration under `key`, or run `fn` and journal it."""
         with self._task.busy():
             position = self._task.journal.own(OPEN + key, "step")
             begun = await self._task.begin_step(position, effects)
             if begun is not None:
                 return decode(begun)
-            return decode(await self._task.finish_step(position, await fn()))
+            value = await fn()
+            if unless is not None and unless(value):
+                return value
+            return decode(await self._task.finish_step(position, value))
 
     def journaled(self, prefix: str = "") -> Mapping[str, JSON]:
         """Return what the journal of the open iteration holds under keys that begin with `prefix`."""
@@ -405,7 +420,7 @@ class AgentTranscript:
         return await self._calls.settle(permit, usage, failure)
 
     async def append(self, iteration: Iteration) -> None:
-        """Append a finished iteration with its totals, and forget the journal before it."""
+        """Append a finished iteration with its totals, and forget the journal before it; the last one with the end."""
         task = self._task
         forgotten = None if iteration.keeps_journal else OPEN
         live = evolve(
@@ -421,19 +436,38 @@ class AgentTranscript:
         if iteration.outcome is not None:
             outcome = self.outcome_row(iteration.outcome.to_json())
             steps.append(self._row(OUTCOME, "outcome", now, encode(outcome)))
-        page = Page(
-            session_id=self._session_id,
-            task_id=task.id,
-            attempt=task.attempt,
-            iteration=live.iterations,
+        page = self._page(
+            live,
+            now,
+            tuple(steps),
             messages=tuple(encode(message) for message in iteration.messages),
-            live=live,
-            at=now,
             forget=forgotten,
-            steps=tuple(steps),
             takes=self.takes(),
         )
-        await self._write(page)
+        if iteration.outcome is None:
+            await task.append(page)
+        else:
+            task.end_with(page)
+
+    def keep(self, outcome: AgentOutcome) -> None:
+        """Have it known with the end how the agent ended, if its engine has not said so with its last iteration."""
+        if self.finished() is None:
+            now = self._task.services.clock.now()
+            row = self._row(OUTCOME, "outcome", now, encode(self.outcome_row(outcome.to_json())))
+            self._task.end_with(self._page(self._task.live, now, (row,)))
+
+    def _page(
+        self,
+        live: Live,
+        now: Instant,
+        steps: tuple[Step, ...],
+        *,
+        messages: tuple[bytes, ...] = (),
+        forget: str | None = None,
+        takes: tuple[tuple[str, int], ...] = (),
+    ) -> Page:
+        task = self._task
+        return Page(self._session_id, task.id, task.attempt, live.iterations, messages, live, now, forget, steps, takes)
 
     async def news(self) -> str | None:
         """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""
@@ -451,13 +485,6 @@ class AgentTranscript:
     def outcome_row(self, outcome: dict[str, JSON]) -> dict[str, JSON]:
         """What is journaled of an outcome."""
         return outcome
-
-    async def _write(self, page: Page) -> None:
-        task = self._task
-        with task.busy(), task.storing():
-            if not await task.services.ledger.append(page):
-                raise Superseded(task.id, task.attempt)
-        task.take_page(page.live, page.forget, page.steps)
 
     def _row(self, position: str, verb: str, now: Instant, value: bytes) -> Step:
         ordinal = self._task.journal.own(position, verb).ordinal

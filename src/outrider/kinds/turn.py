@@ -12,7 +12,7 @@ from typing import Any
 
 from outrider.agents.engine import AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
-from outrider.core.ledger import InboxRow, Page
+from outrider.core.ledger import InboxRow
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.kinds.subagent import OPEN, OUTCOME, AgentTranscript, Subagent
@@ -53,7 +53,7 @@ class Turn(Subagent):
         answer = None
         while await ears.hear():
             outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
-            await ears.keep(outcome)
+            ears.keep(outcome)
             answer = await self._answer(task, outcome)
         if answer is None and (finished := ears.finished()) is not None:
             answer = await self._answer(task, finished)
@@ -85,24 +85,21 @@ class _Ears(AgentTranscript):
         rows = await self._look(first=self._times == 0)
         if not rows:
             return False
+        await self._task.append_last()  # it was not the end
         self._times += 1
         self.prompt = "\n\n".join(map(told, rows))
         now = self._task.services.clock.now()
         self.done, self.used = self._task.live.iterations, self._task.live.usage
         heard = encode([self._times, self.prompt, self.done, self.used])
-        page = Page(
-            session_id=self._session_id,
-            task_id=self._task.id,
-            attempt=self._task.attempt,
-            iteration=self._task.live.iterations,
+        page = self._page(
+            self._task.live,
+            now,
+            (self._row(HEARD, "heard", now, heard),),
             messages=tuple(encode(message) for message in self._engine.said(self.prompt)),
-            live=self._task.live,
-            at=now,
             forget=OPEN,
-            steps=(self._row(HEARD, "heard", now, heard),),
             takes=tuple((row.task_id, row.seq) for row in rows),
         )
-        await self._write(page)
+        await self._task.append(page)
         return True
 
     async def news(self) -> str | None:
@@ -125,13 +122,13 @@ class _Ears(AgentTranscript):
         rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
         left = [row for row in rows if not first and row.body.get("steering") == "after"]
         self._task.looked(seen, leaves=bool(left))
-        taken = {(row.task_id, row.seq) for row in self._taken}
+        last = self._task.last_page
+        taken = {(row.task_id, row.seq) for row in self._taken} | set(() if last is None else last.takes)
         return [row for row in rows if row not in left and (row.task_id, row.seq) not in taken]
 
-    async def keep(self, outcome: AgentOutcome) -> None:
-        """Have it known that the agent has answered; of most engines the last page has said so."""
-        if self._answered() != self._times:
-            await self._task.write_own(OUTCOME, "outcome", encode(self.outcome_row(outcome.to_json())))
+    def finished(self) -> AgentOutcome | None:
+        """How the agent has answered what it was told last, if it has."""
+        return super().finished() if self._answered() == self._times else None
 
     def _answered(self) -> int:
         """How often the agent had been told something when it answered last."""

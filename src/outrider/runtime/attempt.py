@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from outrider.core import events
+from outrider.core.change import Page
 from outrider.core.errors import (
     Failure,
     InvalidArguments,
@@ -121,6 +122,8 @@ class Attempt:
         self.seen: int | None = None
         self.leaves = False
         """Of a turn: what it has seen of the inbox; see `Succeeded`."""
+        self.page: Page | None = None
+        """The iteration that its code ended with, to be written in one transaction with the end."""
         self._on_news = on_news
         self._is_crowded = is_crowded
         self._waits: dict[Bell, tuple[Wait, ...]] = {}
@@ -439,6 +442,17 @@ class Attempt:
 
     def take_live(self) -> Live | None:
         """Hand out live values that were not written yet, None if there are none."""
+        if self.page is not None:
+            totals = self.page.live
+            with self._speaking:
+                self.live = evolve(
+                    self.live,
+                    iterations=totals.iterations,
+                    usage=totals.usage,
+                    provider=totals.provider,
+                    model=totals.model,
+                )
+                self.live_is_dirty = True
         return self.take_news()[0]
 
     def take_news(self) -> tuple[Live | None, dict[str, Any] | None]:

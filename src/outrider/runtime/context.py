@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
+from outrider.core.change import Page
 from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, InvalidPath, NotFound, Superseded, TooLarge
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
@@ -927,13 +928,43 @@ class TaskContext:
         check_size("the description of the artifact", (name, url), self._services.settings.limits.message)
         await self._move(events.Produced(self.attempt, Artifact(name, "file", path, url, media_type, size), file))
 
-    def take_page(self, live: Live, forgotten: str | None, steps: Sequence[Step]) -> None:
-        """Take note of a page of the transcript that was just written."""
-        self._attempt.live = live
-        if forgotten is not None:
-            self._attempt.journal.forget(forgotten)
+    async def append(self, page: Page) -> None:
+        """Append a finished iteration to a transcript, after the one that was to be the last."""
+        await self.append_last()
+        await self._append(page)
+        self._note_page(page)
+
+    def end_with(self, page: Page) -> None:
+        """Have a finished iteration appended in one transaction with the end of this attempt, whatever that is.
+
+        Nothing else is written of this task before, but output and progress; see `append_last`.
+        """
+        self._attempt.page = page
+        self._note_page(page)
+
+    async def append_last(self) -> None:
+        """Append what `end_with` kept: it was not the end, or something is to rest on it."""
+        page = self._attempt.page
+        if page is not None:
+            await self._append(page)
+            self._attempt.page = None
+
+    @property
+    def last_page(self) -> Page | None:
+        """What `end_with` keeps."""
+        return self._attempt.page
+
+    async def _append(self, page: Page) -> None:
+        with self.busy(), self.storing():
+            if not await self._services.ledger.append(page):
+                raise Superseded(self.id, self.attempt)
+        self._attempt.live = page.live
+
+    def _note_page(self, page: Page) -> None:
+        if page.forget is not None:
+            self._attempt.journal.forget(page.forget)
         self._attempt.journal.has_grown = True
-        for step in steps:
+        for step in page.steps:
             self._attempt.journal.note(step)
         self._attempt.touch()
 

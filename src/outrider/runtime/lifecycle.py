@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change, Heritage, InboxEntry
+from outrider.core.change import Change, Heritage, InboxEntry, Page
 from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
 from outrider.core.events import Claimed, Debounced, Event, Rung, Step
 from outrider.core.ledger import (
@@ -161,17 +161,26 @@ class Lifecycle:
         return (await self._created(new, verdict, ())).task
 
     async def move(
-        self, task: Task | str, event: Event, *, settles: int | None = None, steps: tuple[Step, ...] = ()
+        self,
+        task: Task | str,
+        event: Event,
+        *,
+        settles: int | None = None,
+        steps: tuple[Step, ...] = (),
+        page: Page | None = None,
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
-        Raises NotFound, and whatever the reducer refuses with.
+        `page` is the iteration that the holder of the task ends with. Raises NotFound, and whatever the reducer refuses
+        with.
         """
         current = await self._read(task) if isinstance(task, str) else task
         while True:
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current
+            if page is not None:
+                change = evolve(change, page=page)
             (verdict,) = await self._commit([change])
             match verdict:
                 case Committed():

@@ -382,9 +382,12 @@ class Worker:
         is_last_word = False
         while True:
             try:
-                if attempt.has_output:
-                    await self._voice.print([attempt])
-                attempt.span.settled(event, await self._services.lifecycle.move(attempt.record, event))
+                move = self._services.lifecycle.move(attempt.record, event, page=attempt.page)
+                if attempt.has_output:  # handed over in one pass, and so written in one transaction
+                    _, settled = await asyncio.gather(self._voice.print([attempt]), move)
+                else:
+                    settled = await move
+                attempt.span.settled(event, settled)
                 return
             except (Superseded, NotFound):  # it was settled without this attempt, and maybe deleted since
                 return
@@ -399,6 +402,7 @@ class Worker:
                 log.exception("the end of a task cannot be written; it fails instead", task=attempt.task_id)
                 problem = TaskError("exception", f"how it ended cannot be written: {type(error).__name__}")
                 event, is_last_word = Failed(attempt.number, problem, retryable=False), True
+                attempt.page = None
 
     async def _open_children(self, attempt: Attempt) -> tuple[str, ...]:
         if not attempt.journal.holds("spawn"):

@@ -332,6 +332,8 @@ class Wanted:
         self.tasks.update(change.watches)
         for step in change.steps:
             self.tasks.add(step.task_id)
+        if change.page is not None:
+            self.sessions.add(change.page.session_id)
         for file in change.files:
             self.file(file)
         for entry in change.inbox:
@@ -718,6 +720,8 @@ class Batch:
             self._settle(change.settles)
             return Committed(self._with_live(task, head))
         else:
+            if change.page is not None and not self._turn_page(change.page):
+                return Fenced(change.page.task_id, change.page.attempt)
             self._move(parcel, head)
         self._settle(change.settles)
         if change.live_changed:
@@ -1084,6 +1088,19 @@ class Batch:
 
     def append(self, page: Page) -> bool:
         """Append a finished iteration."""
+        if not self._turn_page(page):
+            return False
+        head = self._tasks[page.task_id]
+        changed = difference(read_live(None if head.live is None else decode(head.live)), page.live)
+        if changed:
+            head.live = LIVE.write(page.live)
+            self._log(self._session_of(head), head.number, "task.updated", page.at, encode({"live": changed}))
+        self._sign(head, page.at)
+        self._session_ids.add(head.session_id)
+        return True
+
+    def _turn_page(self, page: Page) -> bool:
+        """Take in what a page holds beside the totals; False if the attempt is over, or the session gone."""
         head, session = self._holder(page.task_id, page.attempt), self._sessions.get(page.session_id)
         if head is None or session is None:
             return False
@@ -1093,12 +1110,7 @@ class Batch:
         if page.forget is not None:
             self._forget(head.number, page.forget)
         self._steps.extend((head.number, step) for step in page.steps)
-        changed = difference(read_live(None if head.live is None else decode(head.live)), page.live)
-        if changed:
-            head.live = LIVE.write(page.live)
-            self._log(self._session_of(head), head.number, "task.updated", page.at, encode({"live": changed}))
-        self._sign(head, page.at)
-        self._session_ids.update((page.session_id, head.session_id))
+        self._session_ids.add(page.session_id)
         return True
 
     def _forget(self, task: int, prefix: str) -> None:

@@ -409,9 +409,22 @@ class MemoryLedger:
         tables.check_open()
         if not tables.holds(page.task_id, page.attempt) or page.session_id not in tables.sessions:
             return False
-        row, session = tables.tasks[page.task_id], tables.sessions[page.session_id]
+        row = tables.tasks[page.task_id]
         changed = difference(row.task.live, page.live)
         data = _encode({"live": changed})
+        self._turn_page(page)
+        if changed:
+            row.task = evolve(row.task, live=page.live)
+            tables.log(row.task.session_id, row.task.id, "task.updated", page.at, data)
+        row.active_at = max(row.active_at or 0, page.at)
+        news = _News(session_ids={page.session_id})
+        news.of(row.task)
+        await self._committed(news)
+        return True
+
+    def _turn_page(self, page: Page) -> None:
+        """Take in what a page holds beside the totals."""
+        row, session = self._tables.tasks[page.task_id], self._tables.sessions[page.session_id]
         for message in page.messages:
             number = len(session.transcript) + 1
             session.transcript.append(TranscriptRow(number, page.task_id, page.iteration, message))
@@ -421,14 +434,6 @@ class MemoryLedger:
         if page.forget is not None:
             row.steps = {position: step for position, step in row.steps.items() if not position.startswith(page.forget)}
         self._write_steps(page.steps)
-        if changed:
-            row.task = evolve(row.task, live=page.live)
-            tables.log(row.task.session_id, row.task.id, "task.updated", page.at, data)
-        row.active_at = max(row.active_at or 0, page.at)
-        news = _News(session_ids={page.session_id})
-        news.of(row.task)
-        await self._committed(news)
-        return True
 
     async def print(self, chunks: Sequence[OutputChunk]) -> Sequence[bool]:
         """Append output; False for each whose attempt is over."""
@@ -602,6 +607,9 @@ class MemoryLedger:
             del self._tables.follow_ups[change.settles]
         if change.is_noop:
             return Committed(self._tables.tasks[change.task.id].task)
+        if change.page is not None:
+            self._turn_page(change.page)
+            news.session_ids.add(change.page.session_id)
         row = self._create(change) if change.before is None else self._update(change)
         self._write_beside(row, change, news)
         self._log(change, log)
@@ -633,7 +641,7 @@ class MemoryLedger:
         if change.before is not None:
             if found is None or found.task.core.version != change.before:
                 return Stale(None if found is None else found.task)
-            return None
+            return None if change.page is None else self._refusal_of(change.page)
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
         opened = None if change.luggage is None else change.luggage.child_session_id
@@ -647,6 +655,10 @@ class MemoryLedger:
         if found is not None:
             return Existing(found.task)
         return Barred() if task.core.is_held and self._bars(task) else None
+
+    def _refusal_of(self, page: Page) -> Fenced | None:
+        is_held = self._tables.holds(page.task_id, page.attempt) and page.session_id in self._tables.sessions
+        return None if is_held else Fenced(page.task_id, page.attempt)
 
     def _bars(self, task: Task) -> bool:
         tables, key = self._tables, task.input.concurrency_key

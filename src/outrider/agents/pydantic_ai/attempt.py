@@ -126,7 +126,17 @@ class Attempt:
                 node = await self._advance(agent_run, node)
             return await self._finish(agent_run)
 
-    async def step(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects = "idempotent") -> JSON:
+    async def request(self, body: Callable[[], Awaitable[JSON]]) -> JSON:
+        """Journal a model request. An agent of our own making goes from a text straight to the end of the iteration."""
+        return await self.step("model", body, unless=_is_text if self.brief.agent is None else None)
+
+    async def step(
+        self,
+        key: str,
+        body: Callable[[], Awaitable[JSON]],
+        effects: Effects = "idempotent",
+        unless: Callable[[JSON], bool] | None = None,
+    ) -> JSON:
         """Journal `body` under a key of the open iteration that no finished or running step has."""
         claimed = self._claim(f"{self.number}/{key}")
         failure: Exception | None = None
@@ -142,7 +152,7 @@ class Attempt:
                 raise
 
         try:
-            return await self.run.step(claimed, fn, effects=effects)
+            return await self.run.step(claimed, fn, effects=effects, unless=unless)
         except Exception as error:
             # What failed is not journaled, so another try, by a fallback or a hook, takes the same place.
             self.keys.discard(claimed)
@@ -458,6 +468,11 @@ class Attempt:
         if self.mismatch is not None:
             return "schema_mismatch"
         return "no_result" if self.brief.result_schema is not None else "exception"
+
+
+def _is_text(response: JSON) -> bool:
+    """Whether a response, as it is journaled, asks for nothing to be done."""
+    return isinstance(response, dict) and all(part["part_kind"] in ("text", "thinking") for part in response["parts"])
 
 
 def said(text: str) -> list[JSON]:

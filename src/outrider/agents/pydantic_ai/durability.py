@@ -160,9 +160,9 @@ class Journal(JournalCallableOperationBackend[None]):
         attempt = self._attempt
         match operation_id:
             case ModelRequestId(streaming=False):
-                return await attempt.step("model", body)
+                return await attempt.request(body)
             case ModelRequestId():
-                return await attempt.step("model", self._heard(body))
+                return await attempt.request(self._heard(body))
             case ModelCompactMessagesId():
                 return await attempt.step("compact", body)
             case CapabilityOperationId(capability_id=capability, operation=operation):
