@@ -28,8 +28,8 @@ setup: $(READY) ## make .venv from the lock, with the project in it (editable)
 demo: $(READY) ## show what Outrider does, offline
 	$(BIN)/outrider demo $(ARGS)
 
-test: $(READY) ## run the tests, all but the soak tests, two at a time
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal $(ARGS)
+test: $(READY) ## run the tests, all but the soak tests, three at a time: a third of their time they wait
+	$(BIN)/python -m pytest -m "not soak" -n 3 --dist worksteal $(ARGS)
 
 soak: $(READY) ## run the long random and crash tests
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=1800 $(ARGS)
