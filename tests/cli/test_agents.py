@@ -85,6 +85,9 @@ def test_a_budget_ends_the_task_and_show_says_what_became_of_it(cli: Cli):
     told = cli.ok("show", ran.record["id"])
     assert f"task:{ran.record['id']}  tokens " in told.out
     assert "requests 2 of 2" in told.out
+    assert "requests 2 of 2" in cli.ok("usage", ran.record["id"]).out
+    assert cli.ok("usage", "session_default", "--tree", "--json").record["requests"] == 2
+    assert cli.run("usage", "nobody").code == 4
 
 
 def test_a_budget_is_typed_as_names_and_numbers():

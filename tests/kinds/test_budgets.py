@@ -85,6 +85,8 @@ async def test_an_agent_whose_budget_is_spent_ends_failed_with_what_it_has_so_fa
         task = await session.spawn_agent("Go.", model=model, tools=["look"], options=options)
         assert (await fails(task)).kind == "budget_exceeded"
         record = await task.record()
+        details = record.error.details if record.error is not None else {}
+        assert (details["account"], details["limit"]) == (f"task:{task.id}", limit)
         assert (record.iterations, record.summary, record.attempt) == (2, "Looking.", 1)
         assert record.error is not None
         assert record.error.message.startswith(f"the budget of task:{task.id} has ")

@@ -399,6 +399,11 @@ def _tree(parser: Parser) -> None:
     parser.add_argument("target", metavar="SESSION|TASK", help="whose tasks, with all that is below")
 
 
+def _usage(parser: Parser) -> None:
+    parser.add_argument("target", metavar="SESSION|TASK", help="what its model calls have used")
+    parser.add_argument("--tree", action="store_true", help="of a session: its whole delegation tree")
+
+
 def _stats(parser: Parser) -> None:
     parser.add_argument("--within", metavar="TIME", type=_time, default=3600.0, help="what ended in this; default 1h")
 
@@ -503,6 +508,7 @@ COMMANDS: dict[str, Command] = {
         Command("doctor", "say what is wrong, or why a task does not run", "operating:doctor", _doctor),
         Command("workers", "list the workers, and what they hold", "operating:workers", _workers),
         Command("tree", "print the tasks of a session or below a task", "operating:tree", _tree),
+        Command("usage", "show what was used, and what is spent of which budget", "looking:usage", _usage),
         Command("stats", "show rates, waits, failures and size", "operating:stats", _stats),
         Command("export", "write a task with its checkpoint as one document", "keeping:export", _export),
         Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),

@@ -12,6 +12,7 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, short
 from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
 from outrider.cli.values import pairs
+from outrider.core.errors import NotFound
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State
 from outrider.runtime.around import Around
@@ -178,6 +179,26 @@ def _described(record: TaskRecord, beside: dict[str, Any]) -> list[str]:
         text = " ".join(_part(part) for part in each["parts"])
         lines.append(f"message {each['id']}  {each['direction']}  {on_one_line(text)}")
     return lines
+
+
+async def usage(arguments: Namespace, screen: Screen) -> int:
+    """Show what a task, a session or a whole tree has used, and what is spent of the budgets that bound it."""
+    async with open_runtime(arguments) as runtime:
+        try:
+            spent = await runtime.tasks.spent((await runtime.tasks.find(arguments.target)).id)
+        except NotFound:
+            spent = await runtime.sessions.usage(arguments.target, tree=arguments.tree)
+    if screen.as_json:
+        screen.record(spent)
+        return OK
+    cost = "" if spent.cost is None else f", ${spent.cost:g}"
+    cached = f" ({spent.cached_tokens:,} cached)" if spent.cached_tokens else ""
+    screen.line(
+        f"{spent.requests:,} requests, {spent.input_tokens:,} tokens in{cached}, {spent.output_tokens:,} out{cost}"
+    )
+    for account in spent.accounts:
+        screen.line(on_one_line(_account(account.model_dump(mode="json"))))
+    return OK
 
 
 def _account(account: dict[str, Any]) -> str:

@@ -531,7 +531,9 @@ class Attempt:
             return self._failure(problem, retryable=False)
         if isinstance(error, OutriderError):
             kind = getattr(error, "kind", "exception")
-            problem = TaskError(kind, str(error), {"code": error.code, **details})
+            told = _told(error.details, self.services.settings.limits.message)
+            more = told if isinstance(told, dict) else {} if told is None else {"details": told}
+            problem = TaskError(kind, str(error), {**more, "code": error.code, **details})
             return self._failure(
                 problem, retryable=getattr(error, "retryable", True), partial=getattr(error, "partial", None)
             )
