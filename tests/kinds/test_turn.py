@@ -97,7 +97,7 @@ async def settled(session: SessionHandle) -> None:
     async with asyncio.timeout(10):
         while True:
             turn = await session.turn()
-            if turn is not None and (await turn.wait()).id == turn.id and not await session.inbox():
+            if turn is not None and (await turn.wait()).id == turn.id and not await session.inbox.list():
                 last = await session.turn()
                 if last is not None and last.id == turn.id:
                     return
@@ -110,7 +110,7 @@ async def test_what_is_said_to_a_session_is_answered_in_a_turn_of_its_agent(stag
         assert await turn.result() == "You said hello."
         record = await turn.record()
         assert (record.kind, record.state, record.iterations) == ("turn", State.SUCCEEDED, 1)
-        assert await session.inbox() == []
+        assert await session.inbox.list() == []
         assert await said(runtime, session) == [("user-prompt", "hello"), ("text", "You said hello.")]
 
 
@@ -161,7 +161,7 @@ async def test_what_comes_as_the_agent_answers_is_answered_in_the_same_turn(stag
         assert await turn.result() == "You said and this."
         texts = [text for _, text in await said(runtime, session)]
         assert texts == ["slowly", "You said slowly.", "and this", "You said and this."]
-        assert await session.inbox() == []
+        assert await session.inbox.list() == []
 
 
 async def test_what_is_for_after_the_turn_is_heard_in_the_next(stage: Stage):
@@ -199,7 +199,7 @@ async def test_what_may_not_wait_is_refused_during_a_turn_and_changes_nothing(st
         with pytest.raises(SessionBusy):
             await session.send("now or never", steering="reject")
         assert (await turn.record()).version == before
-        assert await session.inbox() == []
+        assert await session.inbox.list() == []
         stage.gate.set()
         assert await ended(turn) == "succeeded"
         assert await (await session.send("now", steering="reject")).result() == "You said now."
@@ -240,7 +240,7 @@ async def test_a_wake_of_a_session_without_an_agent_stays_in_its_inbox(stage: St
         session = await runtime.sessions.create()
         task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal"))
         await task.result()
-        assert [entry.task_id for entry in await session.inbox()] == [task.id]
+        assert [entry.task_id for entry in await session.inbox.list()] == [task.id]
         with pytest.raises(IllegalMove):
             await session.send("hello")
 
