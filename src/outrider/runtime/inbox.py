@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import IllegalMove, InvalidArguments, NotFound
+from outrider.core.session import Session
 from outrider.core.values import Instant, Span
 from outrider.runtime.options import Length, check_ids, check_page, check_texts, not_negative
 from outrider.runtime.records import InboxRecord, ReceiptsRecord
@@ -25,9 +26,12 @@ class Inbox:
         self._services = services
 
     async def list(self, session_id: str, *, limit: int = 100) -> builtins.list[InboxRecord]:
-        """Return what a session has yet to be told, oldest first, received or not, and leave it as it is."""
+        """Return what a session has yet to be told, received or not, oldest first, and leave it. Raises NotFound."""
         check_texts(session_id=session_id)
-        return [InboxRecord.of(row) for row in await self._services.views.inbox(session_id, limit=check_page(limit))]
+        found = await self._services.views.inbox(session_id, limit=check_page(limit))
+        if not found:
+            await self._session(session_id)
+        return [InboxRecord.of(row) for row in found]
 
     async def receive(
         self, session_id: str, *, wait: Length | None = None, lease: Length | None = None, limit: int = 100
@@ -63,14 +67,14 @@ class Inbox:
         """Say that what was received with these receipts is done, for good; safe to repeat. All in one transaction.
 
         Returns what became of each receipt; none that is not good any more takes anything away, least of all news that
-        came after it. Raises InvalidArguments for what is no receipt; then nothing was acknowledged.
+        came after it. Raises NotFound, and InvalidArguments for what is no receipt; then nothing was acknowledged.
         """
         return await self._settle(session_id, receipts, None)
 
     async def renew(self, session_id: str, receipts: Sequence[str], *, lease: Length | None = None) -> ReceiptsRecord:
         """Keep what was received for a `lease` from now on; with 0 give it back, for anybody to receive at once.
 
-        Returns what became of each receipt. Raises InvalidArguments for what is no receipt; then nothing was renewed.
+        Returns what became of each receipt. Raises NotFound and InvalidArguments, as `acknowledge` does.
         """
         length = self._length(lease)
         return await self._settle(session_id, receipts, self._services.clock.now() + length)
@@ -80,6 +84,8 @@ class Inbox:
         check_ids(receipts=receipts)
         given = {text: _receipt(text) for text in receipts}
         standings = await self._services.ledger.acknowledge(session_id, builtins.list(given.values()), until)
+        if set(standings) <= {"gone"}:
+            await self._session(session_id)  # in one that is not there everything would seem to be done
         by_standing: defaultdict[Standing, builtins.list[str]] = defaultdict(builtins.list)
         for text, standing in zip(given, standings, strict=True):
             by_standing[standing].append(text)
@@ -96,14 +102,18 @@ class Inbox:
     async def _check_receiver(self, session_id: str) -> None:
         """Raise IllegalMove for a session that an agent of ours drives: what it is told goes into its transcript."""
         check_texts(session_id=session_id)
-        session = await self._services.views.session(session_id)
-        if session is None:
-            raise NotFound.of("session", session_id)
+        session = await self._session(session_id)
         if session.agent is not None or session.parent_task_id is not None:
             who = "the task that opened it" if session.agent is None else f"its agent {session.agent!r}"
             raise IllegalMove(
                 f"what {session_id} is told is for {who}; an outside agent receives in a session without an agent"
             )
+
+    async def _session(self, session_id: str) -> Session:
+        session = await self._services.views.session(session_id)
+        if session is None:
+            raise NotFound.of("session", session_id)
+        return session
 
 
 class SessionInbox:
