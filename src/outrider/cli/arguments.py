@@ -27,22 +27,9 @@ IDLE_EXIT = 60.0
 
 _PATHS = ("db", "destination", "file", "line", "path", "source")
 _NAMES = (
-    *("after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key", "in_reply_to"),
-    *(
-        "ack",
-        "kind",
-        "model",
-        "name",
-        "needs",
-        "rate",
-        "reason",
-        "renew",
-        "request",
-        "session",
-        "state",
-        "stdin",
-        "step",
-    ),
+    *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
+    *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
+    *("stdin", "step"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
