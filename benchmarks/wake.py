@@ -108,6 +108,6 @@ async def _check(outrider: Runtime, session: SessionHandle, *, wakes: int, turns
     rows = await outrider.services.views.transcript(session.id)
     told = sum(str(decode(row.message)).count("<task_wake") for row in rows)
     check(told == wakes, f"{wakes} wakes were told {told} times")
-    check(not await session.inbox(), "something is left in the inbox")
+    check(not await session.inbox.list(), "something is left in the inbox")
     taken = sum(task.kind == "turn" for task in await session.tasks(limit=10_000))
     check(taken == turns, f"{taken} turns were taken, and not {turns}")

@@ -105,6 +105,8 @@ class WorkerSettings:
     """How long before that the session is reminded."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
+    inbox_lease: float = 60.0
+    """How long what an outside agent receives is kept for it, unless it says."""
     delegation: DelegationLimits = DelegationLimits()
     limits: Limits = Limits()
 

@@ -77,7 +77,7 @@ async def all_is_heard(runtime: Runtime, session: SessionHandle) -> None:
         while True:
             counts = await views.count_by_state()
             lives = sum(count for state, count in counts.items() if not State(state).is_terminal)
-            if not lives and not await session.inbox() and not await views.follow_ups(1):
+            if not lives and not await session.inbox.list() and not await views.follow_ups(1):
                 return
             await asyncio.sleep(0.05)
 

@@ -284,7 +284,7 @@ async def test_ask_asks_once_and_takes_what_fits():
 async def test_post_sends_once_and_wakes_the_session():
     async def see(runtime: TestRuntime, task: TaskHandle) -> Any:
         messages = [message.parts[0]["data"] for message in await task.messages(direction="outbound")]
-        inbox = await (await runtime.sessions.get(task.session_id)).inbox()
+        inbox = await (await runtime.sessions.get(task.session_id)).inbox.list()
         return messages, len(inbox)
 
     woken = TaskOptions(wake="on_activity")

@@ -128,18 +128,17 @@ async def test_a_child_session_spends_from_the_tree_of_its_root(app):
 
 async def test_the_soft_mark_wakes_the_session_once_while_the_agent_goes_on(app):
     model = told("soft", *[LOOK] * 6, DONE)
-    async with at_work(app) as (outrider, session):
+    async with at_work(app) as (_, session):
         options = TaskOptions(budget={"tokens": 2000, "soft": 0.1}, wake="on_activity")
         task = await session.spawn_agent("Go.", model=model, tools=["look"], options=options)
         seen: list[str] = []
         async for event in task.events():
-            rows = await outrider.ledger.views.inbox(session.id)
-            seen += [row.reason for row in rows]
-            for row in rows:
-                await outrider.ledger.acknowledge(session.id, row.seq)
+            entries = await session.inbox.receive()
+            seen += [entry.reason for entry in entries]
+            await session.inbox.acknowledge([entry.receipt or "" for entry in entries])
             if event.task is not None and event.task.state is State.SUCCEEDED:
                 break
-        seen += [row.reason for row in await outrider.ledger.views.inbox(session.id)]
+        seen += [entry.reason for entry in await session.inbox.list()]
         assert [reason for reason in seen if reason == "budget"] == ["budget"]
 
 

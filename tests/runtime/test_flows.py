@@ -568,12 +568,11 @@ async def test_a_session_is_told_what_it_wants_to_know(store: Store):
         session = await runtime.sessions.create()
         await session.spawn("speaks", options=TaskOptions(wake=wake))
         await runtime.run_until_idle()
-        entries = await session.inbox()
-        told = [entry.reason for entry in entries]
-        if entries:
-            assert await session.acknowledge(entries[-1].seq) == len(entries)
-        assert await session.inbox() == []
-        return told
+        entries = await session.inbox.receive()
+        receipts = [entry.receipt or "" for entry in entries]
+        assert (await session.inbox.acknowledge(receipts)).good == tuple(receipts)
+        assert await session.inbox.list() == []
+        return [entry.reason for entry in entries]
 
     async with open_test(app, store=store) as runtime:
         assert await reasons(runtime, "silent") == []

@@ -192,9 +192,9 @@ async def test_a_question_may_stay_and_remind(park_grace: float):
         start = runtime.clock.now()
         for _ in range(20):
             await runtime.advance(timedelta(minutes=1))
-            for entry in await session.inbox():
+            for entry in await session.inbox.receive():
                 reasons.append(((runtime.clock.now() - start) / 60e6, entry.reason))
-                await session.acknowledge(entry.seq)
+                await session.inbox.acknowledge([entry.receipt or ""])
         assert reasons == [
             (1, "question"),
             (4, "reminder"),
@@ -290,4 +290,4 @@ async def test_a_question_wakes_its_session_unless_it_wants_silence():
             app.registry.tools.pop("asks", None)
             handle = await asked(runtime, app, str, options=TaskOptions(wake=wake))
             session = await runtime.sessions.get(handle.session_id)
-            assert [entry.reason for entry in await session.inbox()] == expected
+            assert [entry.reason for entry in await session.inbox.list()] == expected

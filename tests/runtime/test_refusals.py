@@ -196,7 +196,7 @@ async def test_an_answer_to_a_schema_that_never_ends_is_refused():
 async def test_a_page_that_nobody_could_read_is_refused(limit: Any):
     async with open_test(app) as runtime:
         session = await runtime.sessions.create()
-        for listing in (session.tasks, session.inbox, runtime.sessions.list):
+        for listing in (session.tasks, session.inbox.list, runtime.sessions.list):
             with pytest.raises(InvalidArguments):
                 await listing(limit=limit)
         with pytest.raises(InvalidArguments):

@@ -243,8 +243,15 @@ CALLS: dict[str, Call] = {
     "load": lambda stage, ugly: stage.tasks.load(ugly),
     "load into": lambda stage, ugly: stage.load(session_id=ugly),
     "give away": lambda stage, ugly: stage.tasks.give_away(ugly),
-    "inbox": lambda stage, ugly: stage.session.inbox(limit=ugly),
-    "acknowledge": lambda stage, ugly: stage.session.acknowledge(ugly),
+    "inbox": lambda stage, ugly: stage.session.inbox.list(limit=ugly),
+    "inbox of": lambda stage, ugly: stage.runtime.inbox.list(ugly),
+    "receive of": lambda stage, ugly: stage.runtime.inbox.receive(ugly),
+    "receive limit": lambda stage, ugly: stage.session.inbox.receive(limit=ugly),
+    "receive lease": lambda stage, ugly: stage.session.inbox.receive(lease=ugly),
+    "acknowledge of": lambda stage, ugly: stage.runtime.inbox.acknowledge(ugly, ["task_1.1.1"]),
+    "acknowledge": lambda stage, ugly: stage.session.inbox.acknowledge(ugly),
+    "acknowledge one": lambda stage, ugly: stage.session.inbox.acknowledge([ugly]),
+    "renew": lambda stage, ugly: stage.session.inbox.renew(["task_1.1.1"], lease=ugly),
     "files": lambda stage, ugly: stage.session.files(ugly),
     "read file": lambda stage, ugly: stage.session.read_file(ugly),
     "write file": lambda stage, ugly: stage.session.write_file(ugly, "x"),
@@ -298,7 +305,7 @@ async def test_ugly_input_is_taken_or_refused_and_all_can_still_be_read(call: Ca
             await runtime.tasks.messages(record.id)
             await runtime.tasks.requests(record.id)
         for session in await runtime.sessions.list():
-            await (await runtime.sessions.get(session.id)).inbox()
+            await runtime.inbox.list(session.id)
         await runtime.queue.pauses()
 
 

@@ -80,8 +80,8 @@ class Submitter:
             await asyncio.sleep(0.02)
         old, self._camp = self._camp, await self._runtime.sessions.create()
         await old.delete(cancel=True)
-        for entry in await self._home.inbox(limit=1000):
-            await self._home.acknowledge(entry.seq)
+        heard = await self._home.inbox.receive(limit=1000)
+        await self._home.inbox.acknowledge([entry.receipt or "" for entry in heard])
 
     # --- what the deeds need -------------------------------------------------------------------------
 
@@ -296,10 +296,10 @@ class Submitter:
         again = await session.spawn("noop", n=5, options=TaskOptions(wake="on_terminal", idempotency_key="one"))
         assert again.id == task.id
         await task.result()
-        (entry,) = await session.inbox()
+        (entry,) = await session.inbox.receive(wait=60)
         assert entry.task_id == task.id
-        assert await session.acknowledge(entry.seq) == 1
-        assert not await session.inbox()
+        assert len((await session.inbox.acknowledge([entry.receipt or ""])).good) == 1
+        assert not await session.inbox.list()
         await session.delete()
 
 

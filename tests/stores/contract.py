@@ -85,7 +85,7 @@ from outrider.core.task import (
 )
 from outrider.core.values import SECOND, difference
 from tests.stores.metered import Meters
-from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of
+from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of, receipt_for
 
 TEXT = 'plain, "quoted", naïve, 日本語, 🦉, line\nbreak, \\ and \u2028'
 JSON_VALUE: dict[str, Any] = {
@@ -1842,6 +1842,12 @@ class Inboxes(Contract):
     async def post(self, scene: Scene, task_id: str, number: int) -> None:
         await scene.apply(task_id, Posted(1, scene.message(f"tmsg_{task_id}_{number}", task_id, "outbound")))
 
+    async def posted(self, scene: Scene, count: int) -> None:
+        """Tasks from `task_0` on that have each said something."""
+        for n in range(count):
+            await scene.running(f"task_{n}", wake_policy="on_activity")
+            await self.post(scene, f"task_{n}", 1)
+
     async def test_entries_of_one_task_coalesce_and_the_newest_takes_a_new_place(self, scene: Scene):
         for name in ("task_1", "task_2"):
             await scene.running(name, wake_policy="on_activity")
@@ -1867,32 +1873,76 @@ class Inboxes(Contract):
         await scene.ledger.commit([one, two])
         assert await scene.told() == [("task_1", "terminal")]
 
-    async def test_what_was_acknowledged_is_gone_and_news_after_it_comes_anew(self, scene: Scene):
-        await scene.running("task_1", wake_policy="on_activity")
-        await self.post(scene, "task_1", 1)
-        (row,) = await scene.views.inbox(SESSION)
-        assert await scene.ledger.acknowledge(SESSION, row.seq) == 1
-        assert await scene.told() == []
-        await self.post(scene, "task_1", 2)
-        (again,) = await scene.views.inbox(SESSION)
-        assert again.seq > row.seq
-        assert again.body["message_id"] == "tmsg_task_1_2"
+    async def test_what_is_received_is_nobody_elses_until_its_lease_is_over_and_then_comes_again(self, scene: Scene):
+        await self.posted(scene, 3)
+        before = await scene.views.inbox(SESSION)
+        first, second = await scene.receive(10, limit=2)
+        assert [first, second] == [
+            replace(row, deliveries=1, leased_until=scene.now + 10 * SECOND) for row in before[:2]
+        ]
+        assert [row.task_id for row in await scene.receive(30)] == ["task_2"]
+        assert await scene.receive() == []
+        assert await scene.views.receivable_at(SESSION, scene.now) == first.leased_until
+        scene.later(10 * SECOND)
+        assert (await scene.views.receivable_at(SESSION, scene.now) or 0) <= scene.now
+        again = await scene.receive()
+        assert [(row.seq, row.deliveries) for row in again] == [(first.seq, 2), (second.seq, 2)]
+        assert [row.deliveries for row in await scene.views.inbox(SESSION)] == [2, 2, 1]
+        assert await scene.receive(session_id="session_x") == []
 
-    async def test_only_what_was_seen_is_acknowledged(self, scene: Scene):
-        for n in range(3):
-            await scene.running(f"task_{n}", wake_policy="on_activity")
-            await self.post(scene, f"task_{n}", 1)
-        rows = await scene.views.inbox(SESSION)
+    async def test_what_was_acknowledged_is_gone_and_a_second_time_does_nothing(self, scene: Scene):
+        await self.posted(scene, 2)
+        receipts = [receipt_for(row) for row in await scene.receive()]
+        assert await scene.ledger.acknowledge("session_x", receipts) == ["gone", "gone"]
+        assert await scene.ledger.acknowledge(SESSION, receipts[:1]) == ["good"]
+        assert await scene.ledger.acknowledge(SESSION, receipts) == ["gone", "good"]
+        assert await scene.told() == []
+        assert await scene.views.receivable_at(SESSION, scene.now) is None
         await self.post(scene, "task_0", 2)
-        assert await scene.ledger.acknowledge(SESSION, rows[1].seq) == 1
-        assert [task_id for task_id, _ in await scene.told()] == ["task_2", "task_0"]
-        assert await scene.ledger.acknowledge(SESSION, rows[1].seq) == 0
-        assert await scene.ledger.acknowledge("session_x", 100) == 0
+        assert await scene.ledger.acknowledge(SESSION, receipts) == ["replaced", "gone"]
+        assert await scene.hear() == [("task_0", "message")]
+
+    async def test_a_lease_that_is_over_does_no_harm_until_somebody_else_has_it(self, scene: Scene):
+        await self.posted(scene, 2)
+        late = [receipt_for(row) for row in await scene.receive(1)]
+        scene.later(SECOND)
+        (other,) = await scene.receive(limit=1)
+        assert await scene.ledger.acknowledge(SESSION, late) == ["stale", "good"]
+        assert await scene.ledger.acknowledge(SESSION, late, scene.now + 99 * SECOND) == ["stale", "gone"]
+        assert list(await scene.views.inbox(SESSION)) == [other]
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(other)]) == ["good"]
+
+    async def test_news_that_come_after_what_was_received_are_for_anybody_and_outlive_its_receipt(self, scene: Scene):
+        await self.posted(scene, 1)
+        (old,) = await scene.receive()
+        await scene.succeed("task_0")
+        (new,) = await scene.receive()
+        assert (new.reason, new.deliveries) == ("terminal", 1)
+        assert new.seq > old.seq
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(old)]) == ["replaced"]
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(old)], scene.now) == ["replaced"]
+        assert list(await scene.views.inbox(SESSION)) == [new]
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(old), receipt_for(new)]) == ["replaced", "good"]
+
+    async def test_a_lease_can_be_made_longer_and_given_back_which_others_are_told(self, scene: Scene):
+        await self.posted(scene, 1)
+        (row,) = await scene.receive(1)
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(row)], scene.now + 5 * SECOND) == ["good"]
+        scene.later(4 * SECOND)
+        assert await scene.receive() == []
+        ear = Ear(scene.ledger)
+        assert await scene.ledger.acknowledge(SESSION, [receipt_for(row)], scene.now) == ["good"]
+        await ear.hears(lambda signal: SESSION in signal.session_ids)
+        (again,) = await scene.receive()
+        assert again.deliveries == 2
+
+    async def test_when_something_can_be_received_is_not_to_be_known_of_no_session(self, scene: Scene):
+        assert await scene.views.receivable_at(SESSION, scene.now) is None
+        with pytest.raises(NotFound):
+            await scene.views.receivable_at("session_x", scene.now)
 
     async def test_a_page_of_the_inbox_is_its_oldest_entries(self, scene: Scene):
-        for n in range(5):
-            await scene.running(f"task_{n}", wake_policy="on_activity")
-            await self.post(scene, f"task_{n}", 1)
+        await self.posted(scene, 5)
         assert [row.task_id for row in await scene.views.inbox(SESSION, limit=2)] == ["task_0", "task_1"]
 
     async def test_an_entry_of_a_commit_that_was_refused_is_not_there(self, scene: Scene):

@@ -160,7 +160,7 @@ class Meters:
         text = f"80% or more of the budget of tree:{SESSION} is spent"
         assert entry.body == {"text": text, "account": f"tree:{SESSION}", "budget": {"tokens": 100}, "spent": spent}
         assert (await account(scene, "task:task_1")).is_marked
-        await scene.ledger.acknowledge(SESSION, entry.seq)
+        await scene.hear()
         await reserve(scene, task, 4, tokens=5)
         await settle(scene, task, 4, tokens=5)
         assert not await scene.told(SESSION)

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from outrider.core.change import Change
+from outrider.core.delivery import Receipt
 from outrider.core.events import (
     Claimed,
     Event,
@@ -19,7 +20,7 @@ from outrider.core.events import (
     Step,
     Succeeded,
 )
-from outrider.core.ledger import Claim, Claims, Committed, Ledger, LimitSet, LogRow, Signal, Verdict, Views
+from outrider.core.ledger import Claim, Claims, Committed, InboxRow, Ledger, LimitSet, LogRow, Signal, Verdict, Views
 from outrider.core.machine import apply, create
 from outrider.core.queue import Limit
 from outrider.core.session import NewSession, Session
@@ -138,6 +139,17 @@ class Scene:
         """The undelivered inbox as (task, reason)."""
         return [(row.task_id, row.reason) for row in await self.views.inbox(session_id)]
 
+    async def receive(self, seconds: float = 60, limit: int = 100, session_id: str = SESSION) -> list[InboxRow]:
+        """What is received of an inbox, for a lease of that many seconds."""
+        until = self.now + round(seconds * SECOND)
+        return list(await self.ledger.receive(session_id, self.now, until, limit))
+
+    async def hear(self) -> list[tuple[str, str]]:
+        """All that is received, as (task, reason), and acknowledged."""
+        rows = await self.receive()
+        assert await self.ledger.acknowledge(SESSION, [receipt_for(row) for row in rows]) == ["good"] * len(rows)
+        return [(row.task_id, row.reason) for row in rows]
+
     async def pending(self) -> list[tuple[str, Event]]:
         """The follow-ups that wait as (task, event)."""
         return [(one.task_id, one.event) for one in await self.views.follow_ups(1000)]
@@ -156,6 +168,10 @@ class Scene:
 
     def message(self, id: str, task_id: str, direction: Any = "inbound", session_id: str = SESSION) -> Message:
         return Message(id, task_id, session_id, direction, ({"type": "text", "text": id},), self.now)
+
+
+def receipt_for(row: InboxRow) -> Receipt:
+    return Receipt(row.task_id, row.seq, row.deliveries)
 
 
 def committed(verdict: Verdict) -> Task:

@@ -165,6 +165,7 @@ async def fill(url: str) -> Full:
         for ended in (agent, failed, slow[0]):
             await ended.wait(timeout=60)
         await until(lambda: _is_parked(runtime.ledger, sleeping.id))
+        assert await first.inbox.receive(lease=DAY, limit=1)
         delayed = await first.spawn(quick, n=4, options=TaskOptions(delay=DAY))
         second = await runtime.sessions.create(title="paused")
         await runtime.queue.pause(session=second.id, reason=NAME, by="ann")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from outrider.core.change import Change, InboxEntry
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import Conflict, Superseded
 from outrider.core.events import (
     Answered,
@@ -811,15 +812,21 @@ class Histories(RuleBasedStateMachine):
     def something_else_happens(self, session: str, data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(["/a", "/b/c", "/é"]), "path")
         worker = data.draw(st.sampled_from(WORKERS), "worker")
-        match data.draw(st.sampled_from(["write", "delete", "acknowledge", "register", "retire"]), "what"):
+        acts = ["write", "delete", "receive", "acknowledge", "register", "retire"]
+        match data.draw(st.sampled_from(acts), "what"):
             case "write":
                 file = FileWrite(session, path, b"by hand", "text/plain", self.now)
                 self.on_all(lambda ledger: ledger.write_file(file))
             case "delete":
                 self.on_all(lambda ledger: ledger.delete_file(session, path))
+            case "receive":
+                count, now = data.draw(st.integers(1, 2), "how many"), self.now
+                until = now + data.draw(st.sampled_from([0, 1, 30]), "lease") * SECOND
+                self.on_all(lambda ledger: _receive(ledger, session, now, until, count))
             case "acknowledge":
-                count = data.draw(st.integers(1, 2), "how many")
-                self.on_all(lambda ledger: _acknowledge(ledger, session, count))
+                late = data.draw(st.sampled_from([0, 0, 1]), "late by")
+                kept = data.draw(st.sampled_from([None, None, self.now, self.now + 10 * SECOND]), "kept until")
+                self.on_all(lambda ledger: _acknowledge(ledger, session, late, kept))
             case "register":
                 card = WorkerCard(worker, "host", "boot", 1, self.now, ROUTES, "1", 4)
                 self.on_all(lambda ledger: ledger.register(card))
@@ -856,7 +863,10 @@ async def _dump(ledger: Ledger, ids: Sequence[str]) -> Dump:
             for row in await views.events(session, limit=1_000_000)
         ]
         dump["inbox", session] = [
-            (row.task_id, row.reason, orjson.loads(orjson.dumps(row.body)), row.created_at)
+            (
+                *(row.task_id, row.reason, orjson.loads(orjson.dumps(row.body)), row.created_at),
+                *(row.deliveries, row.leased_until),
+            )
             for row in await views.inbox(session)
         ]
         files = list(await views.files(session))
@@ -914,10 +924,18 @@ async def _settle(ledger: Ledger, place: int, change: Change, times: int) -> Seq
     return await ledger.commit([replace(change, settles=pending[place].id)] * times)
 
 
-async def _acknowledge(ledger: Ledger, session: str, count: int) -> int:
-    """Acknowledge the oldest entries; their numbers are the store's own."""
-    rows = (await ledger.views.inbox(session))[:count]
-    return await ledger.acknowledge(session, rows[-1].seq) if rows else 0
+async def _receive(ledger: Ledger, session: str, now: Instant, until: Instant, count: int) -> list[Any]:
+    """Receive entries, but for their numbers: those are the store's own."""
+    rows = await ledger.receive(session, now, until, count)
+    left = await ledger.views.receivable_at(session, now) if await ledger.views.session(session) else None
+    return [left is not None and left <= now, *((row.task_id, row.deliveries, row.leased_until) for row in rows)]
+
+
+async def _acknowledge(ledger: Ledger, session: str, late: int, until: Instant | None) -> Sequence[Standing]:
+    """Acknowledge all that were received, each with the receipt of that many deliveries ago."""
+    rows = await ledger.views.inbox(session)
+    receipts = [Receipt(row.task_id, row.seq, row.deliveries - late) for row in rows if row.deliveries > late]
+    return await ledger.acknowledge(session, [*receipts, Receipt("task_x", 1, 1)], until)
 
 
 async def _append(ledger: Ledger, page: Page, count: int) -> bool:

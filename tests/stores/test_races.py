@@ -34,7 +34,7 @@ from outrider.core.machine import apply
 from outrider.core.task import State, Task, WaitForTasks
 from outrider.core.values import SECOND
 from tests.stores.backends import BACKENDS
-from tests.stores.scene import ROUTE, SESSION, START, Scene, committed
+from tests.stores.scene import ROUTE, SESSION, START, Scene, committed, receipt_for
 
 pytestmark = pytest.mark.anyio
 
@@ -303,36 +303,38 @@ async def test_output_of_many_tasks_printed_at_once_keeps_its_order(scene: Scene
         assert [row.offset for row in output.rows] == [sum(sizes[:place]) for place in range(30)]
 
 
-async def test_no_inbox_entry_is_lost_to_an_acknowledgement_of_another(scene: Scene):
+async def test_no_news_are_lost_to_an_acknowledgement_and_no_two_receivers_have_the_same(scene: Scene):
     for n in range(5):
         await scene.running(f"task_{n}", wake_policy="on_activity")
     posted = anyio.Event()
-    delivered: list[str] = []
+    done: list[str] = []
 
     async def post(id: str) -> None:
         for turn in range(10):
             await insist(scene, id, Posted(1, scene.message(f"{id}:{turn}", id, "outbound")))
 
-    async def read() -> None:
+    async def work() -> None:
         while True:
             is_last_look = posted.is_set()
-            rows = await scene.views.inbox(SESSION)
-            delivered.extend(str(row.body["message_id"]) for row in rows)
-            if rows:
-                await scene.ledger.acknowledge(SESSION, rows[-1].seq)
-            elif is_last_look:
-                return
+            rows = await scene.receive(limit=2)
             await anyio.lowlevel.checkpoint()
+            standings = await scene.ledger.acknowledge(SESSION, [receipt_for(row) for row in rows])
+            assert set(standings) <= {"good", "replaced"}
+            done.extend(str(row.body["message_id"]) for row in rows)
+            if is_last_look and not rows:
+                return
 
     async with anyio.create_task_group() as group:
-        group.start_soon(read)
+        for _ in range(3):
+            group.start_soon(work)
         async with anyio.create_task_group() as writers:
             for n in range(5):
                 writers.start_soon(post, f"task_{n}")
         posted.set()
+    assert await scene.told() == []
     for n in range(5):
-        assert f"task_{n}:9" in delivered, "the newest entry of each task was delivered"
-    assert len(delivered) == len(set(delivered)), "nothing was delivered twice"
+        assert f"task_{n}:9" in done, "the newest entry of each task was delivered"
+    assert len(done) == len(set(done)), "nothing was delivered twice"
 
 
 async def test_a_task_that_ended_refuses_every_later_report_of_many(scene: Scene):

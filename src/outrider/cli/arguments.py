@@ -27,8 +27,9 @@ IDLE_EXIT = 60.0
 
 _PATHS = ("db", "destination", "file", "line", "path", "source")
 _NAMES = (
-    *("after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key", "in_reply_to"),
-    *("kind", "model", "name", "needs", "rate", "reason", "request", "session", "state", "stdin", "step"),
+    *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
+    *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
+    *("stdin", "step"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -260,6 +261,19 @@ def _answer(parser: Parser) -> None:
     _task(parser)
     parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes and no")
     parser.add_argument("--request", metavar="ID", help="which question; default the oldest")
+
+
+def _inbox(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", nargs="?", help="default session_default")
+    parser.add_argument("--wait", metavar="TIME", type=_time, help="receive: what is there, or the first within this")
+    parser.add_argument("--lease", metavar="TIME", type=_time, help="for so long nobody else receives it; default 1m")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=100, help="oldest first; default 100")
+    parser.add_argument(
+        "--ack", metavar="RECEIPT", action="append", default=[], help="what was received is done; may be repeated"
+    )
+    parser.add_argument(
+        "--renew", metavar="RECEIPT", action="append", default=[], help="keep it for a lease more; may be repeated"
+    )
 
 
 def _cancel(parser: Parser) -> None:
@@ -497,6 +511,7 @@ COMMANDS: dict[str, Command] = {
         Command("messages", "list the messages of a task", "looking:messages", _messages),
         Command("message", "send a task a message", "steering:message", _message),
         Command("answer", "answer a question of a task", "steering:answer", _answer),
+        Command("inbox", "look into a session's inbox, receive from it, acknowledge", "inboxes:inbox", _inbox),
         Command("cancel", "cancel tasks and the children below them", "steering:cancel", _cancel),
         Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),

@@ -33,6 +33,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
 from outrider.core.change import OutputRow as OutputRow
 from outrider.core.change import Page as Page
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
@@ -285,6 +286,10 @@ class InboxRow:
     reason: WakeReason
     body: JSONObject
     created_at: Instant
+    deliveries: int = 0
+    """How often it was received; the last of these is the one whose receipt is good."""
+    leased_until: Instant | None = None
+    """Until when nobody else receives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,7 +526,14 @@ class Views(Protocol):
         ...
 
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
-        """Undelivered entries, oldest first."""
+        """Entries that were not delivered for good, oldest first, whether somebody has them or not."""
+        ...
+
+    async def receivable_at(self, session_id: str, now: Instant) -> Instant | None:
+        """When somebody can receive something: at a moment up to `now` if at once, None while there is nothing.
+
+        Raises NotFound when there is no such session.
+        """
         ...
 
     async def workers(self) -> Sequence[Worker]:
@@ -724,8 +736,21 @@ class Ledger(Protocol):
         """Forget a worker. The tasks it held must have been settled before."""
         ...
 
-    async def acknowledge(self, session_id: str, upto: int) -> int:
-        """Mark inbox entries up to that seq as delivered; returns how many."""
+    async def receive(self, session_id: str, now: Instant, until: Instant, limit: int) -> Sequence[InboxRow]:
+        """Take the oldest entries that nobody has at `now`, and let nobody else have them before `until`.
+
+        What is told of a task from then on is another entry, which anybody may take. A lease is a moment and no beat:
+        who holds it proves nothing by it, so a clock that is set only makes entries come again sooner or later.
+        """
+        ...
+
+    async def acknowledge(
+        self, session_id: str, receipts: Sequence[Receipt], until: Instant | None = None
+    ) -> Sequence[Standing]:
+        """Drop the entries whose receipts are good; with `until` have them kept until then instead. One answer each.
+
+        A lease that is over does no harm as long as nobody else has received the entry since.
+        """
         ...
 
     async def prune(

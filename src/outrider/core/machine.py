@@ -459,7 +459,7 @@ def _posted(draft: _Draft, event: Posted) -> _Draft:
     if event.step is not None:
         draft.extra["steps"] = (event.step,)
     draft.logged += (LogEvent("task.message", {"message": event.message}),)
-    draft.wake("message", {"message_id": event.message.id})
+    draft.wake("message", {"message_id": event.message.id, "parts": list(event.message.parts)})
     return draft
 
 

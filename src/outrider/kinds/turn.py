@@ -149,7 +149,7 @@ def told(row: InboxRow) -> str:
     error = row.body.get("error")
     if error:
         said.append(f"{error['kind']}: {error['message']}")
-    inner = "\n".join(_unmarked(str(each)) for each in said)
+    inner = "\n".join([*(_unmarked(str(each)) for each in said), *map(_part, row.body.get("parts", ()))])
     return f'<{WAKE} task="{row.task_id}" reason="{row.reason}"{facts}>{inner}</{WAKE}>'
 
 

@@ -11,6 +11,7 @@ from outrider.runtime.clock import span
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
+from outrider.runtime.inbox import Inbox
 from outrider.runtime.options import Length
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import StatsRecord, WorkerRecord
@@ -20,7 +21,7 @@ from outrider.runtime.tasks import Tasks
 
 
 class Runtime:
-    """An open Outrider: `sessions`, `tasks`, `queue` and `workers` of one store.
+    """An open Outrider: `sessions`, `tasks`, `inbox`, `queue` and `workers` of one store.
 
     `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers.
     """
@@ -29,6 +30,7 @@ class Runtime:
         self.services = services
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
+        self.inbox = Inbox(services)
         self.queue = Queue(services)
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)

@@ -14,15 +14,14 @@ from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import NOTHING, Parts, message_parts, tool_spec
 from outrider.runtime.files import clean_path, file_content, task_of
+from outrider.runtime.inbox import SessionInbox
 from outrider.runtime.options import (
     DEFAULT_OPTIONS,
     Length,
     TaskOptions,
-    check_count,
     check_lists,
     check_mappings,
     check_options,
-    check_page,
     check_texts,
     check_texts_if_given,
 )
@@ -31,7 +30,6 @@ from outrider.runtime.records import (
     CancelReceipt,
     EventRecord,
     FileRecord,
-    InboxRecord,
     InputRequestRecord,
     MessageRecord,
     OutputRecord,
@@ -169,6 +167,8 @@ class SessionHandle:
         self._tasks = Tasks(services)
         self._session = session  # of which only what never changes is used: whose it is, and of which tree
         self.id = session.id
+        self.inbox = SessionInbox(services, session.id)
+        """What the session has yet to be told, and how an outside agent receives it."""
 
     def __repr__(self) -> str:
         return f"<SessionHandle {self.id}>"
@@ -339,15 +339,6 @@ class SessionHandle:
     def events(self, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield the session's events, each once, for ever. Raises NotFound once it is deleted."""
         return self._sessions.events(self.id, after=after)
-
-    async def inbox(self, *, limit: int = 100) -> list[InboxRecord]:
-        """Return what the session has yet to be told."""
-        return [InboxRecord.of(row) for row in await self._services.views.inbox(self.id, limit=check_page(limit))]
-
-    async def acknowledge(self, upto: int) -> int:
-        """Mark inbox entries up to that seq as delivered; return how many."""
-        check_count("upto", upto)
-        return await self._services.ledger.acknowledge(self.id, upto)
 
     async def files(self, prefix: str = "/") -> list[FileRecord]:
         """Return the session's files below a prefix."""

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from outrider.core.change import AttemptEnd
+from outrider.core.change import AttemptEnd, WakeReason
+from outrider.core.delivery import Receipt
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
 from outrider.core.queue import Limit, Pause, Scope, next_return, split_route, starts_out
@@ -404,26 +405,60 @@ class FileRecord(Record):
 
 
 class InboxRecord(Record):
-    """An entry of a session's inbox."""
+    """An entry of a session's inbox. `seq` numbers it there: the same number is the same news, whoever receives it.
+
+    `reason` and `body` say how the task was when it was written; what a client says has the reason `user`, no other.
+    One that was received has the `receipt` of this delivery, and the `task` as it is by now.
+    """
 
     seq: int
     session_id: str
     task_id: str
-    reason: str
+    reason: WakeReason
     body: Mapping[str, Any]
     created_at: datetime
+    deliveries: int
+    leased_until: datetime | None
+    receipt: str | None = None
+    task: TaskRecord | None = None
 
     @classmethod
     def of(cls, row: InboxRow) -> InboxRecord:
-        """The public form of an inbox entry."""
-        return cls(
-            seq=row.seq,
-            session_id=row.session_id,
-            task_id=row.task_id,
-            reason=row.reason,
-            body=row.body,
-            created_at=as_datetime(row.created_at),
-        )
+        """The public form of an inbox entry that was only looked at."""
+        return cls(**_entry(row))
+
+    @classmethod
+    def received(cls, row: InboxRow, task: Task | None) -> InboxRecord:
+        """The public form of an entry that was just received."""
+        receipt = str(Receipt(row.task_id, row.seq, row.deliveries))
+        return cls(**_entry(row), receipt=receipt, task=None if task is None else TaskRecord.of(task))
+
+
+def _entry(row: InboxRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "session_id": row.session_id,
+        "task_id": row.task_id,
+        "reason": row.reason,
+        "body": row.body,
+        "created_at": as_datetime(row.created_at),
+        "deliveries": row.deliveries,
+        "leased_until": _moment(row.leased_until),
+    }
+
+
+class ReceiptsRecord(Record):
+    """What became of receipts. The `good` ones did what they were given for; the others did nothing.
+
+    `replaced`: newer news of the task took the place of what was received, and come by themselves. `stale`: the lease
+    was over and the same was received again, so that somebody else may be at it. `gone`: it was acknowledged already,
+    or its task was deleted.
+    """
+
+    good: tuple[str, ...]
+    replaced: tuple[str, ...]
+    stale: tuple[str, ...]
+    gone: tuple[str, ...]
 
 
 class WorkerRecord(Record):

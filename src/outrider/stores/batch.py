@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -23,6 +24,7 @@ from outrider.core.ledger import (
     Committed,
     Existing,
     Fenced,
+    InboxRow,
     NoSession,
     OutputChunk,
     Page,
@@ -979,6 +981,38 @@ class Batch:
             encode(entry.body),
             at,
         )
+
+    # --- inboxes -----------------------------------------------------------------------------------------
+
+    def receive(self, session_id: str, now: Instant, until: Instant, limit: int) -> list[InboxRow]:
+        """Take the oldest entries that nobody has. To be called when all was written."""
+        self._keep_inbox(session_id)
+        found = self._statements.array("receivable", session_id, now, limit)
+        if found:
+            self._statements.run("lease_inbox", until, session_id, listed([row[1] for row in found]))
+        return [
+            InboxRow(seq, session_id, task_id, reason, body, created_at, deliveries + 1, until)
+            for seq, task_id, reason, body, created_at, deliveries in found
+        ]
+
+    def acknowledge(self, session_id: str, receipts: Sequence[Receipt], until: Instant | None) -> list[Standing]:
+        """Drop the entries whose receipts are good, or keep them until then. To be called when all was written."""
+        self._keep_inbox(session_id)
+        found = self._statements.array("deliveries", session_id, listed({each.task_id for each in receipts}))
+        there = {task_id: (seq, deliveries) for task_id, seq, deliveries in found}
+        standings = [each.standing(*there.get(each.task_id, (None,))) for each in receipts]
+        good = listed([each.task_id for each, standing in zip(receipts, standings, strict=True) if standing == "good"])
+        if "good" not in standings:
+            return standings
+        if until is None:
+            self._statements.run("delete_inbox", session_id, good)
+        else:
+            self._statements.run("renew_inbox", until, session_id, good)
+            self._session_ids.add(session_id)  # who waits for an entry learns that it comes sooner, or later
+        return standings
+
+    def _keep_inbox(self, session_id: str) -> None:
+        """Have nobody else at the inbox of a session."""
 
     # --- meters ------------------------------------------------------------------------------------------
 

@@ -351,6 +351,8 @@ TABLES = (
         reason="text",
         body="json",
         created_at="number",
+        leased_until="number",
+        deliveries="number",
     ),
     _table("limits", "key", key="text", capacity="number", rate="number", span="number"),
     _table("rates", "key", key="text", spent="json", opens_at="number"),

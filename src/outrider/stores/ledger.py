@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from outrider.core.change import Change
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.events import FileWrite, Step
 from outrider.core.ledger import (
     Claim,
     Claims,
     Decide,
+    InboxRow,
     Listener,
     Order,
     OutputChunk,
@@ -111,9 +113,15 @@ class SqlLedger(ABC):
         """Forget a worker. The tasks it held must have been settled before."""
         await self._do(operations.retire(worker_id))
 
-    async def acknowledge(self, session_id: str, upto: int) -> int:
-        """Mark inbox entries up to that seq as delivered; returns how many."""
-        return await self._do(operations.acknowledge(session_id, upto))
+    async def receive(self, session_id: str, now: Instant, until: Instant, limit: int) -> Sequence[InboxRow]:
+        """Take the oldest entries that nobody has at `now`, and let nobody else have them before `until`."""
+        return await self._do(operations.receive(session_id, now, until, limit))
+
+    async def acknowledge(
+        self, session_id: str, receipts: Sequence[Receipt], until: Instant | None = None
+    ) -> Sequence[Standing]:
+        """Drop the entries whose receipts are good; with `until` have them kept until then instead. One answer each."""
+        return await self._do(operations.acknowledge(session_id, receipts, until))
 
     async def prune(
         self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None

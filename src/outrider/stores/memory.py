@@ -18,6 +18,7 @@ from typing import assert_never
 import orjson
 
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
@@ -527,17 +528,35 @@ class MemoryLedger:
             self._tables.workers.pop(worker_id, None)
         await self._committed(_News())
 
-    async def acknowledge(self, session_id: str, upto: int) -> int:
-        """Mark inbox entries up to that seq as delivered; returns how many."""
+    async def receive(self, session_id: str, now: Instant, until: Instant, limit: int) -> Sequence[InboxRow]:
+        """Take the oldest entries that nobody has at `now`, and let nobody else have them before `until`."""
         self._tables.check_open()
         row = self._tables.sessions.get(session_id)
-        if row is None:
-            return 0
-        left = {task_id: entry for task_id, entry in row.inbox.items() if entry.seq > upto}
-        delivered = len(row.inbox) - len(left)
-        row.inbox = left
+        entries = [] if row is None else sorted(row.inbox.values(), key=lambda entry: entry.seq)
+        free = [entry for entry in entries if entry.leased_until is None or entry.leased_until <= now][:limit]
+        taken = [replace(entry, deliveries=entry.deliveries + 1, leased_until=until) for entry in free]
+        if row is not None:
+            row.inbox.update((entry.task_id, entry) for entry in taken)
         await self._committed(_News())
-        return delivered
+        return taken
+
+    async def acknowledge(
+        self, session_id: str, receipts: Sequence[Receipt], until: Instant | None = None
+    ) -> Sequence[Standing]:
+        """Drop the entries whose receipts are good; with `until` have them kept until then instead. One answer each."""
+        self._tables.check_open()
+        row = self._tables.sessions.get(session_id)
+        inbox = {} if row is None else row.inbox
+        there = {entry.task_id: (entry.seq, entry.deliveries) for entry in inbox.values()}
+        standings = [each.standing(*there.get(each.task_id, (None,))) for each in receipts]
+        good = {each.task_id for each, standing in zip(receipts, standings, strict=True) if standing == "good"}
+        for task_id in good:
+            if until is None:
+                del inbox[task_id]
+            else:
+                inbox[task_id] = replace(inbox[task_id], leased_until=until)
+        await self._committed(_News(session_ids={session_id} if good and until is not None else set()))
+        return standings
 
     async def prune(
         self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
@@ -1008,9 +1027,16 @@ class MemoryViews:
         return [] if row is None else row.transcript[max(after, 0) :][:limit]
 
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
-        """Undelivered entries, oldest first."""
+        """Entries that were not delivered for good, oldest first, whether somebody has them or not."""
         row = self._session(session_id)
         return [] if row is None else sorted(row.inbox.values(), key=lambda entry: entry.seq)[:limit]
+
+    async def receivable_at(self, session_id: str, now: Instant) -> Instant | None:
+        """When somebody can receive something: at a moment up to `now` if at once, None while there is nothing."""
+        row = self._session(session_id)
+        if row is None:
+            raise NotFound.of("session", session_id)
+        return min((entry.leased_until or 0 for entry in row.inbox.values()), default=None)
 
     async def workers(self) -> Sequence[Worker]:
         """All registered workers."""

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, assert_never
 
 from outrider.core.change import Change
+from outrider.core.delivery import Receipt, Standing
 from outrider.core.events import FileWrite, Step
 from outrider.core.ledger import (
     Claim,
     Claims,
     Committed,
     Decide,
+    InboxRow,
     LimitRemoved,
     LimitSet,
     Order,
@@ -333,12 +335,22 @@ def retire(worker_id: str) -> Operation[Any]:
     return Operation(lambda batch: batch.statements.run("delete_worker", worker_id), is_late=True)
 
 
-def acknowledge(session_id: str, upto: int) -> Operation[int]:
-    """Drop inbox entries that were delivered."""
+def receive(session_id: str, now: Instant, until: Instant, limit: int) -> Operation[list[InboxRow]]:
+    """Take entries of an inbox; after all the writes of its transaction, so it sees them."""
 
-    def run(batch: Batch) -> int:
+    def run(batch: Batch) -> list[InboxRow]:
         batch.finish()
-        return batch.statements.changed("acknowledge", session_id, upto)
+        return batch.receive(session_id, now, until, limit)
+
+    return Operation(run, is_late=True)
+
+
+def acknowledge(session_id: str, receipts: Sequence[Receipt], until: Instant | None) -> Operation[list[Standing]]:
+    """Drop entries of an inbox that were received, or keep them for longer."""
+
+    def run(batch: Batch) -> list[Standing]:
+        batch.finish()
+        return batch.acknowledge(session_id, receipts, until)
 
     return Operation(run, is_late=True)
 

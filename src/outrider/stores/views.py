@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from outrider.core.change import AttemptEnd, LogType
+from outrider.core.errors import NotFound
 from outrider.core.events import Message, Step
 from outrider.core.ledger import (
     Beat,
@@ -334,12 +335,19 @@ class SqlViews(ABC):
         return await self._read(limit, read_all)
 
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
-        """Undelivered entries, oldest first."""
+        """Entries that were not delivered for good, oldest first, whether somebody has them or not."""
 
         def read_all(read: Statements) -> list[InboxRow]:
             return [InboxRow(seq, session_id, *row) for seq, *row in read.array("inbox", session_id, limit)]
 
         return await self._read(limit, read_all)
+
+    async def receivable_at(self, session_id: str, now: Instant) -> Instant | None:
+        """When somebody can receive something: at a moment up to `now` if at once, None while there is nothing."""
+        row = await self._short(lambda read: read.row("receivable_at", session_id, now))
+        if row is None:
+            raise NotFound.of("session", session_id)
+        return cast("Instant | None", row[0])
 
     async def workers(self) -> Sequence[Worker]:
         """All registered workers."""

@@ -120,6 +120,12 @@ class PostgresBatch(Batch):
         """The first ready tasks of these routes that are due by a moment, locked."""
         return sorted(self._own.array("ready_by", routes, size, now))[:size]
 
+    # --- inboxes -----------------------------------------------------------------------------------------
+
+    def _keep_inbox(self, session_id: str) -> None:
+        """Whoever writes to an inbox has its session."""
+        self._own.run("lock_session", session_id)
+
     # --- pruning -----------------------------------------------------------------------------------------
 
     def _keep_sessions(self, ids: str, task_ids: str, numbers: str) -> None:

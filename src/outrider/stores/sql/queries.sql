@@ -24,8 +24,18 @@ delete from output where task = ?1 and start <= ?2 and start + size <= ?2;
 -- first_output --
 select min(start) from output where task = ?;
 
--- acknowledge --
-delete from inbox where session = (select number from sessions where id = ?) and seq <= ?;
+-- lease_inbox --
+update inbox
+set leased_until = ?, deliveries = deliveries + 1
+where session = (select number from sessions where id = ?) and task_id {texts};
+
+-- renew_inbox --
+update inbox
+set leased_until = ?
+where session = (select number from sessions where id = ?) and task_id {texts};
+
+-- delete_inbox --
+delete from inbox where session = (select number from sessions where id = ?) and task_id {texts};
 
 -- renew_worker --
 update workers set beat = beat + 1, beat_at = ? where id = ?;
@@ -191,6 +201,15 @@ from (
     union all
     select live from tasks where root_session_id = ?1 and live is not null
 ) found;
+
+-- receivable_at --
+-- When somebody can receive something: 0 for at once. The entries that are not free are no more than are being worked on.
+select case
+    when exists (select 1 from inbox where session = s.number and (leased_until is null or leased_until <= ?2)) then 0
+    else (select min(leased_until) from inbox where session = s.number)
+end
+from sessions s
+where s.id = ?1;
 
 -- first_seq --
 select first_seq from sessions where id = ?;

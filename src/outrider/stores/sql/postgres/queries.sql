@@ -209,7 +209,8 @@ select v.column2, v.column3, stood.inbox[v.column1] + v.column4, v.column5, v.co
 from {rows:bigint,bigint,text,bigint,text,text,bigint}
 left join stood on true
 on conflict (session, task_id) do update set
-    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
+    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at,
+    leased_until = null, deliveries = 0;
 
 -- update_drivers --
 update sessions s set driver_task_id = v.column2 from {rows:bigint,text} where s.number = v.column1;
@@ -219,6 +220,19 @@ update sessions s set driver_task_id = v.column2 from {rows:bigint,text} where s
 delete from inbox i
 using {rows:bigint,text,bigint}
 where i.session = v.column1 and i.task_id = v.column2 and i.seq = v.column3;
+
+-- receivable --
+-- Their session is locked, so nobody else is at them.
+select seq, task_id, reason, body, created_at, deliveries
+from inbox
+where session = (select number from sessions where id = ?) and (leased_until is null or leased_until <= ?)
+order by seq
+limit ?;
+
+-- deliveries --
+select task_id, seq, deliveries
+from inbox
+where session = (select number from sessions where id = ?) and task_id {texts};
 
 -- insert_tasks --
 insert into tasks (
@@ -485,6 +499,9 @@ where t.id {texts} and t.finished_at is not null
 order by t.number
 for update of t skip locked;
 
+-- lock_session --
+select number from sessions where id = ? for update;
+
 -- lock_sessions --
 select number from sessions
 where
@@ -684,7 +701,7 @@ order by number
 limit ?;
 
 -- inbox --
-select seq, task_id, reason, body, created_at
+select seq, task_id, reason, body, created_at, deliveries, leased_until
 from inbox
 where session = (select number from sessions where id = ?)
 order by seq

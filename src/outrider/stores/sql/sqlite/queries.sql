@@ -122,6 +122,21 @@ update sessions set driver_task_id = v.column2 from (values {rows:2}) as v where
 -- What was written anew since it was read has another number.
 delete from inbox where (session, task_id, seq) in (values {rows:3});
 
+-- receivable --
+select json_group_array(json_array(seq, task_id, reason, json(body), created_at, deliveries))
+from (
+    select *
+    from inbox
+    where session = (select number from sessions where id = ?) and (leased_until is null or leased_until <= ?)
+    order by seq
+    limit ?
+);
+
+-- deliveries --
+select json_group_array(json_array(task_id, seq, deliveries))
+from inbox
+where session = (select number from sessions where id = ?) and task_id in (select value from json_each(?));
+
 -- insert_tasks --
 insert into tasks (
     number, id, session, organization_id, root_session_id, parent_task_id, kind, route, priority, concurrency_key,
@@ -208,10 +223,12 @@ insert into output (task, start, size, stream, at, text) values {rows:6};
 insert into transcript (session, number, task_id, iteration, message) values {rows:5};
 
 -- upsert_inbox --
+-- News that nobody has received yet, whoever has the ones before.
 insert into inbox (session, task_id, seq, reason, body, created_at)
 values {rows:6}
 on conflict (session, task_id) do update set
-    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at;
+    seq = excluded.seq, reason = excluded.reason, body = excluded.body, created_at = excluded.created_at,
+    leased_until = null, deliveries = 0;
 
 -- upsert_worker --
 insert into workers (id, card, beat, beat_at)
@@ -585,7 +602,7 @@ from (
 );
 
 -- inbox --
-select json_group_array(json_array(seq, task_id, reason, json(body), created_at))
+select json_group_array(json_array(seq, task_id, reason, json(body), created_at, deliveries, leased_until))
 from (select * from inbox where session = (select number from sessions where id = ?) order by seq limit ?);
 
 -- ended --
