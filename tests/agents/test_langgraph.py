@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.channels import DeltaChannel
 from langgraph.func import entrypoint, task
@@ -137,6 +137,77 @@ async def test_a_graph_parks_on_each_question_and_goes_on_with_what_it_has():
     outcome = await attempt(engine, brief(graph), FakeRun(record, answer=given.get))
     assert outcome.result == "Kim now | inner | one 1 | one 2 | one 3 | yes"
     assert set(begun.values()) == {1}
+
+
+class DeltaMessages(TypedDict):
+    messages: Annotated[
+        list[Any], DeltaChannel(lambda before, new: [*before, *(each for some in new for each in some)])
+    ]
+
+
+@pytest.mark.parametrize("state", [MessagesState, DeltaMessages])
+async def test_what_is_said_meanwhile_is_heard_once_and_never_between_a_call_and_its_result(state):
+    engine = load_engine("langgraph")
+
+    def talking(record: Record) -> tuple[Any, Counter[str]]:
+        begun: Counter[str] = Counter()
+
+        async def model(state: Any) -> dict[str, Any]:
+            number = sum(isinstance(each, AIMessage) for each in state["messages"])
+            if number == 1:  # right after the graph was told
+                assert interrupt("Where?") == "here"
+            begun["model"] += 1
+            if number == 0 and not record.inbox:
+                record.inbox.append("Mind the cat.")
+            calls = [{"name": "look", "args": {}, "id": f"call_{number}"}] if number < 2 else []
+            return {"messages": [AIMessage(f"said {number}", tool_calls=calls)]}
+
+        async def look(state: Any) -> dict[str, Any]:
+            begun["look"] += 1
+            return {"messages": [ToolMessage("seen", tool_call_id=state["messages"][-1].tool_calls[0]["id"])]}
+
+        async def write(state: Any) -> dict[str, Any]:
+            return {"messages": [AIMessage(" | ".join(str(each.text) for each in state["messages"]))]}
+
+        def whither(state: Any) -> str:
+            return "look" if state["messages"][-1].tool_calls else "write"
+
+        graph: Any = StateGraph(state)
+        for node in (model, look, write):
+            graph.add_node(node.__name__, node)
+        graph.add_edge(START, "model")
+        graph.add_conditional_edges("model", whither, ["look", "write"])
+        graph.add_edge("look", "model")
+        return graph.compile(), begun
+
+    whole = FakeRun(Record(), answer=ANSWERS.get)
+    graph, begun = talking(whole.record)
+    expected = await attempt(engine, brief(graph), whole)
+    assert expected.result == "Go. | said 0 | seen | Mind the cat. | said 1 | seen | said 2"
+    assert (begun, whole.record.inbox) == ({"model": 3, "look": 2}, [])
+    for dies_at in range(whole.writes):
+        for stored in (False, True):
+            record = Record()
+            graph, begun = talking(record)
+            with pytest.raises(Killed):
+                await attempt(engine, brief(graph), FakeRun(record, answer=ANSWERS.get, dies_at=dies_at, stored=stored))
+            outcome = await attempt(engine, replace(brief(graph), attempt=2), FakeRun(record, answer=ANSWERS.get))
+            assert (outcome, record.inbox) == (expected, []), (dies_at, stored)
+            assert begun.total() <= 6, (dies_at, stored)
+
+
+async def test_what_was_said_in_a_turn_that_came_to_nothing_is_heard_with_the_next_prompt():
+    async def repeat(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(" | ".join(str(each.text) for each in state["messages"]))]}
+
+    graph = StateGraph(MessagesState).add_node("repeat", repeat).add_edge(START, "repeat").compile()
+    record = Record(transcript=[{"said": "First."}, {"said": "Wait!", "meanwhile": True}, {"said": "Go."}])
+    given = brief(graph, asked=True, before=2)
+    assert (await attempt(load_engine("langgraph"), given, FakeRun(record))).result == "First. | Wait! | Go."
+    again = Record(transcript=[*record.transcript, {"said": "Go."}])
+    given = brief(graph, asked=True, before=len(again.transcript) - 1)
+    answer = (await attempt(load_engine("langgraph"), given, FakeRun(again))).result
+    assert answer == "First. | Wait! | Go. | First. | Wait! | Go. | Go."
 
 
 async def test_what_a_model_takes_is_counted_even_where_its_answer_comes_into_no_state():

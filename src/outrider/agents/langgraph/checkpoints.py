@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage
@@ -35,6 +35,8 @@ START = ", __start__"
 """How the path of the task ends that hands the input on, which is no superstep of the user's."""
 ERROR_SOURCE = "__error_source_node__"
 """Beside an error that a node of the graph will handle."""
+NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
+"""LangGraph's task for what is written from outside of the graph, with `Command(update=...)`."""
 CHECKPOINT = "checkpoint"
 WRITES = "writes"
 
@@ -45,12 +47,11 @@ class Checkpoints:
     """All checkpoints of one graph, in one attempt, with the totals that go with them."""
 
     def __init__(
-        self, brief: AgentBrief, run: AgentRun, deltas: frozenset[str], when_spent: Callable[[], None]
+        self, brief: AgentBrief, run: AgentRun, deltas: frozenset[str], when_ended: Callable[[], Awaitable[None]]
     ) -> None:
         self._run = run
         self._deltas = deltas
-        self._when_spent = when_spent
-        self._limit = brief.max_iterations
+        self._when_ended = when_ended
         self._saved: dict[str, dict[str, JSONObject]] = {}
         """By namespace and id, as they are in the transcript, in the order of the ids."""
         self._blobs: dict[tuple[str, str, str], Typed] = {}
@@ -102,6 +103,17 @@ class Checkpoints:
         if message.id and message.id not in self._counted:
             self._counted.add(message.id)
             self._heard[message.id] = _usage_of(message)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether nothing has happened since the last superstep ended."""
+        return not self._held and not self._rows
+
+    @property
+    def is_updated(self) -> bool:
+        """Whether something was written from outside on top of the newest checkpoint."""
+        newest = self.find("", None)
+        return newest is not None and any(task == NULL_TASK_ID for task, _ in self._writes.get(("", newest["id"]), {}))
 
     def find(self, ns: str, id: str | None) -> JSONObject | None:
         """Return a checkpoint, the newest if no id is given."""
@@ -176,8 +188,7 @@ class Checkpoints:
         self._load(record)
         self.usage, self.iterations = total, iterations
         self._held, self._rows = [], []
-        if iterations >= self._limit:
-            self._when_spent()
+        await self._when_ended()
 
     async def _journal(self, kind: str, told: JSONObject) -> None:
         number, self._next = self._next, self._next + 1
