@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.channels import DeltaChannel
 from langgraph.func import entrypoint, task
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Send, interrupt
 
 from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, ModelFailed, load_engine
@@ -279,6 +279,66 @@ async def test_a_channel_of_deltas_is_put_together_again_from_what_was_kept():
         with pytest.raises(Killed):
             await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record, dies_at=dies_at, stored=True))
         assert await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record)) == outcome, dies_at
+
+
+def looping(times: int, say: Callable[[int, list[Any]], list[Any]], state: Any = MessagesState) -> Any:
+    """A graph of one node that is run so often; `say` returns what it writes to the messages."""
+
+    async def node(state: Any) -> dict[str, Any]:
+        return {"messages": say(len(said(state)), state["messages"])}
+
+    def said(state: Any) -> list[AIMessage]:
+        return [each for each in state["messages"] if isinstance(each, AIMessage)]
+
+    graph: Any = StateGraph(state).add_node("node", node).add_edge(START, "node")
+    return graph.add_conditional_edges("node", lambda state: "node" if len(said(state)) < times else END).compile()
+
+
+async def test_a_superstep_costs_as_many_bytes_as_it_adds_however_long_the_messages_are():
+    graph, record = looping(60, lambda n, _: [AIMessage(f"{n:04}" + "x" * 200)]), Record()
+    with pytest.raises(Killed):
+        await attempt(load_engine("langgraph"), brief(graph, max_iterations=99), FakeRun(record, dies_at=60))
+    before = record.iterations
+    assert 20 < before < 40
+    outcome = await attempt(load_engine("langgraph"), brief(graph, max_iterations=99), FakeRun(record))
+    assert outcome.result == "0059" + "x" * 200
+    sizes = record.appended_bytes
+    assert len(sizes) == 60
+    assert max(sizes[1:]) <= 1.1 * sizes[1], "the first after a crash too"
+    assert record.journaled_bytes <= 61 * sizes[1]
+
+
+class Edited(TypedDict):
+    messages: Annotated[list[Any], lambda _, new: new]
+
+
+async def test_a_list_that_is_edited_is_put_together_again_as_it_was():
+    def edit(n: int, messages: list[Any]) -> list[Any]:
+        said = AIMessage(f"said {n}")
+        match n:
+            case 2:
+                return [*messages[:-1], AIMessage("another"), said]
+            case 3:
+                messages[1].content = "changed in place"
+                return [*messages, said]
+            case 4:
+                return [*messages[1:], AIMessage("more"), said]
+            case 6:
+                return [*messages[:3], said, said, said, said]
+            case _:
+                return [*messages, said]
+
+    def end(n: int, messages: list[Any]) -> list[Any]:
+        return edit(n, messages) if n < 8 else [AIMessage(" | ".join(str(each.text) for each in messages))] * 9
+
+    graph = looping(9, end, Edited)
+    outcome, whole = await run(graph)
+    assert outcome.result == " | ".join(["changed in place", "another", "said 2", *["said 6"] * 4, "said 7"])
+    for dies_at in range(whole.writes):
+        record = Record()
+        with pytest.raises(Killed):
+            await attempt(load_engine("langgraph"), brief(graph), FakeRun(record, dies_at=dies_at, stored=True))
+        assert await attempt(load_engine("langgraph"), brief(graph), FakeRun(record)) == outcome, dies_at
 
 
 async def test_a_graph_of_the_functional_interface_runs_no_finished_task_again():
