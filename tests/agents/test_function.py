@@ -258,6 +258,14 @@ async def test_two_branches_that_could_not_be_told_apart_are_refused():
         await run(agent)
 
 
+async def test_a_name_that_could_be_taken_for_a_position_of_the_runtimes_is_refused():
+    async def agent(ctx: AgentContext) -> None:
+        await ctx.step("go!", nothing)
+
+    with pytest.raises(InvalidArguments, match="marks positions of ours"):
+        await run(agent)
+
+
 async def test_no_step_is_begun_once_the_iterations_are_used_up_not_even_in_a_group():
     begun: Counter[str] = Counter()
 

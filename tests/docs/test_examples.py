@@ -197,7 +197,6 @@ def test_the_coding_helper_is_killed_while_the_tests_run_and_edits_once(tmp_path
     assert "writing prices.py" not in after
     assert "tests: succeeded" in after
     assert after[-4:] == ["coder: The tests pass now.", "from statistics import median", "", "__all__ = ['median']"]
-    assert lines(run(program, folder=tmp_path))[-4:] == after[-4:], "once done it stays done"
 
 
 @pytest.mark.skipif(find_spec("agents") is None, reason="the package openai-agents is not installed")
