@@ -98,7 +98,7 @@ async def _fan_out(outrider: Runtime, agent: str, count: int) -> tuple[float, Wa
     spent = time.perf_counter() - started
     told = await _wakes(outrider, session.id)
     check(max(told.values()) == 1, f"a child was told of {max(told.values())} times")
-    check(not await session.inbox(), "something is left in the inbox")
+    check(not await session.inbox.list(), "something is left in the inbox")
     children = [task for task in await session.tasks(limit=10_000) if task.kind == "subagent"]
     check(len(children) == count, f"{len(children)} children were made")
     for child in children:

@@ -1,11 +1,15 @@
-"""A graph of LangGraph that stops to ask: it runs as an agent, as it is, and waits for the answer without a worker.
+"""A graph of LangGraph that stops to ask: it runs as an agent, as it is, and its `interrupt` is a question of the task.
+
+    python graph.py            asks, and ends: nothing has to run while the question waits
+    python graph.py yes        answers, or `no`, in another process; the graph goes on where it was
 
 It needs the extra `outrider[langgraph]`. It calls no model, so it runs offline; nodes that do work just the same. Kill
-it while it asks and start it again: it goes on where it was, and no node that was done is run again.
+it at any moment and start it again: no node that was done is run again. All of it is in `graph.db`.
 """
 
 import asyncio
 import operator
+import sys
 from typing import Annotated
 
 from langgraph.graph import END, START, StateGraph
@@ -56,17 +60,22 @@ app.agent("trip", builder.compile())
 
 async def main() -> None:
     async with app.open("sqlite:///graph.db") as outrider:
-        session = await outrider.sessions.create(title="a trip")
-        task = await session.spawn_agent('{"city": "Oslo"}', agent="trip", options=TaskOptions(name="trip"))
+        session = await outrider.sessions.create(id="travels")
+        options = TaskOptions(name="trip", idempotency_key="to Oslo")  # the same key: the same task
+        task = await session.spawn_agent('{"city": "Oslo"}', agent="trip", options=options)
 
-        record = await task.wait(on_question=True)
-        assert record.input_request is not None
-        print(record.input_request.prompt, record.input_request.details["offers"])
-        await task.answer(True, by="Kim")
+        question = (await task.wait(on_question=True)).input_request
+        if question is not None:
+            print(question.prompt, question.details["offers"])
+            if len(sys.argv) == 1:
+                print("Run me again, with yes or no.")
+                return
+            await task.answer(sys.argv[1] == "yes", by="Kim")
 
         result = await task.result()
         record = await task.record()
-        print(f"booked for {result['booked']}, in {record.iterations} iterations")
+        print(f"booked for {result['booked']}" if result["booked"] else "nothing is booked")
+        print(f"{record.iterations} iterations, {record.failures} failures")
 
 
 if __name__ == "__main__":

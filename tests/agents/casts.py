@@ -33,6 +33,7 @@ class World:
     tell: Callable[[str], None]
     began: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
     failures: int = 1
     """How often the fragile one fails."""
 
@@ -51,6 +52,11 @@ class World:
             raise RuntimeError("it burst")
         return "mended"
 
+    async def wait_for_the_gate(self) -> str:
+        self.began.set()
+        await self.gate.wait()
+        return "open"
+
     async def wait_for_ever(self) -> None:
         self.began.set()
         try:
@@ -66,7 +72,8 @@ class Cast(Protocol):
     it sends. `asker` asks for a city, and `pair` for two things at once. `endless` says "Still at it." and never
     answers. `giver` gives the JSON that it is sent. `stuck` waits for ever. `fragile` asks the model once and then
     bursts. `broken` says "So far." and then meets an error that no other attempt would mend. `publisher` needs an
-    approval for what it does.
+    approval for what it does. `listener` asks the model, waits for the gate, and asks it again, which says what it
+    heard meanwhile.
     """
 
     @property
@@ -101,7 +108,7 @@ class PydanticCast:
 
         def part(name: str, script: scripted.Script) -> None:
             scripted.register(name, script)
-            tools = ["add", "send", "publish", "burst", "wait_for_ever", "consult"]
+            tools = ["add", "send", "publish", "burst", "wait_for_the_gate", "wait_for_ever", "consult"]
             app.agent(name, model=f"scripted:{name}", tools=tools)
 
         def worker(turn: Turn) -> Reply:
@@ -128,7 +135,12 @@ class PydanticCast:
             world.tell(f"model {turn.number}")
             return Reply("Careful.", calls=(Call("burst", {}),)) if turn.number == 1 else Reply("mended")
 
+        def listener(turn: Turn) -> Reply:
+            world.tell(f"model {turn.number}")
+            return Reply(calls=(Call("wait_for_the_gate", {}),)) if turn.number == 1 else Reply(f"I heard {turn.heard}")
+
         part("worker", worker)
+        part("listener", listener)
         part("asker", asking("Which city?"))
         part("pair", asking("Which city?", "Which day?"))
         part("endless", lambda _: Reply("Still at it.", calls=(Call("add", {"a": 1, "b": 1}),)))
@@ -181,6 +193,12 @@ class FunctionCast:
             await ctx.append(said, usage=EACH, provider="own", model="own-1", text=said)
             return said
 
+        async def listener(ctx: AgentContext) -> str:
+            await ctx.step("model 1", model, 1, "")
+            await ctx.step("gate", world.wait_for_the_gate)
+            await ctx.append("It is open.", usage=EACH)
+            return await ctx.step("model 2", model, 2, f"I heard {await ctx.news()}")
+
         async def asker(ctx: AgentContext) -> str:
             await ctx.step("model 1", model, 1, "")
             return await ctx.ask("Which city?", str)
@@ -215,7 +233,7 @@ class FunctionCast:
             await ctx.call("publish", {"text": "all"})
             return "done"
 
-        for part in (worker, asker, pair, endless, giver, stuck, fragile, broken, publisher):
+        for part in (worker, listener, asker, pair, endless, giver, stuck, fragile, broken, publisher):
             app.agent(part.__name__, part, tools=["add", "send", "publish"])
 
     def done_by(self, step: Step) -> str | None:
@@ -258,6 +276,7 @@ def register_tools(app: Outrider, world: World) -> None:
         return "published"
 
     app.tool(world.burst)
+    app.tool(world.wait_for_the_gate)
     app.tool(world.wait_for_ever)
     app.tool(effects="once")(world.send)
 

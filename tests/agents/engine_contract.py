@@ -134,6 +134,17 @@ class EngineContract:
             record = await task.record()
             assert (record.attempt, record.failures) == (2, 1)
 
+    async def test_what_is_said_in_the_middle_of_a_run_is_heard_before_the_next_request(self, app, world, begun):
+        async with app.open("memory://") as outrider:
+            session = await outrider.sessions.create(agent="listener")
+            turn = await session.send("Go.")
+            await world.began.wait()
+            assert (await session.send("Mind the cat.")).id == turn.id
+            world.gate.set()
+            assert await turn.result(timeout=PATIENCE) == "I heard Mind the cat."
+            assert begun == {"model 1": 1, "model 2": 1}
+            assert await session.inbox.list() == []
+
     async def test_a_failure_that_no_attempt_would_mend_ends_the_task_with_what_it_said(self, app):
         async with at_work(app) as session:
             task = await session.spawn_agent("Try.", agent="broken")

@@ -17,6 +17,7 @@ from outrider.agents.engine import (
     ModelCall,
     ModelFailed,
     Permit,
+    said_meanwhile,
 )
 from outrider.core.errors import Parked
 from outrider.core.task import Effects, Usage
@@ -42,6 +43,7 @@ class Record:
     answers: dict[str, JSON] = field(default_factory=dict)
     appended_bytes: list[int] = field(default_factory=list)
     journaled_bytes: int = 0
+    inbox: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -65,6 +67,7 @@ class FakeRun:
     settled: list[tuple[str, Usage | ModelFailed | None]] = field(default_factory=list)
     open_now: int = 0
     open_most: int = 0
+    is_alone: bool = True
 
     async def step(
         self,
@@ -139,6 +142,19 @@ class FakeRun:
 
     async def news(self) -> str | None:
         return None
+
+    async def has_news(self) -> bool:
+        return bool(self.record.inbox)
+
+    async def take_news(self, key: str) -> str | None:
+        if not self.record.inbox:
+            return None
+        with self._write():
+            text = "\n\n".join(self.record.inbox)
+            self.record.inbox.clear()
+            self.record.journal[key] = text
+            self.record.transcript.extend(said_meanwhile(text))
+        return text
 
     def output(self, text: str) -> None:
         self.output_text += text

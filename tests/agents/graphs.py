@@ -78,6 +78,10 @@ def of(world: World) -> dict[str, Any]:
     async def give(state: Any) -> dict[str, Any]:
         return {"given": json.loads(state["messages"][0].text)}
 
+    async def wait_for_the_gate(_: Any) -> dict[str, Any]:
+        await world.wait_for_the_gate()
+        return {}
+
     async def wait(_: Any) -> dict[str, Any]:
         await world.wait_for_ever()
         return {}
@@ -99,6 +103,11 @@ def of(world: World) -> dict[str, Any]:
             (model(2, "Sending."),),
             (send,),
             (model(3, lambda state: f"{state['three']}, {state['four']} and {state['sent']}"),),
+        ),
+        "listener": chain(
+            (model(1, "Hm."),),
+            (wait_for_the_gate,),
+            (model(2, lambda state: f"I heard {state['messages'][-1].text}"),),
         ),
         "asker": chain((model(1, "Hm."),), (ask_city,), (model(2, lambda state: str(state["city"])),)),
         "pair": chain(

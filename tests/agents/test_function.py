@@ -12,7 +12,7 @@ import pytest
 from outrider import Outrider
 from outrider.agents.engine import AgentBrief, AgentOutcome, Approval, ToolError, ToolRetry, ToolSpec, load_engine
 from outrider.agents.function import AgentContext
-from outrider.core.errors import InvalidArguments, Parked, UnknownName
+from outrider.core.errors import Failure, InvalidArguments, Parked, UnknownName
 from outrider.core.task import Usage
 from outrider.core.values import JSON, JSONObject
 from tests.agents.fakes import FakeRun, Killed, Record, attempt
@@ -75,6 +75,109 @@ async def test_a_crash_at_any_write_repeats_nothing_journaled_and_shows_and_coun
             shown = (first.output_text + second.output_text).split("\n")
             assert set(whole.output_text.split("\n")) == set(shown)
             assert len(shown) <= len(whole.output_text.split("\n")) + 1, (dies_at, shown)
+
+
+async def test_what_is_said_meanwhile_is_heard_once_and_at_the_same_place_whatever_write_it_dies_at():
+    def agent(record: Record) -> Any:
+        async def think(n: int) -> int:
+            if n == 1 and not record.transcript:
+                record.inbox.append("and this")  # said while it thinks, and not for what it thought before
+            return n
+
+        async def listen(ctx: AgentContext) -> JSON:
+            heard = [await ctx.news()]
+            for n in (1, 2):
+                await ctx.step("think", think, n)
+                heard.append(await ctx.news())
+                await ctx.append({"thought": n}, usage=EACH)
+            return heard
+
+        return listen
+
+    whole = FakeRun(Record())
+    expected = await attempt(load_engine("function"), brief(agent(whole.record)), whole)
+    assert expected.result == [None, "and this", None]
+    transcript = [{"said": "and this", "meanwhile": True}, {"thought": 1}, {"thought": 2}]
+    assert whole.record.transcript == transcript
+    for dies_at in range(whole.writes):
+        for stored in (False, True):
+            record = Record()
+            first = FakeRun(record, dies_at=dies_at, stored=stored)
+            with pytest.raises(Killed):
+                await attempt(load_engine("function"), brief(agent(record)), first)
+            is_kept = "step/think" in record.journal
+            outcome = await attempt(load_engine("function"), brief(agent(record)), FakeRun(record))
+            if is_kept:  # else it was said before anything was thought
+                assert (outcome, record.transcript) == (expected, transcript), dies_at
+            assert sum(message == transcript[0] for message in record.transcript) == 1
+            assert record.inbox == []
+
+
+async def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changed", "journaled", "met"),
+    [
+        (lambda ctx: ctx.step("wrap", nothing), "step 'pack'", "step 'wrap'"),
+        (lambda ctx: ctx.call("pack"), "step 'pack'", "tool 'pack'"),
+        (lambda ctx: ctx.ask("Pack?", name="pack"), "step 'pack'", "ask 'pack'"),
+        (lambda ctx: ctx.approve("pack"), "step 'pack'", "approve 'pack'"),
+    ],
+)
+async def test_code_that_comes_to_another_position_than_before_is_interrupted_and_told_which(changed, journaled, met):
+    async def old(ctx: AgentContext) -> None:
+        await ctx.step("look", nothing)
+        await ctx.step("pack", nothing)
+        await ctx.ask("Ship it?")
+
+    async def new(ctx: AgentContext) -> None:
+        await ctx.step("look", nothing)
+        await changed(ctx)
+        await ctx.ask("Ship it?")
+
+    record, tools = Record(), [tool("pack", "packed")]
+    with pytest.raises(Parked):
+        await run(old, FakeRun(record), tools=tools)
+    fake = FakeRun(record)
+    with pytest.raises(Failure) as failure:
+        await run(new, fake, tools=tools)
+    assert (failure.value.kind, failure.value.details) == ("interrupted", {"journaled": journaled, "met": met})
+    assert (fake.steps_run, fake.asked) == ([], [])
+
+
+@pytest.mark.parametrize("nth", range(2))
+async def test_what_a_step_raised_and_the_function_handled_is_no_change_of_its_code(nth):
+    begun: Counter[str] = Counter()
+
+    async def burst() -> None:
+        begun["burst"] += 1
+        raise ValueError("it burst")
+
+    async def hang() -> None:
+        begun["hang"] += 1
+        await asyncio.sleep(3600)
+
+    async def agent(ctx: AgentContext) -> str:
+        why = "nothing"
+        try:
+            if nth == 0:
+                await ctx.step("risky", burst)
+            async with asyncio.timeout(0.01):
+                await ctx.step("risky", hang)
+        except (ValueError, TimeoutError) as error:
+            why = type(error).__name__
+        await ctx.step("instead", nothing)
+        await ctx.ask("Well?")
+        return why
+
+    record = Record()
+    with pytest.raises(Parked):
+        await run(agent, FakeRun(record))
+    outcome = await run(agent, FakeRun(record, answer=lambda _: "yes"))
+    assert outcome.result == ("ValueError", "TimeoutError")[nth]
+    assert begun == ({"burst": 1}, {"hang": 2})[nth], "an error is raised again, what ran out of time is tried again"
 
 
 async def test_the_transcript_begins_with_what_the_session_said_before_the_task():
@@ -150,6 +253,14 @@ async def test_two_branches_that_could_not_be_told_apart_are_refused():
         await asyncio.gather(ctx.step("nap", nap), ctx.step("nap", nap))
 
     with pytest.raises(InvalidArguments, match="name of its own"):
+        await run(agent)
+
+
+async def test_a_name_that_could_be_taken_for_a_position_of_the_runtimes_is_refused():
+    async def agent(ctx: AgentContext) -> None:
+        await ctx.step("go!", nothing)
+
+    with pytest.raises(InvalidArguments, match="marks positions of ours"):
         await run(agent)
 
 

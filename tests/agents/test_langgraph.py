@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.channels import DeltaChannel
 from langgraph.func import entrypoint, task
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Send, interrupt
 
 from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, ModelFailed, load_engine
@@ -139,6 +139,77 @@ async def test_a_graph_parks_on_each_question_and_goes_on_with_what_it_has():
     assert set(begun.values()) == {1}
 
 
+class DeltaMessages(TypedDict):
+    messages: Annotated[
+        list[Any], DeltaChannel(lambda before, new: [*before, *(each for some in new for each in some)])
+    ]
+
+
+@pytest.mark.parametrize("state", [MessagesState, DeltaMessages])
+async def test_what_is_said_meanwhile_is_heard_once_and_never_between_a_call_and_its_result(state):
+    engine = load_engine("langgraph")
+
+    def talking(record: Record) -> tuple[Any, Counter[str]]:
+        begun: Counter[str] = Counter()
+
+        async def model(state: Any) -> dict[str, Any]:
+            number = sum(isinstance(each, AIMessage) for each in state["messages"])
+            if number == 1:  # right after the graph was told
+                assert interrupt("Where?") == "here"
+            begun["model"] += 1
+            if number == 0 and not record.inbox:
+                record.inbox.append("Mind the cat.")
+            calls = [{"name": "look", "args": {}, "id": f"call_{number}"}] if number < 2 else []
+            return {"messages": [AIMessage(f"said {number}", tool_calls=calls)]}
+
+        async def look(state: Any) -> dict[str, Any]:
+            begun["look"] += 1
+            return {"messages": [ToolMessage("seen", tool_call_id=state["messages"][-1].tool_calls[0]["id"])]}
+
+        async def write(state: Any) -> dict[str, Any]:
+            return {"messages": [AIMessage(" | ".join(str(each.text) for each in state["messages"]))]}
+
+        def whither(state: Any) -> str:
+            return "look" if state["messages"][-1].tool_calls else "write"
+
+        graph: Any = StateGraph(state)
+        for node in (model, look, write):
+            graph.add_node(node.__name__, node)
+        graph.add_edge(START, "model")
+        graph.add_conditional_edges("model", whither, ["look", "write"])
+        graph.add_edge("look", "model")
+        return graph.compile(), begun
+
+    whole = FakeRun(Record(), answer=ANSWERS.get)
+    graph, begun = talking(whole.record)
+    expected = await attempt(engine, brief(graph), whole)
+    assert expected.result == "Go. | said 0 | seen | Mind the cat. | said 1 | seen | said 2"
+    assert (begun, whole.record.inbox) == ({"model": 3, "look": 2}, [])
+    for dies_at in range(whole.writes):
+        for stored in (False, True):
+            record = Record()
+            graph, begun = talking(record)
+            with pytest.raises(Killed):
+                await attempt(engine, brief(graph), FakeRun(record, answer=ANSWERS.get, dies_at=dies_at, stored=stored))
+            outcome = await attempt(engine, replace(brief(graph), attempt=2), FakeRun(record, answer=ANSWERS.get))
+            assert (outcome, record.inbox) == (expected, []), (dies_at, stored)
+            assert begun.total() <= 6, (dies_at, stored)
+
+
+async def test_what_was_said_in_a_turn_that_came_to_nothing_is_heard_with_the_next_prompt():
+    async def repeat(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(" | ".join(str(each.text) for each in state["messages"]))]}
+
+    graph = StateGraph(MessagesState).add_node("repeat", repeat).add_edge(START, "repeat").compile()
+    record = Record(transcript=[{"said": "First."}, {"said": "Wait!", "meanwhile": True}, {"said": "Go."}])
+    given = brief(graph, asked=True, before=2)
+    assert (await attempt(load_engine("langgraph"), given, FakeRun(record))).result == "First. | Wait! | Go."
+    again = Record(transcript=[*record.transcript, {"said": "Go."}])
+    given = brief(graph, asked=True, before=len(again.transcript) - 1)
+    answer = (await attempt(load_engine("langgraph"), given, FakeRun(again))).result
+    assert answer == "First. | Wait! | Go. | First. | Wait! | Go. | Go."
+
+
 async def test_what_a_model_takes_is_counted_even_where_its_answer_comes_into_no_state():
     class Model(BaseChatModel):
         @property
@@ -208,6 +279,66 @@ async def test_a_channel_of_deltas_is_put_together_again_from_what_was_kept():
         with pytest.raises(Killed):
             await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record, dies_at=dies_at, stored=True))
         assert await attempt(load_engine("langgraph"), brief(graph, prompt), FakeRun(record)) == outcome, dies_at
+
+
+def looping(times: int, say: Callable[[int, list[Any]], list[Any]], state: Any = MessagesState) -> Any:
+    """A graph of one node that is run so often; `say` returns what it writes to the messages."""
+
+    async def node(state: Any) -> dict[str, Any]:
+        return {"messages": say(len(said(state)), state["messages"])}
+
+    def said(state: Any) -> list[AIMessage]:
+        return [each for each in state["messages"] if isinstance(each, AIMessage)]
+
+    graph: Any = StateGraph(state).add_node("node", node).add_edge(START, "node")
+    return graph.add_conditional_edges("node", lambda state: "node" if len(said(state)) < times else END).compile()
+
+
+async def test_a_superstep_costs_as_many_bytes_as_it_adds_however_long_the_messages_are():
+    graph, record = looping(60, lambda n, _: [AIMessage(f"{n:04}" + "x" * 200)]), Record()
+    with pytest.raises(Killed):
+        await attempt(load_engine("langgraph"), brief(graph, max_iterations=99), FakeRun(record, dies_at=60))
+    before = record.iterations
+    assert 20 < before < 40
+    outcome = await attempt(load_engine("langgraph"), brief(graph, max_iterations=99), FakeRun(record))
+    assert outcome.result == "0059" + "x" * 200
+    sizes = record.appended_bytes
+    assert len(sizes) == 60
+    assert max(sizes[1:]) <= 1.1 * sizes[1], "the first after a crash too"
+    assert record.journaled_bytes <= 61 * sizes[1]
+
+
+class Edited(TypedDict):
+    messages: Annotated[list[Any], lambda _, new: new]
+
+
+async def test_a_list_that_is_edited_is_put_together_again_as_it_was():
+    def edit(n: int, messages: list[Any]) -> list[Any]:
+        said = AIMessage(f"said {n}")
+        match n:
+            case 2:
+                return [*messages[:-1], AIMessage("another"), said]
+            case 3:
+                messages[1].content = "changed in place"
+                return [*messages, said]
+            case 4:
+                return [*messages[1:], AIMessage("more"), said]
+            case 6:
+                return [*messages[:3], said, said, said, said]
+            case _:
+                return [*messages, said]
+
+    def end(n: int, messages: list[Any]) -> list[Any]:
+        return edit(n, messages) if n < 8 else [AIMessage(" | ".join(str(each.text) for each in messages))] * 9
+
+    graph = looping(9, end, Edited)
+    outcome, whole = await run(graph)
+    assert outcome.result == " | ".join(["changed in place", "another", "said 2", *["said 6"] * 4, "said 7"])
+    for dies_at in range(whole.writes):
+        record = Record()
+        with pytest.raises(Killed):
+            await attempt(load_engine("langgraph"), brief(graph), FakeRun(record, dies_at=dies_at, stored=True))
+        assert await attempt(load_engine("langgraph"), brief(graph), FakeRun(record)) == outcome, dies_at
 
 
 async def test_a_graph_of_the_functional_interface_runs_no_finished_task_again():

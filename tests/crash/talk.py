@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+import outrider.agents.langgraph
 import outrider.agents.pydantic_ai  # noqa: F401 - once, for all workers that are forked
 from outrider import Outrider, TaskOptions, WorkerSettings
 from outrider.agents import scripted
+from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
+
+REPORT = "report"
+"""What a function and a graph answer with all that they have heard."""
 
 app = Outrider(WorkerSettings(park_grace=0.02, recovery_interval=0.05))
 
@@ -43,6 +51,35 @@ def _script(turn: Turn) -> Reply:
 
 scripted.register("listener", _script)
 app.agent("listener", model="scripted:listener", tools=["ponder"])
+
+
+async def _function(ctx: AgentContext) -> str:
+    if ctx.prompt == REPORT:
+        return "\n\n".join(each["said"] for each in ctx.transcript if isinstance(each, dict))
+    for number in range(3):
+        await ctx.step("ponder", ponder)
+        await ctx.news()
+        await ctx.append(f"thought {number}")
+    return "So be it."
+
+
+async def _think(state: MessagesState) -> Any:
+    heard = [str(each.text) for each in state["messages"] if isinstance(each, HumanMessage)]
+    if heard[-1] == REPORT:
+        return {"messages": [AIMessage("\n\n".join(heard))]}
+    await ponder()
+    return {"messages": [AIMessage("Hm.")]}
+
+
+def _goes_on(state: MessagesState) -> str:
+    said = [type(each) for each in state["messages"]]
+    is_over = state["messages"][-2].text == REPORT or len(said) % 3 == 0
+    return END if is_over else "think"
+
+
+app.agent("function", _function)
+_graph: Any = StateGraph(MessagesState).add_node("think", _think).add_edge(START, "think")
+app.agent("langgraph", _graph.add_conditional_edges("think", _goes_on, ["think", END]).compile())
 
 
 def settings_of(given: Mapping[str, Any]) -> WorkerSettings:

@@ -41,11 +41,21 @@ async def test_no_wake_is_lost_or_told_twice_in_a_thousand_kills(store: str, tmp
             await storm(crew, new_database(store, tmp_path / f"{lap}.db"), chance, kills=40)
 
 
-async def storm(crew: Crew, database: Path, chance: random.Random, kills: int) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["function", "langgraph"])
+async def test_no_wake_is_lost_or_told_twice_whatever_engine_hears_it(engine: str, store: str, tmp_path: Path):
+    seed = os.environ.get("SEED", str(random.randrange(10**6)))
+    print(f"SEED={seed}")
+    async with Crew.muster(app="tests.crash.talk") as crew:
+        for lap in range(3):
+            await storm(crew, new_database(store, tmp_path / f"{lap}.db"), random.Random(f"{seed}/{lap}"), 40, engine)
+
+
+async def storm(crew: Crew, database: Path, chance: random.Random, kills: int, agent: str = "listener") -> None:
     """Have two talk to an agent on two workers while all of them are killed; then let all be heard, and prove it."""
     acks = database.with_suffix(".acks")
     async with talk.app.open(address_of(database), worker=False) as runtime:
-        session = await runtime.sessions.create(agent="listener")
+        session = await runtime.sessions.create(agent=agent)
         workers = [await crew.start(database) for _ in range(2)]
         speakers = [await crew.start(database, speaks=f"first{n}", acks=str(acks)) for n in range(2)]
         for number in range(kills):
@@ -62,7 +72,14 @@ async def storm(crew: Crew, database: Path, chance: random.Random, kills: int) -
         for worker in workers:
             worker.signal(signal.SIGTERM)
             assert await worker.wait() == 0
-        await prove(runtime, session, acks.read_text().split("\n"))
+        if agent != "listener":
+            async with talk.app.open(address_of(database)):
+                said = await (await session.send(talk.REPORT)).result(timeout=60)
+        else:
+            rows: list[Any] = [decode(row.message) for row in await runtime.services.views.transcript(session.id)]
+            parts = [part for row in rows for part in row["parts"]]
+            said = "\n\n".join(part["content"] for part in parts if part["part_kind"] == "user-prompt")
+        await prove(session, acks.read_text().split("\n"), said)
 
 
 async def kill(hand: Hand) -> None:
@@ -82,10 +99,8 @@ async def all_is_heard(runtime: Runtime, session: SessionHandle) -> None:
             await asyncio.sleep(0.05)
 
 
-async def prove(runtime: Runtime, session: SessionHandle, acks: list[str]) -> None:
-    """Each word that was acknowledged, and the end of each task, stands in the transcript once; nothing twice."""
-    rows: list[Any] = [decode(row.message) for row in await runtime.services.views.transcript(session.id)]
-    said = "\n\n".join(part["content"] for row in rows for part in row["parts"] if part["part_kind"] == "user-prompt")
+async def prove(session: SessionHandle, acks: list[str], said: str) -> None:
+    """Each word that was acknowledged, and the end of each task, was heard once; nothing twice."""
     wakes = Counter(re.findall(r'<task_wake task="(task_\w+)"', said))
     words = Counter(re.findall(r"^\w+-\d+$", said, re.MULTILINE))
     assert set((wakes | words).values()) == {1}, (wakes | words).most_common(3)

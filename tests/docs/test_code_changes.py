@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from outrider import Outrider, State, TaskContext, TaskHandle, TaskOptions, WorkerSettings
 from outrider.agents import scripted
+from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import UnknownName, WaitTimeout
 from outrider.runtime.facade import Runtime
@@ -530,6 +531,31 @@ async def test_a_model_is_told_that_its_arguments_do_not_fit_any_more(shop: Shop
     record = await shop.after(desk("look", "pay", unit="euros"), task_id)
     assert record.summary is not None
     assert "euros: Field required" in record.summary
+
+
+@shows(
+    "a step renamed in a function that runs as an agent",
+    "a tool called in a function before what it has done",
+)
+@pytest.mark.parametrize(("changes", "met"), [("wrap", "step 'wrap'"), ("look", "tool 'look'")])
+async def test_an_agents_function_that_comes_to_another_position_is_found_out(shop: Shop, changes: str, met: str):
+    def packing(name: str, *, looks: bool) -> Outrider:
+        async def pack(ctx: AgentContext) -> str:
+            if looks:
+                await ctx.call("look", {"order": "A-17"})
+            await ctx.step(name, str, "packed")
+            return str(await ctx.ask("Ship it?", bool))
+
+        app = desk("look")
+        app.agent("packer", pack, tools=["look"])
+        return app
+
+    task_id = await until_it_wants_to_pay(shop, packing("pack", looks=False), agent="packer")
+    new = packing("wrap" if changes == "wrap" else "pack", looks=changes == "look")
+    record = await shop.after(new, task_id)
+    assert record.error is not None
+    assert (record.error.kind, record.error.details) == ("interrupted", {"journaled": "step 'pack'", "met": met})
+    assert record.attempt == 2
 
 
 @shows("an agent renamed")

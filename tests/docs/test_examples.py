@@ -1,6 +1,7 @@
 """The examples do what their docstrings say: run as real processes, one of them killed, and read by what they print."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -40,16 +41,23 @@ def test_hello_goes_on_where_it_was_killed_and_is_done_once(tmp_path: Path):
     assert lines(run(program, folder=tmp_path)) == ["published 1500 words"]
 
 
-def test_a_question_waits_overnight_without_a_worker_and_is_answered_from_another_process(tmp_path: Path):
+def test_an_approval_waits_overnight_without_a_worker_and_is_answered_from_another_process(tmp_path: Path):
     program = EXAMPLES / "overnight_approval.py"
     evening = lines(run(program, "evening", folder=tmp_path))
     assert evening == ["copying orders", "awaiting_input, held by no worker; good night"]
-    assert lines(run(program, "answer", "yes", folder=tmp_path)) == ["answered yes; now running, resuming"]
+    assert lines(run(program, "answer", "yes", folder=tmp_path)) == [
+        "The agent wants to call switch_over. Approve? {'table': 'orders', 'rows': 1200}",
+        "answered yes; now running, resuming",
+    ]
     morning = lines(run(program, "morning", folder=tmp_path))
-    assert morning == ["switching orders over", "orders is switched over", "succeeded in attempt 2, 0 failures"]
+    assert morning == [
+        "switching orders over, 1200 rows",
+        "orders is switched over",
+        "succeeded in attempt 2, 0 failures",
+    ]
 
 
-def test_a_question_that_nobody_answers_takes_its_default(tmp_path: Path):
+def test_a_call_that_nobody_approves_is_not_made(tmp_path: Path):
     program = EXAMPLES / "overnight_approval.py"
     run(program, "evening", folder=tmp_path, DEADLINE="2")
     *until, result, end = lines(run(program, "morning", folder=tmp_path))
@@ -134,12 +142,61 @@ def test_every_example_says_what_it_shows_and_is_tested_here(program: Path):
     assert f'EXAMPLES / "{program.name}"' in Path(__file__).read_text()
 
 
-def test_a_graph_asks_and_goes_on_with_the_answer(tmp_path: Path):
-    assert lines(run(EXAMPLES / "graph.py", folder=tmp_path)) == [
+def test_a_graph_asks_and_goes_on_with_the_answer_in_another_process(tmp_path: Path):
+    program = EXAMPLES / "graph.py"
+    question = "130 a night in Oslo. Book it? [150, 130, 140]"
+    assert lines(run(program, folder=tmp_path)) == [
         *(f"asking the {name} in Oslo" for name in ("Anchor", "Bell", "Crown")),
-        "130 a night in Oslo. Book it? [150, 130, 140]",
-        "booked for 130, in 2 iterations",
+        question,
+        "Run me again, with yes or no.",
     ]
+    done = ["booked for 130", "2 iterations, 0 failures"]
+    assert lines(run(program, "yes", folder=tmp_path)) == [question, *done]
+    assert lines(run(program, folder=tmp_path)) == done
+
+
+def test_researchers_wake_their_lead_and_one_ends_at_its_budget_with_what_it_found(tmp_path: Path):
+    said = lines(run(EXAMPLES / "research.py", folder=tmp_path))
+    assert sorted(said[:3]) == ["ovens: succeeded", "prices: succeeded", "rules: budget_exceeded"]
+    *report, spent = said[3:]
+    assert report == [
+        "# Ovens for the bakery",
+        "- ovens (succeeded): An electric oven costs 90,000. It lasts 15 years.",
+        "- prices (succeeded): Electricity costs 1.10 a kilowatt hour. Gas costs 0.90, and rises.",
+        "- rules (failed): Rule 1: no flames in cellars. Rule 2: no flames in attics. Rule 3: no flames in halls.",
+        "",
+        "lead",
+        "  ovens: succeeded, 3 requests, 56 tokens",
+        "  prices: succeeded, 3 requests, 67 tokens",
+        "  rules: failed, 4 requests, 106 tokens",
+    ]
+    requests = re.fullmatch(r"spent by all together: \d+ of 200000 tokens, (\d+) of 60 requests", spent)
+    assert requests is not None
+    assert int(requests[1]) > 10, "the lead's own are among them"
+
+
+def test_the_coding_helper_is_killed_while_the_tests_run_and_edits_once(tmp_path: Path):
+    program = EXAMPLES / "coding_helper.py"
+    first = subprocess.Popen(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    before: list[str] = []
+    while "writing prices.py" not in before or before[-1] != "tests: running":
+        before.append(first.stdout.readline().strip())
+        assert before[-1], before
+    first.kill()
+    first.communicate(timeout=PATIENCE)
+    assert "tests: failed" in before
+
+    after = lines(run(program, folder=tmp_path))
+    assert "writing prices.py" not in after
+    assert "tests: succeeded" in after
+    assert after[-4:] == ["coder: The tests pass now.", "from statistics import median", "", "__all__ = ['median']"]
 
 
 @pytest.mark.skipif(find_spec("agents") is None, reason="the package openai-agents is not installed")

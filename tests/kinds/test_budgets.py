@@ -97,6 +97,18 @@ async def test_an_agent_whose_budget_is_spent_ends_failed_with_what_it_has_so_fa
         assert not any(spent.accounts[0].reserved.values())
 
 
+async def test_the_turns_of_a_session_spend_what_it_and_its_tree_may(app):
+    app.agent("talker", model=told("talker", DONE))
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="talker", budget={"requests": 3}, tree_budget={"tokens": 10_000})
+        for _ in range(2):
+            assert await (await session.send("Well?")).result(timeout=30) == "done"
+        assert (await fails(await session.send("Well?"))).kind == "budget_exceeded"
+        (own,) = (await session.usage()).accounts
+        (tree,) = (await session.usage(tree=True)).accounts
+        assert (own.spent["requests"], tree.spent["tokens"]) == (3, 330)
+
+
 async def test_the_children_of_a_tree_never_pass_its_ceiling_together(app):
     model = told("child", LOOK, DONE)
     async with app.open("memory://") as outrider:

@@ -240,6 +240,24 @@ class AgentRun(Protocol):
         """
         ...
 
+    async def has_news(self) -> bool:
+        """Return whether there is something to `take_news` of."""
+        ...
+
+    async def take_news(self, key: str) -> str | None:
+        """Take from the inbox what somebody says to the agent meanwhile, and return it; None for nothing.
+
+        One transaction takes it, appends it to the transcript (as `said_meanwhile`) and journals it as the step `key`
+        of the open iteration: so it is heard once, and an attempt that finds that key has it from the journal. For
+        engines that do not close an iteration with each request. Nothing is journaled of nothing.
+        """
+        ...
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no asyncio task that the engine's code has started is under way beside it."""
+        ...
+
     async def ask(
         self,
         key: str,
@@ -369,6 +387,11 @@ SAID = "said"
 def said_plainly(text: str) -> tuple[JSON, ...]:
     """What a transcript holds of a text that the user says, for engines without a form of their own."""
     return ({SAID: text},)
+
+
+def said_meanwhile(text: str) -> tuple[JSON, ...]:
+    """The same of what the user said in the middle of a run, which is no prompt."""
+    return ({SAID: text, "meanwhile": True},)
 
 
 def is_said(message: JSON) -> bool:

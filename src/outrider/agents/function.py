@@ -2,7 +2,8 @@
 
 The function is run from its start in every attempt, like a tool: what it does through its context is journaled, and is
 not done again but gives what it gave. Code between is ordinary and runs again, so what must not run twice belongs into
-a step. The journal is kept until the task has ended, for the function comes to all of it again.
+a step. The journal is kept until the task has ended, for the function comes to all of it again; one that was changed so
+that it does not is told so, see `AgentContext`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from outrider.agents.engine import (
     AgentBrief,
@@ -25,6 +26,7 @@ from outrider.agents.engine import (
     ToolError,
     ToolRetry,
     ToolSpec,
+    said_meanwhile,
     said_plainly,
     summed,
 )
@@ -32,9 +34,15 @@ from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.task import Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, SECOND, JSONObject
 from outrider.runtime.clock import span
-from outrider.runtime.codec import encode, jsonable, shape_for, shape_of
+from outrider.runtime.codec import decode, encode, jsonable, shape_for, shape_of
+from outrider.runtime.failures import revive, tell
+from outrider.runtime.journal import DOUBT, Branch, changed, has_handled
 
 T = TypeVar("T")
+
+NEWS = "news"
+RAISED = "raised/"
+"""Before the key of a step that raised what the function handled: the row of the error, null for a cancellation."""
 
 
 class FunctionEngine:
@@ -70,7 +78,9 @@ class AgentContext:
     """What an agent's function has of its task. One for each attempt.
 
     Steps, calls and questions that run side by side, as in `asyncio.gather`, need names of their own: a resumed
-    agent could not tell them apart otherwise.
+    agent could not tell them apart otherwise. Where one runs alone and comes to a position that its journal does not
+    have, while the journal has one that it did not come to, its code was changed: it fails as `interrupted`. What a
+    step raised is journaled once the function has handled it and gone on, and is raised again.
     """
 
     def __init__(self, brief: AgentBrief, run: AgentRun) -> None:
@@ -82,7 +92,7 @@ class AgentContext:
         """The tools that the task was given, by name. `call` takes arguments and the id of the call, asks a person
         where the tool needs that, and is a step. It raises `ToolRetry` and `ToolError` for the model to read."""
         self.transcript: list[JSON] = list(brief.transcript[: brief.before])
-        """What the session has said: first what is older than this task, then what it appended so far."""
+        """What the session has said: first what is older than this task, then what it appended and heard so far."""
         self.iterations = 0
         """How many iterations the function has appended so far."""
         self.usage = Usage()
@@ -90,8 +100,14 @@ class AgentContext:
         self.text = ""
         """What it said last, which is all there is if it may go no further."""
         self._run = run
-        self._keys = {key for key in run.journaled() if "!" not in key}
-        self._unvisited = set(self._keys)
+        self._main = asyncio.current_task()
+        self._raised = {key.removeprefix(RAISED): told for key, told in run.journaled(RAISED).items()}
+        rows = (key.removeprefix(RAISED).partition(DOUBT)[0] for key in run.journaled())
+        self._known = dict.fromkeys(rows)
+        """The positions that earlier attempts came to, in order."""
+        self._unvisited = dict(self._known)
+        self._failures: list[tuple[str, Branch, BaseException]] = []
+        """What steps raised, while it is not known whether the function handles it."""
         self._uses: Counter[str] = Counter()
         self._visited: set[str] = set()
         self._open: set[str] = set()
@@ -176,6 +192,7 @@ class AgentContext:
     async def approve(self, what: str, arguments: JSONObject | None = None, /, *, id: str | None = None) -> Approval:
         """Ask a person to approve something, parked meanwhile. No person, no approval. Tools ask by themselves."""
         with self._at(f"approve/{id or what}") as key:
+            await self._keep_failures()
             return await self._run.approve(what, arguments or {}, key)
 
     @overload
@@ -220,6 +237,7 @@ class AgentContext:
         """
         shape = None if expected is None or isinstance(expected, Mapping) else shape_for(expected)
         with self._at(f"ask/{name or 'ask'}") as key:
+            await self._keep_failures()
             answer = await self._run.ask(
                 key,
                 prompt,
@@ -230,6 +248,25 @@ class AgentContext:
                 default=default,
             )
         return answer if shape is None else shape.read(encode(answer))
+
+    async def news(self) -> str | None:
+        """Return what somebody said to the agent since it was asked, or since the last news; None for nothing.
+
+        It is for the model, before its next request. In a turn there may be some, for a subagent there is none. It is
+        taken from the inbox in the transaction that appends it to the transcript, and a resumed function hears the
+        same at the same place. Once all iterations that the task may have are appended there is no more.
+        """
+        with self._at(NEWS) as key:
+            if key in self._known:
+                text = cast("str | None", await self._run.step(key, _nothing))
+            elif self._is_replaying or self.iterations >= self.brief.max_iterations:
+                return None
+            else:
+                await self._keep_failures()
+                text = await self._run.take_news(key)
+        if text is not None:
+            self.transcript.extend(said_meanwhile(text))
+        return text
 
     async def append(
         self,
@@ -248,6 +285,7 @@ class AgentContext:
         self.usage = summed(self.usage, usage or Usage(requests=1))
         self.text = self.text if text is None else text
         if self.iterations > self.brief.iterations:
+            await self._keep_failures()
             await self._run.append(
                 Iteration(
                     self.iterations,
@@ -304,17 +342,44 @@ class AgentContext:
             return await self._begin(key, body, effects)
 
     async def _begin(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects) -> JSON:
-        if key not in self._keys and self.iterations >= self.brief.max_iterations:
+        if (told := self._raised.get(key)) is not None:
+            raise revive(encode(told))
+        if key not in self._known and self.iterations >= self.brief.max_iterations:
             raise _Spent
 
         async def fn() -> JSON:
             self._unvisited.clear()
-            return await body()
+            value = await body()
+            await self._keep_failures()
+            return value
 
-        return await self._run.step(key, fn, effects=effects)
+        try:
+            return await self._run.step(key, fn, effects=effects)
+        except BaseException as error:
+            self._failures.append((key, self._branch, error))
+            raise
+
+    async def _keep_failures(self) -> None:
+        """Journal what steps raised and the function has handled, now that it has come further."""
+        branch = self._branch
+        handled = [each for each in self._failures if has_handled(each[1], branch, {}, None)]
+        self._failures = [each for each in self._failures if each not in handled]
+        for key, _, error in handled:
+
+            async def told(error: BaseException = error) -> JSON:
+                return cast("JSON", decode(tell(error))) if isinstance(error, Exception) else None
+
+            await self._run.step(f"{RAISED}{key}", told)
+
+    @property
+    def _branch(self) -> Branch:
+        current = asyncio.current_task()
+        return None if current is self._main else current
 
     def _at(self, stem: str) -> _Place:
         """Come to the next position of that name."""
+        if DOUBT in stem:
+            raise InvalidArguments(f"the name {stem!r} has {DOUBT!r} in it, which marks positions of ours")
         if stem in self._open:
             raise InvalidArguments(
                 f"two branches of this agent are at {stem!r} at the same time; a resumed agent could not tell them "
@@ -325,9 +390,22 @@ class AgentContext:
             key = stem if use == 1 else f"{stem}#{use}"
             if key not in self._visited:  # a name may look like another one's number
                 break
+        # News are journaled only where there are some.
+        if key not in self._known and self._unvisited and stem != NEWS and self._run.is_alone:
+            raise changed(_told(next(iter(self._unvisited))), _told(key))
         self._visited.add(key)
-        self._unvisited.discard(key)
+        self._unvisited.pop(key, None)
         return _Place(self._open, stem, key)
+
+
+async def _nothing() -> JSON:
+    return None
+
+
+def _told(key: str) -> str:
+    """A position, as a person reads it."""
+    verb, _, name = key.partition("/")
+    return f"{verb} {name!r}" if name else verb
 
 
 class _Place:

@@ -36,6 +36,7 @@ class ToolResult:
 class Turn:
     """The moment a reply is asked for. `number` counts the task's iterations from 1.
 
+    `heard` is what was said since the last reply: the prompt at first, later what came in meanwhile, mostly nothing.
     `results` are those of the iteration before; `earlier()` gives all of the conversation, which takes time in
     proportion to its length.
     """
@@ -46,6 +47,7 @@ class Turn:
     tools: tuple[str, ...] = ()
     results: tuple[ToolResult, ...] = ()
     earlier: Callable[[], Sequence[ToolResult]] = tuple
+    heard: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -473,6 +473,19 @@ class AgentTranscript:
         """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""
         return None
 
+    async def has_news(self) -> bool:
+        """Whether something came in since: never, as with `news`."""
+        return False
+
+    async def take_news(self, key: str) -> str | None:
+        """Take what came in since: nothing, as with `news`."""
+        return None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no asyncio task that the engine's code has started is under way beside it."""
+        return self._task.is_alone
+
     def takes(self) -> tuple[tuple[str, int], ...]:
         """What of the inbox the iteration about to be appended tells of."""
         return ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from outrider.agents.engine import AgentOutcome, Engine
+from outrider.agents.engine import AgentOutcome, Engine, said_meanwhile
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow
 from outrider.core.task import TURN, Usage
@@ -107,6 +107,28 @@ class _Ears(AgentTranscript):
         rows = await self._look(first=False)
         self._taken.extend(rows)
         return "\n\n".join(map(told, rows)) if rows else None
+
+    async def has_news(self) -> bool:
+        """Whether something came in since. To look takes nothing: it is there until somebody hears it."""
+        rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
+        return any(row.body.get("steering") != "after" for row in rows)
+
+    async def take_news(self, key: str) -> str | None:
+        """Take what came in since, in the transaction that appends it to the transcript and journals it under `key`."""
+        rows = await self._look(first=False)
+        if not rows:
+            return None
+        text = "\n\n".join(map(told, rows))
+        now = self._task.services.clock.now()
+        page = self._page(
+            self._task.live,
+            now,
+            (self._row(OPEN + key, "step", now, encode(text)),),
+            messages=tuple(encode(message) for message in said_meanwhile(text)),
+            takes=tuple((row.task_id, row.seq) for row in rows),
+        )
+        await self._task.append(page)
+        return text
 
     def restart(self) -> None:
         """What was said in a request that came to nothing is said again."""

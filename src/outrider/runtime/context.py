@@ -881,6 +881,11 @@ class TaskContext:
         """
         self._attempt.seen, self._attempt.leaves = seen, leaves
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing but the main line of the code is under way."""
+        return self._attempt.is_alone
+
     def within(self, scope: Scope) -> TaskContext:
         """The context for a part of the code that has an order of its own."""
         return TaskContext(self._attempt, scope)

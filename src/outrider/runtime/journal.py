@@ -93,7 +93,7 @@ class Journal:
         entry = self._rows.get(position)
         if entry is not None:
             if entry.verb.removesuffix(FAILED) != verb:
-                raise _changed(f"{entry.verb} {position!r}", f"{verb} {position!r}")
+                raise changed(f"{entry.verb} {position!r}", f"{verb} {position!r}")
             self._unvisited.discard(position)
             if entry.done:
                 self._unvisited.difference_update(self._inner.get(position, ()))
@@ -101,7 +101,7 @@ class Journal:
             pass
         elif alone and not scope and self._unvisited and not self.has_grown:
             expected = next(each for each in self._expected if each in self._unvisited)
-            raise _changed(f"{self._rows[expected].verb} {expected!r}", f"{verb} {position!r}")
+            raise changed(f"{self._rows[expected].verb} {expected!r}", f"{verb} {position!r}")
         return self._position(position, verb, entry)
 
     def failed(self, position: Position, branch: Branch, error: Exception) -> None:
@@ -193,7 +193,8 @@ def has_handled(failed: Branch, branch: Branch, parents: Mapping[asyncio.Task[An
     return branch is None
 
 
-def _changed(journaled: str, met: str) -> Failure:
+def changed(journaled: str, met: str) -> Failure:
+    """The error of code that came to a position which its journal does not have, and not to one that it has."""
     return Failure(
         f"the code has changed since this task began: its journal has {journaled}, the code came to {met}; "
         "run it with the code it began with, or retry it as a new task",

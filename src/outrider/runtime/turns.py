@@ -104,5 +104,6 @@ def next_turn(session: Session, now: Instant) -> NewTask:
             organization_id=session.organization_id,
             display_name=f"turn of {session.agent}",
             idempotency_key=f"turn after {session.driver_task_id or 'none'}",
+            budget=session.budget,
         ),
     )

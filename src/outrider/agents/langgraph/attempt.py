@@ -9,10 +9,10 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
-from langgraph.channels import DeltaChannel
+from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
@@ -20,7 +20,7 @@ from langgraph.runtime import RunControl
 from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
 
-from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, AgentRun, ModelFailed
+from outrider.agents.engine import SAID, AgentBrief, AgentFailed, AgentOutcome, AgentRun, ModelFailed
 from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
 from outrider.core.values import JSON, JSONObject
 
@@ -38,10 +38,12 @@ class Attempt:
         self.run = run
         self.graph = self._graph()
         self.control = RunControl()
-        """Told to stop when the iterations are used up: the graph starts no superstep after that."""
+        """Told to stop when the iterations are used up, or there is news: the graph starts no superstep after that."""
         deltas = frozenset(name for name, channel in self.graph.channels.items() if isinstance(channel, DeltaChannel))
-        self.checkpoints = Checkpoints(brief, run, deltas, self.control.request_drain)
+        self.checkpoints = Checkpoints(brief, run, deltas, self._pause)
         self.graph.checkpointer = Saver(self.checkpoints)
+        # One without a reducer would lose all that was said before.
+        self.listens = isinstance(self.graph.channels.get(MESSAGES), BinaryOperatorAggregate | DeltaChannel)
         self.speaking: str | None = None
         """The message that is being shown."""
         self.line_open = False
@@ -50,11 +52,13 @@ class Attempt:
         """Run the graph until it has nothing to do, or may do no more."""
         if (ended := self.run.journaled(OUTCOME).get(OUTCOME)) is not None:
             return AgentOutcome.from_json(cast("JSONObject", ended))
-        if self.checkpoints.iterations >= self.brief.max_iterations:
-            self.control.request_drain()
+        if self._is_spent or (self.checkpoints.iterations and self.checkpoints.is_between):
+            await self._pause()
         given: Any = None
         if self.checkpoints.is_new:
             given = self._input()
+        elif (heard := self._heard()) is not None:
+            given = heard
         # What a crash left may show a question that is answered; to go on without an answer shows the one that is not.
         elif not self.checkpoints.are_interrupts_stale:
             given = await self._answers((await self.graph.aget_state(self._config())).interrupts)
@@ -62,8 +66,13 @@ class Attempt:
             # On resume, too: all tasks of a superstep may have ended, and nobody have closed it.
             try:
                 await self._advance(given)
-            except (GraphDrained, GraphRecursionError):
+            except GraphRecursionError:
                 return await self._spent()
+            except GraphDrained:
+                if self._is_spent:
+                    return await self._spent()
+                given = await self._hear()
+                continue
             state = await self.graph.aget_state(self._config())
             if not state.next:
                 return self._answered(state.values)
@@ -108,6 +117,37 @@ class Attempt:
             self._end_line()
         if self.checkpoints.fault is not None:
             raise self.checkpoints.fault
+
+    @property
+    def _is_spent(self) -> bool:
+        return self.checkpoints.iterations >= self.brief.max_iterations
+
+    async def _pause(self) -> None:
+        """A superstep has ended: have the graph stop there if it may do no more, or somebody says something."""
+        if self._is_spent or (self.listens and await self.run.has_news()):
+            self.control.request_drain()
+
+    async def _hear(self) -> Any:
+        """Take what somebody says meanwhile; None where a call waits for its result, which has to come first."""
+        self.control = RunControl()
+        state = await self.graph.aget_state(self._config())
+        if _has_open_calls(state.values) or await self.run.take_news(self._news_key) is None:
+            return None
+        return self._heard()
+
+    def _heard(self) -> Any:
+        """What the graph is to be told of it, before the superstep that comes next, whose tasks stay what they are.
+
+        None where nothing was said, or the graph has been told.
+        """
+        text = self.run.journaled(self._news_key).get(self._news_key)
+        if text is None or self.checkpoints.is_updated:
+            return None
+        return Command(update={MESSAGES: [HumanMessage(cast("str", text))]})
+
+    @property
+    def _news_key(self) -> str:
+        return f"{self.checkpoints.iterations + 1}/news"
 
     async def _answers(self, interrupts: tuple[Interrupt, ...]) -> Any:
         """Ask all at once, so that a person sees every question; None if there is nothing to ask."""
@@ -180,7 +220,7 @@ class Attempt:
             return given
         if MESSAGES in names:
             system = [SystemMessage(self.brief.system_prompt)] if self.brief.system_prompt else []
-            return {MESSAGES: [*system, HumanMessage(prompt)]}
+            return {MESSAGES: [*system, *(HumanMessage(text) for text in [*self._unheard(), prompt])]}
         if len(names) == 1:
             return {names[0]: prompt}
         if not names:
@@ -190,6 +230,16 @@ class Attempt:
             "messages",
             kind="rejected",
         )
+
+    def _unheard(self) -> list[str]:
+        """What was said to the session since the graph saved anything: in turns that came to nothing."""
+        texts: list[str] = []
+        for message in self.brief.transcript[: self.brief.before]:
+            if isinstance(message, dict) and SAID in message:
+                texts.append(message[SAID])
+            else:
+                texts.clear()
+        return texts
 
     def _fields(self) -> list[str]:
         """The names of what the graph takes, none if that is one value without a name."""
@@ -253,6 +303,17 @@ def _last_text(values: Any) -> str:
     messages = values.get(MESSAGES, ()) if isinstance(values, dict) else ()
     said = (str(each.text) for each in reversed(messages) if isinstance(each, AIMessage))
     return next((text for text in said if text), "")
+
+
+def _has_open_calls(values: Any) -> bool:
+    """Whether a model has called tools that have not all answered yet."""
+    answered = set[str]()
+    for message in reversed(values.get(MESSAGES, ()) if isinstance(values, dict) else ()):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        elif isinstance(message, AIMessage) and message.tool_calls:
+            return any(call["id"] not in answered for call in message.tool_calls)
+    return False
 
 
 def _parsed(text: str) -> JSON:

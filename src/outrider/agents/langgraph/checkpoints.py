@@ -1,15 +1,17 @@
 """What a graph has saved: kept in memory as bytes, and durable in the task's transcript and journal before that.
 
 The checkpoint that ends a superstep is appended to the transcript with what the superstep used. All else, such as what
-a node wrote or where a subgraph stands, is a step of the open iteration, which that forgets. A graph never reads from
-the store: all that it may ask for was loaded when the attempt began.
+a node wrote or where a subgraph stands, is a step of the open iteration, which that forgets. Of a list only what
+follows the part that it has in common with its last version is stored, so that one which grows costs as much as is
+added. A graph never reads from the store: all that it may ask for was loaded when the attempt began.
 """
 
 from __future__ import annotations
 
 import asyncio
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage
@@ -35,26 +37,31 @@ START = ", __start__"
 """How the path of the task ends that hands the input on, which is no superstep of the user's."""
 ERROR_SOURCE = "__error_source_node__"
 """Beside an error that a node of the graph will handle."""
+NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
+"""LangGraph's task for what is written from outside of the graph, with `Command(update=...)`."""
 CHECKPOINT = "checkpoint"
 WRITES = "writes"
 
 Typed = tuple[str, bytes]
+Piece = tuple[int | None, Typed]
+"""The value of a channel; with a number, what follows so many items of the list that the piece before makes."""
 
 
 class Checkpoints:
     """All checkpoints of one graph, in one attempt, with the totals that go with them."""
 
     def __init__(
-        self, brief: AgentBrief, run: AgentRun, deltas: frozenset[str], when_spent: Callable[[], None]
+        self, brief: AgentBrief, run: AgentRun, deltas: frozenset[str], when_ended: Callable[[], Awaitable[None]]
     ) -> None:
         self._run = run
         self._deltas = deltas
-        self._when_spent = when_spent
-        self._limit = brief.max_iterations
+        self._when_ended = when_ended
         self._saved: dict[str, dict[str, JSONObject]] = {}
         """By namespace and id, as they are in the transcript, in the order of the ids."""
-        self._blobs: dict[tuple[str, str, str], Typed] = {}
-        """By namespace, channel and version."""
+        self._pieces: dict[tuple[str, str, str], tuple[str | None, Piece]] = {}
+        """By namespace, channel and version, each with the version that it goes on from."""
+        self._newest: dict[tuple[str, str], str] = {}
+        """The version of a channel that was saved last, and is kept: what is stored next may go on from there."""
         self._writes: dict[tuple[str, str], dict[tuple[str, int], tuple[str, Typed, str]]] = {}
         """By namespace and checkpoint, then by task and place: channel, value and path."""
         self._held: list[JSONObject] = []
@@ -103,6 +110,17 @@ class Checkpoints:
             self._counted.add(message.id)
             self._heard[message.id] = _usage_of(message)
 
+    @property
+    def is_between(self) -> bool:
+        """Whether nothing has happened since the last superstep ended."""
+        return not self._held and not self._rows
+
+    @property
+    def is_updated(self) -> bool:
+        """Whether something was written from outside on top of the newest checkpoint."""
+        newest = self.find("", None)
+        return newest is not None and any(task == NULL_TASK_ID for task, _ in self._writes.get(("", newest["id"]), {}))
+
     def find(self, ns: str, id: str | None) -> JSONObject | None:
         """Return a checkpoint, the newest if no id is given."""
         saved = self._saved.get(ns, {})
@@ -113,9 +131,18 @@ class Checkpoints:
         for each in [ns] if ns is not None else list(self._saved):
             yield from reversed(self._saved.get(each, {}).values())
 
-    def blob(self, ns: str, channel: str, version: object) -> Typed | None:
-        """Return the value of a channel at a version."""
-        return self._blobs.get((ns, channel, str(version)))
+    def pieces(self, ns: str, channel: str, version: str) -> list[Piece]:
+        """Return what makes the value of a channel at a version, in order; nothing if it has none."""
+        found: list[Piece] = []
+        before: str | None = version if (ns, channel, version) in self._pieces else None
+        while before is not None:
+            before, piece = self._pieces[ns, channel, before]
+            found.append(piece)
+        return found[::-1]
+
+    def newest(self, ns: str, channel: str) -> str | None:
+        """Return the version of a channel that was saved last and is kept."""
+        return self._newest.get((ns, channel))
 
     def writes(self, ns: str, id: str) -> list[tuple[str, str, Typed]]:
         """Return what was written on top of a checkpoint: task, channel and value, in the order of application."""
@@ -176,8 +203,8 @@ class Checkpoints:
         self._load(record)
         self.usage, self.iterations = total, iterations
         self._held, self._rows = [], []
-        if iterations >= self._limit:
-            self._when_spent()
+        self._newest = {place: version for place, version in self._newest.items() if ":" not in place[0]}
+        await self._when_ended()
 
     async def _journal(self, kind: str, told: JSONObject) -> None:
         number, self._next = self._next, self._next + 1
@@ -202,8 +229,10 @@ class Checkpoints:
             elif ns and RESUME in channels:
                 self.are_interrupts_stale = True
             return
-        for channel, (version, *typed) in told["channels"].items():
-            self._blobs[ns, channel, version] = _opened(typed)
+        for channel, (version, kind, content, *goes_on) in told["channels"].items():
+            before, common = goes_on or (None, None)
+            self._pieces[ns, channel, version] = (before, (common, _opened((kind, content))))
+            self._newest[ns, channel] = version
         self._saved.setdefault(ns, {})[told["id"]] = told
 
     def _take(self, told: JSONObject) -> None:
@@ -239,6 +268,8 @@ class Saver(BaseCheckpointSaver[int]):
     def __init__(self, checkpoints: Checkpoints) -> None:
         super().__init__()
         self._checkpoints = checkpoints
+        self._prints: dict[tuple[str, str], tuple[str, list[bytes]]] = {}
+        """By namespace and channel, the version of a list that was saved last, and a digest of each of its items."""
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return a checkpoint with what was written on top of it; see `BaseCheckpointSaver`."""
@@ -286,7 +317,7 @@ class Saver(BaseCheckpointSaver[int]):
             "checkpoint": self._packed(bare),
             "metadata": self._packed(get_checkpoint_metadata(config, metadata)),
             "channels": {
-                channel: [str(version), *self._packed(values[channel])]
+                channel: [str(version), *self._stored(ns, channel, str(version), values[channel])]
                 for channel, version in new_versions.items()
                 if channel in values
             },
@@ -327,9 +358,9 @@ class Saver(BaseCheckpointSaver[int]):
         ns, id, parent = found["ns"], found["id"], found["parent"]
         bare = self.serde.loads_typed(_opened(found["checkpoint"]))
         values = {
-            channel: self.serde.loads_typed(blob)
+            channel: self._joined(pieces)
             for channel, version in bare["channel_versions"].items()
-            if (blob := self._checkpoints.blob(ns, channel, version)) is not None
+            if (pieces := self._checkpoints.pieces(ns, channel, str(version)))
         }
         return CheckpointTuple(
             self._config(config, ns, id),
@@ -341,6 +372,39 @@ class Saver(BaseCheckpointSaver[int]):
                 for task, channel, typed in self._checkpoints.writes(ns, id)
             ],
         )
+
+    def _stored(self, ns: str, channel: str, version: str, value: Any) -> list[JSON]:
+        """A value; of a list what follows the part that it has in common with the version that was saved last.
+
+        Items are compared as they would be stored: a message that a node has changed in place is another one.
+        """
+        if type(value) is not list:
+            return self._packed(value)
+        prints, before = self._prints_of(value), self._checkpoints.newest(ns, channel)
+        common = 0
+        if before is not None and before != version:
+            known, old = self._prints.get((ns, channel), ("", []))
+            if known != before:  # an earlier attempt has saved it
+                saved = self._joined(self._checkpoints.pieces(ns, channel, before))
+                old = self._prints_of(saved) if type(saved) is list else []
+            shorter = min(len(old), len(prints))
+            common = next((nth for nth in range(shorter) if old[nth] != prints[nth]), shorter)
+        self._prints[ns, channel] = (version, prints)
+        return [*self._packed(value[common:]), before, common] if common else self._packed(value)
+
+    def _prints_of(self, items: list[Any]) -> list[bytes]:
+        stored = (self.serde.dumps_typed(item) for item in items)
+        return [blake2b(kind.encode() + b":" + content, digest_size=16).digest() for kind, content in stored]
+
+    def _joined(self, pieces: Sequence[Piece]) -> Any:
+        value: Any = None
+        for common, typed in pieces:
+            loaded = self.serde.loads_typed(typed)
+            if common is None:
+                value = loaded
+            else:
+                value[common:] = loaded
+        return value
 
     def _packed(self, value: Any) -> list[JSON]:
         kind, content = self.serde.dumps_typed(value)

@@ -23,6 +23,7 @@ from pydantic_ai.messages import (
     TextPartDelta,
     ToolCallPart,
     ToolReturnPart,
+    UserPromptPart,
 )
 from pydantic_ai.models import (
     CompletedStreamedResponse,
@@ -223,6 +224,7 @@ class ScriptedModel(SpeakingModel):
                 tools=tuple(tool.name for tool in model_request_parameters.function_tools),
                 results=tuple(_results(messages[-1:])),
                 earlier=lambda: tuple(_results(attempt.whole(messages))),
+                heard=_heard(messages[-1:]),
             )
         )
         self._fail(reply.failure)
@@ -308,6 +310,13 @@ def _results(messages: Sequence[ModelMessage]) -> Iterator[scripted.ToolResult]:
                 yield scripted.ToolResult(
                     part.tool_name, part.tool_call_id, to_jsonable_python(part.content), part.outcome == "success"
                 )
+
+
+def _heard(messages: Sequence[ModelMessage]) -> str:
+    parts = (part for message in messages for part in message.parts)
+    return "\n\n".join(
+        part.content for part in parts if isinstance(part, UserPromptPart) and isinstance(part.content, str)
+    )
 
 
 def _tokens(reply: scripted.Reply, latest: Sequence[ModelMessage], parts: Sequence[ModelResponsePart]) -> RequestUsage:
