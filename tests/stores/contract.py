@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 from outrider.core.change import AttemptEnd, Change, InboxEntry, LogEvent, Luggage, OutputRow
-from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
 from outrider.core.events import (
     Answered,
     Asked,
@@ -36,12 +36,14 @@ from outrider.core.events import (
     Reprioritized,
     Rung,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.ledger import (
     Barred,
     Beat,
     Claim,
+    Closed,
     Committed,
     Existing,
     Fenced,
@@ -51,9 +53,11 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Paused,
+    Reopened,
     Report,
     Resumed,
     Settled,
+    Shut,
     Signal,
     Stale,
     TaskFilter,
@@ -64,6 +68,7 @@ from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
 from outrider.core.session import NewSession
 from outrider.core.task import (
+    TURN,
     Artifact,
     Input,
     Links,
@@ -1584,6 +1589,72 @@ class Pauses(Contract):
         assert sorted(taken) == [f"task_{n:05}" for n in range(2500)]
 
 
+class Closings(Contract):
+    """A closed session takes nothing from outside, and what is in it goes on."""
+
+    async def test_a_closed_session_takes_no_new_task_and_no_word_until_it_is_reopened(self, scene: Scene):
+        turn = await scene.running("task_1", kind=TURN)
+        assert await scene.ledger.control(Closed(SESSION, scene.later())) is True
+        session = await scene.views.session(SESSION)
+        assert session is not None
+        assert (session.closed_at, session.updated_at) == (scene.now, scene.now)
+        assert [each.closed_at for each in await scene.views.sessions()] == [scene.now]
+        before = await scene.log()
+        assert (before[-1].type, data_of(before[-1])) == ("session.closed", {"session": {"closed_at": scene.now}})
+        word = apply(turn, Told("entry_1", {"text": "hello"}), scene.now)
+        for change in (scene.new("task_2"), scene.new("task_3", claim=Claimed(WORKER)), word):
+            assert await scene.one(change) == Shut(SESSION)
+        assert await scene.ledger.control(Closed(SESSION, scene.later())) is False
+        assert (await scene.log(), await scene.views.inbox(SESSION)) == (before, [])
+
+        assert await scene.ledger.control(Reopened(SESSION, scene.later())) is True
+        assert await scene.ledger.control(Reopened(SESSION, scene.now)) is False
+        assert [row.type for row in (await scene.log())[len(before) :]] == ["session.reopened"]
+        for change in (scene.new("task_2"), word):
+            assert isinstance(await scene.one(change), Committed)
+
+    async def test_what_is_in_a_closed_session_goes_on_and_makes_tasks_of_its_own(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_terminal")
+        await scene.create("task_2", idempotency_key="once")
+        await scene.ledger.control(Closed(SESSION, scene.now))
+        assert isinstance(await scene.one(scene.new("task_3", parent_task_id="task_1")), Committed)
+        assert isinstance(await scene.one(scene.new("task_4", idempotency_key="once")), Existing)
+        assert sorted(await scene.claimed_ids()) == ["task_2", "task_3"]
+        await scene.succeed("task_1")
+        assert [entry.task_id for entry in await scene.views.inbox(SESSION)] == ["task_1"]
+
+    async def test_a_session_that_may_close_only_when_idle_stays_open_while_a_linked_task_lives(self, scene: Scene):
+        await scene.create("task_1", detached=True)
+        await scene.running("task_2")
+        await scene.session("session_b")
+        await scene.create("task_3", "session_b")
+        before = await scene.log()
+        with pytest.raises(NotEnded) as refused:
+            await scene.ledger.control(Closed(SESSION, scene.now, when_idle=True))
+        assert refused.value.details == {"live": ["task_2"]}
+        assert await scene.log() == before
+        await scene.succeed("task_2")
+        assert await scene.ledger.control(Closed(SESSION, scene.now, when_idle=True)) is True
+
+    async def test_a_session_is_rung_as_it_is_reopened_if_it_has_something_to_hear(self, scene: Scene):
+        await scene.session("session_b", agent="assistant")
+        for word in (False, True):
+            if word:
+                await scene.running("task_1", "session_b", wake_policy="on_terminal")
+            await scene.ledger.control(Closed("session_b", scene.now))
+            if word:
+                await scene.succeed("task_1")
+                await scene.ledger.prune(["session_b"])
+            await scene.ledger.control(Reopened("session_b", scene.now))
+            rung = [each.event for each in await scene.views.follow_ups(10)]
+            assert rung == ([Rung("session_b")] if word else [])
+
+    async def test_what_does_not_exist_is_neither_closed_nor_reopened(self, scene: Scene):
+        for order in (Closed("no", scene.now), Reopened("no", scene.now)):
+            with pytest.raises(NotFound):
+                await scene.ledger.control(order)
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -2483,9 +2554,11 @@ class StoreContract(
     Limits,
     Rates,
     Pauses,
+    Closings,
     Meters,
     Places,
     Logs,
+    Turns,
     Inboxes,
     Files,
     Queries,

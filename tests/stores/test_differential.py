@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from outrider.core.change import Change, InboxEntry
-from outrider.core.errors import Conflict, Superseded
+from outrider.core.errors import Conflict, NotFound, Superseded
 from outrider.core.events import (
     Answered,
     Asked,
@@ -53,6 +53,7 @@ from outrider.core.events import (
 from outrider.core.ledger import (
     Claim,
     Claims,
+    Closed,
     Committed,
     Existing,
     Ledger,
@@ -61,6 +62,7 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Paused,
+    Reopened,
     Report,
     Resumed,
     Stale,
@@ -456,6 +458,15 @@ class Histories(RuleBasedStateMachine):
                 order = Resumed(scope, name)
         self.is_gated = True
         self.on_all(lambda ledger: ledger.control(order))
+        self.look()
+
+    @rule(data=st.data())
+    def a_session_is_closed_or_reopened(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from([*SESSIONS, "session_x"]), "session")
+        closed = [Closed(session, self.now), Closed(session, self.now, when_idle=True)]
+        orders: list[Closed | Reopened] = [*closed, *[Reopened(session, self.now)] * 2]
+        order = data.draw(st.sampled_from(orders), "order")
+        self.on_all(lambda ledger: _ordered(ledger, order))
         self.look()
 
     @rule(data=st.data())
@@ -906,6 +917,14 @@ async def _settle(ledger: Ledger, place: int, change: Change, times: int) -> Seq
     """Answer the follow-up at that place among those that wait; its number is the store's own."""
     pending = await ledger.views.follow_ups(10_000)
     return await ledger.commit([replace(change, settles=pending[place].id)] * times)
+
+
+async def _ordered(ledger: Ledger, order: Closed | Reopened) -> Any:
+    """What became of an order, or why it was refused."""
+    try:
+        return await ledger.control(order)
+    except (Conflict, NotFound) as error:
+        return error.code, error.details
 
 
 async def _acknowledge(ledger: Ledger, session: str, count: int) -> int:

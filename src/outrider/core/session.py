@@ -45,3 +45,5 @@ class Session:
     created_at: Instant
     updated_at: Instant
     budget: JSONObject | None = None
+    closed_at: Instant | None = None
+    """Since when it takes nothing any more; what is in it goes on to its end."""

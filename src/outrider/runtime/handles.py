@@ -41,7 +41,7 @@ from outrider.runtime.records import (
     TaskRecord,
 )
 from outrider.runtime.services import Services
-from outrider.runtime.sessions import Sessions
+from outrider.runtime.sessions import Remaining, Sessions
 from outrider.runtime.tasks import Tasks
 from outrider.runtime.turns import Steering, check_steering, last_turn, say
 
@@ -175,10 +175,7 @@ class SessionHandle:
 
     async def record(self) -> SessionRecord:
         """Return the record of the session as it stands."""
-        session = await self._services.views.session(self.id)
-        if session is None:
-            raise NotFound.of("session", self.id)
-        return SessionRecord.of(session, await last_turn(self._services.lifecycle, session))
+        return await self._sessions.record(self.id)
 
     async def usage(self, *, tree: bool = False) -> SpentRecord:
         """Return what its tasks have used, or its whole tree; see `Sessions.usage`."""
@@ -309,7 +306,7 @@ class SessionHandle:
         Where no turn is taken one is made for it. During one, `steering` says what becomes of it: the agent hears it at
         its next iteration (`inject`), in the turn `after`, in one for which this turn is ended (`interrupt`; background
         tasks go on), or it is refused (`reject`). Returns the turn that was told or made. Raises NotFound,
-        SessionBusy, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
+        SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
         """
         check_steering(steering)
         check_texts_if_given(sender=sender)
@@ -331,6 +328,14 @@ class SessionHandle:
         `checkpoint` is left out, and `heartbeat_at` is the beat of the worker; see `Tasks.list`.
         """
         return await self._tasks.list(session_id=self.id, **filter)
+
+    async def close(self, *, tasks: Remaining = "finish") -> SessionRecord:
+        """Have the session take nothing any more; see `Sessions.close`. Raises NotEnded with `refuse`."""
+        return await self._sessions.close(self.id, tasks=tasks)
+
+    async def reopen(self) -> SessionRecord:
+        """Open it again; see `Sessions.reopen`."""
+        return await self._sessions.reopen(self.id)
 
     async def delete(self, *, cancel: bool = False) -> int:
         """Delete the session with all in it; see `Sessions.delete`. Raises NotEnded while tasks live."""

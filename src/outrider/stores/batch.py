@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
-from outrider.core.errors import NotFound
+from outrider.core.errors import NotEnded, NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
@@ -29,6 +29,7 @@ from outrider.core.ledger import (
     Pruned,
     Report,
     Settled,
+    Shut,
     Signal,
     Stale,
     Verdict,
@@ -176,6 +177,7 @@ class SessionHead:
     updated_at: Instant
     takes_turns: bool
     """Whether it has an agent, and was not opened by a task that does what there is to do there."""
+    is_closed: bool = False
     base: tuple[int, int, int] = (0, 0, 0)
     """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
 
@@ -421,6 +423,8 @@ class Batch:
         self._settled: list[int] = []
         self._ended: list[str] = []
         self._drivers: dict[int, str] = {}
+        self._needs_open: set[int] = set()
+        """The sessions, by number, that must not have been closed when this is committed."""
         self._takes: list[tuple[int, str, int]] = []
         self._steps: list[tuple[int, Step]] = []
         self._forgotten: list[tuple[int, str]] = []
@@ -661,6 +665,39 @@ class Batch:
         self._session_ids.add(new.id)
         return evolve(session, last_seq=1)
 
+    def close_session(self, session_id: str, at: Instant, *, when_idle: bool) -> bool:
+        """Have a session take nothing any more. To be called when all was written. Raises NotFound, NotEnded."""
+        head = self._kept_session(session_id)
+        if head.is_closed:
+            return False
+        if when_idle and (live := self._statements.array("live_in_session", head.number)):
+            raise NotEnded.of(f"tasks of {session_id} live", live, "closed")
+        self._statements.run("close_session", at, head.number)
+        head.is_closed = True
+        self._log(head, None, "session.closed", at, encode({"session": {"closed_at": at}}))
+        self._session_ids.add(session_id)
+        return True
+
+    def reopen_session(self, session_id: str, at: Instant) -> bool:
+        """Open a session again, and have its agent look into the inbox. Likewise. Raises NotFound."""
+        head = self._kept_session(session_id)
+        if not head.is_closed:
+            return False
+        self._statements.run("close_session", None, head.number)
+        head.is_closed = False
+        self._log(head, None, "session.reopened", at, encode({"session": {"closed_at": None}}))
+        if self._statements.array("inbox", session_id, 1):
+            self._expand(FollowUp("session", session_id, Rung(session_id)))
+        self._session_ids.add(session_id)
+        return True
+
+    def _kept_session(self, session_id: str) -> SessionHead:
+        """The head of a session that nobody else writes to until the end. Raises NotFound."""
+        head = self._sessions.get(session_id)
+        if head is None:
+            raise NotFound.of("session", session_id)
+        return head
+
     def with_counters(self, session: Session) -> Session:
         """A session that was read, as it is at this point."""
         head = self._sessions[session.id]
@@ -707,6 +744,8 @@ class Batch:
             existing = head.id if head is not None else self._keyed(task)
             if existing is not None:
                 return self._with_current(existing, Existing, verdicts, place)
+            if change.needs_open and session.is_closed:
+                return Shut(session.id)
             if task.core.worker_id is not None and self._bars(task):
                 return Barred()
             head = self._create(parcel, session)
@@ -717,6 +756,8 @@ class Batch:
         elif change.is_noop:
             self._settle(change.settles)
             return Committed(self._with_live(task, head))
+        elif change.needs_open and self._session_of(head).is_closed:
+            return Shut(head.session_id)
         else:
             self._move(parcel, head)
         self._settle(change.settles)
@@ -919,6 +960,8 @@ class Batch:
             self._watch(head.id, awaited)
         if change.drives:
             self._drivers[session.number] = head.id
+        if change.needs_open:
+            self._needs_open.add(session.number)
         self._task_ids.add(head.id)
         self._moved_ids.add(head.id)
         self._session_ids.add(head.session_id)

@@ -230,6 +230,7 @@ TABLES = (
         created_at="number",
         updated_at="number",
         budget="text",
+        closed_at="number",
     ),
     _table(
         "tasks",

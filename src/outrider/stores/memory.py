@@ -18,13 +18,14 @@ from typing import assert_never
 import orjson
 
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
-from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
     Claim,
     Claims,
+    Closed,
     Committed,
     Decide,
     Ended,
@@ -47,9 +48,11 @@ from outrider.core.ledger import (
     Paused,
     PendingFollowUp,
     Pruned,
+    Reopened,
     Report,
     Resumed,
     Settled,
+    Shut,
     Signal,
     Stale,
     Statistics,
@@ -366,8 +369,8 @@ class MemoryLedger:
                     yield moment
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume; False if all was so already."""
-        tables = self._tables
+        """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
+        tables, news = self._tables, _News(ready=True)
         tables.check_open()
         match order:
             case LimitSet(limit):
@@ -380,10 +383,34 @@ class MemoryLedger:
                 tables.pauses.setdefault((pause.scope, pause.name), pause)
             case Resumed(scope, name):
                 changed = tables.pauses.pop((scope, name), None) is not None
+            case Closed() | Reopened():
+                news = _News()
+                changed = self._open_or_close(order, news)
             case _:
                 assert_never(order)
-        await self._committed(_News(ready=True))
+        await self._committed(news)
         return changed
+
+    def _open_or_close(self, order: Closed | Reopened, news: _News) -> bool:
+        tables, id = self._tables, order.session_id
+        row = tables.sessions.get(id)
+        if row is None:
+            raise NotFound.of("session", id)
+        if isinstance(order, Closed) == (row.session.closed_at is not None):
+            return False
+        if isinstance(order, Closed):
+            ours = (each.task for each in tables.tasks.values() if each.task.session_id == id)
+            live = sorted(task.id for task in ours if not task.is_terminal and not task.input.detached)
+            if order.when_idle and live:
+                raise NotEnded.of(f"tasks of {id} live", live, "closed")
+        closed_at = order.at if isinstance(order, Closed) else None
+        row.session = evolve(row.session, closed_at=closed_at)
+        type: LogType = "session.reopened" if closed_at is None else "session.closed"
+        tables.log(id, None, type, order.at, _encode({"session": {"closed_at": closed_at}}))
+        if closed_at is None and row.inbox:
+            self._follow_up(FollowUp("session", id, Rung(id)), news)
+        news.session_ids.add(id)
+        return True
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""
@@ -633,7 +660,7 @@ class MemoryLedger:
         if change.before is not None:
             if found is None or found.task.core.version != change.before:
                 return Stale(None if found is None else found.task)
-            return None
+            return Shut(task.session_id) if self._is_shut(change) else None
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
         opened = None if change.luggage is None else change.luggage.child_session_id
@@ -646,7 +673,12 @@ class MemoryLedger:
             found = next((row for row in tables.tasks.values() if _is_debounced_by(row.task, task)), None)
         if found is not None:
             return Existing(found.task)
+        if self._is_shut(change):
+            return Shut(task.session_id)
         return Barred() if task.core.is_held and self._bars(task) else None
+
+    def _is_shut(self, change: Change) -> bool:
+        return change.needs_open and self._tables.sessions[change.task.session_id].session.closed_at is not None
 
     def _bars(self, task: Task) -> bool:
         tables, key = self._tables, task.input.concurrency_key

@@ -15,6 +15,7 @@ from outrider.core.events import FileWrite, Step
 from outrider.core.ledger import (
     Claim,
     Claims,
+    Closed,
     Committed,
     Decide,
     LimitRemoved,
@@ -24,6 +25,7 @@ from outrider.core.ledger import (
     Page,
     Paused,
     Pruned,
+    Reopened,
     Report,
     Resumed,
     Verdict,
@@ -269,7 +271,9 @@ def delete_file(session_id: str, path: str) -> Operation[bool]:
 
 
 def control(order: Order) -> Operation[bool]:
-    """Set or remove a limit, pause or resume, and let in who may start now."""
+    """Set or remove a limit, pause or resume, and let in who may start now; close or reopen a session."""
+    if isinstance(order, Closed | Reopened):
+        return _open_or_close(order)
 
     def run(batch: Batch) -> bool:
         batch.flush()
@@ -300,6 +304,16 @@ def control(order: Order) -> Operation[bool]:
         return changed
 
     return Operation(run, is_late=True, gates="change")
+
+
+def _open_or_close(order: Closed | Reopened) -> Operation[bool]:
+    def run(batch: Batch) -> bool:
+        batch.finish()
+        if isinstance(order, Closed):
+            return batch.close_session(order.session_id, order.at, when_idle=order.when_idle)
+        return batch.reopen_session(order.session_id, order.at)
+
+    return Operation(run, lambda wanted: wanted.sessions.add(order.session_id), is_late=True)
 
 
 def charge(charges: Sequence[Charge]) -> Operation[list[ChargeVerdict]]:

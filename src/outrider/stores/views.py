@@ -396,7 +396,22 @@ def session_by_id(read: Statements, session_id: str) -> Session | None:
 
 
 def _session(row: Sequence[Any]) -> Session:
-    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at, budget = row
+    (
+        id,
+        organization,
+        root,
+        parent,
+        parent_task,
+        agent,
+        title,
+        labels,
+        driver,
+        seq,
+        created_at,
+        updated_at,
+        budget,
+        closed_at,
+    ) = row
     return Session(
         id,
         organization,
@@ -411,6 +426,7 @@ def _session(row: Sequence[Any]) -> Session:
         created_at,
         updated_at,
         None if budget is None else decode(budget),
+        closed_at,
     )
 
 

@@ -34,6 +34,11 @@ update workers set beat = beat + 1, beat_at = ? where id = ?;
 delete from workers where id = ?;
 
 
+-- close_session --
+-- Since a moment, or with NULL no more.
+update sessions set closed_at = ? where number = ?;
+
+
 -- === claims ===
 
 -- set_aside --
@@ -171,7 +176,7 @@ join sessions s on s.number = t.session join inputs i on i.task = t.number;
 -- session --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at
 from sessions
 where id = ?;
 

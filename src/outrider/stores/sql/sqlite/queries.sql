@@ -17,8 +17,10 @@ where t.id in (select value from json_each(?));
 
 -- session_heads --
 -- The counters of sessions, by id.
-select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at, takes_turns))
-from (select *, agent is not null and parent_task_id is null as takes_turns from sessions)
+select json_group_array(json_array(
+    number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null, closed_at is not null
+))
+from sessions
 where id in (select value from json_each(?));
 
 -- lines --
@@ -77,6 +79,15 @@ from (
     from tasks
     where parent_task_id in (select value from json_each(?)) and state in ('queued', 'running', 'awaiting_input')
     order by number
+);
+
+-- live_in_session --
+-- The tasks of a session, by number, that have not ended and end with it. Looks at all of them.
+select json_group_array(id)
+from (
+    select id from tasks
+    where session = ? and not detached and state in ('queued', 'running', 'awaiting_input')
+    order by id
 );
 
 -- meters --
@@ -462,7 +473,7 @@ from (
 -- Newest first, before an id; every id is smaller than a blob.
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at
 ))
 from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
 
@@ -596,7 +607,7 @@ from (select id from tasks where {conditions} order by finished_at {direction}, 
 -- child_sessions --
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at
 ))
 from sessions
 where parent_task_id in (select value from json_each(?));
