@@ -51,6 +51,15 @@ def test_a_session_is_closed_reopened_and_deleted_with_all_in_it(cli: Cli):
     assert cli.run("close", "session_default", "--json").error["code"] == "session_not_found"
 
 
+def test_a_session_is_forked_by_its_id(cli: Cli):
+    (done,), _ = fill(cli, 1, delayed=6)
+    fork = cli.ok("fork", "session_default", "--title", "other", "--json").record
+    assert (fork["forked_from"], fork["title"]) == ("session_default", "other")
+    assert cli.run("fork", "session_default", "--upto", done, "--json").error["code"] == "invalid_arguments"
+    assert cli.run("fork", "session_default", "--from", "step 1").code == 2
+    assert cli.run("fork", done, "--title", "other").code == 2
+
+
 def test_an_ended_task_is_done_again_from_its_beginning_or_from_a_step(cli: Cli):
     notes, hold = cli.folder / "notes", cli.folder / "hold"
     cli.ok("call", "steps", f"notes={notes}", "upto=4", f"hold={hold}")

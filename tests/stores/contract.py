@@ -27,6 +27,7 @@ from outrider.core.events import (
     Debounced,
     Event,
     Failed,
+    FileWrite,
     HolderLost,
     MessageReceived,
     Parked,
@@ -66,7 +67,7 @@ from outrider.core.ledger import (
 from outrider.core.machine import apply, create
 from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import (
     TURN,
     Artifact,
@@ -1655,6 +1656,68 @@ class Closings(Contract):
                 await scene.ledger.control(order)
 
 
+class Seeds(Contract):
+    """A session may begin with copies of what another one has."""
+
+    async def said(self, scene: Scene) -> None:
+        """Three entries of two tasks in the session, and files of it and of a task."""
+        for n in (1, 2):
+            task = await scene.running(f"task_{n}")
+            messages = tuple(json.dumps([n, each]).encode() for each in range(3 - n))
+            assert await scene.ledger.append(Page(SESSION, task.id, 1, n, messages, LIVE, scene.now))
+        for path in ("/notes/a.txt", "/.tasks/task_1/result.json"):
+            await scene.ledger.write_file(FileWrite(SESSION, path, path.encode(), "text/plain", scene.now, "task_1"))
+
+    async def test_a_fork_has_so_many_entries_of_the_transcript_and_goes_on_alone(self, scene: Scene):
+        await self.said(scene)
+        seed, new = Seed(SESSION, 2, files=True), NewSession("session_b", scene.later(), agent="assistant")
+        session = await scene.ledger.create_session(new, seed)
+        assert session == await scene.views.session("session_b")
+        assert (session.forked_from, session.root_session_id, session.last_seq) == (SESSION, "session_b", 1)
+        (row,) = await scene.log("session_b")
+        assert data_of(row)["seed"] == {"session_id": SESSION, "entries": 2, "files": True}
+        whole = await scene.views.transcript(SESSION)
+        assert [row.message for row in whole] == [b"[1, 0]", b"[1, 1]", b"[2, 0]"]
+        assert await scene.views.transcript("session_b") == whole[:2]
+        assert [(file.path, file.size) for file in await scene.views.files("session_b")] == [("/notes/a.txt", 12)]
+        assert await scene.views.file("session_b", "/notes/a.txt") == b"/notes/a.txt"
+
+        await scene.ledger.write_file(FileWrite("session_b", "/notes/a.txt", b"other", "text/plain", scene.now))
+        await scene.running("task_3", "session_b")
+        assert await scene.ledger.append(Page("session_b", "task_3", 1, 1, (b"[3]",), LIVE, scene.now))
+        assert [(row.number, row.task_id) for row in await scene.views.transcript("session_b", after=1)] == [
+            (2, "task_1"),
+            (3, "task_3"),
+        ]
+        assert await scene.views.transcript(SESSION) == whole
+        assert await scene.views.file(SESSION, "/notes/a.txt") == b"/notes/a.txt"
+        assert await scene.ledger.create_session(new, seed) == await scene.views.session("session_b")
+        assert len(await scene.views.transcript("session_b")) == 3
+
+    async def test_a_session_may_begin_with_files_alone_and_is_no_fork_then(self, scene: Scene):
+        await self.said(scene)
+        session = await scene.ledger.create_session(NewSession("session_b", scene.now), Seed(SESSION, files=True))
+        assert (session.forked_from, await scene.views.transcript("session_b")) == (None, [])
+        assert [file.path for file in await scene.views.files("session_b")] == ["/notes/a.txt"]
+
+    async def test_a_seed_that_is_not_there_makes_no_session(self, scene: Scene):
+        await self.said(scene)
+        for seed in (Seed("no", 0), Seed(SESSION, 4), Seed("no", files=True)):
+            with pytest.raises(NotFound):
+                await scene.ledger.create_session(NewSession("session_b", scene.now), seed)
+            assert await scene.views.session("session_b") is None
+        assert isinstance(await scene.session("session_b"), Session)
+
+    async def test_the_newest_entry_is_found_of_all_of_a_task_and_of_an_iteration(self, scene: Scene):
+        assert await scene.views.last_entry(SESSION) == 0
+        await self.said(scene)
+        last = scene.views.last_entry
+        assert await last(SESSION) == 3
+        assert [await last(SESSION, task_id=f"task_{n}") for n in (1, 2, 3)] == [2, 3, 0]
+        assert [await last(SESSION, task_id="task_2", iteration=n) for n in (1, 2, 3)] == [0, 3, 3]
+        assert await last("no") == 0
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -2555,6 +2618,7 @@ class StoreContract(
     Rates,
     Pauses,
     Closings,
+    Seeds,
     Meters,
     Places,
     Logs,

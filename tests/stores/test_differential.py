@@ -84,7 +84,7 @@ from outrider.core.meters import (
 )
 from outrider.core.queue import Limit, Pause, Scope
 from outrider.core.replay import replay
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed
 from outrider.core.task import (
     SET_ASIDE,
     Artifact,
@@ -467,6 +467,16 @@ class Histories(RuleBasedStateMachine):
         orders: list[Closed | Reopened] = [*closed, *[Reopened(session, self.now)] * 2]
         order = data.draw(st.sampled_from(orders), "order")
         self.on_all(lambda ledger: _ordered(ledger, order))
+        self.look()
+
+    @rule(data=st.data())
+    def a_session_is_forked(self, data: st.DataObject) -> None:
+        """What it begins with is there, or nothing of it."""
+        source = data.draw(st.sampled_from([*SESSIONS * 4, "session_x"]), "source")
+        entries = data.draw(st.sampled_from([None, 0, 1, 2, 5]), "entries")
+        seed = Seed(source, entries, data.draw(st.booleans(), "files"))
+        new = NewSession(self.next_id("session"), self.now)
+        self.on_all(lambda ledger: _forked(ledger, new, seed))
         self.look()
 
     @rule(data=st.data())
@@ -925,6 +935,18 @@ async def _ordered(ledger: Ledger, order: Closed | Reopened) -> Any:
         return await ledger.control(order)
     except (Conflict, NotFound) as error:
         return error.code, error.details
+
+
+async def _forked(ledger: Ledger, new: NewSession, seed: Seed) -> Any:
+    """A session as it begins, with all in it, or why it was refused."""
+    views = ledger.views
+    try:
+        session = await ledger.create_session(new, seed)
+    except NotFound as error:
+        return error.code, await views.session(new.id)
+    files = list(await views.files(new.id))
+    contents = [await views.file(new.id, file.path) for file in files]
+    return session, list(await views.transcript(new.id)), await views.last_entry(new.id), files, contents
 
 
 async def _acknowledge(ledger: Ledger, session: str, count: int) -> int:

@@ -317,10 +317,13 @@ def _retry(parser: Parser) -> None:
 
 
 def _fork(parser: Parser) -> None:
-    _task(parser)
+    parser.add_argument("target", metavar="SESSION|TASK", help="a task by the beginning or end of its id")
     parser.add_argument(
-        "--from", metavar="STEP", dest="step", help="a position of its journal; default behind the last"
+        "--from", metavar="STEP", dest="step", help="of a task: a position of its journal; default behind the last"
     )
+    parser.add_argument("--upto", metavar="TURN", help="of a session: up to the end of this turn; default all of it")
+    parser.add_argument("--iteration", metavar="N", type=_whole, help="with --upto: up to this iteration of the turn")
+    parser.add_argument("--title", metavar="TEXT", help="of a session: what the new one is called")
 
 
 def _wait(parser: Parser) -> None:
@@ -516,7 +519,7 @@ COMMANDS: dict[str, Command] = {
         Command("reopen", "open a closed session again", "sessions:reopen", _reopen),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
-        Command("fork", "go on from a step of an ended task", "steering:fork", _fork),
+        Command("fork", "go on from a step of an ended task, or from a session", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("doctor", "say what is wrong, or why a task does not run", "operating:doctor", _doctor),
         Command("workers", "list the workers, and what they hold", "operating:workers", _workers),

@@ -35,7 +35,7 @@ from outrider.core.change import OutputRow as OutputRow
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, JSONObject, Span
 
@@ -571,6 +571,10 @@ class Views(Protocol):
         """Transcript entries numbered above `after`, in order."""
         ...
 
+    async def last_entry(self, session_id: str, *, task_id: str | None = None, iteration: int | None = None) -> int:
+        """The number of the newest transcript entry, 0 if there is none; of those of a task, and up to an iteration."""
+        ...
+
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
         """Undelivered entries, oldest first."""
         ...
@@ -674,8 +678,12 @@ class Ledger(Protocol):
         """Call `listener` after each commit; returns what ends it."""
         ...
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Create a session, or return the one of that id. Logs `session.created`."""
+    async def create_session(self, new: NewSession, seed: Seed | None = None) -> Session:
+        """Create a session, or return the one of that id. Logs `session.created`.
+
+        With a `seed` it begins with copies of what another one has, in the same transaction. Raises NotFound where that
+        one is gone, or has fewer entries.
+        """
         ...
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:

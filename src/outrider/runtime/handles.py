@@ -329,6 +329,12 @@ class SessionHandle:
         """
         return await self._tasks.list(session_id=self.id, **filter)
 
+    async def fork(
+        self, *, upto: str | None = None, iteration: int | None = None, title: str | None = None
+    ) -> SessionHandle:
+        """Make a session that goes on from where this one is; see `Sessions.fork`."""
+        return await self._sessions.fork(self.id, upto=upto, iteration=iteration, title=title)
+
     async def close(self, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have the session take nothing any more; see `Sessions.close`. Raises NotEnded with `refuse`."""
         return await self._sessions.close(self.id, tasks=tasks)

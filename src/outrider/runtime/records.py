@@ -333,6 +333,7 @@ class SessionRecord(Record):
     created_at: datetime
     updated_at: datetime
     closed_at: datetime | None
+    forked_from: str | None
 
     @classmethod
     def of(cls, session: Session, turn: Task | None) -> SessionRecord:
@@ -353,6 +354,7 @@ class SessionRecord(Record):
             created_at=as_datetime(session.created_at),
             updated_at=as_datetime(session.updated_at),
             closed_at=None if session.closed_at is None else as_datetime(session.closed_at),
+            forked_from=session.forked_from,
         )
 
 

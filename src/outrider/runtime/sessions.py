@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
 from outrider.core.ledger import Closed, Reopened, TaskFilter
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
 from outrider.core.values import evolve
 from outrider.runtime.budgets import usage_of_session
@@ -115,6 +115,50 @@ class Sessions:
         """
         check_flags(tree=tree)
         return await usage_of_session(self._services.views, await self._session(session_id), tree=tree)
+
+    async def fork(
+        self,
+        session_id: str,
+        *,
+        upto: str | None = None,
+        iteration: int | None = None,
+        title: str | None = None,
+        id: str | None = None,
+    ) -> SessionHandle:
+        """Make a session that goes on from where this one is, on its own: with copies of its transcript and files.
+
+        It has the same agent, labels and budget, of which nothing is spent, and no tasks; it is its own root. Of a turn
+        that is being taken it has the iterations that are finished. `upto` is a turn's id: the transcript is taken up
+        to the end of that one, and with `iteration` up to the end of that iteration of it. Files are those of now, and
+        without those in the folders of tasks. One transaction copies it all. With an `id` that there is already, that
+        session is returned. Raises NotFound, InvalidArguments or TooLarge.
+        """
+        from outrider.runtime.handles import SessionHandle
+
+        check_texts_if_given(upto=upto, title=title)
+        if id is not None:
+            check_id("session", id)
+        if iteration is not None:
+            if upto is None:
+                raise InvalidArguments("iteration is one of a turn: name that with upto")
+            check_count("iteration", iteration)
+        if title:
+            check_name("title", title, self._services.settings.limits.spec)
+        source = await self._session(session_id)
+        entries = await self._services.views.last_entry(session_id, task_id=upto, iteration=iteration)
+        if upto is not None and not entries:
+            raise InvalidArguments(f"the transcript of {session_id} has nothing of {upto!r} so far")
+        new = NewSession(
+            id=id or new_id("session"),
+            created_at=self._services.clock.now(),
+            organization_id=source.organization_id,
+            agent=source.agent,
+            title=source.title if title is None else title,
+            labels=source.labels,
+            budget=source.budget,
+        )
+        made = await self._services.ledger.create_session(new, Seed(session_id, entries, files=True))
+        return SessionHandle(self._services, made)
 
     async def close(self, session_id: str, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have a session take nothing any more: what is sent, spawned or imported there is refused with SessionClosed.

@@ -66,7 +66,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.parcel import Parcel
@@ -631,16 +631,19 @@ class Batch:
 
     # --- sessions ----------------------------------------------------------------------------------------
 
-    def create_session(self, new: NewSession) -> Session | None:
-        """Create a session; None if there is one of that id."""
+    def create_session(self, new: NewSession, seed: Seed | None) -> Session | None:
+        """Create a session, which counts what it is to begin with; None if there is one of that id. Raises NotFound."""
         if new.id in self._sessions:
             return None
-        session = session_of(new)
-        number = self._number_session()
+        if seed is not None and seed.session_id not in self._sessions:
+            raise NotFound.of("session", seed.session_id)
+        session = session_of(new, seed)
+        number, entries = self._number_session(), 0 if seed is None else seed.entries or 0
         head = self._sessions[new.id] = SessionHead(
-            number, new.id, 1, 0, 0, new.created_at, new.agent is not None and new.parent_task_id is None
+            number, new.id, 1, entries, 0, new.created_at, new.agent is not None and new.parent_task_id is None
         )
-        data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
+        told = {"session": evolve(new, root_session_id=session.root_session_id)}
+        data = encode(told if seed is None else {**told, "seed": seed})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
         self._session_created(head)
         self._new_sessions.append(
@@ -655,15 +658,24 @@ class Batch:
                 new.title,
                 encode(new.labels),
                 1,
-                0,
+                entries,
                 0,
                 new.created_at,
                 new.created_at,
                 None if new.budget is None else encode(new.budget),
+                session.forked_from,
             )
         )
         self._session_ids.add(new.id)
         return evolve(session, last_seq=1)
+
+    def sow(self, session_id: str, seed: Seed) -> None:
+        """Copy what a session that was just written begins with. Raises NotFound where that is not there any more."""
+        number, source = self._sessions[session_id].number, self._sessions[seed.session_id].number
+        if seed.entries and self._statements.changed("copy_transcript", number, source, seed.entries) < seed.entries:
+            raise NotFound.of("session", seed.session_id)
+        if seed.files:
+            self._statements.run("copy_files", -number, -source)
 
     def close_session(self, session_id: str, at: Instant, *, when_idle: bool) -> bool:
         """Have a session take nothing any more. To be called when all was written. Raises NotFound, NotEnded."""

@@ -231,6 +231,7 @@ TABLES = (
         updated_at="number",
         budget="text",
         closed_at="number",
+        forked_from="text",
     ),
     _table(
         "tasks",

@@ -92,7 +92,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
 
@@ -251,12 +251,15 @@ class MemoryLedger:
         self._listeners[key] = listener
         return lambda: self._listeners.pop(key, None) and None
 
-    async def create_session(self, new: NewSession) -> Session:
+    async def create_session(self, new: NewSession, seed: Seed | None = None) -> Session:
         """Create a session, or return the one of that id. Logs `session.created`."""
         self._tables.check_open()
         found = self._tables.sessions.get(new.id)
         if found is not None:
             return found.session
+        source = None if seed is None else self._tables.sessions.get(seed.session_id)
+        if seed is not None and (source is None or len(source.transcript) < (seed.entries or 0)):
+            raise NotFound.of("session", seed.session_id)
         root = new.root_session_id or new.id
         session = Session(
             id=new.id,
@@ -272,12 +275,24 @@ class MemoryLedger:
             created_at=new.created_at,
             updated_at=new.created_at,
             budget=new.budget,
+            forked_from=None if seed is None else seed.forked_from,
         )
-        data = _encode({"session": evolve(new, root_session_id=root)})
-        self._tables.sessions[new.id] = _SessionRow(session)
+        told = {"session": evolve(new, root_session_id=root)}
+        data = _encode(told if seed is None else {**told, "seed": seed})
+        row = self._tables.sessions[new.id] = _SessionRow(session)
+        if seed is not None and source is not None:
+            row.transcript = source.transcript[: seed.entries or 0]
+            if seed.files:
+                own = (file for file in source.files.values() if not self._is_of_task(file))
+                row.files = {file.path: evolve(file, session_id=new.id) for file in own}
         self._tables.log(new.id, None, "session.created", new.created_at, data)
         await self._committed(_News(session_ids={new.id}))
         return self._tables.sessions[new.id].session
+
+    def _is_of_task(self, file: FileWrite) -> bool:
+        """Whether a file lies in the folder of a task of its session."""
+        task_id = file.path.removeprefix("/.tasks/").partition("/")[0] if file.path.startswith("/.tasks/") else ""
+        return task_id in self._tables.tasks and self._tables.tasks[task_id].task.session_id == file.session_id
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         """Commit each Change whole or not at all, in the order given; one verdict for each."""
@@ -1026,6 +1041,15 @@ class MemoryViews:
         """Transcript entries numbered above `after`, in order."""
         row = self._session(session_id)
         return [] if row is None else row.transcript[max(after, 0) :][:limit]
+
+    async def last_entry(self, session_id: str, *, task_id: str | None = None, iteration: int | None = None) -> int:
+        """The number of the newest transcript entry, 0 if there is none; of those of a task, and up to an iteration."""
+        fitting = (
+            row.number
+            for row in reversed(await self.transcript(session_id))
+            if (task_id is None or row.task_id == task_id) and (iteration is None or row.iteration <= iteration)
+        )
+        return next(fitting, 0)
 
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
         """Undelivered entries, oldest first."""

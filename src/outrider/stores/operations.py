@@ -32,7 +32,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.meters import Charge, ChargeVerdict, Reserve, Settle, names_of
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
 from outrider.stores.batch import Batch, Ready, Wanted, owner_of
@@ -68,20 +68,29 @@ class Operation(Generic[R]):
     """What it does with limits and pauses beyond what it wants looked up."""
 
 
-def create_session(new: NewSession) -> Operation[Session]:
-    """Create a session, or find the one of that id."""
+def create_session(new: NewSession, seed: Seed | None) -> Operation[Session]:
+    """Create a session, or find the one of that id. What it begins with is copied after all writes before it."""
     encode(new.labels)
 
+    def want(wanted: Wanted) -> None:
+        wanted.sessions.add(new.id)
+        if seed is not None:
+            wanted.sessions.add(seed.session_id)
+
     def run(batch: Batch) -> Session:
-        created = batch.create_session(new)
-        if created is not None:
-            return created
+        if seed is not None:
+            batch.finish()
+        created = batch.create_session(new, seed)
         batch.flush()
+        if created is not None:
+            if seed is not None:
+                batch.sow(new.id, seed)
+            return created
         found = session_by_id(batch.statements, new.id)
         assert found is not None
         return batch.with_counters(found)
 
-    return Operation(run, lambda wanted: wanted.sessions.add(new.id))
+    return Operation(run, want, is_late=seed is not None)
 
 
 def commit(changes: Sequence[Change]) -> Operation[list[Verdict]]:

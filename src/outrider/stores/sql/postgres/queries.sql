@@ -170,10 +170,10 @@ select task, first, next from outputs where task {numbers};
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at, budget
+    seq, transcript, inbox, created_at, updated_at, budget, forked_from
 )
 select *
-from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,text};
+from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,text,text};
 
 -- write_log --
 -- What is added to the counters of sessions, which come by number; then what is numbered by them, each after where its
@@ -565,7 +565,7 @@ select id, task_id, event from follow_ups where task_id {texts} order by id limi
 -- sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget, closed_at
+    seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
 where ?1::text is null or id < ?1
 order by id desc
@@ -691,6 +691,18 @@ where session = (select number from sessions where id = ?) and number > ?
 order by number
 limit ?;
 
+-- last_entry --
+select coalesce(max(number), 0)
+from (
+    select number from transcript
+    where
+        session = (select number from sessions where id = ?1)
+        and (?2::text is null or task_id = ?2)
+        and (?3::bigint is null or iteration <= ?3)
+    order by number desc
+    limit 1
+) found;
+
 -- inbox --
 select seq, task_id, reason, body, created_at
 from inbox
@@ -704,7 +716,7 @@ select id from tasks where {conditions} order by finished_at {direction}, number
 -- child_sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget, closed_at
+    seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
 where parent_task_id {texts};
 

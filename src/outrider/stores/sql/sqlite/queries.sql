@@ -116,9 +116,9 @@ select json_group_array(json_array(task, first, next)) from outputs where task i
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at, budget
+    seq, transcript, inbox, created_at, updated_at, budget, forked_from
 )
-values {rows:15};
+values {rows:16};
 
 -- update_sessions --
 update sessions
@@ -473,7 +473,7 @@ from (
 -- Newest first, before an id; every id is smaller than a blob.
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget, closed_at
+    seq, created_at, updated_at, budget, closed_at, forked_from
 ))
 from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
 
@@ -595,6 +595,18 @@ from (
     limit ?
 );
 
+-- last_entry --
+select ifnull(max(number), 0)
+from (
+    select number from transcript
+    where
+        session = (select number from sessions where id = ?1)
+        and (?2 is null or task_id = ?2)
+        and (?3 is null or iteration <= ?3)
+    order by number desc
+    limit 1
+);
+
 -- inbox --
 select json_group_array(json_array(seq, task_id, reason, json(body), created_at))
 from (select * from inbox where session = (select number from sessions where id = ?) order by seq limit ?);
@@ -607,7 +619,7 @@ from (select id from tasks where {conditions} order by finished_at {direction}, 
 -- child_sessions --
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget, closed_at
+    seq, created_at, updated_at, budget, closed_at, forked_from
 ))
 from sessions
 where parent_task_id in (select value from json_each(?));
