@@ -24,7 +24,7 @@ def app() -> Outrider:
 
 
 async def say(session: SessionHandle, text: str) -> Any:
-    return await (await session.send(text)).result(timeout=10)
+    return await (await session.send(text)).result(timeout=30)
 
 
 def add_echo(app: Outrider, begun: asyncio.Event, gate: asyncio.Event) -> None:

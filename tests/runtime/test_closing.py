@@ -57,7 +57,7 @@ def stage() -> Stage:
 
 
 async def ended(task: TaskHandle) -> State:
-    return (await task.wait(timeout=10)).state
+    return (await task.wait(timeout=30)).state
 
 
 async def test_what_lives_in_a_closed_session_runs_to_its_end_and_wakes_nobody(stage: Stage):
@@ -177,7 +177,7 @@ async def _hears_all(session: SessionHandle) -> bool:
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             if await is_so():
                 return

@@ -223,9 +223,13 @@ class SessionHandle:
         tools: Sequence[str] = (),
         max_iterations: int | None = None,
         require_approval: bool | Sequence[str] = False,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
         options: TaskOptions = DEFAULT_OPTIONS,
     ) -> TaskHandle:
         """Start an agent in the background, in a session of its own (kind `subagent`).
+
+        With the `seed` fork that session begins with what was said in this one by the time it starts, and with copies
+        of its files; with `files` with these alone.
 
         `tools` are names of registered tools; `model` is any model string that the engine knows, an object of
         `model` and its settings, or a list of such: where one fails, the next is asked.
@@ -239,6 +243,7 @@ class SessionHandle:
             "tools": list(tools),
             "max_iterations": max_iterations,
             "require_approval": list(require_approval) if isinstance(require_approval, tuple) else require_approval,
+            "seed": None if seed == "fresh" else seed,
         }
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
