@@ -61,15 +61,20 @@ async def test_a_forked_child_knows_what_its_parent_knew_when_it_was_called_and_
         if turn.number == 1:
             return Reply("First.", calls=(Call("look", {"what": "foxes"}),))
         if turn.number == 2:
-            return Reply("Now.", calls=(spawn(instructions="And you?", seed="fork"), Call("look", {"what": "owls"})))
-        return Reply(turn.results[0].content["tasks"][0]["result"])
+            call = Call("spawn_agent", {"instructions": "And you?", "seed": "fork", "wake": "silent"})
+            return Reply("Now.", calls=(call, Call("look", {"what": "owls"})))
+        return Reply("started")
 
     add(app, "boss", script, delegates=True)
     async with app.open("memory://") as runtime:
         session = await runtime.sessions.create(agent="boss")
         await session.write_file("/notes.txt", "one")
-        assert await (await session.send("go")).result(timeout=30) == "I know of 1: saw foxes"
-        child = await child_of(session)
+        await runtime.queue.pause(kind="subagent")  # so that all of the turn is there when the child begins
+        assert await (await session.send("go")).result(timeout=30) == "started"
+        await runtime.queue.resume(kind="subagent")
+        task = await runtime.task((await child_of(session)).id)
+        assert await task.result(timeout=30) == "I know of 1: saw foxes"
+        child = await task.record()
         assert child.links.child_session_id is not None
         opened = await runtime.sessions.get(child.links.child_session_id)
         assert await parts(runtime, opened.id) == [

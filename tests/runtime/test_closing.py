@@ -163,6 +163,20 @@ async def test_the_log_tells_of_closing_once_and_a_closed_session_can_be_deleted
             await runtime.sessions.close(5)  # type: ignore[arg-type]  # no id
 
 
+async def test_nothing_is_imported_into_a_closed_session(stage: Stage):
+    async with stage.open() as (runtime, session):
+        task = await session.spawn("muse")
+        await task.result()
+        document = await task.export()
+        await task.delete()
+        await session.close()
+        with pytest.raises(SessionClosed):
+            await runtime.tasks.load(document)
+        assert await session.tasks() == []
+        await session.reopen()
+        assert (await runtime.tasks.load(document)).id == task.id
+
+
 async def settled(runtime: Runtime) -> None:
     """Wait until no follow-up is left."""
 
