@@ -1,4 +1,4 @@
-"""`export`, `import`, `delete`, `prune`, `retry` and `fork`: what moves ends here, what is gone is gone."""
+"""`export`, `import`, `close`, `delete`, `prune`, `retry` and `fork`: what moves ends here, what is gone is gone."""
 
 import anyio
 
@@ -36,6 +36,28 @@ def test_ended_tasks_are_deleted_and_pruned_and_live_ones_refused(cli: Cli):
     assert (refused.code, refused.error["code"]) == (3, "invalid_arguments")
     assert cli.ok("prune", "--older-than", "0", "--json").record == {"tasks": 3, "sessions": 0, "dry_run": False}
     assert [each["id"] for each in cli.ok("tasks", "--json").records] == [live]
+
+
+def test_a_session_is_closed_reopened_and_deleted_with_all_in_it(cli: Cli):
+    _, live = fill(cli, 1, delayed=6)
+    refused = cli.run("close", "session_default", "--tasks", "refuse", "--json")
+    assert (refused.code, refused.error["code"], refused.error["details"]) == (5, "not_ended", {"live": [live]})
+    assert cli.ok("close", "session_default", "--json").record["status"] == "closed"
+    assert cli.run("call", "add", "a=1", "--background", "--json").error["code"] == "session_closed"
+    assert cli.ok("reopen", "session_default", "--json").record["status"] == "idle"
+    assert cli.run("delete", "session_default", "--json").error["code"] == "not_ended"
+    assert cli.run("delete", live, "--cancel").code == 2
+    assert cli.ok("delete", "session_default", "--cancel", "--json").record == {"id": "session_default", "tasks": 2}
+    assert cli.run("close", "session_default", "--json").error["code"] == "session_not_found"
+
+
+def test_a_session_is_forked_by_its_id(cli: Cli):
+    (done,), _ = fill(cli, 1, delayed=6)
+    fork = cli.ok("fork", "session_default", "--title", "other", "--json").record
+    assert (fork["forked_from"], fork["title"]) == ("session_default", "other")
+    assert cli.run("fork", "session_default", "--upto", done, "--json").error["code"] == "invalid_arguments"
+    assert cli.run("fork", "session_default", "--from", "step 1").code == 2
+    assert cli.run("fork", done, "--title", "other").code == 2
 
 
 def test_an_ended_task_is_done_again_from_its_beginning_or_from_a_step(cli: Cli):

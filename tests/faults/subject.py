@@ -51,8 +51,8 @@ class Telling:
         if lines:
             os.write(self._fd, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
-    async def create_session(self, new: Any) -> Any:
-        session = await self._ledger.create_session(new)
+    async def create_session(self, new: Any, seed: Any = None) -> Any:
+        session = await self._ledger.create_session(new, seed)
         self._tell(["session", session.id])
         return session
 

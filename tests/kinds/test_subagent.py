@@ -14,7 +14,7 @@ from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskF
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Tokens, replies
 from outrider.core.errors import InvalidArguments, OutriderError, UnknownName
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed
 from outrider.testing import open_test
 
 pytestmark = pytest.mark.anyio
@@ -86,8 +86,8 @@ async def test_the_record_tells_the_child_session_even_of_a_worker_that_was_kill
     async with open_test(app) as runtime:
         (crew,) = runtime._crews
 
-        async def create_session(new: NewSession) -> None:
-            await runtime.services.ledger.create_session(new)
+        async def create_session(new: NewSession, seed: Seed | None) -> None:
+            await runtime.services.ledger.create_session(new, seed)
             made.set()
             await asyncio.Event().wait()
 

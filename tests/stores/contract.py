@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 from outrider.core.change import AttemptEnd, Change, InboxEntry, LogEvent, Luggage, OutputRow
-from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
 from outrider.core.events import (
     Answered,
     Asked,
@@ -27,6 +27,7 @@ from outrider.core.events import (
     Debounced,
     Event,
     Failed,
+    FileWrite,
     HolderLost,
     MessageReceived,
     Parked,
@@ -43,6 +44,7 @@ from outrider.core.ledger import (
     Barred,
     Beat,
     Claim,
+    Closed,
     Committed,
     Existing,
     Fenced,
@@ -52,9 +54,11 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Paused,
+    Reopened,
     Report,
     Resumed,
     Settled,
+    Shut,
     Signal,
     Stale,
     TaskFilter,
@@ -63,8 +67,9 @@ from outrider.core.ledger import (
 from outrider.core.machine import apply, create
 from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import (
+    TURN,
     Artifact,
     Input,
     Links,
@@ -1585,6 +1590,134 @@ class Pauses(Contract):
         assert sorted(taken) == [f"task_{n:05}" for n in range(2500)]
 
 
+class Closings(Contract):
+    """A closed session takes nothing from outside, and what is in it goes on."""
+
+    async def test_a_closed_session_takes_no_new_task_and_no_word_until_it_is_reopened(self, scene: Scene):
+        turn = await scene.running("task_1", kind=TURN)
+        assert await scene.ledger.control(Closed(SESSION, scene.later())) is True
+        session = await scene.views.session(SESSION)
+        assert session is not None
+        assert (session.closed_at, session.updated_at) == (scene.now, scene.now)
+        assert [each.closed_at for each in await scene.views.sessions()] == [scene.now]
+        before = await scene.log()
+        assert (before[-1].type, data_of(before[-1])) == ("session.closed", {"session": {"closed_at": scene.now}})
+        word = apply(turn, Told("entry_1", {"text": "hello"}), scene.now)
+        for change in (scene.new("task_2"), scene.new("task_3", claim=Claimed(WORKER)), word):
+            assert await scene.one(change) == Shut(SESSION)
+        assert await scene.ledger.control(Closed(SESSION, scene.later())) is False
+        assert (await scene.log(), await scene.views.inbox(SESSION)) == (before, [])
+
+        assert await scene.ledger.control(Reopened(SESSION, scene.later())) is True
+        assert await scene.ledger.control(Reopened(SESSION, scene.now)) is False
+        assert [row.type for row in (await scene.log())[len(before) :]] == ["session.reopened"]
+        for change in (scene.new("task_2"), word):
+            assert isinstance(await scene.one(change), Committed)
+
+    async def test_what_is_in_a_closed_session_goes_on_and_makes_tasks_of_its_own(self, scene: Scene):
+        await scene.running("task_1", wake_policy="on_terminal")
+        await scene.create("task_2", idempotency_key="once")
+        await scene.ledger.control(Closed(SESSION, scene.now))
+        assert isinstance(await scene.one(scene.new("task_3", parent_task_id="task_1")), Committed)
+        assert isinstance(await scene.one(scene.new("task_4", idempotency_key="once")), Existing)
+        assert sorted(await scene.claimed_ids()) == ["task_2", "task_3"]
+        await scene.succeed("task_1")
+        assert [entry.task_id for entry in await scene.views.inbox(SESSION)] == ["task_1"]
+
+    async def test_a_session_that_may_close_only_when_idle_stays_open_while_a_linked_task_lives(self, scene: Scene):
+        await scene.create("task_1", detached=True)
+        await scene.running("task_2")
+        await scene.session("session_b")
+        await scene.create("task_3", "session_b")
+        before = await scene.log()
+        with pytest.raises(NotEnded) as refused:
+            await scene.ledger.control(Closed(SESSION, scene.now, when_idle=True))
+        assert refused.value.details == {"live": ["task_2"]}
+        assert await scene.log() == before
+        await scene.succeed("task_2")
+        assert await scene.ledger.control(Closed(SESSION, scene.now, when_idle=True)) is True
+
+    async def test_a_session_is_rung_as_it_is_reopened_if_it_has_something_to_hear(self, scene: Scene):
+        await scene.session("session_b", agent="assistant")
+        for word in (False, True):
+            if word:
+                await scene.running("task_1", "session_b", wake_policy="on_terminal")
+            await scene.ledger.control(Closed("session_b", scene.now))
+            if word:
+                await scene.succeed("task_1")
+                await scene.ledger.prune(["session_b"])
+            await scene.ledger.control(Reopened("session_b", scene.now))
+            rung = [each.event for each in await scene.views.follow_ups(10)]
+            assert rung == ([Rung("session_b")] if word else [])
+
+    async def test_what_does_not_exist_is_neither_closed_nor_reopened(self, scene: Scene):
+        for order in (Closed("no", scene.now), Reopened("no", scene.now)):
+            with pytest.raises(NotFound):
+                await scene.ledger.control(order)
+
+
+class Seeds(Contract):
+    """A session may begin with copies of what another one has."""
+
+    async def said(self, scene: Scene) -> None:
+        """Three entries of two tasks in the session, and files of it and of a task."""
+        for n in (1, 2):
+            task = await scene.running(f"task_{n}")
+            messages = tuple(json.dumps([n, each]).encode() for each in range(3 - n))
+            assert await scene.ledger.append(Page(SESSION, task.id, 1, n, messages, LIVE, scene.now))
+        for path in ("/notes/a.txt", "/.tasks/task_1/result.json"):
+            await scene.ledger.write_file(FileWrite(SESSION, path, path.encode(), "text/plain", scene.now, "task_1"))
+
+    async def test_a_fork_has_so_many_entries_of_the_transcript_and_goes_on_alone(self, scene: Scene):
+        await self.said(scene)
+        seed, new = Seed(SESSION, 2, files=True), NewSession("session_b", scene.later(), agent="assistant")
+        session = await scene.ledger.create_session(new, seed)
+        assert session == await scene.views.session("session_b")
+        assert (session.forked_from, session.root_session_id, session.last_seq) == (SESSION, "session_b", 1)
+        (row,) = await scene.log("session_b")
+        assert data_of(row)["seed"] == {"session_id": SESSION, "entries": 2, "files": True}
+        whole = await scene.views.transcript(SESSION)
+        assert [row.message for row in whole] == [b"[1, 0]", b"[1, 1]", b"[2, 0]"]
+        assert await scene.views.transcript("session_b") == whole[:2]
+        assert [(file.path, file.size) for file in await scene.views.files("session_b")] == [("/notes/a.txt", 12)]
+        assert await scene.views.file("session_b", "/notes/a.txt") == b"/notes/a.txt"
+
+        await scene.ledger.write_file(FileWrite("session_b", "/notes/a.txt", b"other", "text/plain", scene.now))
+        await scene.running("task_3", "session_b")
+        assert await scene.ledger.append(Page("session_b", "task_3", 1, 1, (b"[3]",), LIVE, scene.now))
+        assert [(row.number, row.task_id) for row in await scene.views.transcript("session_b", after=1)] == [
+            (2, "task_1"),
+            (3, "task_3"),
+        ]
+        assert await scene.views.transcript(SESSION) == whole
+        assert await scene.views.file(SESSION, "/notes/a.txt") == b"/notes/a.txt"
+        assert await scene.ledger.create_session(new, seed) == await scene.views.session("session_b")
+        assert len(await scene.views.transcript("session_b")) == 3
+
+    async def test_a_session_may_begin_with_files_alone_and_is_no_fork_then(self, scene: Scene):
+        await self.said(scene)
+        session = await scene.ledger.create_session(NewSession("session_b", scene.now), Seed(SESSION, files=True))
+        assert (session.forked_from, await scene.views.transcript("session_b")) == (None, [])
+        assert [file.path for file in await scene.views.files("session_b")] == ["/notes/a.txt"]
+
+    async def test_a_seed_that_is_not_there_makes_no_session(self, scene: Scene):
+        await self.said(scene)
+        for seed in (Seed("no", 0), Seed(SESSION, 4), Seed("no", files=True)):
+            with pytest.raises(NotFound):
+                await scene.ledger.create_session(NewSession("session_b", scene.now), seed)
+            assert await scene.views.session("session_b") is None
+        assert isinstance(await scene.session("session_b"), Session)
+
+    async def test_the_newest_entry_is_found_of_all_of_a_task_and_of_an_iteration(self, scene: Scene):
+        assert await scene.views.last_entry(SESSION) == 0
+        await self.said(scene)
+        last = scene.views.last_entry
+        assert await last(SESSION) == 3
+        assert [await last(SESSION, task_id=f"task_{n}") for n in (1, 2, 3)] == [2, 3, 0]
+        assert [await last(SESSION, task_id="task_2", iteration=n) for n in (1, 2, 3)] == [0, 3, 3]
+        assert await last("no") == 0
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -2570,9 +2703,12 @@ class StoreContract(
     Limits,
     Rates,
     Pauses,
+    Closings,
+    Seeds,
     Meters,
     Places,
     Logs,
+    Turns,
     Inboxes,
     Files,
     Queries,

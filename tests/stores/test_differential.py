@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from outrider.core.change import Change, InboxEntry
 from outrider.core.delivery import Receipt, Standing
-from outrider.core.errors import Conflict, Superseded
+from outrider.core.errors import Conflict, NotFound, Superseded
 from outrider.core.events import (
     Answered,
     Asked,
@@ -54,6 +54,7 @@ from outrider.core.events import (
 from outrider.core.ledger import (
     Claim,
     Claims,
+    Closed,
     Committed,
     Existing,
     Ledger,
@@ -62,6 +63,7 @@ from outrider.core.ledger import (
     OutputChunk,
     Page,
     Paused,
+    Reopened,
     Report,
     Resumed,
     Stale,
@@ -83,7 +85,7 @@ from outrider.core.meters import (
 )
 from outrider.core.queue import Limit, Pause, Scope
 from outrider.core.replay import replay
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed
 from outrider.core.task import (
     SET_ASIDE,
     Artifact,
@@ -457,6 +459,25 @@ class Histories(RuleBasedStateMachine):
                 order = Resumed(scope, name)
         self.is_gated = True
         self.on_all(lambda ledger: ledger.control(order))
+        self.look()
+
+    @rule(data=st.data())
+    def a_session_is_closed_or_reopened(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from([*SESSIONS, "session_x"]), "session")
+        closed = [Closed(session, self.now), Closed(session, self.now, when_idle=True)]
+        orders: list[Closed | Reopened] = [*closed, *[Reopened(session, self.now)] * 2]
+        order = data.draw(st.sampled_from(orders), "order")
+        self.on_all(lambda ledger: _ordered(ledger, order))
+        self.look()
+
+    @rule(data=st.data())
+    def a_session_is_forked(self, data: st.DataObject) -> None:
+        """What it begins with is there, or nothing of it."""
+        source = data.draw(st.sampled_from([*SESSIONS * 4, "session_x"]), "source")
+        entries = data.draw(st.sampled_from([None, 0, 1, 2, 5]), "entries")
+        seed = Seed(source, entries, data.draw(st.booleans(), "files"))
+        new = NewSession(self.next_id("session"), self.now)
+        self.on_all(lambda ledger: _forked(ledger, new, seed))
         self.look()
 
     @rule(data=st.data())
@@ -936,6 +957,26 @@ async def _acknowledge(ledger: Ledger, session: str, late: int, until: Instant |
     rows = await ledger.views.inbox(session)
     receipts = [Receipt(row.task_id, row.seq, row.deliveries - late) for row in rows if row.deliveries > late]
     return await ledger.acknowledge(session, [*receipts, Receipt("task_x", 1, 1)], until)
+
+
+async def _ordered(ledger: Ledger, order: Closed | Reopened) -> Any:
+    """What became of an order, or why it was refused."""
+    try:
+        return await ledger.control(order)
+    except (Conflict, NotFound) as error:
+        return error.code, error.details
+
+
+async def _forked(ledger: Ledger, new: NewSession, seed: Seed) -> Any:
+    """A session as it begins, with all in it, or why it was refused."""
+    views = ledger.views
+    try:
+        session = await ledger.create_session(new, seed)
+    except NotFound as error:
+        return error.code, await views.session(new.id)
+    files = list(await views.files(new.id))
+    contents = [await views.file(new.id, file.path) for file in files]
+    return session, list(await views.transcript(new.id)), await views.last_entry(new.id), files, contents
 
 
 async def _append(ledger: Ledger, page: Page, count: int) -> bool:

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from outrider.core.errors import RequestClosed, TaskFinished
+from outrider.core.errors import NotEnded, RequestClosed, TaskFinished
 from outrider.core.events import (
     Answered,
     Asked,
@@ -29,11 +29,22 @@ from outrider.core.events import (
     Succeeded,
     WatchedEnded,
 )
-from outrider.core.ledger import Committed, Existing, Ledger, OutputChunk, Settled, Stale, WorkerCard
+from outrider.core.ledger import (
+    Closed,
+    Committed,
+    Existing,
+    Ledger,
+    OutputChunk,
+    Settled,
+    Shut,
+    Stale,
+    Verdict,
+    WorkerCard,
+)
 from outrider.core.machine import apply
 from outrider.core.task import State, Task, WaitForTasks
 from outrider.core.values import SECOND
-from tests.stores.backends import BACKENDS
+from tests.stores.backends import BACKENDS, SHARED
 from tests.stores.scene import ROUTE, SESSION, START, Scene, committed, receipt_for
 
 pytestmark = pytest.mark.anyio
@@ -390,3 +401,31 @@ async def test_time_that_comes_for_many_claimers_at_once_comes_once(scene: Scene
             group.start_soon(claim, f"worker_{n}")
     assert sorted(got) == [f"task_{n:02}" for n in range(40)]
     assert committed(Committed(await scene.task("task_00"))).core.version == 2
+
+
+@pytest.mark.parametrize("backend", SHARED)
+async def test_a_task_comes_into_a_session_before_another_process_closes_it_or_not_at_all(backend: str, tmp_path: Path):
+    one, other = [Scene(await BACKENDS[backend](tmp_path)) for _ in range(2)]
+    for n in range(40):
+        await one.session(f"session_{n}")
+        verdicts: list[Verdict] = []
+        refusals: list[NotEnded] = []
+
+        async def create(n: int = n, verdicts: list[Verdict] = verdicts) -> None:
+            verdicts.append(await one.one(one.new(f"task_{n}", f"session_{n}")))
+
+        async def close(n: int = n, refusals: list[NotEnded] = refusals) -> None:
+            try:
+                await other.ledger.control(Closed(f"session_{n}", other.now, when_idle=True))
+            except NotEnded as error:
+                refusals.append(error)
+
+        async with anyio.create_task_group() as group:
+            for act in (create, close) if n % 2 else (close, create):
+                group.start_soon(act)
+        session = await one.views.session(f"session_{n}")
+        assert session is not None
+        assert (session.closed_at is None) == bool(refusals) == isinstance(verdicts[0], Committed)
+        assert session.closed_at is None or verdicts == [Shut(session.id)]
+    await one.ledger.close()
+    await other.ledger.close()

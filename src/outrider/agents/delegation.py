@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
+from outrider.agents.registered import check_goes_on
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
 from outrider.core.ledger import TaskFilter
 from outrider.core.session import Session
@@ -53,9 +54,12 @@ class SpawnAgent(_Parameters):
     You are told when it ends or asks something. In the foreground you wait for its result.
     """
 
-    instructions: str = Field(min_length=1, description="What it shall do. It knows nothing else.")
+    instructions: str = Field(min_length=1, description="What it shall do. Without a seed it knows nothing else.")
     agent: str | None = Field(None, description="Which configured agent; yourself when left out.")
     name: str | None = Field(None, description="A short name for the task.")
+    seed: Literal["fresh", "fork", "files"] = Field(
+        "fresh", description="Fork: it begins with all that was said to you and by you so far. Files: with your files."
+    )
     mode: Literal["background", "foreground"] = "background"
     lifetime: Literal["linked", "detached"] = Field("linked", description="Linked: it is stopped when you are.")
     wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
@@ -197,7 +201,9 @@ class Delegation:
         agent = given.agent or self.agent
         if agent is None:
             raise InvalidArguments("name the agent: you have no name by which to start another one like you")
-        spec = {"prompt": given.instructions, "agent": agent}
+        if given.seed == "fork":
+            check_goes_on(self.task.services.registry.agents, agent, self.agent)
+        spec = {"prompt": given.instructions, "agent": agent, "seed": given.seed}
         bounds = TaskOptions(name=given.name, result_schema=given.result_schema, budget=given.budget)
         started = await self._start("subagent", spec, given, call_id, bounds)
         if given.mode == "background":

@@ -33,6 +33,10 @@ ENGINES: Mapping[str, str] = {
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
 
 
+ONE_FORM = frozenset({"pydantic-ai"})
+"""The engines of which any agent goes on from what any other said; of the rest each agent has a form of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     """A tool that the runtime gives to an agent.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from outrider.agents.engine import DEFAULT_ENGINE
+from outrider.agents.engine import DEFAULT_ENGINE, ONE_FORM
+from outrider.core.errors import InvalidArguments
 from outrider.core.values import JSON, JSONObject
 
 
@@ -25,3 +26,18 @@ class RegisteredAgent:
     require_approval: bool | Sequence[str] = False
     delegates: bool = False
     """Whether it is given the tools by which an agent hands work off."""
+
+
+def check_goes_on(agents: Mapping[str, object], one: str | None, other: str | None) -> None:
+    """Raise InvalidArguments unless an agent of a name goes on from what the other said; None is a plain one."""
+    if one == other:
+        return
+    for name in (one, other):
+        agent = RegisteredAgent("") if name is None else agents.get(name)
+        if not isinstance(agent, RegisteredAgent):
+            raise InvalidArguments(f"{name!r} is not known here, and {one!r} cannot go on from what nobody can read")
+        if agent.engine not in ONE_FORM:
+            raise InvalidArguments(
+                f"{one!r} cannot go on from what {other!r} said: {name!r} is of the engine {agent.engine}, of "
+                "whose agents each has a form of its own; start it fresh"
+            )

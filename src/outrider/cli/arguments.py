@@ -310,6 +310,17 @@ def _scope(parser: Parser) -> None:
     which.add_argument("--all", action="store_true", help="every task")
 
 
+def _close(parser: Parser) -> None:
+    _session(parser)
+    parser.add_argument(
+        "--tasks", choices=("finish", "cancel", "refuse"), default="finish", help="what becomes of those that live"
+    )
+
+
+def _reopen(parser: Parser) -> None:
+    _session(parser)
+
+
 def _priority(parser: Parser) -> None:
     _task(parser)
     parser.add_argument("priority", metavar="N", type=_whole, help="-1000 to 1000, higher goes first")
@@ -320,10 +331,13 @@ def _retry(parser: Parser) -> None:
 
 
 def _fork(parser: Parser) -> None:
-    _task(parser)
+    parser.add_argument("target", metavar="SESSION|TASK", help="a task by the beginning or end of its id")
     parser.add_argument(
-        "--from", metavar="STEP", dest="step", help="a position of its journal; default behind the last"
+        "--from", metavar="STEP", dest="step", help="of a task: a position of its journal; default behind the last"
     )
+    parser.add_argument("--upto", metavar="TURN", help="of a session: up to the end of this turn; default all of it")
+    parser.add_argument("--iteration", metavar="N", type=_whole, help="with --upto: up to this iteration of the turn")
+    parser.add_argument("--title", metavar="TEXT", help="of a session: what the new one is called")
 
 
 def _wait(parser: Parser) -> None:
@@ -346,7 +360,8 @@ def _import(parser: Parser) -> None:
 
 
 def _delete(parser: Parser) -> None:
-    parser.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or the beginning or end of one")
+    parser.add_argument("targets", metavar="SESSION|TASK", nargs="+", help="a task by the beginning or end of its id")
+    parser.add_argument("--cancel", action="store_true", help="of a session: cancel what lives in it first")
 
 
 def _prune(parser: Parser) -> None:
@@ -429,6 +444,10 @@ def _demo(parser: Parser) -> None:
 
 def _task(parser: Parser) -> None:
     parser.add_argument("task", metavar="TASK", help="an id, or the beginning or end of one")
+
+
+def _session(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="its id")
 
 
 def _app(parser: Parser) -> None:
@@ -516,9 +535,11 @@ COMMANDS: dict[str, Command] = {
         Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
+        Command("close", "have a session take nothing any more", "sessions:close", _close),
+        Command("reopen", "open a closed session again", "sessions:reopen", _reopen),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
         Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
-        Command("fork", "go on from a step of an ended task", "steering:fork", _fork),
+        Command("fork", "go on from a step of an ended task, or from a session", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
         Command("doctor", "say what is wrong, or why a task does not run", "operating:doctor", _doctor),
         Command("workers", "list the workers, and what they hold", "operating:workers", _workers),
@@ -527,7 +548,7 @@ COMMANDS: dict[str, Command] = {
         Command("stats", "show rates, waits, failures and size", "operating:stats", _stats),
         Command("export", "write a task with its checkpoint as one document", "keeping:export", _export),
         Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
-        Command("delete", "delete tasks that have ended", "keeping:delete", _delete),
+        Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),

@@ -11,9 +11,10 @@ import orjson
 
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import open_runtime, url_of
-from outrider.cli.exits import OK
+from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.looking import states_of
+from outrider.cli.sessions import target_of
 from outrider.cli.steering import hint_at_worker
 from outrider.cli.terminal import Screen, cannot_write
 from outrider.cli.values import bytes_of
@@ -81,16 +82,22 @@ def _document(path: str) -> dict[str, Any]:
 
 
 async def delete(arguments: Namespace, screen: Screen) -> int:
-    """Delete tasks that have ended, each whole."""
+    """Delete tasks that have ended, each whole, and sessions with all in them."""
     async with open_runtime(arguments) as runtime:
-        found = [await runtime.tasks.find(name) for name in dict.fromkeys(arguments.tasks)]
-        for task_id in dict.fromkeys(task.id for task in found):
-            count = await runtime.tasks.delete(task_id)
-            if screen.as_json:
-                screen.data({"id": task_id, "tasks": count})
+        found = [await target_of(runtime, name) for name in dict.fromkeys(arguments.targets)]
+        if arguments.cancel and not all(isinstance(each, str) for each in found):
+            raise UsageError("--cancel is for sessions; cancel the task first")
+        for each in dict.fromkeys(each if isinstance(each, str) else each.id for each in found):
+            if each in found:
+                count = await runtime.sessions.delete(each, cancel=arguments.cancel)
+                below = f", with {counted(count, 'task')}" if count else ""
             else:
+                count = await runtime.tasks.delete(each)
                 below = f", with {count - 1} below it" if count > 1 else ""
-                screen.line(f"{task_id}  deleted{below}")
+            if screen.as_json:
+                screen.data({"id": each, "tasks": count})
+            else:
+                screen.line(f"{each}  deleted{below}")
     return OK
 
 

@@ -10,7 +10,8 @@ from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, TIMEOUT, UsageError, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
-from outrider.cli.terminal import Screen
+from outrider.cli.sessions import target_of
+from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import pairs, text_of, value_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
@@ -133,12 +134,31 @@ async def retry(arguments: Namespace, screen: Screen) -> int:
 
 
 async def fork(arguments: Namespace, screen: Screen) -> int:
-    """Go on from a step of an ended task, as a new one."""
+    """Go on from a step of an ended task, or from where a session is, as a new one."""
+    of_session = {"--upto": arguments.upto, "--iteration": arguments.iteration, "--title": arguments.title}
     async with open_runtime(arguments) as runtime:
-        old = await runtime.tasks.find(arguments.task)
+        old = await target_of(runtime, arguments.target)
+        if isinstance(old, str):
+            if arguments.step is not None:
+                raise UsageError("--from is for tasks; a session is taken --upto a turn")
+            await _fork_session(runtime, old, arguments, screen)
+            return OK
+        for option, value in of_session.items():
+            if value is not None:
+                raise UsageError(f"{option} is for sessions; a task is taken --from a step")
         new = await runtime.tasks.fork(old.id, from_step=arguments.step)
         await _tell_new(runtime, new, screen, f"a new task, with steps of the old; {short(old.id)} stays {old.state}")
     return OK
+
+
+async def _fork_session(runtime: Runtime, session_id: str, arguments: Namespace, screen: Screen) -> None:
+    upto = None if arguments.upto is None else (await runtime.tasks.find(arguments.upto)).id
+    fork = await runtime.sessions.fork(session_id, upto=upto, iteration=arguments.iteration, title=arguments.title)
+    if screen.as_json:
+        screen.record(await fork.record())
+    else:
+        screen.line(fork.id)
+        screen.hint(f"a new session, with what was said in {on_one_line(session_id)}, which stays as it is")
 
 
 async def _tell_new(runtime: Runtime, task: Task, screen: Screen, what: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, progress_text, short
+from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.errors import NotFound
 from outrider.core.ledger import News, TaskFilter, Views
@@ -56,7 +57,7 @@ async def watch(arguments: Namespace, screen: Screen) -> int:
     if arguments.after is not None and arguments.target is None:
         raise UsageError("--after is a number of one log; name a session or a task")
     async with open_runtime(arguments, create=True) as runtime:
-        target = await _target(runtime, arguments.target)
+        target = None if arguments.target is None else await target_of(runtime, arguments.target)
         if screen.is_terminal and not screen.as_json:
             await _show_tree(runtime, target, screen)
             return OK
@@ -78,16 +79,6 @@ def _print_piece(piece: OutputRecord, start: int, screen: Screen) -> None:
         screen.text(piece.text.encode()[start - piece.offset :].decode(errors="replace"))
     else:
         screen.text(piece.text)
-
-
-async def _target(runtime: Runtime, name: str | None) -> Task | str | None:
-    """The task or the id of the session that was named; None for everything."""
-    if name is None:
-        return None
-    try:
-        return (await runtime.sessions.get(name)).id
-    except NotFound:
-        return await runtime.tasks.find(name)
 
 
 # --- the log ---------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from outrider.core.task import Artifact, InputRequest, Live, Task, TaskError
 from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
-    "session.created", "task.created", "task.updated", "task.progress", "task.output", "task.message"
+    "session.created",
+    "session.closed",
+    "session.reopened",
+    "task.created",
+    "task.updated",
+    "task.progress",
+    "task.output",
+    "task.message",
 ]
 AttemptEnding: TypeAlias = Literal[
     "succeeded", "failed", "canceled", "parked", "released", "returned", "lost", "forced"
@@ -161,5 +168,7 @@ class Change:
     """With what the holder of the task reports only: the iteration that it ends with. Its totals are the task's own."""
     drives: bool = False
     """With a creation only: the task is the one that takes its session's turn from now on."""
+    needs_open: bool = False
+    """It brings something into its session from outside, which a closed one does not take."""
     is_noop: bool = False
     """The event changed nothing; there is nothing to commit but the follow-up it settles."""

@@ -11,6 +11,7 @@
     │   ├── AlreadyExists     already_exists: what was to be made is there
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   ├── SessionBusy       session_busy: its agent takes a turn, and what was said may not wait
+    │   ├── SessionClosed     session_closed: it takes nothing any more
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
     │   ├── InvalidArguments  invalid_arguments
@@ -43,11 +44,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from outrider.core.values import JSON
+
+NAMED = 5
+"""How many of those that live a refusal names."""
 
 FEW = 8
 """How many names a refusal lists; its details have them all."""
@@ -100,6 +104,14 @@ class NotEnded(Conflict):
 
     code = "not_ended"
 
+    @classmethod
+    def of(cls, what: str, live: Sequence[str], to_be: str) -> NotEnded:
+        """For tasks of these ids, where what is `to_be` (deleted, closed) may not live."""
+        named = ", ".join(live[:NAMED]) + (", …" if len(live) > NAMED else "")
+        return cls(
+            f"{what}, and what lives cannot be {to_be}; cancel it first: {named}", details={"live": list(live[:100])}
+        )
+
 
 class LeaseLost(Conflict):
     """The attempt that is named no longer holds the task: it took too long, the task ended, or it never did."""
@@ -123,6 +135,17 @@ class SessionBusy(Conflict):
     """The session's agent takes its turn, and what was said may not wait."""
 
     code = "session_busy"
+
+
+class SessionClosed(Conflict):
+    """The session is closed: nothing is said, started or brought there until it is reopened."""
+
+    code = "session_closed"
+
+    @classmethod
+    def of(cls, session_id: str) -> SessionClosed:
+        """For a session of that id."""
+        return cls(f"{session_id} is closed; reopen it first", details={"session": session_id})
 
 
 class IllegalMove(Conflict):

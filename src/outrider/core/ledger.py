@@ -37,7 +37,7 @@ from outrider.core.delivery import Receipt, Standing
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, JSONObject, Span
 
@@ -78,6 +78,13 @@ class NoSession:
 
 
 @dataclass(frozen=True, slots=True)
+class Shut:
+    """The session of the task is closed, and the Change needs it open; nothing was written."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """A journal row of the Change came from an attempt that no longer holds its task; nothing was written."""
 
@@ -90,7 +97,7 @@ class Barred:
     """A task was to be held from its first moment, and a pause or a limit forbids it; nothing was written."""
 
 
-Verdict: TypeAlias = Committed | Stale | Existing | Settled | NoSession | Fenced | Barred
+Verdict: TypeAlias = Committed | Stale | Existing | Settled | NoSession | Shut | Fenced | Barred
 
 # --- what else is written ----------------------------------------------------------------------------
 
@@ -150,7 +157,30 @@ class Resumed:
     name: str = ""
 
 
-Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """An order to `Ledger.control`: this session takes nothing any more. Logs `session.closed`.
+
+    With `when_idle` it is refused while tasks of it live that are not detached.
+    """
+
+    session_id: str
+    at: Instant
+    when_idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """An order to `Ledger.control`: this session is open again, and rings if its inbox is not empty.
+
+    Logs `session.reopened`.
+    """
+
+    session_id: str
+    at: Instant
+
+
+Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | Closed | Reopened
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,6 +555,10 @@ class Views(Protocol):
         """Transcript entries numbered above `after`, in order."""
         ...
 
+    async def last_entry(self, session_id: str, *, task_id: str | None = None, iteration: int | None = None) -> int:
+        """The number of the newest transcript entry, 0 if there is none; of those of a task, and up to an iteration."""
+        ...
+
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
         """Entries that were not delivered for good, oldest first, whether somebody has them or not."""
         ...
@@ -635,8 +669,12 @@ class Ledger(Protocol):
         """Call `listener` after each commit; returns what ends it."""
         ...
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Create a session, or return the one of that id. Logs `session.created`."""
+    async def create_session(self, new: NewSession, seed: Seed | None = None) -> Session:
+        """Create a session, or return the one of that id. Logs `session.created`.
+
+        With a `seed` it begins with copies of what another one has, in the same transaction. Raises NotFound where that
+        one is gone, or has fewer entries.
+        """
         ...
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
@@ -644,9 +682,8 @@ class Ledger(Protocol):
 
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
         `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
-        need none), NoSession (also for the session of its luggage), Existing and
-        Barred for a creation, Stale for anything else. A no-op is compared with
-        the stored version like any other Change.
+        need none), NoSession (also for the session of its luggage), Existing for a creation, Stale for anything else,
+        Shut, Barred for a creation. A no-op is compared with the stored version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.
@@ -674,7 +711,11 @@ class Ledger(Protocol):
         ...
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume; False if all was so already. What runs, runs on."""
+        """Set or remove a limit, pause or resume, close or reopen; False if all was so already. What runs, runs on.
+
+        Whatever needs a session open is committed before it closes, or not at all. Raises NotFound where there is no
+        such session, NotEnded where it may not be closed while tasks live.
+        """
         ...
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:

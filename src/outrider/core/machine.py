@@ -182,6 +182,7 @@ def create(new: NewTask, now: Instant, claim: Claimed | None = None, inbox: tupl
         inbox=inbox,
         watches=new.input.depends_on,
         drives=new.input.kind == TURN,
+        needs_open=new.input.parent_task_id is None,
     )
     if claim is None:
         return made
@@ -226,6 +227,7 @@ def adopt(task: Task, heritage: Heritage, luggage: Luggage, now: Instant) -> Cha
         messages=heritage.messages,
         files=heritage.files,
         luggage=luggage,
+        needs_open=True,
     )
 
 
@@ -287,6 +289,7 @@ class _Draft:
     follow_ups: tuple[FollowUp, ...] = ()
     requests: tuple[InputRequest, ...] = ()
     active_at: Instant | None = None
+    needs_open: bool = False
     leaves_news: bool = True
     """Whether a turn that ends may leave something in the inbox."""
 
@@ -336,6 +339,7 @@ class _Draft:
             inbox=self.inbox,
             follow_ups=self.follow_ups,
             requests=self.requests,
+            needs_open=self.needs_open,
             **self.extra,
         )
 
@@ -623,6 +627,7 @@ def _told(draft: _Draft, event: Told) -> _Draft:
         raise IllegalMove(f"{task.id} is no turn of a session")
     draft.inbox += (InboxEntry(task.session_id, event.entry_id, "user", event.body),)
     draft.core["rung"] = task.core.rung + 1
+    draft.needs_open = True
     if event.interrupts:
         _cancel_requested(draft, CancelRequested(reason="interrupted"))
     return draft
@@ -639,6 +644,7 @@ def _debounced(draft: _Draft, event: Debounced) -> _Draft:
     if core.started_at is not None or draft.before.input.debounce_key is None:
         raise IllegalMove(f"{draft.before.id} has started; what comes now is a task of its own")
     draft.core["spec"] = event.spec
+    draft.needs_open = draft.before.input.parent_task_id is None
     until = draft.before.input.debounce_until
     due_at = max(draft.now, event.due_at if until is None else min(event.due_at, until))
     if core.dependencies:

@@ -28,6 +28,24 @@ class NewSession:
 
 
 @dataclass(frozen=True, slots=True)
+class Seed:
+    """What a new session begins with, of another one's.
+
+    `entries` says how many of its transcript it takes, from the first on: with them it is a fork. None takes nothing of
+    it, and makes no fork. `files` are its own files, without those in the folders of its tasks.
+    """
+
+    session_id: str
+    entries: int | None = None
+    files: bool = False
+
+    @property
+    def forked_from(self) -> str | None:
+        """The session of which the new one is a fork, if it is one."""
+        return None if self.entries is None else self.session_id
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One conversation or job owner. `last_seq` is the number of its newest event."""
 
@@ -45,3 +63,7 @@ class Session:
     created_at: Instant
     updated_at: Instant
     budget: JSONObject | None = None
+    closed_at: Instant | None = None
+    """Since when it takes nothing any more; what is in it goes on to its end."""
+    forked_from: str | None = None
+    """The session with whose transcript it began."""

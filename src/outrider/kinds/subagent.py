@@ -1,15 +1,15 @@
 """The kind `subagent`: an agent that runs in a session of its own until it has answered.
 
 Spec: `prompt`, and any of `system_prompt`, `agent`, `model` (a list: those after the first are fallen back on),
-`model_settings`, `tools`, `max_iterations`, `require_approval`. The child session's transcript is the checkpoint: each
-finished iteration is appended in one transaction with its totals, and only the open iteration has journal rows, which
-that transaction forgets.
+`model_settings`, `tools`, `max_iterations`, `require_approval`, `seed`. The child session's transcript is the
+checkpoint: each finished iteration is appended in one transaction with its totals, and only the open iteration has
+journal rows, which that transaction forgets.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from outrider.agents.calls import Calls
@@ -34,11 +34,11 @@ from outrider.agents.engine import (
 )
 from outrider.agents.models import chain, choose
 from outrider.agents.patience import Patience
-from outrider.agents.registered import RegisteredAgent
+from outrider.agents.registered import RegisteredAgent, check_goes_on
 from outrider.core.change import Page
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
@@ -60,6 +60,7 @@ FIELDS = frozenset(
         "tools",
         "max_iterations",
         "require_approval",
+        "seed",
     }
 )
 OPEN = "agent!"
@@ -69,6 +70,9 @@ ASKED = "!ask"
 OUTCOME = "outcome!"
 ITERATION = "iteration!"
 SESSION = "session!"
+MOST_ITERATIONS = (1 << 63) - 1
+SEEDS = ("fresh", "fork", "files")
+"""What a child session begins with: nothing, its parent's transcript and files, or its files alone."""
 
 
 class Subagent:
@@ -108,6 +112,8 @@ class Subagent:
             raise InvalidArguments(f"model_settings is an object, not {settings!r:.100}")
         for model in chain(spec.get("model")):
             choose(model, settings)
+        if spec.get("seed", "fresh") not in SEEDS:
+            raise InvalidArguments(f"seed is one of {', '.join(SEEDS)}, not {spec['seed']!r:.100}")
         agent = self._agent(spec)
         tools = self._tool_names(spec, agent)
         for name in tools:
@@ -121,7 +127,7 @@ class Subagent:
             raise InvalidArguments("a subagent's spec needs a model or a registered agent")
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
         try:
-            plain = jsonable(dict(spec))
+            plain = jsonable({name: value for name, value in spec.items() if (name, value) != ("seed", "fresh")})
         except TypeError as error:
             raise InvalidArguments(f"a subagent's spec is JSON: {error}") from None
         return CheckedSpec(plain, route, shorten(prompt.strip().splitlines()[0], 60))
@@ -161,13 +167,56 @@ class Subagent:
     async def _run_engine(self, task: TaskContext) -> AgentOutcome:
         agent = self._agent(task.spec)
         engine = await self._engine(DEFAULT_ENGINE if agent is None else agent.engine)
-        session_id = await _child_session(task)
+        session_id = await self._child_session(task)
         if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
             task.report(links=evolve(task.live.links, child_session_id=session_id))
-        transcript = AgentTranscript(task, session_id)
-        outcome = await self._drive(task, engine, transcript, prompt=task.spec["prompt"])
-        transcript.keep(outcome)
+        run, is_fork = AgentTranscript(task, session_id), task.spec.get("seed") == "fork"
+        if is_fork and not await task.services.views.last_entry(session_id, task_id=task.id):
+            await run.tell([each for prompt in await _prompts_of_fork(task) for each in engine.said(prompt)])
+        outcome = await self._drive(task, engine, run, prompt=task.spec["prompt"], asked=is_fork)
+        run.keep(outcome)
         return outcome
+
+    async def _child_session(self, task: TaskContext) -> str:
+        """The session that the agent runs in, made once, with what it begins with.
+
+        Its id is journaled first: one that was planned and not made is made on resume, by the same id.
+        """
+        row = task.journal.at(SESSION)
+        session_id: str = new_id("session") if row is None else decode(row.value or b"null")
+        if row is None:
+            await task.write_own(SESSION, "session", encode(session_id))
+        elif await task.services.views.session(session_id) is not None:
+            return session_id
+        parent = await task.services.views.session(task.session_id)
+        assert parent is not None, "a task's session cannot be gone"
+        tree = None if parent.budget is None else parent.budget.get("tree")
+        new = NewSession(
+            id=session_id,
+            created_at=task.services.clock.now(),
+            organization_id=parent.organization_id,
+            root_session_id=parent.root_session_id,
+            parent_session_id=parent.id,
+            parent_task_id=task.id,
+            agent=task.spec.get("agent"),
+            title=shorten(task.spec["prompt"], 60),
+            budget=None if tree is None else {"tree": tree},
+        )
+        await task.services.ledger.create_session(new, await self._seed(task, parent))
+        return new.id
+
+    async def _seed(self, task: TaskContext, parent: Session) -> Seed | None:
+        match task.spec.get("seed"):
+            case "files":
+                return Seed(parent.id, files=True)
+            case "fork":
+                try:
+                    check_goes_on(self._registry.agents, task.spec.get("agent"), parent.agent)
+                except InvalidArguments as error:
+                    raise AgentFailed(error.message, kind="rejected") from None
+                return Seed(parent.id, await _known_to(task, parent), files=True)
+            case _:
+                return None
 
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
@@ -284,32 +333,36 @@ class Subagent:
         return names
 
 
-async def _child_session(task: TaskContext) -> str:
-    """The session that the agent runs in, made once.
+async def _known_to(task: TaskContext, parent: Session) -> int:
+    """How many entries the parent's transcript had in the iteration that started the task; if none did, has now.
 
-    Its id is journaled first: one that was planned and not made is made on resume, by the same id.
+    What that iteration itself appends is not the child's: it would take the calls in there, its own start among them,
+    for calls of its own.
     """
-    row = task.journal.at(SESSION)
-    session_id: str = new_id("session") if row is None else decode(row.value or b"null")
-    if row is None:
-        await task.write_own(SESSION, "session", encode(session_id))
-    elif await task.services.views.session(session_id) is not None:
-        return session_id
-    parent = await task.services.views.session(task.session_id)
-    assert parent is not None, "a task's session cannot be gone"
-    new = NewSession(
-        id=session_id,
-        created_at=task.services.clock.now(),
-        organization_id=parent.organization_id,
-        root_session_id=parent.root_session_id,
-        parent_session_id=parent.id,
-        parent_task_id=task.id,
-        agent=task.spec.get("agent"),
-        title=shorten(task.spec["prompt"], 60),
-        budget=None if parent.budget is None or "tree" not in parent.budget else {"tree": parent.budget["tree"]},
-    )
-    await task.services.ledger.create_session(new)
-    return new.id
+    views, (by, iteration) = task.services.views, _start_of(task)
+    if by is None:
+        return await views.last_entry(parent.id)
+    known = await views.last_entry(parent.id, task_id=by, iteration=iteration - 1)
+    return known or (0 if parent.parent_task_id == by else await views.last_entry(parent.id))
+
+
+async def _prompts_of_fork(task: TaskContext) -> list[str]:
+    """What a forked agent is told: its instructions, after those of its parent where no iteration has kept them yet."""
+    views, (by, _) = task.services.views, _start_of(task)
+    parent = await views.session(task.session_id)
+    prompts = [task.spec["prompt"]]
+    if parent is not None and by is not None and parent.parent_task_id == by and not await _known_to(task, parent):
+        above = await views.task(by)
+        prompts = prompts if above is None else [above.spec["prompt"], *prompts]
+    return prompts
+
+
+def _start_of(task: TaskContext) -> tuple[str | None, int]:
+    """The agent's task by which this one was started, and in which iteration; None if none did."""
+    by, iteration = task.origin.get("task_id"), task.origin.get("iteration")
+    if isinstance(by, str) and isinstance(iteration, int) and 0 < iteration <= MOST_ITERATIONS:
+        return by, iteration
+    return None, 0
 
 
 def _gated(spec: JSONObject, agent: RegisteredAgent | None) -> bool | list[str]:
@@ -468,6 +521,12 @@ class AgentTranscript:
     ) -> Page:
         task = self._task
         return Page(self._session_id, task.id, task.attempt, live.iterations, messages, live, now, forget, steps, takes)
+
+    async def tell(self, messages: Sequence[JSON]) -> None:
+        """Append what the agent is told before it is first asked."""
+        task = self._task
+        now = task.services.clock.now()
+        await task.append(self._page(task.live, now, (), messages=tuple(map(encode, messages))))
 
     async def news(self) -> str | None:
         """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""

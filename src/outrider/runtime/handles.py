@@ -39,7 +39,7 @@ from outrider.runtime.records import (
     TaskRecord,
 )
 from outrider.runtime.services import Services
-from outrider.runtime.sessions import Sessions
+from outrider.runtime.sessions import Remaining, Sessions
 from outrider.runtime.tasks import Tasks
 from outrider.runtime.turns import Steering, check_steering, last_turn, say
 
@@ -175,10 +175,7 @@ class SessionHandle:
 
     async def record(self) -> SessionRecord:
         """Return the record of the session as it stands."""
-        session = await self._services.views.session(self.id)
-        if session is None:
-            raise NotFound.of("session", self.id)
-        return SessionRecord.of(session, await last_turn(self._services.lifecycle, session))
+        return await self._sessions.record(self.id)
 
     async def usage(self, *, tree: bool = False) -> SpentRecord:
         """Return what its tasks have used, or its whole tree; see `Sessions.usage`."""
@@ -226,9 +223,13 @@ class SessionHandle:
         tools: Sequence[str] = (),
         max_iterations: int | None = None,
         require_approval: bool | Sequence[str] = False,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
         options: TaskOptions = DEFAULT_OPTIONS,
     ) -> TaskHandle:
         """Start an agent in the background, in a session of its own (kind `subagent`).
+
+        With the `seed` fork that session begins with what was said in this one by the time it starts, and with copies
+        of its files; with `files` with these alone.
 
         `tools` are names of registered tools; `model` is any model string that the engine knows, an object of
         `model` and its settings, or a list of such: where one fails, the next is asked.
@@ -242,6 +243,7 @@ class SessionHandle:
             "tools": list(tools),
             "max_iterations": max_iterations,
             "require_approval": list(require_approval) if isinstance(require_approval, tuple) else require_approval,
+            "seed": None if seed == "fresh" else seed,
         }
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
@@ -309,7 +311,7 @@ class SessionHandle:
         Where no turn is taken one is made for it. During one, `steering` says what becomes of it: the agent hears it at
         its next iteration (`inject`), in the turn `after`, in one for which this turn is ended (`interrupt`; background
         tasks go on), or it is refused (`reject`). Returns the turn that was told or made. Raises NotFound,
-        SessionBusy, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
+        SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
         """
         check_steering(steering)
         check_texts_if_given(sender=sender)
@@ -331,6 +333,20 @@ class SessionHandle:
         `checkpoint` is left out, and `heartbeat_at` is the beat of the worker; see `Tasks.list`.
         """
         return await self._tasks.list(session_id=self.id, **filter)
+
+    async def fork(
+        self, *, upto: str | None = None, iteration: int | None = None, title: str | None = None
+    ) -> SessionHandle:
+        """Make a session that goes on from where this one is; see `Sessions.fork`."""
+        return await self._sessions.fork(self.id, upto=upto, iteration=iteration, title=title)
+
+    async def close(self, *, tasks: Remaining = "finish") -> SessionRecord:
+        """Have the session take nothing any more; see `Sessions.close`. Raises NotEnded with `refuse`."""
+        return await self._sessions.close(self.id, tasks=tasks)
+
+    async def reopen(self) -> SessionRecord:
+        """Open it again; see `Sessions.reopen`."""
+        return await self._sessions.reopen(self.id)
 
     async def delete(self, *, cancel: bool = False) -> int:
         """Delete the session with all in it; see `Sessions.delete`. Raises NotEnded while tasks live."""

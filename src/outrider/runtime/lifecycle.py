@@ -14,7 +14,15 @@ from typing import Protocol, assert_never
 
 from outrider.core import machine
 from outrider.core.change import Change, Heritage, InboxEntry, Page
-from outrider.core.errors import IdempotencyConflict, IllegalMove, NotFound, OutriderError, Superseded, TaskFinished
+from outrider.core.errors import (
+    IdempotencyConflict,
+    IllegalMove,
+    NotFound,
+    OutriderError,
+    SessionClosed,
+    Superseded,
+    TaskFinished,
+)
 from outrider.core.events import Claimed, Debounced, Event, Rung, Step
 from outrider.core.ledger import (
     Barred,
@@ -25,6 +33,7 @@ from outrider.core.ledger import (
     NoSession,
     PendingFollowUp,
     Settled,
+    Shut,
     Stale,
     Verdict,
     Views,
@@ -88,7 +97,8 @@ class Lifecycle:
 
         For a single new task: `steps` are journal rows of the task that spawns it, `inbox` is what comes into its
         session's with it, and `settles` names the follow-ups that it answers, which stay where it exists already.
-        Raises NotFound for an unknown session, Superseded when the spawning attempt is over.
+        Raises NotFound for an unknown session, SessionClosed for a closed one, in which only its own tasks make more,
+        Superseded when the spawning attempt is over.
         """
         now, starter = self._clock.now(), self.starter
         if not self._telemetry.is_silent:
@@ -96,7 +106,7 @@ class Lifecycle:
         claims = [None if starter is None else starter.reserve(each) for each in new]
         changes = [machine.create(each, now, claim, inbox) for each, claim in zip(new, claims, strict=True)]
         if steps:
-            changes = [evolve(change, steps=steps) for change in changes]
+            changes = [evolve(change, steps=steps, needs_open=False) for change in changes]
         try:
             answers = _answers(changes[0].task, settles) if settles else ()
             verdicts = (await self._commit([*changes, *answers]))[: len(changes)]
@@ -124,6 +134,8 @@ class Lifecycle:
                         return debounced
                 case NoSession():
                     raise NotFound.of("session", verdict.session_id)
+                case Shut():
+                    raise SessionClosed.of(verdict.session_id)
                 case Fenced():
                     raise Superseded(verdict.task_id, verdict.attempt)
                 case Barred():
@@ -133,7 +145,7 @@ class Lifecycle:
                 case _:
                     assert_never(verdict)
             change = machine.create(new, self._clock.now(), inbox=inbox)
-            (verdict,) = await self._commit([evolve(change, steps=steps) if steps else change])
+            (verdict,) = await self._commit([evolve(change, steps=steps, needs_open=False) if steps else change])
 
     async def _debounce(self, new: NewTask, there: Task) -> Committed | Existing | None:
         """Change the task that stands for this one until it starts; None when it just has.
@@ -195,6 +207,8 @@ class Lifecycle:
                     return current
                 case Fenced():
                     raise Superseded(verdict.task_id, verdict.attempt)
+                case Shut():
+                    raise SessionClosed.of(verdict.session_id)
                 case Existing() | NoSession() | Barred():
                     raise AssertionError(f"a transition cannot be {verdict}")
                 case _:

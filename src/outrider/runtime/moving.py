@@ -16,9 +16,9 @@ from typing import Any, TypeVar, cast
 
 from outrider.core import machine
 from outrider.core.change import AttemptEnd, Change, Heritage, Luggage, OutputRow
-from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound
+from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound, SessionClosed
 from outrider.core.events import CancelRequested, FileWrite, Message, Step
-from outrider.core.ledger import Committed, Existing
+from outrider.core.ledger import Committed, Existing, Shut
 from outrider.core.session import NewSession, Session
 from outrider.core.task import InputRequest, Task, WaitForTasks
 from outrider.core.values import JSON, JSONObject, evolve
@@ -358,6 +358,8 @@ async def _free(services: Services, change: Change) -> tuple[FileWrite, ...]:
 
 async def _put(services: Services, change: Change) -> Committed | Existing:
     (verdict,) = await services.ledger.commit([change])
+    if isinstance(verdict, Shut):
+        raise SessionClosed.of(verdict.session_id)
     if not isinstance(verdict, Committed | Existing):
         raise Conflict(f"{change.task.id} could not be imported: its session has just been deleted")
     return verdict

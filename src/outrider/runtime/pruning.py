@@ -31,15 +31,14 @@ BELIEVED: Span = 86_400 * SECOND
 """After how long it is believed all the same."""
 
 PAGE = 1000
-NAMED = 5
-"""How many of those that live a refusal names."""
 
 
 async def delete_task(services: Services, task: Task) -> int:
     """Delete an ended task, and the sessions that it opened; return how many tasks went. Raises NotEnded."""
     live = [task] if not task.is_terminal else await _live_below(services, task)
     if live:
-        raise _not_ended(f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live", live)
+        what = f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live"
+        raise NotEnded.of(what, [each.id for each in live], "deleted")
     return await _prune(services, [task.id])
 
 
@@ -49,7 +48,7 @@ async def delete_session(services: Services, session: Session) -> int:
     while True:
         live = await live_in(services, session)
         if live:
-            raise _not_ended(f"tasks of {session.id} live", live)
+            raise NotEnded.of(f"tasks of {session.id} live", [each.id for each in live], "deleted")
         gone += await _empty(services, session.id)
         pruned = await services.ledger.prune([], [session.id])
         if pruned.session_ids or await services.views.session(session.id) is None:
@@ -212,9 +211,3 @@ async def _upwards(services: Services, session_id: str | None, known: dict[str, 
         above = [] if session is None else [session, *await _upwards(services, session.parent_session_id, known)]
         known[session_id] = above
     return known[session_id]
-
-
-def _not_ended(what: str, live: Sequence[Task]) -> NotEnded:
-    ids = [task.id for task in live]
-    named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
-    return NotEnded(f"{what}, and what lives cannot be deleted; cancel it first: {named}", details={"live": ids[:100]})

@@ -315,7 +315,8 @@ class SpentRecord(UsageRecord):
 class SessionRecord(Record):
     """A session. `last_seq` is the number of its newest event.
 
-    It is `active` while its agent takes a turn, else `idle`; `turn_id` is the turn that is taken or was taken last.
+    It is `active` while its agent takes a turn, else `idle`; from `closed_at` on it is `closed`, also while what was in
+    it then goes on to its end. `turn_id` is the turn that is taken or was taken last.
     """
 
     id: str
@@ -326,12 +327,14 @@ class SessionRecord(Record):
     agent: str | None
     title: str | None
     labels: Mapping[str, str]
-    status: Literal["idle", "active"]
+    status: Literal["idle", "active", "closed"]
     turn_id: str | None
     budget: Mapping[str, Any] | None
     last_seq: int
     created_at: datetime
     updated_at: datetime
+    closed_at: datetime | None
+    forked_from: str | None
 
     @classmethod
     def of(cls, session: Session, turn: Task | None) -> SessionRecord:
@@ -345,13 +348,21 @@ class SessionRecord(Record):
             agent=session.agent,
             title=session.title,
             labels=session.labels,
-            status="idle" if turn is None or turn.is_terminal else "active",
+            status=_status_of(session, turn),
             turn_id=session.driver_task_id,
             budget=session.budget,
             last_seq=session.last_seq,
             created_at=as_datetime(session.created_at),
             updated_at=as_datetime(session.updated_at),
+            closed_at=None if session.closed_at is None else as_datetime(session.closed_at),
+            forked_from=session.forked_from,
         )
+
+
+def _status_of(session: Session, turn: Task | None) -> Literal["idle", "active", "closed"]:
+    if session.closed_at is not None:
+        return "closed"
+    return "idle" if turn is None or turn.is_terminal else "active"
 
 
 class EventRecord(Record):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from outrider.core.errors import NotFound, WaitTimeout
-from outrider.core.session import NewSession, Session
-from outrider.core.task import DEFAULT_ORGANIZATION, Task
+from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
+from outrider.core.ledger import Closed, Reopened, TaskFilter
+from outrider.core.session import NewSession, Seed, Session
+from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
+from outrider.core.values import evolve
 from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
@@ -27,11 +30,17 @@ from outrider.runtime.pruning import delete_session, live_in
 from outrider.runtime.records import EventRecord, SessionRecord, SpentRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
+from outrider.runtime.turns import last_turn
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import SessionHandle
 
+Remaining: TypeAlias = Literal["finish", "cancel", "refuse"]
+"""What becomes of the live tasks of a session that is to be closed: they go on to their end, they are canceled, or the
+session stays open because of them. Detached ones go on in any case."""
+
 _LEEWAY = timedelta(seconds=2)
+_PAGE = 1000
 
 
 class Sessions:
@@ -107,6 +116,81 @@ class Sessions:
         check_flags(tree=tree)
         return await usage_of_session(self._services.views, await self._session(session_id), tree=tree)
 
+    async def fork(
+        self,
+        session_id: str,
+        *,
+        upto: str | None = None,
+        iteration: int | None = None,
+        title: str | None = None,
+        id: str | None = None,
+    ) -> SessionHandle:
+        """Make a session that goes on from where this one is, on its own: with copies of its transcript and files.
+
+        It has the same agent, labels and budget, of which nothing is spent, and no tasks; it is its own root. Of a turn
+        that is being taken it has the iterations that are finished. `upto` is a turn's id: the transcript is taken up
+        to the end of that one, and with `iteration` up to the end of that iteration of it. Files are those of now, and
+        without those in the folders of tasks. One transaction copies it all. With an `id` that there is already, that
+        session is returned. Raises NotFound, InvalidArguments or TooLarge.
+        """
+        from outrider.runtime.handles import SessionHandle
+
+        check_texts_if_given(upto=upto, title=title)
+        if id is not None:
+            check_id("session", id)
+        if iteration is not None:
+            if upto is None:
+                raise InvalidArguments("iteration is one of a turn: name that with upto")
+            check_count("iteration", iteration)
+        if title:
+            check_name("title", title, self._services.settings.limits.spec)
+        source = await self._session(session_id)
+        entries = await self._services.views.last_entry(session_id, task_id=upto, iteration=iteration)
+        if upto is not None and not entries:
+            raise InvalidArguments(f"the transcript of {session_id} has nothing of {upto!r} so far")
+        new = NewSession(
+            id=id or new_id("session"),
+            created_at=self._services.clock.now(),
+            organization_id=source.organization_id,
+            agent=source.agent,
+            title=source.title if title is None else title,
+            labels=source.labels,
+            budget=source.budget,
+        )
+        made = await self._services.ledger.create_session(new, Seed(session_id, entries, files=True))
+        return SessionHandle(self._services, made)
+
+    async def close(self, session_id: str, *, tasks: Remaining = "finish") -> SessionRecord:
+        """Have a session take nothing any more: what is sent, spawned or imported there is refused with SessionClosed.
+
+        Its live `tasks` go on to their end (`finish`), and may still spawn, be answered and be told something; their
+        news stay in its inbox and make no turn. With `cancel` they are canceled, the turn that is taken too; with
+        `refuse` NotEnded is raised while there are any, and nothing is changed. Detached ones go on in any case. All
+        that is in it stays. Closing it again changes nothing, but does cancel. Raises NotFound.
+        """
+        if tasks not in get_args(Remaining):
+            raise InvalidArguments(f"tasks is one of {', '.join(get_args(Remaining))}, not {tasks!r:.100}")
+        check_texts(session_id=session_id)
+        now = self._services.clock.now()
+        await self._services.ledger.control(Closed(session_id, now, when_idle=tasks == "refuse"))
+        if tasks == "cancel":
+            live = await self._live_of(session_id)
+            await self._request_cancel(
+                [task for task in live if not task.input.detached], "its session was closed", include_detached=False
+            )
+        return await self.record(session_id)
+
+    async def reopen(self, session_id: str) -> SessionRecord:
+        """Open a closed session again: its agent hears at once what came into its inbox meanwhile. Raises NotFound."""
+        check_texts(session_id=session_id)
+        await self._services.ledger.control(Reopened(session_id, self._services.clock.now()))
+        return await self.record(session_id)
+
+    async def record(self, session_id: str) -> SessionRecord:
+        """Return the record of a session as it stands. Raises NotFound."""
+        session = await self._session(session_id)
+        return SessionRecord.of(session, await last_turn(self._services.lifecycle, session))
+
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
         """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.
 
@@ -130,14 +214,26 @@ class Sessions:
         """Cancel tasks, and wait until all have ended or the longest grace is over."""
         from outrider.runtime.tasks import Tasks
 
-        tasks = Tasks(self._services)
-        for task in live:
-            with suppress(NotFound):  # deleted meanwhile
-                await tasks.cancel(task.id, reason="its session is being deleted", include_detached=True)
+        await self._request_cancel(live, "its session is being deleted", include_detached=True)
         if live:
             grace = timedelta(microseconds=max(task.input.cancel_grace for task in live))
             with suppress(NotFound, WaitTimeout):  # whoever deletes says which still live
-                await tasks.wait([task.id for task in live], timeout=grace + _LEEWAY)
+                await Tasks(self._services).wait([task.id for task in live], timeout=grace + _LEEWAY)
+
+    async def _request_cancel(self, live: Sequence[Task], reason: str, *, include_detached: bool) -> None:
+        from outrider.runtime.tasks import Tasks
+
+        for task in live:
+            with suppress(NotFound):  # deleted meanwhile
+                await Tasks(self._services).cancel(task.id, reason=reason, include_detached=include_detached)
+
+    async def _live_of(self, session_id: str) -> builtins.list[Task]:
+        page = TaskFilter(session_id=session_id, states=tuple(LIVE_STATES), limit=_PAGE)
+        found: builtins.list[Task] = []
+        while tasks := await self._services.views.list_tasks(page):
+            found += tasks
+            page = evolve(page, after=tasks[-1].id)
+        return found
 
     async def _session(self, session_id: str) -> Session:
         check_texts(session_id=session_id)

@@ -8,11 +8,12 @@ that is no end; whatever comes in later rings for the next. So no entry is left 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from outrider.core import machine
 from outrider.core.change import InboxEntry
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, TaskFinished
+from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, SessionClosed, TaskFinished
 from outrider.core.events import Rung, Told
 from outrider.core.ledger import Committed
 from outrider.core.session import Session
@@ -40,7 +41,7 @@ def check_steering(steering: object) -> None:
 async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering: Steering) -> Task:
     """Put something that a client says into a session's inbox; return the turn that was told, or made for it.
 
-    Raises NotFound, SessionBusy, and IllegalMove where the session has no agent.
+    Raises NotFound, SessionBusy, SessionClosed, and IllegalMove where the session has no agent.
     """
     entry = InboxEntry(session_id, new_id("entry"), "user", body)
     while True:
@@ -49,6 +50,8 @@ async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering:
             raise NotFound.of("session", session_id)
         if session.agent is None or session.parent_task_id is not None:
             raise IllegalMove(f"{session_id} has no agent that could take a turn; create it with one")
+        if session.closed_at is not None:
+            raise SessionClosed.of(session_id)
         turn = await last_turn(lifecycle, session)
         if turn is None or turn.is_terminal:
             (made,) = await lifecycle.create([next_turn(session, lifecycle.now())], inbox=(entry,))
@@ -66,22 +69,34 @@ async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering:
 async def answer_rings(lifecycle: Lifecycle, session_id: str, rings: Sequence[int]) -> None:
     """Something came into a session's inbox: have its turn look, or make one. `rings` are the follow-ups that say so.
 
-    Where nothing is to be done they are settled all the same; those that lost a race are left, and come again.
+    Where nothing is to be done they are settled all the same; those that lost a race are left, and come again. A closed
+    session keeps its inbox: it rings again when it is reopened.
     """
     session = await lifecycle.views.session(session_id)
     if session is None or session.agent is None:
         await lifecycle.forget([session_id])
         return
     turn = await last_turn(lifecycle, session)
-    if turn is None:
-        await lifecycle.create([next_turn(session, lifecycle.now())], settles=rings)
-    elif not turn.is_terminal:
+    if turn is not None and not turn.is_terminal:
         change = machine.apply(turn, Rung(session_id), lifecycle.now())
         await lifecycle.settle(turn, change, rings)
-    elif await lifecycle.views.inbox(session_id, limit=1):
-        await lifecycle.create([next_turn(session, lifecycle.now())], settles=rings)
+    elif session.closed_at is not None:
+        await _settle_in_closed(lifecycle, session, turn, rings)
+    elif turn is None or await lifecycle.views.inbox(session_id, limit=1):
+        with suppress(SessionClosed):
+            await lifecycle.create([next_turn(session, lifecycle.now())], settles=rings)
     else:
         await lifecycle.settle(turn, None, rings)
+
+
+async def _settle_in_closed(lifecycle: Lifecycle, session: Session, turn: Task | None, rings: Sequence[int]) -> None:
+    if turn is not None:
+        await lifecycle.settle(turn, None, rings)
+        return
+    await lifecycle.forget([session.id])
+    again = await lifecycle.views.session(session.id)
+    if again is not None and again.closed_at is None:  # what it rang with as it was reopened may have gone too
+        await answer_rings(lifecycle, session.id, ())
 
 
 async def last_turn(lifecycle: Lifecycle, session: Session) -> Task | None:

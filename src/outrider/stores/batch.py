@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.delivery import Receipt, Standing
-from outrider.core.errors import NotFound
+from outrider.core.errors import NotEnded, NotFound
 from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
@@ -31,6 +31,7 @@ from outrider.core.ledger import (
     Pruned,
     Report,
     Settled,
+    Shut,
     Signal,
     Stale,
     Verdict,
@@ -67,7 +68,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.parcel import Parcel
@@ -178,6 +179,7 @@ class SessionHead:
     updated_at: Instant
     takes_turns: bool
     """Whether it has an agent, and was not opened by a task that does what there is to do there."""
+    is_closed: bool = False
     base: tuple[int, int, int] = (0, 0, 0)
     """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
 
@@ -425,6 +427,8 @@ class Batch:
         self._settled: list[int] = []
         self._ended: list[str] = []
         self._drivers: dict[int, str] = {}
+        self._needs_open: set[int] = set()
+        """The sessions, by number, that must not have been closed when this is committed."""
         self._takes: list[tuple[int, str, int]] = []
         self._steps: list[tuple[int, Step]] = []
         self._forgotten: list[tuple[int, str]] = []
@@ -631,16 +635,19 @@ class Batch:
 
     # --- sessions ----------------------------------------------------------------------------------------
 
-    def create_session(self, new: NewSession) -> Session | None:
-        """Create a session; None if there is one of that id."""
+    def create_session(self, new: NewSession, seed: Seed | None) -> Session | None:
+        """Create a session, which counts what it is to begin with; None if there is one of that id. Raises NotFound."""
         if new.id in self._sessions:
             return None
-        session = session_of(new)
-        number = self._number_session()
+        if seed is not None and seed.session_id not in self._sessions:
+            raise NotFound.of("session", seed.session_id)
+        session = session_of(new, seed)
+        number, entries = self._number_session(), 0 if seed is None else seed.entries or 0
         head = self._sessions[new.id] = SessionHead(
-            number, new.id, 1, 0, 0, new.created_at, new.agent is not None and new.parent_task_id is None
+            number, new.id, 1, entries, 0, new.created_at, new.agent is not None and new.parent_task_id is None
         )
-        data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
+        told = {"session": evolve(new, root_session_id=session.root_session_id)}
+        data = encode(told if seed is None else {**told, "seed": seed})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
         self._session_created(head)
         self._new_sessions.append(
@@ -655,15 +662,57 @@ class Batch:
                 new.title,
                 encode(new.labels),
                 1,
-                0,
+                entries,
                 0,
                 new.created_at,
                 new.created_at,
                 None if new.budget is None else encode(new.budget),
+                session.forked_from,
             )
         )
         self._session_ids.add(new.id)
         return evolve(session, last_seq=1)
+
+    def sow(self, session_id: str, seed: Seed) -> None:
+        """Copy what a session that was just written begins with. Raises NotFound where that is not there any more."""
+        number, source = self._sessions[session_id].number, self._sessions[seed.session_id].number
+        if seed.entries and self._statements.changed("copy_transcript", number, source, seed.entries) < seed.entries:
+            raise NotFound.of("session", seed.session_id)
+        if seed.files:
+            self._statements.run("copy_files", -number, -source)
+
+    def close_session(self, session_id: str, at: Instant, *, when_idle: bool) -> bool:
+        """Have a session take nothing any more. To be called when all was written. Raises NotFound, NotEnded."""
+        head = self._kept_session(session_id)
+        if head.is_closed:
+            return False
+        if when_idle and (live := self._statements.array("live_in_session", head.number)):
+            raise NotEnded.of(f"tasks of {session_id} live", live, "closed")
+        self._statements.run("close_session", at, head.number)
+        head.is_closed = True
+        self._log(head, None, "session.closed", at, encode({"session": {"closed_at": at}}))
+        self._session_ids.add(session_id)
+        return True
+
+    def reopen_session(self, session_id: str, at: Instant) -> bool:
+        """Open a session again, and have its agent look into the inbox. Likewise. Raises NotFound."""
+        head = self._kept_session(session_id)
+        if not head.is_closed:
+            return False
+        self._statements.run("close_session", None, head.number)
+        head.is_closed = False
+        self._log(head, None, "session.reopened", at, encode({"session": {"closed_at": None}}))
+        if self._statements.array("inbox", session_id, 1):
+            self._expand(FollowUp("session", session_id, Rung(session_id)))
+        self._session_ids.add(session_id)
+        return True
+
+    def _kept_session(self, session_id: str) -> SessionHead:
+        """The head of a session that nobody else writes to until the end. Raises NotFound."""
+        head = self._sessions.get(session_id)
+        if head is None:
+            raise NotFound.of("session", session_id)
+        return head
 
     def with_counters(self, session: Session) -> Session:
         """A session that was read, as it is at this point."""
@@ -711,6 +760,8 @@ class Batch:
             existing = head.id if head is not None else self._keyed(task)
             if existing is not None:
                 return self._with_current(existing, Existing, verdicts, place)
+            if change.needs_open and session.is_closed:
+                return Shut(session.id)
             if task.core.worker_id is not None and self._bars(task):
                 return Barred()
             head = self._create(parcel, session)
@@ -721,6 +772,8 @@ class Batch:
         elif change.is_noop:
             self._settle(change.settles)
             return Committed(self._with_live(task, head))
+        elif change.needs_open and self._session_of(head).is_closed:
+            return Shut(head.session_id)
         else:
             if change.page is not None and not self._turn_page(change.page):
                 return Fenced(change.page.task_id, change.page.attempt)
@@ -925,6 +978,8 @@ class Batch:
             self._watch(head.id, awaited)
         if change.drives:
             self._drivers[session.number] = head.id
+        if change.needs_open:
+            self._needs_open.add(session.number)
         self._task_ids.add(head.id)
         self._moved_ids.add(head.id)
         self._session_ids.add(head.session_id)

@@ -230,6 +230,8 @@ TABLES = (
         created_at="number",
         updated_at="number",
         budget="text",
+        closed_at="number",
+        forked_from="text",
     ),
     _table(
         "tasks",

@@ -25,7 +25,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.meters import Charge, ChargeVerdict
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.values import Instant
 from outrider.stores import operations
 from outrider.stores.operations import Operation
@@ -58,9 +58,9 @@ class SqlLedger(ABC):
         for listener in tuple(self._listeners.values()):
             listener(signal)
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Create a session, or return the one of that id. Logs `session.created`."""
-        return await self._do(operations.create_session(new))
+    async def create_session(self, new: NewSession, seed: Seed | None = None) -> Session:
+        """Create a session, or return the one of that id; with a `seed`, beginning with copies of another one's."""
+        return await self._do(operations.create_session(new, seed))
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         """Commit each Change whole or not at all, in the order given; one verdict for each."""
@@ -71,7 +71,7 @@ class SqlLedger(ABC):
         return await self._do(operations.claim(claim, decide))
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume; False if all was so already."""
+        """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
         return await self._do(operations.control(order))
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:

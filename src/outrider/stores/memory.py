@@ -19,13 +19,14 @@ import orjson
 
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.delivery import Receipt, Standing
-from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
 from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
     Claim,
     Claims,
+    Closed,
     Committed,
     Decide,
     Ended,
@@ -48,9 +49,11 @@ from outrider.core.ledger import (
     Paused,
     PendingFollowUp,
     Pruned,
+    Reopened,
     Report,
     Resumed,
     Settled,
+    Shut,
     Signal,
     Stale,
     Statistics,
@@ -90,7 +93,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
 
@@ -249,12 +252,15 @@ class MemoryLedger:
         self._listeners[key] = listener
         return lambda: self._listeners.pop(key, None) and None
 
-    async def create_session(self, new: NewSession) -> Session:
+    async def create_session(self, new: NewSession, seed: Seed | None = None) -> Session:
         """Create a session, or return the one of that id. Logs `session.created`."""
         self._tables.check_open()
         found = self._tables.sessions.get(new.id)
         if found is not None:
             return found.session
+        source = None if seed is None else self._tables.sessions.get(seed.session_id)
+        if seed is not None and (source is None or len(source.transcript) < (seed.entries or 0)):
+            raise NotFound.of("session", seed.session_id)
         root = new.root_session_id or new.id
         session = Session(
             id=new.id,
@@ -270,12 +276,24 @@ class MemoryLedger:
             created_at=new.created_at,
             updated_at=new.created_at,
             budget=new.budget,
+            forked_from=None if seed is None else seed.forked_from,
         )
-        data = _encode({"session": evolve(new, root_session_id=root)})
-        self._tables.sessions[new.id] = _SessionRow(session)
+        told = {"session": evolve(new, root_session_id=root)}
+        data = _encode(told if seed is None else {**told, "seed": seed})
+        row = self._tables.sessions[new.id] = _SessionRow(session)
+        if seed is not None and source is not None:
+            row.transcript = source.transcript[: seed.entries or 0]
+            if seed.files:
+                own = (file for file in source.files.values() if not self._is_of_task(file))
+                row.files = {file.path: evolve(file, session_id=new.id) for file in own}
         self._tables.log(new.id, None, "session.created", new.created_at, data)
         await self._committed(_News(session_ids={new.id}))
         return self._tables.sessions[new.id].session
+
+    def _is_of_task(self, file: FileWrite) -> bool:
+        """Whether a file lies in the folder of a task of its session."""
+        task_id = file.path.removeprefix("/.tasks/").partition("/")[0] if file.path.startswith("/.tasks/") else ""
+        return task_id in self._tables.tasks and self._tables.tasks[task_id].task.session_id == file.session_id
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         """Commit each Change whole or not at all, in the order given; one verdict for each."""
@@ -367,8 +385,8 @@ class MemoryLedger:
                     yield moment
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume; False if all was so already."""
-        tables = self._tables
+        """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
+        tables, news = self._tables, _News(ready=True)
         tables.check_open()
         match order:
             case LimitSet(limit):
@@ -381,10 +399,34 @@ class MemoryLedger:
                 tables.pauses.setdefault((pause.scope, pause.name), pause)
             case Resumed(scope, name):
                 changed = tables.pauses.pop((scope, name), None) is not None
+            case Closed() | Reopened():
+                news = _News()
+                changed = self._open_or_close(order, news)
             case _:
                 assert_never(order)
-        await self._committed(_News(ready=True))
+        await self._committed(news)
         return changed
+
+    def _open_or_close(self, order: Closed | Reopened, news: _News) -> bool:
+        tables, id = self._tables, order.session_id
+        row = tables.sessions.get(id)
+        if row is None:
+            raise NotFound.of("session", id)
+        if isinstance(order, Closed) == (row.session.closed_at is not None):
+            return False
+        if isinstance(order, Closed):
+            ours = (each.task for each in tables.tasks.values() if each.task.session_id == id)
+            live = sorted(task.id for task in ours if not task.is_terminal and not task.input.detached)
+            if order.when_idle and live:
+                raise NotEnded.of(f"tasks of {id} live", live, "closed")
+        closed_at = order.at if isinstance(order, Closed) else None
+        row.session = evolve(row.session, closed_at=closed_at)
+        type: LogType = "session.reopened" if closed_at is None else "session.closed"
+        tables.log(id, None, type, order.at, _encode({"session": {"closed_at": closed_at}}))
+        if closed_at is None and row.inbox:
+            self._follow_up(FollowUp("session", id, Rung(id)), news)
+        news.session_ids.add(id)
+        return True
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""
@@ -660,6 +702,8 @@ class MemoryLedger:
         if change.before is not None:
             if found is None or found.task.core.version != change.before:
                 return Stale(None if found is None else found.task)
+            if self._is_shut(change):
+                return Shut(task.session_id)
             return None if change.page is None else self._refusal_of(change.page)
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
@@ -673,11 +717,16 @@ class MemoryLedger:
             found = next((row for row in tables.tasks.values() if _is_debounced_by(row.task, task)), None)
         if found is not None:
             return Existing(found.task)
+        if self._is_shut(change):
+            return Shut(task.session_id)
         return Barred() if task.core.is_held and self._bars(task) else None
 
     def _refusal_of(self, page: Page) -> Fenced | None:
         is_held = self._tables.holds(page.task_id, page.attempt) and page.session_id in self._tables.sessions
         return None if is_held else Fenced(page.task_id, page.attempt)
+
+    def _is_shut(self, change: Change) -> bool:
+        return change.needs_open and self._tables.sessions[change.task.session_id].session.closed_at is not None
 
     def _bars(self, task: Task) -> bool:
         tables, key = self._tables, task.input.concurrency_key
@@ -1025,6 +1074,15 @@ class MemoryViews:
         """Transcript entries numbered above `after`, in order."""
         row = self._session(session_id)
         return [] if row is None else row.transcript[max(after, 0) :][:limit]
+
+    async def last_entry(self, session_id: str, *, task_id: str | None = None, iteration: int | None = None) -> int:
+        """The number of the newest transcript entry, 0 if there is none; of those of a task, and up to an iteration."""
+        fitting = (
+            row.number
+            for row in reversed(await self.transcript(session_id))
+            if (task_id is None or row.task_id == task_id) and (iteration is None or row.iteration <= iteration)
+        )
+        return next(fitting, 0)
 
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
         """Entries that were not delivered for good, oldest first, whether somebody has them or not."""

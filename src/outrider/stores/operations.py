@@ -16,6 +16,7 @@ from outrider.core.events import FileWrite, Step
 from outrider.core.ledger import (
     Claim,
     Claims,
+    Closed,
     Committed,
     Decide,
     InboxRow,
@@ -26,13 +27,14 @@ from outrider.core.ledger import (
     Page,
     Paused,
     Pruned,
+    Reopened,
     Report,
     Resumed,
     Verdict,
     WorkerCard,
 )
 from outrider.core.meters import Charge, ChargeVerdict, Reserve, Settle, names_of
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
 from outrider.stores.batch import Batch, Ready, Wanted, owner_of
@@ -68,20 +70,29 @@ class Operation(Generic[R]):
     """What it does with limits and pauses beyond what it wants looked up."""
 
 
-def create_session(new: NewSession) -> Operation[Session]:
-    """Create a session, or find the one of that id."""
+def create_session(new: NewSession, seed: Seed | None) -> Operation[Session]:
+    """Create a session, or find the one of that id. What it begins with is copied after all writes before it."""
     encode(new.labels)
 
+    def want(wanted: Wanted) -> None:
+        wanted.sessions.add(new.id)
+        if seed is not None:
+            wanted.sessions.add(seed.session_id)
+
     def run(batch: Batch) -> Session:
-        created = batch.create_session(new)
-        if created is not None:
-            return created
+        if seed is not None:
+            batch.finish()
+        created = batch.create_session(new, seed)
         batch.flush()
+        if created is not None:
+            if seed is not None:
+                batch.sow(new.id, seed)
+            return created
         found = session_by_id(batch.statements, new.id)
         assert found is not None
         return batch.with_counters(found)
 
-    return Operation(run, lambda wanted: wanted.sessions.add(new.id))
+    return Operation(run, want, is_late=seed is not None)
 
 
 def commit(changes: Sequence[Change]) -> Operation[list[Verdict]]:
@@ -271,7 +282,9 @@ def delete_file(session_id: str, path: str) -> Operation[bool]:
 
 
 def control(order: Order) -> Operation[bool]:
-    """Set or remove a limit, pause or resume, and let in who may start now."""
+    """Set or remove a limit, pause or resume, and let in who may start now; close or reopen a session."""
+    if isinstance(order, Closed | Reopened):
+        return _open_or_close(order)
 
     def run(batch: Batch) -> bool:
         batch.flush()
@@ -302,6 +315,16 @@ def control(order: Order) -> Operation[bool]:
         return changed
 
     return Operation(run, is_late=True, gates="change")
+
+
+def _open_or_close(order: Closed | Reopened) -> Operation[bool]:
+    def run(batch: Batch) -> bool:
+        batch.finish()
+        if isinstance(order, Closed):
+            return batch.close_session(order.session_id, order.at, when_idle=order.when_idle)
+        return batch.reopen_session(order.session_id, order.at)
+
+    return Operation(run, lambda wanted: wanted.sessions.add(order.session_id), is_late=True)
 
 
 def charge(charges: Sequence[Charge]) -> Operation[list[ChargeVerdict]]:

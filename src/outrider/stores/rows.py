@@ -29,7 +29,7 @@ from outrider.core.meters import (
     Rate,
     Reservation,
 )
-from outrider.core.session import NewSession, Session
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import (
     Artifact,
     Core,
@@ -373,7 +373,7 @@ def read_card(data: dict[str, Any]) -> WorkerCard:
 _CARD = frozenset(field.name for field in fields(WorkerCard))
 
 
-def session_of(new: NewSession) -> Session:
+def session_of(new: NewSession, seed: Seed | None) -> Session:
     """The session as it is before its first log entry."""
     return Session(
         id=new.id,
@@ -389,4 +389,5 @@ def session_of(new: NewSession) -> Session:
         created_at=new.created_at,
         updated_at=new.created_at,
         budget=new.budget,
+        forked_from=None if seed is None else seed.forked_from,
     )

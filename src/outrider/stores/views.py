@@ -334,6 +334,10 @@ class SqlViews(ABC):
 
         return await self._read(limit, read_all)
 
+    async def last_entry(self, session_id: str, *, task_id: str | None = None, iteration: int | None = None) -> int:
+        """The number of the newest transcript entry, 0 if there is none; of those of a task, and up to an iteration."""
+        return await self._short(lambda read: cast(int, read.row("last_entry", session_id, task_id, iteration)[0]))
+
     async def inbox(self, session_id: str, *, limit: int = 100) -> Sequence[InboxRow]:
         """Entries that were not delivered for good, oldest first, whether somebody has them or not."""
 
@@ -404,7 +408,8 @@ def session_by_id(read: Statements, session_id: str) -> Session | None:
 
 
 def _session(row: Sequence[Any]) -> Session:
-    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, created_at, updated_at, budget = row
+    id, organization, root, parent, parent_task, agent, title, labels, driver, seq, *rest = row
+    created_at, updated_at, budget, closed_at, forked_from = rest
     return Session(
         id,
         organization,
@@ -419,6 +424,8 @@ def _session(row: Sequence[Any]) -> Session:
         created_at,
         updated_at,
         None if budget is None else decode(budget),
+        closed_at,
+        forked_from,
     )
 
 

@@ -17,6 +17,8 @@ from outrider.stores.postgres.statements import PostgresStatements
 from outrider.stores.rows import encode
 from outrider.stores.statements import NO_NUL, listed
 
+NONE = "[]"
+
 BLOCK = 1000
 """How many numbers are given out at once; the `increment` of their sequences."""
 
@@ -132,6 +134,12 @@ class PostgresBatch(Batch):
         """Have nobody write to these sessions: a task may just be coming into one that seems empty."""
         self._own.array("lock_sessions", ids, task_ids, numbers)
 
+    def _kept_session(self, session_id: str) -> SessionHead:
+        self._keep_sessions(listed([session_id]), NONE, NONE)
+        self._sessions.pop(session_id, None)  # it may have been closed since it was looked up
+        self._take_sessions(self._own.array("session_heads", listed([session_id])))
+        return super()._kept_session(session_id)
+
     # --- writing -----------------------------------------------------------------------------------------
 
     def _number_task(self) -> int:
@@ -157,6 +165,7 @@ class PostgresBatch(Batch):
                 head.transcript - head.base[1],
                 head.inbox - head.base[2],
                 head.updated_at,
+                head.number in self._needs_open,
             )
             for head in heads
         ]

@@ -44,6 +44,20 @@ update workers set beat = beat + 1, beat_at = ? where id = ?;
 delete from workers where id = ?;
 
 
+-- copy_transcript --
+-- Into a session, by number, from another one: its first so many entries.
+insert into transcript (session, number, task_id, iteration, message)
+select ?1, number, task_id, iteration, message from transcript where session = ?2 and number <= ?3;
+
+-- copy_files --
+insert into files (folder, path, media_type, size, created_at, task_id, content)
+select ?1, path, media_type, size, created_at, task_id, content from files where folder = ?2;
+
+-- close_session --
+-- Since a moment, or with NULL no more.
+update sessions set closed_at = ? where number = ?;
+
+
 -- === claims ===
 
 -- set_aside --
@@ -181,7 +195,7 @@ join sessions s on s.number = t.session join inputs i on i.task = t.number;
 -- session --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
 where id = ?;
 

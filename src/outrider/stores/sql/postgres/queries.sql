@@ -76,7 +76,8 @@ order by t.number
 for update of t;
 
 -- session_heads --
-select number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null
+select
+    number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null, closed_at is not null
 from sessions
 where id {texts};
 
@@ -96,6 +97,11 @@ from json_array_elements(?::json) pair
 join sessions s on s.id = pair ->> 0
 join tasks t on t.session = s.number and t.debounce_key = pair ->> 1
 where t.debounce_key is not null and t.state = 'queued' and t.started_at is null;
+
+-- live_in_session --
+select id from tasks
+where session = ? and not detached and state in ('queued', 'running', 'awaiting_input')
+order by id;
 
 -- add_keys --
 insert into rates (key, spent)
@@ -164,15 +170,15 @@ select task, first, next from outputs where task {numbers};
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at, budget
+    seq, transcript, inbox, created_at, updated_at, budget, forked_from
 )
 select *
-from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,text};
+from {rows:bigint,text,text,text,text,text,text,text,text,bigint,bigint,bigint,bigint,bigint,text,text};
 
 -- write_log --
 -- What is added to the counters of sessions, which come by number; then what is numbered by them, each after where its
 -- session stood. An entry says its session's place among those, so that none has to be looked for. A session that is
--- gone leaves no number, which is refused.
+-- gone, or was closed where it has to be open, leaves no number, which is refused.
 with locked as (
     select number from sessions where number = any(?1::bigint[]) order by number for update
 ), counted as (
@@ -180,8 +186,10 @@ with locked as (
     set
         seq = s.seq + v.column2, transcript = s.transcript + v.column3, inbox = s.inbox + v.column4,
         updated_at = greatest(s.updated_at, v.column5)
-    from {rows:bigint,bigint,bigint,bigint,bigint}
-    where s.number = v.column1 and (select count(*) from locked) > 0
+    from {rows:bigint,bigint,bigint,bigint,bigint,boolean}
+    where
+        s.number = v.column1 and (select count(*) from locked) > 0
+        and (not v.column6 or s.closed_at is null)
     returning
         s.number, s.seq - v.column2 as seq, s.transcript - v.column3 as transcript, s.inbox - v.column4 as inbox
 ), stood as (
@@ -574,7 +582,7 @@ select id, task_id, event from follow_ups where task_id {texts} order by id limi
 -- sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
 where ?1::text is null or id < ?1
 order by id desc
@@ -700,6 +708,18 @@ where session = (select number from sessions where id = ?) and number > ?
 order by number
 limit ?;
 
+-- last_entry --
+select coalesce(max(number), 0)
+from (
+    select number from transcript
+    where
+        session = (select number from sessions where id = ?1)
+        and (?2::text is null or task_id = ?2)
+        and (?3::bigint is null or iteration <= ?3)
+    order by number desc
+    limit 1
+) found;
+
 -- inbox --
 select seq, task_id, reason, body, created_at, deliveries, leased_until
 from inbox
@@ -713,7 +733,7 @@ select id from tasks where {conditions} order by finished_at {direction}, number
 -- child_sessions --
 select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
 where parent_task_id {texts};
 

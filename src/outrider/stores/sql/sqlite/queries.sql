@@ -17,8 +17,10 @@ where t.id in (select value from json_each(?));
 
 -- session_heads --
 -- The counters of sessions, by id.
-select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at, takes_turns))
-from (select *, agent is not null and parent_task_id is null as takes_turns from sessions)
+select json_group_array(json_array(
+    number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null, closed_at is not null
+))
+from sessions
 where id in (select value from json_each(?));
 
 -- lines --
@@ -79,6 +81,15 @@ from (
     order by number
 );
 
+-- live_in_session --
+-- The tasks of a session, by number, that have not ended and end with it. Looks at all of them.
+select json_group_array(id)
+from (
+    select id from tasks
+    where session = ? and not detached and state in ('queued', 'running', 'awaiting_input')
+    order by id
+);
+
 -- meters --
 -- Those of these meters that there are.
 select json_group_array(json_array(name, json(state))) from meters where name in (select value from json_each(?));
@@ -105,9 +116,9 @@ select json_group_array(json_array(task, first, next)) from outputs where task i
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
-    seq, transcript, inbox, created_at, updated_at, budget
+    seq, transcript, inbox, created_at, updated_at, budget, forked_from
 )
-values {rows:15};
+values {rows:16};
 
 -- update_sessions --
 update sessions
@@ -479,7 +490,7 @@ from (
 -- Newest first, before an id; every id is smaller than a blob.
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at, forked_from
 ))
 from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
 
@@ -601,6 +612,18 @@ from (
     limit ?
 );
 
+-- last_entry --
+select ifnull(max(number), 0)
+from (
+    select number from transcript
+    where
+        session = (select number from sessions where id = ?1)
+        and (?2 is null or task_id = ?2)
+        and (?3 is null or iteration <= ?3)
+    order by number desc
+    limit 1
+);
+
 -- inbox --
 select json_group_array(json_array(seq, task_id, reason, json(body), created_at, deliveries, leased_until))
 from (select * from inbox where session = (select number from sessions where id = ?) order by seq limit ?);
@@ -613,7 +636,7 @@ from (select id from tasks where {conditions} order by finished_at {direction}, 
 -- child_sessions --
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
-    seq, created_at, updated_at, budget
+    seq, created_at, updated_at, budget, closed_at, forked_from
 ))
 from sessions
 where parent_task_id in (select value from json_each(?));
