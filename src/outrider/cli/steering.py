@@ -193,8 +193,15 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
 
 async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
     """Say so when nobody is there to go on with the task."""
+    if not screen.as_json and (hint := await missing_worker(runtime, task)) is not None:
+        screen.note(hint)
+
+
+async def missing_worker(runtime: Runtime, task: Task) -> str | None:
+    """What to say when nobody is there to go on with the task; None when somebody is, or it has ended."""
     from outrider.cli.workers import serves
     from outrider.runtime.doctor import start_one
 
-    if not screen.as_json and not task.is_terminal and not await serves(runtime, task.input.route):
-        screen.note(f"no worker for {task.input.route} is running here; {start_one(task.input.route)}")
+    if task.is_terminal or await serves(runtime, task.input.route):
+        return None
+    return f"no worker for {task.input.route} is running here; {start_one(task.input.route)}"
