@@ -1,5 +1,8 @@
 """Talking with an agent, at a terminal and through a pipe, and what its tasks do and ask meanwhile."""
 
+import asyncio
+import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,9 @@ from outrider.cli import chatting
 from outrider.cli.arguments import parse
 from outrider.cli.exits import UsageError
 from outrider.cli.terminal import Screen
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, UnknownName
-from tests.cli.harness import Cli, Terminal, eventually
+from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, UnknownName
+from tests.cli import chat_app
+from tests.cli.harness import Cli, Terminal
 
 SESSION = re.compile(r"outrider chat (session_[0-9a-f]+)")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7])[;m]")
@@ -72,6 +76,7 @@ def test_whoever_sits_at_a_terminal_sees_answers_tasks_questions_and_wakes(cli: 
     terminal.type("\x15/quit\r")
     assert terminal.end() == 0
 
+    assert "taken up again" not in terminal.shown
     (session,) = SESSION.findall(terminal.shown)
     assert terminal.shown.count("You said: hello\r\n") == terminal.shown.count("You chose green.\r\n") == 1
     again = cli.terminal("chat", session)
@@ -115,6 +120,7 @@ def test_a_line_that_was_begun_before_a_question_is_no_answer_to_it(cli: Cli):
     terminal.read_until(f"outrider answer {turn[-8:]} VALUE")
     cli.ok("answer", turn, "green")
     terminal.read_until("answered or closed elsewhere: Which colour?")
+    terminal.read_until("You chose green.\r\n")  # and hears the rest in the same turn
     terminal.read_until("You said: red\r\n")
     type_line(terminal, "/quit")
     assert terminal.end() == 0
@@ -184,19 +190,37 @@ async def test_what_cannot_be_talked_to_is_refused(tmp_path: Path, monkeypatch: 
             await getattr(chatting, command.name)(arguments, Screen())
 
 
-def test_send_prints_the_turn_or_its_answer(cli: Cli, hold: Path):
-    cli.ok("chat", "talk", "--agent=clerk", stdin="")
-    sent = cli.ok("send", "talk", "slowly")
-    assert "no worker for turn:clerk is running here" in sent.err
-    cli.worker()
-    eventually((cli.folder / "begun").exists)
-    assert cli.run("send", "talk", "x", "--steering=reject", "--json").error["code"] == "session_busy"
-    before = cli.task(sent.out.strip())["version"]
-    after = cli.start("send", "talk", "and", "later", "--steering=after", "--wait")
-    eventually(lambda: cli.task(sent.out.strip())["version"] > before)
-    hold.unlink()
-    assert after.communicate(timeout=60)[0] == "You said: and later\n"
-    assert (
-        cli.ok("send", "talk", "-", "--wait", "--json", stdin="from stdin").record["result"] == "You said: from stdin"
-    )
-    assert cli.task(sent.out.strip())["result"] == "First\nand last."
+@pytest.mark.anyio
+async def test_send_prints_the_turn_or_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    async def send(*typed: str) -> tuple[int, str, str]:
+        _, arguments = parse(["send", "talk", *typed, "--db=work.db"])
+        out, err = io.StringIO(), io.StringIO()
+        code = await chatting.send(arguments, Screen(as_json=arguments.json, out=out, err=err))
+        return code, out.getvalue(), err.getvalue()
+
+    async with chat_app.app.open("work.db", worker=False) as runtime:
+        session = await runtime.sessions.create(id="talk", agent="clerk")
+        code, told, hint = await send("slowly")
+        turn = await session.turn()
+        assert turn is not None
+        assert (code, told) == (0, f"{turn.id}\n")
+        assert "no worker for turn:clerk is running here" in hint
+        with pytest.raises(SessionBusy):
+            await send("now", "or", "never", "--steering=reject")
+    async with chat_app.app.open("work.db") as runtime:
+        while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - the agent makes it
+            await asyncio.sleep(0.01)
+        before = (await runtime.tasks.get(turn.id)).core.rung
+        later = asyncio.ensure_future(send("and", "later", "--steering=after", "--wait"))
+        while (await runtime.tasks.get(turn.id)).core.rung == before:  # noqa: ASYNC110 - the other end tells nobody
+            await asyncio.sleep(0.01)
+        hold.unlink()
+        assert (await later)[:2] == (0, "You said: and later\n")
+        assert await (await runtime.task(turn.id)).result() == "First\nand last."
+        code, told, _ = await send("hello", "--wait", "--json")
+        assert (code, json.loads(told)["result"]) == (0, "You said: hello")
+        assert (await send("fail", "--wait"))[0] == 7

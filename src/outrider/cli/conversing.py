@@ -171,7 +171,8 @@ class Conversation:
     async def _go_on(self, task: Task, known: _Turn, attempt: int) -> None:
         """Say so where an attempt takes up what another one was kept from finishing."""
         endings = {each.attempt: each.ending for each in await self._runtime.tasks.attempts(task.id)}
-        cut = [ending for number in range(known.attempt, attempt) if (ending := endings.get(number)) != "parked"]
+        ended = [endings.get(number) for number in range(known.attempt, attempt)]
+        cut = [ending for ending in ended if ending not in ("parked", "returned")]
         known.attempt = attempt
         if cut:
             was = {"lost": "its worker was lost", "failed": "it failed", "forced": "it was stopped by force"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -137,10 +136,9 @@ class Pipe:
 
     async def answered(self, record: TaskRecord, result: Any, *, seen: bool) -> None:
         """The result, if it was not seen."""
-        if not seen:
-            await self._end_line()
-            await self.say(result if isinstance(result, str) else json_text(result))
         await self._end_line()
+        if not seen:
+            await self.say(f"{result if isinstance(result, str) else json_text(result)}\n")
 
     async def _end_line(self) -> None:
         if self._mid_line:
@@ -148,7 +146,13 @@ class Pipe:
 
     async def note(self, text: str) -> None:
         """A line on stderr."""
+        await self._make_room()
         self._screen.note(text)
+
+    async def _make_room(self) -> None:
+        """Where one terminal shows both streams, end the line on the one before there is one on the other."""
+        if self._screen.is_terminal and self._screen.is_talking:
+            await self._end_line()
 
     async def break_off(self, why: str) -> None:
         """A line on stderr, and the end of the one on stdout."""
@@ -160,6 +164,7 @@ class Pipe:
         said = "  ".join(filter(None, [glance.short_id, glance.name, glance.standing, glance.news]))
         if glance.kind != TURN and self._last.get(glance.id) != said:
             self._last[glance.id] = said
+            await self._make_room()
             self._screen.stamped(said)
 
 
@@ -273,8 +278,7 @@ class Terminal:
         """The result, if it was not seen."""
         await self._end_line()
         if not seen:
-            await self.say(result if isinstance(result, str) else json_text(result, indent=True))
-            await self._end_line()
+            await self.say(f"{result if isinstance(result, str) else json_text(result, indent=True)}\n")
 
     async def note(self, text: str) -> None:
         """A line above."""
@@ -341,7 +345,12 @@ def _label(question: InputRequest | None) -> str:
 
 
 def stage_for(screen: Screen, interrupt: Callable[[], None], commands: list[str]) -> Stage:
-    """The stage that suits the screen."""
+    """The stage that suits the screen. On a terminal that can only print, what is live would be strewn about."""
     if screen.as_json:
         return JsonLines(screen)
-    return Terminal(screen, interrupt, commands) if screen.can_ask and sys.stdin is not None else Pipe(screen)
+    if screen.can_ask:
+        from prompt_toolkit.utils import is_dumb_terminal
+
+        if not is_dumb_terminal():
+            return Terminal(screen, interrupt, commands)
+    return Pipe(screen)
