@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outrider import Outrider
-from outrider.cli import chatting
+from outrider.cli import chatting, steering
 from outrider.cli.arguments import parse
 from outrider.cli.exits import UsageError
 from outrider.cli.terminal import Screen
@@ -187,7 +187,7 @@ async def test_what_cannot_be_talked_to_is_refused(tmp_path: Path, monkeypatch: 
     }.items():
         command, arguments = parse([*typed, f"--db={url}"])
         with pytest.raises(error):
-            await getattr(chatting, command.name)(arguments, Screen())
+            await getattr(chatting if command.name == "chat" else steering, command.name)(arguments, Screen())
 
 
 @pytest.mark.anyio
@@ -199,7 +199,7 @@ async def test_send_prints_the_turn_or_its_answer(tmp_path: Path, monkeypatch: p
     async def send(*typed: str) -> tuple[int, str, str]:
         _, arguments = parse(["send", "talk", *typed, "--db=work.db"])
         out, err = io.StringIO(), io.StringIO()
-        code = await chatting.send(arguments, Screen(as_json=arguments.json, out=out, err=err))
+        code = await steering.send(arguments, Screen(as_json=arguments.json, out=out, err=err))
         return code, out.getvalue(), err.getvalue()
 
     async with chat_app.app.open("work.db", worker=False) as runtime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -30,6 +30,9 @@ class Notebook:
         self.recalled: list[str] = []
         self.notes: list[str] = []
         self.asked: list[InputRequest | None] = []
+
+    def taken(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def lines(self) -> AsyncGenerator[Typed]:
         for _ in ():
@@ -147,7 +150,7 @@ async def test_it_is_quiet_when_what_was_said_for_later_is_answered_too():
     assert notebook.text == "Once upon a time.\nNo story: then this\n"
 
 
-async def test_a_question_is_asked_until_it_is_answered_or_left_for_later():
+async def test_a_question_is_asked_until_it_is_answered_and_no_answer_of_its_turn_is_missing():
     async with Stage().open() as (runtime, session), following(runtime, session) as (conversation, notebook):
         turn = await session.send("ask")
         conversation.expect(turn.id, after=False)
@@ -157,8 +160,9 @@ async def test_a_question_is_asked_until_it_is_answered_or_left_for_later():
         conversation.skip(question.id)
         assert notebook.asked[-1:] == [None]
         assert conversation.oldest == question
+        await session.send("then this")
         await turn.answer("The long one")
         await conversation.quiet()
         assert conversation.request(question.id) is None
     assert notebook.notes[-1] == "answered or closed elsewhere: Which story?"
-    assert notebook.text == "The long one\n"
+    assert notebook.text == "The long one\nNo story: then this\n"

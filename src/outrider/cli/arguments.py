@@ -500,7 +500,7 @@ COMMANDS: dict[str, Command] = {
         Command("run", "run an agent on a prompt", "starting:run", _run),
         Command("exec", "run a command that outlives its worker", "executing:execute", _exec),
         Command("chat", "talk with an agent, and see what its tasks do", "chatting:chat", _chat),
-        Command("send", "say something to the agent of a session", "chatting:send", _send),
+        Command("send", "say something to the agent of a session", "steering:send", _send),
         Command("tasks", "list tasks, newest first", "looking:tasks", _tasks),
         Command("show", "show all about one task", "looking:show", _show),
         Command("watch", "watch tasks live, or a session's or task's events", "watching:watch", _watch),

@@ -1,4 +1,4 @@
-"""`chat` and `send`: talking with a session's agent.
+"""`chat`: talking with a session's agent.
 
 What is said is put into the session's inbox and the turn is taken by whoever serves the agent, this process among them;
 what comes of it is read off the session's log. So one can leave at any moment, and come back from anywhere.
@@ -21,15 +21,13 @@ from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT
 from outrider.cli.asking import give
 from outrider.cli.conversing import Conversation
-from outrider.cli.database import open_runtime, url_of
+from outrider.cli.database import url_of
 from outrider.cli.exits import HUNG_UP, INTERRUPTED, OK, UsageError, code_of, code_of_state
-from outrider.cli.following import Follower
 from outrider.cli.glance import Glance, short
 from outrider.cli.staging import Typed, stage_for
 from outrider.cli.starting import DRAIN, user_name
-from outrider.cli.steering import hint_at_worker, missing_worker
+from outrider.cli.steering import missing_worker
 from outrider.cli.terminal import Screen, on_one_line
-from outrider.cli.values import text_of
 from outrider.cli.workers import ensure_worker
 from outrider.core.errors import (
     IllegalMove,
@@ -41,14 +39,14 @@ from outrider.core.errors import (
     UnknownName,
 )
 from outrider.core.ledger import TaskFilter
-from outrider.core.task import LIVE_STATES, TURN, State
+from outrider.core.task import LIVE_STATES, TURN
 from outrider.core.wording import counted
 from outrider.runtime.lease import locks_of
 from outrider.runtime.turns import Steering
 
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
-    from outrider.runtime.handles import SessionHandle, TaskHandle
+    from outrider.runtime.handles import SessionHandle
 
 LISTED = 20
 """How many tasks `/tasks` lists."""
@@ -62,36 +60,6 @@ HELP = """what you type is said to the agent; while it takes its turn, it hears 
 /cancel [TASK]     cancel a task
 /quit              leave (as Ctrl-D does); tasks go on
 //TEXT             say something that begins with a slash"""
-
-
-async def send(arguments: Namespace, screen: Screen) -> int:
-    """Say something to a session's agent; with `--wait`, print its answer."""
-    text = text_of("-") if arguments.text == ["-"] else " ".join(arguments.text)
-    async with open_runtime(arguments) as runtime:
-        session = await runtime.sessions.get(arguments.session)
-        before, seq = await session.turn(), (await session.record()).last_seq
-        turn = await session.send(text, steering=arguments.steering, sender=user_name())
-        await hint_at_worker(runtime, await runtime.tasks.get(turn.id), screen)
-        if arguments.wait:
-            if arguments.steering in ("after", "interrupt") and before is not None and before.id == turn.id:
-                turn = await _turn_after(runtime, session, turn, seq)
-            return await Follower(runtime, turn, screen, seq).run()
-        if screen.as_json:
-            screen.record(await turn.record())
-        else:
-            screen.line(turn.id)
-    return OK
-
-
-async def _turn_after(runtime: Runtime, session: SessionHandle, turn: TaskHandle, seq: int) -> TaskHandle:
-    """The turn that hears what was said for after this one; this one, if it fails, for then there is no other."""
-    async for event in session.events(after=seq):
-        if event.task is not None and event.task.kind == TURN:
-            if event.task_id == turn.id and event.task.state is State.FAILED:
-                break
-            if event.task.id != turn.id:
-                return await runtime.task(event.task.id)
-    return turn
 
 
 async def chat(arguments: Namespace, screen: Screen) -> int:
@@ -174,6 +142,10 @@ class _Chat:
 
     async def run(self) -> int:
         """Talk until somebody leaves, or the pipe has ended and its last line is answered; return the exit code."""
+        with self._stage.taken():
+            return await self._run()
+
+    async def _run(self) -> int:
         self._heed_signals()
         record = await self._session.record()
         more = "; /help tells more" if self._stage.is_live else ""

@@ -10,7 +10,8 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
@@ -46,6 +47,10 @@ class Stage(Protocol):
 
     is_live: bool
     """Whether a person is there, who sees what is asked and types the answer."""
+
+    def taken(self) -> AbstractContextManager[None]:
+        """Have it for oneself; whoever else writes to the same terminal meanwhile does so in good order."""
+        ...
 
     def lines(self) -> AsyncGenerator[Typed]:
         """Yield what is typed, up to the end of input."""
@@ -89,6 +94,10 @@ class Pipe:
         self._screen = screen
         self._last: dict[str, str] = {}
         self._mid_line = False
+
+    def taken(self) -> AbstractContextManager[None]:
+        """Nothing to be taken."""
+        return nullcontext()
 
     async def lines(self) -> AsyncGenerator[Typed]:
         """Yield each line of stdin. Raises UsageError for what is no UTF-8, or a line without end.
@@ -224,22 +233,26 @@ class Terminal:
 
         return keys
 
-    async def lines(self) -> AsyncGenerator[Typed]:
-        """Yield each line that is typed, until Ctrl-D."""
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """What tools print that run in this process, and what is logged, goes above the prompt and to stderr."""
+        from prompt_toolkit.application import create_app_session
         from prompt_toolkit.patch_stdout import patch_stdout
 
+        with create_app_session(output=self._prompt.app.output), patch_stdout():
+            yield
+
+    async def lines(self) -> AsyncGenerator[Typed]:
+        """Yield each line that is typed, until Ctrl-D."""
         clock = asyncio.ensure_future(self._move_ages())
         try:
-            with patch_stdout():  # what tools print that run in this process
-                while True:
-                    text = await self._prompt.prompt_async(
-                        self._render, handle_sigint=False, set_exception_handler=False
-                    )
-                    question = self._aim
-                    self._take_aim()
-                    if text.strip():
-                        await self._above(f"{_label(question)}{harmless(text)}", "bold")
-                        yield Typed(text, question)
+            while True:
+                text = await self._prompt.prompt_async(self._render, handle_sigint=False, set_exception_handler=False)
+                question = self._aim
+                self._take_aim()
+                if text.strip():
+                    await self._above(f"{_label(question)}{harmless(text)}", "bold")
+                    yield Typed(text, question)
         except EOFError:
             return
         finally:
