@@ -33,6 +33,7 @@ async def clerk(ctx: AgentContext) -> str:
             ctx.output("last.\n")
             return "First\nand last."
         case "nasty":
+            print("printed by its code\x1b[2J")
             ctx.output("\x1b]0;owned\x07\x1b[2Jwiped\n")
             return "\x1b[31mred"
         case "fail":

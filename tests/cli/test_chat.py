@@ -67,7 +67,7 @@ def test_whoever_sits_at_a_terminal_sees_answers_tasks_questions_and_wakes(cli: 
 
     type_line(terminal, "build docs")
     terminal.read_until("It is begun.\r\n")
-    terminal.read_until("1/2 parts")
+    terminal.read_until("━")  # drawn piecemeal, so not in words
     type_line(terminal, "/tasks")
     terminal.read_until("build  running")
     terminal.type("half a line")
@@ -92,6 +92,7 @@ def test_ctrl_c_interrupts_the_turn_and_leaves_at_the_second(cli: Cli, hold: Pat
     terminal = cli.terminal("chat", NO_COLOR="1")
     type_line(terminal, "nasty")
     terminal.read_until("\\x1b[31mred")
+    terminal.read_until("printed by its code")
     type_line(terminal, "slowly")
     terminal.read_until("First\r\n")
     terminal.type("\x03")

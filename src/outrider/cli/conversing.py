@@ -64,6 +64,8 @@ class Conversation:
         """The tasks of which nothing more is told."""
         self._open: dict[str, InputRequest] = {}
         self._skipped: set[str] = set()
+        self._answered: set[str] = set()
+        """Questions answered here: what was read before may still have them open."""
         self._expects_next = False
         self._quiet = asyncio.Event()
         self._moved = asyncio.Event()
@@ -96,6 +98,7 @@ class Conversation:
 
     def close(self, request_id: str) -> None:
         """A question was answered here; nobody needs to be told that it is no longer open."""
+        self._answered.add(request_id)
         self._open.pop(request_id, None)
         self._aim()
 
@@ -121,7 +124,12 @@ class Conversation:
             await self._recall()
         views = self._runtime.services.views
         wanted = TaskFilter(session_id=self._session.id, states=tuple(LIVE_STATES), limit=MOST)
-        for task in reversed(await views.list_tasks(wanted)):
+        live = {task.id: task for task in reversed(await views.list_tasks(wanted))}
+        if (turn := await self._session.turn()) is not None and turn.id not in self._ended:
+            live[turn.id] = await self._runtime.tasks.get(turn.id)
+        for task in live.values():
+            if task.is_terminal:
+                continue  # the log will tell, if it is news
             if task.input.kind == TURN:
                 self._turns[task.id] = _Turn(task.core.attempt)
                 await self._read(task.id)
@@ -142,6 +150,8 @@ class Conversation:
         task = await self._runtime.services.views.task(task_id)
         if task is None:  # deleted meanwhile
             self._turns.pop(task_id, None)
+            self._open = {id: each for id, each in self._open.items() if each.task_id != task_id}
+            self._aim()
         elif task.input.kind == TURN:
             await self._take_turn(task, event.task)
         else:
@@ -228,7 +238,7 @@ class Conversation:
                 del self._open[request.id]
                 await self._stage.note(f"answered or closed elsewhere: {request.prompt}")
         for request in asks.values():
-            if request.id not in self._open:
+            if request.id not in self._open and request.id not in self._answered:
                 self._open[request.id] = request
                 await self._stage.note(self._question(task, request))
         self._aim()

@@ -11,9 +11,9 @@ import io
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from outrider.cli.display import status_line
 from outrider.cli.exits import UsageError
@@ -195,8 +195,8 @@ class Terminal:
 
     def __init__(self, screen: Screen, interrupt: Callable[[], None], commands: list[str]) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.application import get_app_session
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.output import create_output
 
         self._screen = screen
         self._console = screen.console(of_errors=True)
@@ -207,8 +207,10 @@ class Terminal:
         self._question: InputRequest | None = None
         self._aim: InputRequest | None = None
         """The question that the line being typed answers: the one that was there when it was begun."""
+        with redirect_stdout(screen.err):  # where its output goes is settled when it is asked for first
+            output = get_app_session().output
         self._prompt: PromptSession[str] = PromptSession(
-            output=create_output(stdout=cast("TextIO", screen.err)),
+            output=output,
             key_bindings=self._keys(),
             completer=WordCompleter(commands, sentence=True),
             complete_while_typing=False,
@@ -236,10 +238,9 @@ class Terminal:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """What tools print that run in this process, and what is logged, goes above the prompt and to stderr."""
-        from prompt_toolkit.application import create_app_session
         from prompt_toolkit.patch_stdout import patch_stdout
 
-        with create_app_session(output=self._prompt.app.output), patch_stdout():
+        with patch_stdout():
             yield
 
     async def lines(self) -> AsyncGenerator[Typed]:
