@@ -52,12 +52,14 @@ def test_bash_offers_the_tasks_that_a_command_can_be_about(cli: Cli):
     done = cli.ok("call", "add", "a=1", "--json", "--name=$(touch forged)").record["id"]
     asks = cli.ok("call", "confirm", "--background", "--idle-exit=1", "--json").record["id"]
     eventually(lambda: cli.task(asks)["state"] == "awaiting_input")
-    short, whole, *answers, elsewhere = offered(
-        cli, "show ", "show task_", "answer ", f"answer {asks[-8:-4]}", "answer --db elsewhere.db "
+    cli.ok("chat", "talk", "--agent=somebody", stdin="", OUTRIDER_APP="")
+    short, whole, *answers, talks, elsewhere = offered(
+        cli, "show ", "show task_", "answer ", f"answer {asks[-8:-4]}", "send t", "answer --db elsewhere.db "
     )
     assert set(short) == {done[-8:], asks[-8:]}
     assert set(whole) == {done, asks}
     assert answers == [[asks[-8:]], [asks[-8:]]]
+    assert talks == ["talk"]
     assert elsewhere == []
     assert not {"forged", "elsewhere.db"} & {each.name for each in cli.folder.iterdir()}
 

@@ -136,3 +136,12 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+def test_a_session_is_talked_to_while_a_worker_elsewhere_takes_its_turns(there: Cli):
+    worker = there.worker("--app=chat_app")
+    typed = {"stdin": "hello\nbuild docs\n", "OUTRIDER_APP": ""}
+    done = there.ok("chat", "talk", "--agent=clerk", **typed)
+    assert done.out.startswith("You said: hello\nIt is begun.\n")
+    assert re.search(r"\w{8}  build  (queued|running|succeeded)", done.err)
+    worker.terminate()

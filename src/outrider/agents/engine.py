@@ -403,6 +403,22 @@ def is_said(message: JSON) -> bool:
     return isinstance(message, dict) and message.keys() == {SAID}
 
 
+def said_in(message: JSON) -> str | None:
+    """What an entry of a transcript has the user say, in whichever engine's form; None for one of another kind."""
+    match message:
+        case {"said": text} if is_said(message):
+            return str(text)
+        case {"kind": "request", "parts": list(parts)}:
+            texts = [part["content"] for part in parts if _is_of_user(part)]
+            return "\n".join(map(str, texts)) if texts else None
+        case _:
+            return None
+
+
+def _is_of_user(part: JSON) -> bool:
+    return isinstance(part, dict) and part.get("part_kind") == "user-prompt" and isinstance(part.get("content"), str)
+
+
 def summed(one: Usage, other: Usage) -> Usage:
     """Return what two usages come to. The cost is that of those whose price is known."""
     costs = [usage.cost for usage in (one, other) if usage.cost is not None]

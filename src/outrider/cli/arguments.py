@@ -19,6 +19,7 @@ from outrider.cli.values import seconds, size, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
+STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 SHELLS = ("bash", "zsh", "fish")
@@ -255,6 +256,19 @@ def _message(parser: Parser) -> None:
     _task(parser)
     parser.add_argument("text", metavar="TEXT", help="- reads stdin")
     parser.add_argument("--in-reply-to", metavar="ID", help="the message that this answers")
+
+
+def _chat(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", nargs="?", help="a session to go on with; left out, a new one")
+    parser.add_argument("--agent", metavar="NAME", help="whose a new session is; default the app's, if it has but one")
+    _app(parser)
+
+
+def _send(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="a session that has an agent")
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="what is said to it; - reads stdin")
+    parser.add_argument("--steering", choices=STEERING, default="inject", help="during a turn: heard when; or refused")
+    parser.add_argument("--wait", action="store_true", help="until it has answered, and print that")
 
 
 def _answer(parser: Parser) -> None:
@@ -523,6 +537,8 @@ COMMANDS: dict[str, Command] = {
         Command("call", "call a tool of an app", "starting:call", _call),
         Command("run", "run an agent on a prompt", "starting:run", _run),
         Command("exec", "run a command that outlives its worker", "executing:execute", _exec),
+        Command("chat", "talk with an agent, and see what its tasks do", "chatting:chat", _chat),
+        Command("send", "say something to the agent of a session", "steering:send", _send),
         Command("tasks", "list tasks, newest first", "looking:tasks", _tasks),
         Command("show", "show all about one task", "looking:show", _show),
         Command("watch", "watch tasks live, or a session's or task's events", "watching:watch", _watch),

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 _one_at_a_time = asyncio.Lock()
 
 
+async def give(runtime: Runtime, request: InputRequest, text: str) -> None:
+    """Give what somebody typed as the answer. Raises Conflict or NotFound where the question is no longer open, and
+    InvalidAnswer or another OutriderError where it is and this is no answer.
+    """
+    from outrider.cli.starting import user_name
+
+    answer = value_of(text, request.expected)
+    await runtime.tasks.answer(request.task_id, answer, request_id=request.id, by=user_name(), via="cli")
+
+
+def asked(request: InputRequest) -> str:
+    """A question with all that comes with it; of one line or several."""
+    return f"{request.prompt}{_expectation(request)}{told(request.details)}"
+
+
 class Prompt:
     """One question on the terminal, until it is answered, here or elsewhere."""
 
@@ -43,9 +58,7 @@ class Prompt:
                 self._display.resume()
 
     async def _ask(self, closed: asyncio.Future[None]) -> None:
-        from outrider.cli.starting import user_name
-
-        self._say(f"{self._request.prompt}{_expectation(self._request)}{told(self._request.details)}\n")
+        self._say(f"{asked(self._request)}\n")
         while True:
             self._say("> ")
             typed = asyncio.ensure_future(_line())
@@ -62,13 +75,7 @@ class Prompt:
             if not text and self._request.expected is not None and value_of(text, self._request.expected) == text:
                 continue
             try:
-                await self._runtime.tasks.answer(
-                    self._request.task_id,
-                    value_of(text, self._request.expected),
-                    request_id=self._request.id,
-                    by=user_name(),
-                    via="cli",
-                )
+                await give(self._runtime, self._request, text)
                 return
             except (Conflict, NotFound) as error:
                 self._say(f"{error.message}\n")

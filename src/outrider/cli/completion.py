@@ -1,7 +1,7 @@
 """`completion`: a script that makes a shell complete the commands, written from their parsers.
 
-Commands, options and choices are in the script; only the tasks are asked for while somebody types, and that says
-nothing at all where anything is in its way.
+Commands, options and choices are in the script; only tasks and sessions are asked for while somebody types, and that
+says nothing at all where anything is in its way.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from outrider.cli.arguments import COMMANDS, STATES, Command
 from outrider.cli.database import open_store, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import Glance
-from outrider.cli.terminal import Screen
+from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.errors import OutriderError
-from outrider.core.ledger import TaskFilter
+from outrider.core.ledger import Ledger, TaskFilter
 from outrider.core.task import LIVE_STATES, State
 
 OFFERED = 50
@@ -31,7 +31,9 @@ _STATES = {"answer": (State.AWAITING_INPUT,), "cancel": tuple(LIVE_STATES), "mes
 """Which tasks a command can be about; of the others, any."""
 
 _FILES = {"FILE", "FROM", "PATH", "TO", "URL"}
-_TASKS = {"TASK", "SESSION|TASK"}
+_LOOKED_UP = {"TASK", "SESSION|TASK", "SESSION"}
+_TALKS = ("chat", "send")
+"""The commands that are about a session with an agent."""
 
 
 async def completion(arguments: Namespace, screen: Screen) -> int:
@@ -61,17 +63,30 @@ async def _tasks(arguments: Namespace, screen: Screen) -> None:
             arguments.db = word[5:]
     if not _is_there(url_of(arguments)):
         return
-    wanted = TaskFilter(states=_STATES.get(command), limit=OFFERED)
     try:
         async with open_store(arguments) as ledger:
-            found = await ledger.views.list_tasks(wanted)
+            if command in _TALKS:
+                offered = await _sessions(ledger)
+            else:
+                wanted = TaskFilter(states=_STATES.get(command), limit=OFFERED)
+                glances = map(Glance.of, await ledger.views.list_tasks(wanted))
+                whole = typed.startswith("task_")
+                offered = [(each.id if whole else each.short_id, f"{each.state} {each.name}") for each in glances]
     except OutriderError:
         return
-    for task in found:
-        glance = Glance.of(task)
-        name = glance.id if typed.startswith("task_") else glance.short_id
+    for name, what in offered:
         if _PLAIN.fullmatch(name):  # a shell makes its own of anything else
-            screen.line(f"{name}\t{glance.state} {glance.name}")
+            screen.line(f"{name}\t{what}")
+
+
+async def _sessions(ledger: Ledger) -> list[tuple[str, str]]:
+    """The sessions that can be talked to, newest first, and whose they are."""
+    found = await ledger.views.sessions(limit=OFFERED)
+    return [
+        (each.id, on_one_line(each.title or each.agent))
+        for each in found
+        if each.agent is not None and each.parent_task_id is None
+    ]
 
 
 def _is_there(url: str) -> bool:
@@ -101,7 +116,7 @@ class _Taken:
         what = str(action.metavar or action.dest)
         return cls(
             tuple(action.option_strings),
-            "tasks" if what in _TASKS else "files" if what in _FILES else what,
+            "tasks" if what in _LOOKED_UP else "files" if what in _FILES else what,
             action.help or what,
             STATES if action.dest == "state" else tuple(map(str, action.choices or ())),
             action.nargs != 0,

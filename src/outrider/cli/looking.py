@@ -99,11 +99,16 @@ def print_result(screen: Screen, result: Any, seen: str = "") -> None:
     if result is None:
         return
     if isinstance(result, str):
-        if screen.is_terminal and screen.is_talking and result.strip() and seen.rstrip().endswith(result.strip()):
+        if screen.is_terminal and screen.is_talking and result.strip() and is_seen(result, seen):
             return
         screen.text(result if result.endswith("\n") else f"{result}\n")
     else:
         screen.text(json_text(result, indent=screen.is_terminal) + "\n")
+
+
+def is_seen(result: Any, seen: str) -> bool:
+    """Whether a result is the text that was seen last."""
+    return isinstance(result, str) and seen.rstrip().endswith(result.strip())
 
 
 def states_of(given: Sequence[str]) -> tuple[State, ...] | None:

@@ -1,4 +1,4 @@
-"""Steering: `message`, `answer`, `cancel`, `retry`, `fork`, `wait`."""
+"""Steering: `message`, `send`, `answer`, `cancel`, `retry`, `fork`, `wait`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import pairs, text_of, value_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
-from outrider.core.task import State, Task
+from outrider.core.task import TURN, State, Task
 
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
+    from outrider.runtime.handles import SessionHandle, TaskHandle
 
 
 async def message(arguments: Namespace, screen: Screen) -> int:
@@ -35,6 +36,40 @@ async def message(arguments: Namespace, screen: Screen) -> int:
             screen.line(sent.id)
         await hint_at_worker(runtime, task, screen)
     return OK
+
+
+async def send(arguments: Namespace, screen: Screen) -> int:
+    """Say something to a session's agent; with `--wait`, print its answer."""
+    from outrider.cli.starting import user_name
+
+    text = text_of("-") if arguments.text == ["-"] else " ".join(arguments.text)
+    async with open_runtime(arguments) as runtime:
+        session = await runtime.sessions.get(arguments.session)
+        before, seq = await session.turn(), (await session.record()).last_seq
+        turn = await session.send(text, steering=arguments.steering, sender=user_name())
+        await hint_at_worker(runtime, await runtime.tasks.get(turn.id), screen)
+        if arguments.wait:
+            from outrider.cli.following import Follower
+
+            if arguments.steering in ("after", "interrupt") and before is not None and before.id == turn.id:
+                turn = await _turn_after(runtime, session, turn, seq)
+            return await Follower(runtime, turn, screen, seq).run()
+        if screen.as_json:
+            screen.record(await turn.record())
+        else:
+            screen.line(turn.id)
+    return OK
+
+
+async def _turn_after(runtime: Runtime, session: SessionHandle, turn: TaskHandle, seq: int) -> TaskHandle:
+    """The turn that hears what was said for after this one; this one, if it fails, for then there is no other."""
+    async for event in session.events(after=seq):
+        if event.task is not None and event.task.kind == TURN:
+            if event.task_id == turn.id and event.task.state is State.FAILED:
+                break
+            if event.task.id != turn.id:
+                return await runtime.task(event.task.id)
+    return turn
 
 
 async def answer(arguments: Namespace, screen: Screen) -> int:
@@ -213,8 +248,15 @@ async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
 
 async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
     """Say so when nobody is there to go on with the task."""
+    if not screen.as_json and (hint := await missing_worker(runtime, task)) is not None:
+        screen.note(hint)
+
+
+async def missing_worker(runtime: Runtime, task: Task) -> str | None:
+    """What to say when nobody is there to go on with the task; None when somebody is, or it has ended."""
     from outrider.cli.workers import serves
     from outrider.runtime.doctor import start_one
 
-    if not screen.as_json and not task.is_terminal and not await serves(runtime, task.input.route):
-        screen.note(f"no worker for {task.input.route} is running here; {start_one(task.input.route)}")
+    if task.is_terminal or await serves(runtime, task.input.route):
+        return None
+    return f"no worker for {task.input.route} is running here; {start_one(task.input.route)}"

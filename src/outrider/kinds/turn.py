@@ -52,6 +52,8 @@ class Turn(Subagent):
         ears = _Ears(task, engine)
         answer = None
         while await ears.hear():
+            if answer is not None:  # the result is the last answer; those before it are in the output alone
+                ears.repeat(answer)
             outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
             ears.keep(outcome)
             answer = await self._answer(task, outcome)
@@ -73,6 +75,7 @@ class _Ears(AgentTranscript):
         self.done, self.used = done, Usage(**used)
         self.prompt: str = prompt
         """What the agent was told last."""
+        self._said = ""
 
     async def hear(self) -> bool:
         """Take what is in the inbox into the transcript; whether the agent has something to answer.
@@ -129,6 +132,18 @@ class _Ears(AgentTranscript):
         )
         await self._task.append(page)
         return text
+
+    def output(self, text: str) -> None:
+        """Show a piece of what the agent says."""
+        self._said = (self._said + text)[-self._task.services.settings.limits.result :]
+        super().output(text)
+
+    def repeat(self, answer: JSON) -> None:
+        """Show an answer that was not shown as it was given."""
+        text = answer if isinstance(answer, str) else encode(answer).decode()
+        if not self._said.rstrip().endswith(text.strip()):
+            super().output(f"{text}\n")
+        self._said = ""
 
     def restart(self) -> None:
         """What was said in a request that came to nothing is said again."""
