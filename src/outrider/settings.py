@@ -103,6 +103,8 @@ class WorkerSettings:
     """How long an approval is waited for before it counts as denied."""
     approval_nudge: float = 60.0
     """How long before that the session is reminded."""
+    approval_valid: float = 3600.0
+    """How long an approval holds for a call that has not been made: then it is asked for again."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
     delegation: DelegationLimits = DelegationLimits()

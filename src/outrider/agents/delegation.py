@@ -7,12 +7,14 @@ refusal is told to the model, which may try something else; it fails no task.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from outrider.agents.approval import Approvals
 from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
 from outrider.core.ledger import TaskFilter
@@ -33,6 +35,20 @@ STARTED = "started!"
 """The journal row that says that an agent has started something, which may live when it has answered."""
 
 STARTED_KINDS = ("subagent", "background_tool", "process")
+
+TOOLS = (
+    "spawn_agent",
+    "spawn_background",
+    "list_tasks",
+    "get_task",
+    "message_task",
+    "cancel_task",
+    "wait_task",
+    "report_result",
+    "report_progress",
+    "ask_parent",
+)
+"""The names of all of them."""
 
 ROWS = 50
 """How many tasks `list_tasks` shows."""
@@ -141,7 +157,11 @@ class Delegation:
     session: Session
     """The one that it runs in, and that owns what it starts."""
     agent: str | None
+    gated: bool | Sequence[str]
+    """The tools that need an approval of the agent's, whoever runs them; True for all."""
+    approvals: Approvals
     within: Callable[[str], TaskContext]
+    _door: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def tools(self) -> list[ToolSpec]:
         """The tools of an agent, those of a child among them if it is one."""
@@ -185,7 +205,12 @@ class Delegation:
                 raise ToolError(f"{error.code}: {error.message}") from None
 
         described = parameters.__doc__ or ""
-        return ToolSpec(name, described.strip(), parameters.model_json_schema(), call)
+        return ToolSpec(
+            name, described.strip(), parameters.model_json_schema(), call, requires_approval=self._is_gated(name)
+        )
+
+    def _is_gated(self, name: str) -> bool:
+        return self.gated if isinstance(self.gated, bool) else name in self.gated
 
     @property
     def _tasks(self) -> Tasks:
@@ -197,7 +222,9 @@ class Delegation:
         agent = given.agent or self.agent
         if agent is None:
             raise InvalidArguments("name the agent: you have no name by which to start another one like you")
-        spec = {"prompt": given.instructions, "agent": agent}
+        # One like itself is told all that it was told itself, whom to ask for what above all.
+        own = self.task.spec if agent == self.agent else {}
+        spec = {**own, "prompt": given.instructions, "agent": agent}
         bounds = TaskOptions(name=given.name, result_schema=given.result_schema, budget=given.budget)
         started = await self._start("subagent", spec, given, call_id, bounds)
         if given.mode == "background":
@@ -207,11 +234,28 @@ class Delegation:
     async def _spawn_background(self, given: SpawnBackground, call_id: str) -> JSON:
         if (given.tool is None) == (given.command is None):
             raise InvalidArguments("name a tool, or give a command")
-        if given.tool is not None:
-            kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
-        else:
+        if given.tool is None:
             kind, spec = "process", {"command": given.command}
+        else:
+            kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
         return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title)))
+
+    async def _approved(self, spec: JSONObject, call_id: str) -> JSONObject:
+        """The spec of a tool's task as a person allows it. Raises ToolError where nobody does.
+
+        A person who was asked about this very call has seen the tool and its arguments.
+        """
+        tool = self.task.services.registry.tool(spec["tool"])
+        if not (tool.requires_approval or self._is_gated(tool.name)) or self.approvals.was_asked(call_id):
+            return spec
+        decision = await self.approvals.decide(
+            tool.name, spec["arguments"], f"{call_id}!{tool.name}", within=self.within(call_id)
+        )
+        if not decision.granted:
+            raise ToolError(
+                f"{tool.name} was not started, the call was denied: {decision.reason or 'without a reason'}"
+            )
+        return spec if decision.arguments is None else tool_spec(tool.name, decision.arguments)
 
     async def _start(
         self,
@@ -223,8 +267,16 @@ class Delegation:
     ) -> TaskRecord:
         task = self.task
         key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
-        task.services.registry.executor(kind).check(spec)
-        await self._check_limits(kind, key)
+        executor = task.services.registry.executor(kind)
+        checked = executor.check(spec)
+        tree = await self._tree()
+        there = next((each for each in tree if each.input.idempotency_key == key), None)
+        if there is not None:  # this very call had started it before it was cut off
+            return TaskRecord.of(there)
+        await self._check_limits(kind, tree)
+        if kind == "background_tool":
+            spec = await self._approved(checked.spec, call_id)
+            executor.check(spec)
         if self._is_child:
             await task.write_own(STARTED, "spawn", b"true")
         options = evolve(
@@ -235,23 +287,28 @@ class Delegation:
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None
-        made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
+        async with self._door:  # a model may call for many at once
+            await self._check_limits(kind, await self._tree())
+            made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
 
-    async def _check_limits(self, kind: str, key: str) -> None:
-        """Raise LimitReached, unless this very call had started its task before it was cut off."""
+    async def _tree(self) -> list[Task]:
+        """The tasks of the tree, without its turns, of which a long conversation has any number."""
         limits, views = self.task.services.settings.delegation, self.task.services.views
         found: list[Task] = []
-        for each in STARTED_KINDS:  # not turns, of which a long conversation has any number
+        for each in STARTED_KINDS:
             tree = TaskFilter(root_session_id=self.session.root_session_id, kind=each, limit=limits.total + 1)
             found += await views.list_tasks(tree)
-        if any(each.input.idempotency_key == key for each in found):
-            return
+        return found
+
+    async def _check_limits(self, kind: str, tree: Sequence[Task]) -> None:
+        """Raise LimitReached where the tree may have no further task."""
+        limits = self.task.services.settings.delegation
         if kind == "subagent" and (depth := await self._depth()) >= limits.depth:
             raise LimitReached(f"agents may be {limits.depth} deep below the first, and you are {depth} deep")
-        live = sum(not each.is_terminal for each in found) - self._is_child
-        if len(found) >= limits.total:
-            raise LimitReached(f"the tree has had {len(found)} tasks, and may have {limits.total} in all")
+        live = sum(not each.is_terminal for each in tree) - self._is_child
+        if len(tree) >= limits.total:
+            raise LimitReached(f"the tree has had {len(tree)} tasks, and may have {limits.total} in all")
         if live >= limits.live:
             raise LimitReached(f"{live} tasks of the tree live, and no more may at once; wait for some, or cancel them")
 

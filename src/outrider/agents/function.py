@@ -187,7 +187,12 @@ class AgentContext:
     async def approve(self, what: str, arguments: JSONObject | None = None, /, *, id: str | None = None) -> Approval:
         """Ask a person to approve something, parked meanwhile. No person, no approval. Tools ask by themselves."""
         with self._at(f"approve/{id or what}") as key:
-            return await self._run.approve(what, arguments or {}, key)
+            decision = await self._run.approve(what, arguments or {}, key)
+
+            async def taken() -> JSON:
+                return jsonable(decision)
+
+            return Approval(**cast("dict[str, Any]", await self._run.step(key, taken)))
 
     @overload
     async def ask(

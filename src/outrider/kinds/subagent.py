@@ -9,10 +9,12 @@ that transaction forgets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from outrider.agents.approval import Approvals
 from outrider.agents.calls import Calls
+from outrider.agents.delegation import TOOLS as DELEGATION_TOOLS
 from outrider.agents.delegation import Delegation, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
@@ -112,11 +114,11 @@ class Subagent:
         tools = self._tool_names(spec, agent)
         for name in tools:
             self._registry.tool(name)
-        gated = _gated(spec, agent)
+        gated, within_reach = _gated(spec, agent), [*tools, *self._spawnable(agent)]
         if not isinstance(gated, bool) and (agent is None or agent.agent is None):
             for name in gated:
-                if name not in tools:
-                    raise UnknownName.of("tool", name, tools)
+                if name not in within_reach:
+                    raise UnknownName.of("tool", name, within_reach)
         if agent is None and not spec.get("model"):
             raise InvalidArguments("a subagent's spec needs a model or a registered agent")
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
@@ -171,7 +173,7 @@ class Subagent:
         """Have the engine go on where the transcript ends, again and elsewhere where a model fails it."""
         agent, patience = self._agent(task.spec), Patience(task)
         await patience.resume()
-        delegation = await self._delegation(task, agent, run.session_id)
+        delegation = await self._delegation(task, agent, run)
         while True:
             rows = await task.services.views.transcript(run.session_id)
             transcript = tuple(decode(row.message) for row in rows)
@@ -204,18 +206,21 @@ class Subagent:
                     raise
             run.restart()
 
-    async def _delegation(self, task: TaskContext, agent: RegisteredAgent | None, session_id: str) -> list[ToolSpec]:
+    async def _delegation(
+        self, task: TaskContext, agent: RegisteredAgent | None, run: AgentTranscript
+    ) -> list[ToolSpec]:
         """The tools by which the agent hands work off, if it does, and speaks to whoever handed it its own."""
         is_child = "tool_call_id" in task.origin
         if not is_child and (agent is None or not agent.delegates):
             return []
-        session = await task.services.views.session(session_id)
+        session = await task.services.views.session(run.session_id)
         assert session is not None, "a task's session cannot be gone"
 
         def within(call_id: str) -> TaskContext:
             return task.within(Scope(f"{OPEN}{call_id}!"))
 
-        delegation = Delegation(task, session, None if agent is None else agent.name, within)
+        name, gated = None if agent is None else agent.name, _gated(task.spec, agent)
+        delegation = Delegation(task, session, name, gated, run.approvals, within)
         return delegation.tools() if agent is not None and agent.delegates else delegation.tools_of_child()
 
     def _brief(
@@ -248,6 +253,7 @@ class Subagent:
             model_settings={**given.model_settings, **spec.get("model_settings", {})},
             tools=tools,
             require_approval=gated,
+            spawnable=self._spawnable(agent),
             max_iterations=spec.get("max_iterations") or given.max_iterations or task.services.settings.iterations,
             result_schema=task.result_schema,
             transcript=transcript,
@@ -270,6 +276,10 @@ class Subagent:
         if not isinstance(agent, RegisteredAgent):
             raise UnknownName.of("agent", str(name), self._registry.agents)
         return agent
+
+    def _spawnable(self, agent: RegisteredAgent | None) -> Sequence[str]:
+        """What an agent that hands work off may have done beside its own tools: by these, or by a tool of the app."""
+        return [*DELEGATION_TOOLS, *self._registry.tools] if agent is not None and agent.delegates else []
 
     @staticmethod
     def _tool_names(spec: JSONObject, agent: RegisteredAgent | None) -> list[str]:
@@ -369,6 +379,7 @@ class AgentTranscript:
         """How many iterations of the task are of what it was asked before."""
         self.used = Usage()
         """What those used."""
+        self.approvals = Approvals(task, OPEN)
         self._calls = Calls(task)
 
     @property
@@ -465,12 +476,7 @@ class AgentTranscript:
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        prompt = f"The agent wants to call {tool}. Approve?"
-        details = {"tool": tool, "arguments": arguments, "call_id": call_id}
-        answer = await self._task.ask_for_approval(f"{OPEN}{call_id}!approve", prompt, details)
-        if isinstance(answer, Mapping):
-            return Approval(answer["approved"] is True, answer.get("reason"), answer.get("arguments"))
-        return Approval(answer is True, None if answer is True else "it was not approved")
+        return await self.approvals.decide(tool, arguments, call_id)
 
     async def ask(
         self,

@@ -379,16 +379,17 @@ class TaskContext:
             return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
 
     @_verb
-    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> JSON:
+    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> InputRequest | None:
         """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
 
-        The answer is a boolean, or an object of `approved` and any of `reason` and `arguments`.
+        Returns the closed request, whose answer is a boolean, or an object of `approved` and any of `reason` and
+        `arguments`; None where nobody is there to ask.
         """
         if self._attempt.record.input.headless:
-            return {"approved": False, "reason": "nobody is there to approve it"}
+            return None
         with self._open():
             position = self._attempt.journal.own(key, "ask")
-            return await self._ask_at(
+            return await self._request_at(
                 position.name,
                 position.ordinal,
                 prompt,
@@ -427,7 +428,10 @@ class TaskContext:
                 details=details,
             )
 
-    async def _ask_at(
+    async def _ask_at(self, position: str, ordinal: int, prompt: str, **how: Any) -> JSON:
+        return (await self._request_at(position, ordinal, prompt, **how)).answer
+
+    async def _request_at(
         self,
         position: str,
         ordinal: int,
@@ -441,7 +445,8 @@ class TaskContext:
         remind_every: Length | None = None,
         remind_before: Length | None = None,
         details: JSON = None,
-    ) -> JSON:
+    ) -> InputRequest:
+        """The closed request at a position, asked if it was not, waited for while it is open."""
         entry = self._attempt.journal.at(position)
         if entry is None:
             request = self._new_request(
@@ -465,7 +470,7 @@ class TaskContext:
             raise Superseded(self.id, self.attempt)
         if closed.status == "expired" and closed.on_expiry == "fail":  # the task is told to stop; say why meanwhile
             raise Failure(f"nobody answered in time: {closed.prompt}", kind="input_expired")
-        return closed.answer
+        return closed
 
     def _new_request(
         self,

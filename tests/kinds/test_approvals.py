@@ -1,0 +1,194 @@
+"""Approvals of what agents do: whom they bind to what, how long they hold, and that nothing leads around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from outrider import Outrider, Runtime, SessionHandle, WorkerSettings
+from outrider.agents import scripted
+from outrider.agents.scripted import Call, Reply, Turn
+from outrider.core.task import InputRequest, Task
+
+pytestmark = pytest.mark.anyio
+
+Script = Callable[[Turn], Reply]
+
+
+class Office:
+    """An app with a tool that asks before it pays, and agents that play scripts."""
+
+    def __init__(self) -> None:
+        self.app = Outrider(WorkerSettings(park_grace=0.0))
+        self.paid: list[int] = []
+        self.said: list[Any] = []
+
+        @self.app.tool(requires_approval=True)
+        async def pay(cents: int) -> str:
+            """Pay."""
+            self.paid.append(cents)
+            return f"paid {cents}"
+
+        @self.app.tool
+        async def look(at: str) -> str:
+            """Look."""
+            return at
+
+    def agent(self, name: str, *replies: Reply, **more: Any) -> None:
+        def play(turn: Turn) -> Reply:
+            self.said.extend(result.content for result in turn.results)
+            return replies[min(turn.number, len(replies)) - 1]
+
+        scripted.register(name, play)
+        self.app.agent(name, model=f"scripted:{name}", **{"delegates": True, **more})
+
+    @asynccontextmanager
+    async def open(self, agent: str | None = "clerk") -> AsyncIterator[tuple[Runtime, SessionHandle]]:
+        async with self.app.open("memory://") as runtime:
+            yield runtime, await runtime.sessions.create(agent=agent)
+
+
+@pytest.fixture
+def office() -> Office:
+    return Office()
+
+
+def calls(tool: str, /, **arguments: Any) -> Reply:
+    return Reply(calls=(Call(tool, arguments),))
+
+
+def spawns(tool: str, /, **arguments: Any) -> Reply:
+    return calls("spawn_background", tool=tool, arguments=arguments)
+
+
+async def asked(runtime: Runtime, task_id: str, count: int = 1) -> tuple[InputRequest, ...]:
+    """The questions that a task has open, once there are so many and nobody holds it."""
+    async with asyncio.timeout(10):
+        while True:
+            task: Task = await runtime.tasks.get(task_id)
+            if len(task.core.requests) == count and not task.core.is_held:
+                return task.core.requests
+            await asyncio.sleep(0.005)
+
+
+async def below(runtime: Runtime, task_id: str) -> list[Any]:
+    """The children of a task, once it has some."""
+    async with asyncio.timeout(10):
+        while True:
+            if children := await runtime.tasks.list(parent_task_id=task_id):
+                return children
+            await asyncio.sleep(0.005)
+
+
+async def background(session: SessionHandle) -> list[Any]:
+    return [task for task in await session.tasks() if task.kind == "background_tool"]
+
+
+async def test_a_tool_that_needs_an_approval_asks_before_it_detaches_and_runs_as_the_approver_has_it(office):
+    office.agent("clerk", spawns("pay", cents=900), Reply("started"))
+    async with office.open() as (runtime, session):
+        turn = await session.send("pay")
+        (request,) = await asked(runtime, turn.id)
+        assert request.kind == "approval"
+        assert (request.details["tool"], request.details["arguments"]) == ("pay", {"cents": 900})
+        assert await background(session) == []
+        await turn.answer({"approved": True, "arguments": {"cents": 9}}, by="ada")
+        assert await turn.result(timeout=10) == "started"
+        (task,) = await background(session)
+        assert await (await runtime.task(task.id)).result(timeout=10) == "paid 9"
+        assert office.paid == [9]
+        (closed,) = await turn.requests()
+        assert (closed.answered_by, closed.closed_at is not None) == ("ada", True)
+
+
+async def test_a_denied_start_is_told_to_the_model_and_makes_no_task(office):
+    office.agent("clerk", spawns("pay", cents=900), Reply("all right"))
+    async with office.open() as (runtime, session):
+        turn = await session.send("pay")
+        await asked(runtime, turn.id)
+        await turn.answer({"approved": False, "reason": "too much"})
+        assert await turn.result(timeout=10) == "all right"
+        assert office.said == ["pay was not started, the call was denied: too much"]
+        assert await background(session) == []
+
+
+async def test_what_an_agent_must_ask_for_it_cannot_have_done_unasked_in_the_background(office):
+    office.agent("clerk", spawns("look", at="till"), Reply("done"), tools=["look"], require_approval=["look"])
+    async with office.open() as (runtime, session):
+        turn = await session.send("look")
+        (request,) = await asked(runtime, turn.id)
+        assert request.details["tool"] == "look"
+        await turn.answer(False)
+        await turn.result(timeout=10)
+        assert await background(session) == []
+
+
+async def test_a_tool_that_an_agent_only_starts_can_be_named_and_starting_itself_can(office):
+    """A person who was asked about the call that starts a tool is not asked about the tool again."""
+    office.agent(
+        "clerk", spawns("look", at="till"), spawns("pay", cents=5), Reply("done"), require_approval=["spawn_background"]
+    )
+    office.agent("other", spawns("look", at="till"), Reply("done"), require_approval=["look"])
+    async with office.open() as (runtime, session):
+        turn = await session.send("look")
+        for _ in "ab":
+            (request,) = await asked(runtime, turn.id)
+            assert request.details["tool"] == "spawn_background"
+            await turn.answer(True)
+        assert await turn.result(timeout=10) == "done"
+        assert len(await background(session)) == 2
+        other = await (await runtime.sessions.create(agent="other")).send("look")
+        (request,) = await asked(runtime, other.id)
+        assert request.details["tool"] == "look"
+
+
+async def test_an_agent_like_itself_has_to_ask_for_what_the_task_has_to(office):
+    office.agent("clerk", Reply(""))
+
+    def play(turn: Turn) -> Reply:
+        if turn.prompt == "go":
+            return calls("spawn_agent", instructions="look") if turn.number == 1 else Reply("started")
+        return calls("look", at="till") if turn.number == 1 else Reply("looked")
+
+    scripted.register("clerk", play)
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("go", agent="clerk", tools=["look"], require_approval=["look"])
+        (child,) = await below(runtime, task.id)
+        (request,) = await asked(runtime, child.id)
+        assert request.details["tool"] == "look"
+        await runtime.tasks.answer(child.id, True)
+        assert await task.result(timeout=10) == "started"
+
+
+async def test_several_approvals_pend_at_once_and_each_is_answered_by_itself(office):
+    both = tuple(Call("spawn_background", {"tool": "pay", "arguments": {"cents": n}}) for n in (1, 2))
+    office.agent("clerk", Reply(calls=both), Reply("done"))
+    async with office.open() as (runtime, session):
+        turn = await session.send("pay")
+        requests = await asked(runtime, turn.id, 2)
+        by_cents = {each.details["arguments"]["cents"]: each.id for each in requests}
+        await turn.answer(False, request_id=by_cents[1])
+        await turn.answer(True, request_id=by_cents[2])
+        await turn.result(timeout=10)
+        (task,) = await background(session)
+        assert task.spec["arguments"] == {"cents": 2}
+
+
+async def test_an_approval_that_has_grown_old_before_the_call_was_made_is_asked_for_again(office):
+    office.app.settings = replace(office.app.settings, approval_valid=0.0)
+    office.agent("clerk", calls("pay", cents=3), Reply("done"), tools=["pay"])
+    async with office.open() as (runtime, session):
+        turn = await session.send("pay")
+        await asked(runtime, turn.id)
+        await turn.answer(True)
+        await asked(runtime, turn.id)
+        assert [each.status for each in await turn.requests()] == ["answered", "pending"]
+        assert office.paid == []
+        await turn.answer(False)  # a denial grows not old
+        await turn.result(timeout=10)
+        assert office.paid == []
