@@ -40,6 +40,8 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    foreground_wait: float = 300.0
+    """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from outrider.agents.engine import is_said
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy
-from outrider.core.events import CancelRequested
+from outrider.core.events import CancelRequested, Reprioritized, Rung
 from outrider.core.machine import apply
 from outrider.runtime.codec import decode
 
@@ -217,7 +217,7 @@ async def test_the_end_of_a_background_task_wakes_the_session_s_agent(stage: Sta
 
 async def test_a_wake_that_was_decided_before_a_turn_and_written_after_it_is_heard(stage: Stage):
     async with stage.open() as (runtime, session):
-        task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal", delay=3600))
+        task = await session.spawn("think", options=TaskOptions(wake="on_terminal", delay=3600))
         services = runtime.services
         late = apply(await runtime.tasks.get(task.id), CancelRequested(), services.clock.now())
         assert await (await session.send("hello")).result() == "You said hello."
@@ -238,7 +238,7 @@ async def test_nobody_can_speak_as_a_task(stage: Stage):
 async def test_a_wake_of_a_session_without_an_agent_stays_in_its_inbox(stage: Stage):
     async with stage.open() as (runtime, _):
         session = await runtime.sessions.create()
-        task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal"))
+        task = await session.spawn("think", options=TaskOptions(wake="on_terminal"))
         await task.result()
         assert [entry.task_id for entry in await session.inbox()] == [task.id]
         with pytest.raises(IllegalMove):
@@ -307,3 +307,19 @@ async def test_a_function_and_a_graph_take_turns_too_and_remember_as_they_can(st
             assert await (await plain.send(word)).result() == f"{word}, after {number}"
         assert await (await drawn.send("one")).result() == "ONE"
         assert await (await drawn.send("two")).result() == "ONE ONE TWO"
+
+
+async def test_a_ring_that_lost_a_race_is_not_settled_by_what_won_it():
+    """What the winner made of the record has the very version that the ring would have given it."""
+    async with Stage("memory://").app.open("memory://", worker=False) as runtime:
+        session = await runtime.sessions.create(agent="echo")
+        turn = await session.send("hello")
+        lifecycle, before = runtime.services.lifecycle, await runtime.tasks.get(turn.id)
+        ended = (await session.spawn("think", options=TaskOptions(wake="on_terminal"))).id
+        await runtime.tasks.cancel(ended)
+        (ring,) = await runtime.services.views.follow_ups(10)
+        await lifecycle.move(before, Reprioritized(5))
+        await lifecycle.settle(before, apply(before, Rung(session.id), lifecycle.now()), [ring.id])
+        assert await runtime.services.views.follow_ups(10) == [ring]
+        await lifecycle.apply_follow_ups()
+        assert (await runtime.tasks.get(turn.id)).core.rung == 1

@@ -1740,13 +1740,13 @@ class Turns(Contract):
         assert await scene.pending() == [("session_b", Rung("session_b"))]
         assert await scene.told("session_b") == [("task_1", "terminal")]
 
-    async def test_nothing_rings_where_no_agent_takes_turns(self, scene: Scene):
+    async def test_nothing_rings_where_no_agent_is(self, scene: Scene):
         await self.listener(scene, "session_child", parent_task_id="task_0", parent_session_id=SESSION)
         for id, session in (("task_1", SESSION), ("task_2", "session_child")):
             await scene.running(id, session, wake_policy="on_terminal")
             await scene.succeed(id)
             assert await scene.told(session) == [(id, "terminal")]
-        assert await scene.pending() == []
+        assert await scene.pending() == [("session_child", Rung("session_child"))]
 
     async def test_a_turn_drives_its_session_from_its_creation_on_and_is_followed_by_one(self, scene: Scene):
         await self.listener(scene)
@@ -2484,6 +2484,7 @@ class StoreContract(
     Rates,
     Pauses,
     Meters,
+    Turns,
     Places,
     Logs,
     Inboxes,

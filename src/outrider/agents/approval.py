@@ -17,16 +17,18 @@ from outrider.runtime.clock import span
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 
+OPEN = "agent!"
+"""Prefix of the journal rows of an agent's open iteration."""
+
 NOBODY = "nobody is there to approve it"
 LATE = "nobody answered in time"
 
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
-    """The decisions on the tool calls of one attempt. `prefix` begins the journal positions of the open iteration."""
+    """The decisions on the tool calls of one attempt."""
 
     task: TaskContext
-    prefix: str
 
     async def decide(
         self, tool: str, arguments: JSONObject, call_id: str, *, within: TaskContext | None = None
@@ -39,7 +41,7 @@ class Approvals:
         has_run, asked = self._has_run(call_id), 0
         while True:
             asked += 1
-            key = f"{self.prefix}{call_id}!approve" + (f"#{asked}" if asked > 1 else "")
+            key = f"{OPEN}{call_id}!approve" + (f"#{asked}" if asked > 1 else "")
             if has_run and task.journal.at(key) is None:
                 return Approval(True)
             details = {"tool": tool, "arguments": exact, "call_id": call_id}
@@ -51,13 +53,13 @@ class Approvals:
 
     def was_asked(self, call_id: str) -> bool:
         """Whether somebody was asked about that very call in the open iteration."""
-        return self.task.journal.at(f"{self.prefix}{call_id}!approve") is not None
+        return self.task.journal.at(f"{OPEN}{call_id}!approve") is not None
 
     def _has_run(self, call_id: str) -> bool:
         """Whether the step of a call, whose key ends with its id, is journaled: done, or begun where it runs once."""
         key = re.compile(rf"(.*/)?{re.escape(call_id)}(#\d+)?")
-        rows = self.task.journal.under(self.prefix)
-        return any(row.verb == "step" and key.fullmatch(row.position.removeprefix(self.prefix)) for row in rows)
+        rows = self.task.journal.under(OPEN)
+        return any(row.verb == "step" and key.fullmatch(row.position.removeprefix(OPEN)) for row in rows)
 
     def _holds(self, request: InputRequest, tool: str, arguments: JSONObject) -> bool:
         """Whether a decision is about this call, and, if it allows it, no older than decisions may be."""

@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from outrider.agents.approval import Approvals
-from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
+from outrider.agents.approval import OPEN, Approvals
+from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
+from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
 from outrider.core.ledger import TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import TURN, State, Task
+from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext, tool_spec
@@ -33,6 +34,9 @@ REPORTED = "reported!"
 """The journal row of what a child reported as its result."""
 STARTED = "started!"
 """The journal row that says that an agent has started something, which may live when it has answered."""
+
+ENDED = "ended!"
+"""Prefix of the journal rows, in the open iteration, that name tasks of which the agent has heard how they ended."""
 
 STARTED_KINDS = ("subagent", "background_tool", "process")
 
@@ -75,7 +79,11 @@ class SpawnAgent(_Parameters):
     mode: Literal["background", "foreground"] = "background"
     lifetime: Literal["linked", "detached"] = Field("linked", description="Linked: it is stopped when you are.")
     wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
+    on_open_children: Literal["wait", "cancel", "detach"] = Field(
+        "wait", description="When it has answered, and what it started lives: wait for that, cancel it, or leave it."
+    )
     result_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that its result has to fit.")
+    message_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that messages to it have to fit.")
     budget: dict[str, Any] | None = Field(None, description="Any of tokens, cost, requests, iterations, seconds.")
 
 
@@ -121,11 +129,12 @@ class CancelTask(_Parameters):
 
 
 class WaitTask(_Parameters):
-    """Wait until tasks have ended, one of them, or all. While you wait you do nothing else."""
+    """Wait until tasks have ended, one of them, or all, or one asks something. While you wait you do nothing else."""
 
     task_ids: list[str] = Field(min_length=1)
     any: bool = Field(False, description="One is enough.")
-    timeout: float = Field(300.0, gt=0, description="Seconds.")
+    on_question: bool = Field(True, description="Also until one asks something. False: others will answer that.")
+    timeout: float | None = Field(None, gt=0, description="Seconds; a few minutes when left out.")
 
 
 class ReportResult(_Parameters):
@@ -225,11 +234,20 @@ class Delegation:
         # One like itself is told all that it was told itself, whom to ask for what above all.
         own = self.task.spec if agent == self.agent else {}
         spec = {**own, "prompt": given.instructions, "agent": agent}
-        bounds = TaskOptions(name=given.name, result_schema=given.result_schema, budget=given.budget)
-        started = await self._start("subagent", spec, given, call_id, bounds)
+        options = TaskOptions(
+            name=given.name,
+            # It may outlast the wait, and would then end unheard.
+            wake="on_terminal" if given.mode == "foreground" and given.wake == "silent" else given.wake,
+            on_open_children=given.on_open_children,
+            result_schema=given.result_schema,
+            message_schema=given.message_schema,
+            budget=given.budget,
+        )
+        started = await self._start("subagent", spec, given, call_id, options)
         if given.mode == "background":
             return _told(started)
-        return await self._wait([started.id], call_id, every=True, timeout=300.0)
+        told = await self._wait([started.id], call_id, every=True)
+        return {**told, "note": "it goes on in the background"} if told["timed_out"] else told
 
     async def _spawn_background(self, given: SpawnBackground, call_id: str) -> JSON:
         if (given.tool is None) == (given.command is None):
@@ -238,7 +256,7 @@ class Delegation:
             kind, spec = "process", {"command": given.command}
         else:
             kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
-        return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title)))
+        return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title, wake=given.wake)))
 
     async def _approved(self, spec: JSONObject, call_id: str) -> JSONObject:
         """The spec of a tool's task as a person allows it. Raises ToolError where nobody does.
@@ -282,7 +300,6 @@ class Delegation:
         options = evolve(
             options,
             idempotency_key=key,
-            wake=given.wake,
             detached=given.lifetime == "detached",
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
@@ -346,26 +363,46 @@ class Delegation:
                 break
             text += row.text
             following = row.offset + len(row.text.encode())
-        asked = [
-            {"id": request.id, "kind": request.kind, "prompt": request.prompt, "expected": request.expected}
-            for request in record.input_requests
-        ]
         thread = [{"id": each.id, "direction": each.direction, "parts": list(each.parts)} for each in messages]
-        told = {**_told(record), "asks": asked, "messages": thread, "output": text, "output_next": following}
+        told = {**_told(record), "asks": _asks(record), "messages": thread, "output": text, "output_next": following}
         if record.state is State.SUCCEEDED:
             told["result"] = await self._result(record)
         return told
 
     async def _message_task(self, given: MessageTask, _: str) -> JSON:
         record = await self._find(given.task_id)
-        if given.in_reply_to is not None and any(each.id == given.in_reply_to for each in record.input_requests):
+        asked = given.in_reply_to
+        request = None if asked is None else await self.task.services.views.request(asked)
+        if request is not None and request.kind != "question":
+            raise ToolError(f"{request.id} asks for an {request.kind}, which is for a person to give")
+        if request is not None:
             answered = await self._tasks.answer(
-                record.id, given.message, request_id=given.in_reply_to, by=ANSWERED_BY, via=self.task.id
+                record.id, given.message, request_id=request.id, by=ANSWERED_BY, via=self.task.id
             )
-            return {"recorded": "answer", "task": _told(answered)}
-        content = given.message if isinstance(given.message, str | dict) else {"value": given.message}
+            return {"recorded": "answer", "delivered": "yes", "task": _told(answered)}
+        content = given.message if isinstance(given.message, str) else {"type": "data", "data": given.message}
+        before = await self._tasks.get(record.id)
         sent = await self._tasks.message(record.id, content, sender=self.task.id, in_reply_to=given.in_reply_to)
-        return {"recorded": "message", "message_id": sent.id, "delivered": "it reads it when it looks for messages"}
+        delivered, why = self._delivery(before)
+        return {"recorded": "message", "message_id": sent.id, "delivered": delivered, "why": why}
+
+    def _delivery(self, task: Task) -> tuple[str, str]:
+        """What becomes of a message to a task that stood so: whether it was delivered, and why."""
+        core, kind = task.core, task.input.kind
+        if any(isinstance(wait, WaitForMessage) for wait in core.waits):
+            return "yes", "it was waiting for a message, and goes on with this one"
+        if kind == "process":
+            return "no", "a command reads no messages"
+        if core.returned:
+            return "no", "it has answered, and waits only for what it started"
+        if kind != "subagent":
+            return "later", "when it looks for messages, if it does"
+        agent = self.task.services.registry.agents.get(str(task.spec.get("agent")))
+        if isinstance(agent, RegisteredAgent) and agent.engine != DEFAULT_ENGINE:
+            return "no", "it is an agent that looks at no messages"
+        if core.requests:
+            return "later", f"it waits for an answer; give in_reply_to={core.requests[0].id} to answer it"
+        return "later", "with its next model call, unless it answers before"
 
     async def _cancel_task(self, given: CancelTask, _: str) -> JSON:
         record = await self._find(given.task_id)
@@ -374,19 +411,27 @@ class Delegation:
 
     async def _wait_task(self, given: WaitTask, call_id: str) -> JSON:
         ids = [(await self._find(each)).id for each in given.task_ids]
-        return await self._wait(ids, call_id, every=not given.any, timeout=given.timeout)
+        return await self._wait(ids, call_id, every=not given.any, on_question=given.on_question, timeout=given.timeout)
 
-    async def _wait(self, ids: list[str], call_id: str, *, every: bool, timeout: float) -> JSON:
-        records = await self.within(call_id).wait_for(ids, any=not every, timeout=timeout)
+    async def _wait(
+        self, ids: list[str], call_id: str, *, every: bool, on_question: bool = True, timeout: float | None = None
+    ) -> dict[str, JSON]:
+        timeout = timeout or self.task.services.settings.delegation.foreground_wait
+        records = await self.within(call_id).attend(ids, any=not every, timeout=timeout, on_question=on_question)
         ended = [record for record in records if record.is_terminal]
-        is_over = len(ended) == len(records) or (not every and bool(ended))
+        asks = on_question and any(record.input_requests for record in records)
         tasks = []
         for record in records:
             told = _told(record)
+            if record.is_terminal:
+                await self.task.write_own(f"{OPEN}{ENDED}{record.id}", "ended", b"true")
             if record.state is State.SUCCEEDED:
                 told["result"] = await self._result(record)
+            if record.input_requests:
+                told["asks"] = _asks(record)
             tasks.append(told)
-        return {"tasks": tasks, "timed_out": not is_over}
+        is_over = len(ended) == len(records) or (not every and bool(ended))
+        return {"tasks": tasks, "timed_out": not (is_over or asks)}
 
     async def _find(self, task_id: str) -> TaskRecord:
         """A task of the own tree. Raises NotFound, for those of others too."""
@@ -429,6 +474,21 @@ def reported(task: TaskContext) -> tuple[JSON] | None:
     """The result that a child reported, None if it has not."""
     row = task.journal.at(REPORTED)
     return None if row is None else (decode(row.value or b"[null,null]")[1],)
+
+
+def has_heard_end(task: TaskContext, task_id: str | None = None) -> bool:
+    """Whether the agent has heard in its open iteration, by waiting, how a task has ended: that one, or any."""
+    if task_id is None:
+        return bool(task.journal.under(OPEN + ENDED))
+    return task.journal.at(f"{OPEN}{ENDED}{task_id}") is not None
+
+
+def _asks(record: TaskRecord) -> list[JSON]:
+    """What a task asks now."""
+    return [
+        {"id": request.id, "kind": request.kind, "prompt": request.prompt, "expected": request.expected}
+        for request in record.input_requests
+    ]
 
 
 def _told(record: TaskRecord) -> dict[str, JSON]:

@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from outrider.agents.approval import Approvals
+from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.calls import Calls
 from outrider.agents.delegation import TOOLS as DELEGATION_TOOLS
-from outrider.agents.delegation import Delegation, reported
+from outrider.agents.delegation import Delegation, has_heard_end, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
     AgentBrief,
@@ -39,17 +39,19 @@ from outrider.agents.patience import Patience
 from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
-from outrider.core.ledger import Page
+from outrider.core.ledger import InboxRow, Page
 from outrider.core.session import NewSession
 from outrider.core.task import Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
+from outrider.kinds.hearing import said, told
 from outrider.runtime.attempt import Scope, cut, shorten
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
 from outrider.runtime.registry import CheckedSpec, Registry, Tool
 from outrider.runtime.schemas import mismatch
+from outrider.runtime.turns import LOOK
 
 KIND = "subagent"
 FIELDS = frozenset(
@@ -64,13 +66,13 @@ FIELDS = frozenset(
         "require_approval",
     }
 )
-OPEN = "agent!"
-"""Prefix of the journal rows of the open iteration."""
 ASKED = "!ask"
 """After the key of a question, which has a row of its own beside a step of that key."""
 OUTCOME = "outcome!"
 ITERATION = "iteration!"
 SESSION = "session!"
+MESSAGES = "messages!"
+"""The journal row that says how many messages the agent has been told, and which was the last."""
 
 
 class Subagent:
@@ -379,7 +381,11 @@ class AgentTranscript:
         """How many iterations of the task are of what it was asked before."""
         self.used = Usage()
         """What those used."""
-        self.approvals = Approvals(task, OPEN)
+        self.approvals = Approvals(task)
+        self._taken: list[InboxRow] = []
+        self._heard: tuple[int, str | None] | None = None
+        """How many messages are told with the iteration about to be appended, and the last of them."""
+        self._seen = -1
         self._calls = Calls(task)
 
     @property
@@ -405,7 +411,8 @@ class AgentTranscript:
         }
 
     def restart(self) -> None:
-        """The engine goes on anew from where the transcript ends, as if in another attempt."""
+        """The engine goes on anew from where the transcript ends: what was said in vain is said again."""
+        self._taken, self._heard, self._seen = [], None, -1
 
     async def reserve(self, call: ModelCall) -> Permit:
         """Have a model request allowed."""
@@ -432,6 +439,8 @@ class AgentTranscript:
         if iteration.outcome is not None:
             outcome = self.outcome_row(iteration.outcome.to_json())
             steps.append(self._row(OUTCOME, "outcome", now, encode(outcome)))
+        if self._heard is not None:
+            steps.append(self._row(MESSAGES, "messages", now, encode(self._heard)))
         page = Page(
             session_id=self._session_id,
             task_id=task.id,
@@ -442,17 +451,46 @@ class AgentTranscript:
             at=now,
             forget=forgotten,
             steps=tuple(steps),
-            takes=self.takes(),
+            takes=tuple((row.task_id, row.seq) for row in self._taken),
         )
         await self._write(page)
+        self._taken, self._heard = [], None
 
     async def news(self) -> str | None:
-        """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""
-        return None
+        """Return what came in since, to be told with the next request; it is taken with the iteration that says it.
 
-    def takes(self) -> tuple[tuple[str, int], ...]:
-        """What of the inbox the iteration about to be appended tells of."""
-        return ()
+        How a task has ended is not told to an agent that waited for that and was.
+        """
+        rows = await self.look()
+        self._taken.extend(rows)
+        words = [told(row) for row in rows if not self.is_known(row)]
+        words.extend(await self._messages())
+        return "\n\n".join(words) if words else None
+
+    async def look(self) -> Sequence[InboxRow]:
+        """Return what came into the inbox since. One that is the agent's own is looked into where something may be."""
+        task, seen = self._task, self._task.rung
+        if seen == self._seen and not has_heard_end(task):
+            return ()
+        self._seen = seen
+        rows = await task.services.views.inbox(self._session_id, limit=LOOK)
+        taken = {(row.task_id, row.seq) for row in self._taken}
+        return [row for row in rows if (row.task_id, row.seq) not in taken]
+
+    def is_known(self, row: InboxRow) -> bool:
+        """Whether the agent has heard it by waiting for it."""
+        return row.reason == "terminal" and has_heard_end(self._task, row.task_id)
+
+    async def _messages(self) -> list[str]:
+        """What was sent to the task since: a turn is sent nothing, its session is."""
+        row = self._task.journal.at(MESSAGES)
+        count, last = self._heard or ((0, None) if row is None else decode(row.value or b"[0,null]"))
+        if self._task.messages_sent <= count:
+            return []
+        found = await self._task.services.views.messages(self._task.id, direction="inbound", after=last)
+        if found:
+            self._heard = count + len(found), found[-1].id
+        return [said(message.parts) for message in found]
 
     def finished(self) -> AgentOutcome | None:
         """How the agent ended, if it has."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from outrider.agents.approval import OPEN
 from outrider.agents.engine import AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
+from outrider.core.events import Step
 from outrider.core.ledger import InboxRow, Page
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
-from outrider.kinds.subagent import OPEN, OUTCOME, AgentTranscript, Subagent
+from outrider.kinds.hearing import told
+from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 from outrider.runtime.registry import CheckedSpec
@@ -24,8 +27,6 @@ from outrider.runtime.turns import LOOK
 KIND = TURN
 HEARD = "heard!"
 """The journal row that says what the agent was told last, and how often it has been told something by then."""
-
-WAKE = "task_wake"
 
 
 class Turn(Subagent):
@@ -66,7 +67,6 @@ class _Ears(AgentTranscript):
     def __init__(self, task: TaskContext, engine: Engine) -> None:
         super().__init__(task, task.session_id)
         self._engine = engine
-        self._taken: list[InboxRow] = []
         row = task.journal.at(HEARD)
         times, prompt, done, used = (0, "", 0, {}) if row is None else decode(row.value or b"[]")
         self._times: int = times
@@ -83,42 +83,40 @@ class _Ears(AgentTranscript):
         if self._times > self._answered():
             return True
         rows = await self._look(first=self._times == 0)
+        known = [row for row in rows if self.is_known(row)]
+        rows = [row for row in rows if row not in known]
         if not rows:
+            if known:
+                await self._write(self._page((), known, ()))
             return False
         self._times += 1
         self.prompt = "\n\n".join(map(told, rows))
         now = self._task.services.clock.now()
         self.done, self.used = self._task.live.iterations, self._task.live.usage
         heard = encode([self._times, self.prompt, self.done, self.used])
-        page = Page(
+        said = tuple(encode(message) for message in self._engine.said(self.prompt))
+        await self._write(self._page(said, [*rows, *known], (self._row(HEARD, "heard", now, heard),), forget=OPEN))
+        return True
+
+    def _page(
+        self, messages: tuple[bytes, ...], rows: Sequence[InboxRow], steps: tuple[Step, ...], forget: str | None = None
+    ) -> Page:
+        return Page(
             session_id=self._session_id,
             task_id=self._task.id,
             attempt=self._task.attempt,
             iteration=self._task.live.iterations,
-            messages=tuple(encode(message) for message in self._engine.said(self.prompt)),
+            messages=messages,
             live=self._task.live,
-            at=now,
-            forget=OPEN,
-            steps=(self._row(HEARD, "heard", now, heard),),
+            at=self._task.services.clock.now(),
+            forget=forget,
+            steps=steps,
             takes=tuple((row.task_id, row.seq) for row in rows),
         )
-        await self._write(page)
-        return True
 
-    async def news(self) -> str | None:
-        """Return what came in since, to be told with the next request; it is taken with the iteration that says it."""
-        rows = await self._look(first=False)
-        self._taken.extend(rows)
-        return "\n\n".join(map(told, rows)) if rows else None
-
-    def restart(self) -> None:
-        """What was said in a request that came to nothing is said again."""
-        self._taken = []
-
-    def takes(self) -> tuple[tuple[str, int], ...]:
-        """What the iteration about to be appended tells of, once."""
-        taken, self._taken = self._taken, []
-        return tuple((row.task_id, row.seq) for row in taken)
+    async def look(self) -> Sequence[InboxRow]:
+        """Return what came in since that is not for a later turn."""
+        return await self._look(first=False)
 
     async def _look(self, *, first: bool) -> Sequence[InboxRow]:
         seen = self._task.rung
@@ -141,32 +139,3 @@ class _Ears(AgentTranscript):
     def outcome_row(self, outcome: dict[str, JSON]) -> dict[str, JSON]:
         """An outcome is an answer to what had been told by then."""
         return {**outcome, "times": self._times}
-
-
-def told(row: InboxRow) -> str:
-    """What an entry of an inbox says to an agent. Who speaks for a task is marked, and nobody else can use the mark."""
-    if row.reason == "user":
-        return "\n\n".join(_part(part) for part in row.body["parts"])
-    facts = "".join(f" {name}={value!r}" for name, value in row.body.items() if value is not None and name in _FACTS)
-    said = [row.body[name] for name in ("summary", "prompt", "text") if row.body.get(name)]
-    error = row.body.get("error")
-    if error:
-        said.append(f"{error['kind']}: {error['message']}")
-    inner = "\n".join(_unmarked(str(each)) for each in said)
-    return f'<{WAKE} task="{row.task_id}" reason="{row.reason}"{facts}>{inner}</{WAKE}>'
-
-
-_FACTS = ("state", "request_id", "message_id", "kind")
-
-
-def _part(part: JSONObject) -> str:
-    match part.get("type"):
-        case "text":
-            return _unmarked(str(part.get("text", "")))
-        case _:
-            return _unmarked(encode(part).decode())
-
-
-def _unmarked(text: str) -> str:
-    """A text that cannot be taken for a wake."""
-    return text.replace(f"<{WAKE}", f"<\u200b{WAKE}").replace(f"</{WAKE}", f"</\u200b{WAKE}")

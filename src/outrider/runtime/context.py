@@ -37,6 +37,7 @@ from outrider.core.task import (
     Task,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
 )
@@ -616,6 +617,17 @@ class TaskContext:
         resumed task gets those it got the first time. A task that is named twice is waited for once. Raises NotFound
         for one that does not exist, or does not any more.
         """
+        return await self._wait_for(tasks, any=any, timeout=timeout, name=name)
+
+    async def _wait_for(
+        self,
+        tasks: Iterable[TaskHandle | str],
+        *,
+        any: bool,
+        timeout: Length | None,
+        name: str | None = None,
+        on_question: bool = False,
+    ) -> list[TaskRecord]:
         check_lists(tasks=tasks)
         ids: tuple[Any, ...] = tuple(getattr(task, "id", task) for task in tasks)
         check_ids(tasks=ids)
@@ -637,11 +649,14 @@ class TaskContext:
                         raise NotFound.of("task", task_id)
                 ended = sum(task.is_terminal for task in found.values())
                 late = until is not None and self._services.clock.now() >= until
-                if late or ended == len(found) or (any and ended):
+                asks = on_question and sum(bool(task.core.requests) for task in found.values())
+                if late or asks or ended == len(found) or (any and ended):
                     return [found[task_id] for task_id in ids]
                 return None
 
-            found = await self._wait_until(WaitForTasks(tuple(dict.fromkeys(ids)), not any), until, look, ids)
+            news = (WaitForNews(self._attempt.record.core.rung),) if on_question else ()
+            wait = WaitForTasks(tuple(dict.fromkeys(ids)), not any)
+            found = await self._attempt.wait(wait, look, ids, until, news)
             records = [TaskRecord.of(task) for task in found]
             live = {record.id: record for record in records if not record.is_terminal}
             ended = [record.id for record in records if record.is_terminal]
@@ -656,12 +671,6 @@ class TaskContext:
             if task_id not in ended:  # deleted since
                 raise NotFound.of("task", task_id)
         return [live.get(task_id) or ended[task_id] for task_id in ids]
-
-    async def _wait_until(
-        self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()
-    ) -> T:
-        """Wait for what `look` finds; it is asked again at `until` at the latest."""
-        return await self._attempt.wait(wait, look, topics, until)
 
     # --- messages ------------------------------------------------------------------------------------
 
@@ -713,7 +722,7 @@ class TaskContext:
                 late = until is not None and self._services.clock.now() >= until
                 return list(found) if found or late else None
 
-            found = await self._wait_until(WaitForMessage(seen), until, look)
+            found = await self._attempt.wait(WaitForMessage(seen), look, (), until)
             await self._write(position, encode({"ids": [message.id for message in found]}))
             return [MessageRecord.of(message) for message in found]
 
@@ -832,6 +841,21 @@ class TaskContext:
     def taps(self) -> tuple[Tap, ...]:
         """The accounts that the task spends from."""
         return taps_of(self._attempt.record)
+
+    @_verb
+    async def attend(
+        self, tasks: Sequence[str], *, any: bool, timeout: Length, on_question: bool
+    ) -> Sequence[TaskRecord]:
+        """Do as `wait_for` does, and with `on_question` until one of them asks something, too.
+
+        For who drives the session of these tasks: of others it would not hear that they ask, once it is parked.
+        """
+        return await self._wait_for(tasks, any=any, timeout=timeout, on_question=on_question)
+
+    @property
+    def messages_sent(self) -> int:
+        """How many messages were sent to the task, as far as this attempt knows."""
+        return self._attempt.record.core.messages
 
     async def charge(self, charge: Charge) -> ChargeVerdict:
         """Take down a charge; raises Superseded where the attempt is over."""

@@ -174,8 +174,7 @@ class SessionHead:
     transcript: int
     inbox: int
     updated_at: Instant
-    takes_turns: bool
-    """Whether it has an agent, and was not opened by a task that does what there is to do there."""
+    has_agent: bool
     base: tuple[int, int, int] = (0, 0, 0)
     """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
 
@@ -633,9 +632,7 @@ class Batch:
             return None
         session = session_of(new)
         number = self._number_session()
-        head = self._sessions[new.id] = SessionHead(
-            number, new.id, 1, 0, 0, new.created_at, new.agent is not None and new.parent_task_id is None
-        )
+        head = self._sessions[new.id] = SessionHead(number, new.id, 1, 0, 0, new.created_at, new.agent is not None)
         data = encode({"session": evolve(new, root_session_id=session.root_session_id)})
         self._events.append((number, 1, None, "session.created", new.created_at, data))
         self._session_created(head)
@@ -1011,7 +1008,7 @@ class Batch:
 
     def _expand(self, follow_up: FollowUp) -> None:
         if follow_up.relation == "session":
-            if self._sessions[follow_up.of].takes_turns:
+            if self._sessions[follow_up.of].has_agent:
                 self._pend([follow_up.of], follow_up.event)
         elif follow_up.relation == "watchers":
             if watchers := self._watchers[follow_up.of]:

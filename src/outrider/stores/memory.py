@@ -770,7 +770,7 @@ class MemoryLedger:
     def _related(self, follow_up: FollowUp) -> Sequence[str]:
         if follow_up.relation == "session":
             session = self._tables.sessions[follow_up.of].session
-            return [session.id] if session.agent is not None and session.parent_task_id is None else []
+            return [session.id] if session.agent is not None else []
         row = self._tables.tasks.get(follow_up.of)
         if row is None:
             return ()

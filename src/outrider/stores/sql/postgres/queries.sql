@@ -76,7 +76,7 @@ order by t.number
 for update of t;
 
 -- session_heads --
-select number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null
+select number, id, seq, transcript, inbox, updated_at, agent is not null
 from sessions
 where id {texts};
 

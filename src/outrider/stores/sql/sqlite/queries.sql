@@ -17,8 +17,8 @@ where t.id in (select value from json_each(?));
 
 -- session_heads --
 -- The counters of sessions, by id.
-select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at, takes_turns))
-from (select *, agent is not null and parent_task_id is null as takes_turns from sessions)
+select json_group_array(json_array(number, id, seq, transcript, inbox, updated_at, agent is not null))
+from sessions
 where id in (select value from json_each(?));
 
 -- lines --
