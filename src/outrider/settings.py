@@ -107,6 +107,8 @@ class WorkerSettings:
     """How long before that the session is reminded."""
     approval_valid: float = 3600.0
     """How long an approval holds for a call that has not been made: then it is asked for again."""
+    connection_deadline: float = 3600.0
+    """How long a task waits for a connection that is missing when it begins, before it fails."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
     delegation: DelegationLimits = DelegationLimits()

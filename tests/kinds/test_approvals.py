@@ -192,3 +192,49 @@ async def test_an_approval_that_has_grown_old_before_the_call_was_made_is_asked_
         await turn.answer(False)  # a denial grows not old
         await turn.result(timeout=10)
         assert office.paid == []
+
+
+async def test_always_lets_further_calls_of_a_session_through_and_of_the_tree_below_it_until_it_is_taken_back(office):
+    office.agent("child", calls("pay", cents=3), Reply("paid"), tools=["pay"])
+
+    def play(turn: Turn) -> Reply:
+        if turn.number > 1:
+            return Reply("done")
+        return (
+            calls("spawn_agent", instructions="x", agent="child", mode="foreground")
+            if turn.prompt == "child"
+            else (spawns("pay", cents=1) if turn.prompt == "spawn" else calls("pay", cents=2))
+        )
+
+    office.agent("clerk", Reply(""), tools=["pay"])
+    scripted.register("clerk", play)
+    async with office.open() as (runtime, session):
+        first = await session.send("call")
+        await asked(runtime, first.id)
+        await first.answer({"approved": True, "always": True}, by="ada", via="desk")
+        await first.result(timeout=10)
+        (grant,) = await session.grants()
+        assert (grant.tool, grant.by, grant.via, grant.task_id) == ("pay", "ada", "desk", first.id)
+        for way in ("call", "spawn", "child"):
+            assert await (await session.send(way)).result(timeout=10) == "done"
+        async with asyncio.timeout(10):
+            while len(office.paid) < 4:  # noqa: ASYNC110 - one of them is paid in the background
+                await asyncio.sleep(0.005)
+        assert await session.revoke("pay") is True
+        assert (await session.revoke("pay"), await session.grants()) == (False, [])
+        again = await session.send("call")
+        await asked(runtime, again.id)
+        await again.answer(False)
+        await again.result(timeout=10)
+        assert len(office.paid) == 4
+
+
+async def test_what_one_agent_was_always_granted_in_a_session_of_its_own_holds_nowhere_else(office):
+    office.agent("child", calls("pay", cents=3), Reply("paid"), tools=["pay"])
+    async with office.open(None) as (runtime, session):
+        for _ in "ab":
+            task = await session.spawn_agent("x", agent="child")
+            await asked(runtime, task.id)
+            await task.answer({"approved": True, "always": True})
+            await task.result(timeout=10)
+        assert await session.grants() == []

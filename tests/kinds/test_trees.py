@@ -11,11 +11,15 @@ import pytest
 
 from outrider import Runtime, State
 from outrider.agents.scripted import Call, Reply, Turn
+from outrider.cli.watching import shown, tree_of
+from outrider.core.queue import NO_GATES
 from outrider.core.task import Task
 from outrider.kinds.process import Process
+from outrider.runtime.around import Around
 from tests.kinds.stage import Stage, calls, steps, turns
 
 pytestmark = pytest.mark.anyio
+_AROUND = Around((), NO_GATES)
 
 
 @pytest.fixture
@@ -74,6 +78,10 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         agents = await runtime.tasks.list(root_session_id=session.id, kind="subagent")
         assert [each.state for each in agents] == [State.SUCCEEDED] * 2
         assert len({each.session_id for each in agents}) == 2
+        (top,) = (tree := tree_of(await shown(runtime.services.views, session.id), _AROUND)).children
+        assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
+        below = await shown(runtime.services.views, min(agents, key=lambda each: each.id).links.child_session_id or "")
+        assert [task.id for task in below] == [max(each.id for each in agents)]
         # What they heard by waiting wakes nobody, and a started agent's session takes no turns.
         assert len(await runtime.tasks.list(root_session_id=session.id, kind="turn")) == 1
 

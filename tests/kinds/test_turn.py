@@ -217,7 +217,7 @@ async def test_the_end_of_a_background_task_wakes_the_session_s_agent(stage: Sta
 
 async def test_a_wake_that_was_decided_before_a_turn_and_written_after_it_is_heard(stage: Stage):
     async with stage.open() as (runtime, session):
-        task = await session.spawn("think", options=TaskOptions(wake="on_terminal", delay=3600))
+        task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal", delay=3600))
         services = runtime.services
         late = apply(await runtime.tasks.get(task.id), CancelRequested(), services.clock.now())
         assert await (await session.send("hello")).result() == "You said hello."
@@ -238,7 +238,7 @@ async def test_nobody_can_speak_as_a_task(stage: Stage):
 async def test_a_wake_of_a_session_without_an_agent_stays_in_its_inbox(stage: Stage):
     async with stage.open() as (runtime, _):
         session = await runtime.sessions.create()
-        task = await session.spawn("think", options=TaskOptions(wake="on_terminal"))
+        task = await session.spawn("work", n=1, options=TaskOptions(wake="on_terminal"))
         await task.result()
         assert [entry.task_id for entry in await session.inbox()] == [task.id]
         with pytest.raises(IllegalMove):

@@ -45,6 +45,7 @@ from outrider.core.ledger import (
     Committed,
     Existing,
     Fenced,
+    GrantSet,
     Ledger,
     LimitRemoved,
     NoSession,
@@ -62,7 +63,7 @@ from outrider.core.ledger import (
 from outrider.core.machine import apply, create
 from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
-from outrider.core.session import NewSession
+from outrider.core.session import Grant, NewSession
 from outrider.core.task import (
     Artifact,
     Input,
@@ -1584,6 +1585,23 @@ class Pauses(Contract):
         assert sorted(taken) == [f"task_{n:05}" for n in range(2500)]
 
 
+class Grants(Contract):
+    """What was said of tools in sessions: the newest word stands."""
+
+    async def test_the_newest_word_on_a_tool_stands_and_goes_with_its_session(self, scene: Scene):
+        await scene.session("session_b")
+        said = Grant("session_b", "pay", True, scene.now, "ada", "cli", "task_1")
+        assert await scene.ledger.control(GrantSet(said)) is True
+        assert await scene.ledger.control(GrantSet(said)) is False
+        assert await scene.views.grants(["session_b", SESSION]) == [said]
+        unsaid = Grant("session_b", "pay", False, scene.now + 1)
+        assert await scene.ledger.control(GrantSet(unsaid)) is True
+        assert await scene.ledger.control(GrantSet(said)) is False
+        assert await scene.views.grants(["session_b"]) == [unsaid]
+        await scene.ledger.prune([], ["session_b"])
+        assert await scene.views.grants(["session_b"]) == []
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -2483,6 +2501,7 @@ class StoreContract(
     Limits,
     Rates,
     Pauses,
+    Grants,
     Meters,
     Turns,
     Places,

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from outrider.agents.engine import Approval
+from outrider.core.ledger import GrantSet
+from outrider.core.session import Grant
 from outrider.core.task import InputRequest
 from outrider.core.values import JSONObject
 from outrider.runtime.clock import span
@@ -26,34 +28,56 @@ LATE = "nobody answered in time"
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
-    """The decisions on the tool calls of one attempt."""
+    """The decisions on the tool calls of one attempt, of an agent in the session of that id."""
 
     task: TaskContext
+    session_id: str
 
     async def decide(
-        self, tool: str, arguments: JSONObject, call_id: str, *, within: TaskContext | None = None
+        self, tool: str, arguments: JSONObject, call_id: str, *, is_own: bool, within: TaskContext | None = None
     ) -> Approval:
         """Return the decision on a call, asking and parking if there is none that holds. No person, no approval.
 
-        `within` is the context of an operation that is under way, in whose place the question counts as a wait.
+        A tool that is the agent's own, and none of the app, may have the name of another agent's. `within` is the
+        context of an operation that is under way, in whose place the question counts as a wait.
         """
         task, exact = within or self.task, decode(encode(arguments))
         has_run, asked = self._has_run(call_id), 0
         while True:
             asked += 1
             key = f"{OPEN}{call_id}!approve" + (f"#{asked}" if asked > 1 else "")
-            if has_run and task.journal.at(key) is None:
+            if task.journal.at(key) is None and (has_run or await self._is_granted(tool, is_own=is_own)):
                 return Approval(True)
             details = {"tool": tool, "arguments": exact, "call_id": call_id}
             request = await task.ask_for_approval(key, f"The agent wants to call {tool}. Approve?", details)
             if request is None:
                 return Approval(False, NOBODY)
-            if has_run or self._holds(request, tool, exact):
+            if has_run:
+                return _decision(request)
+            if self._holds(request, tool, exact):
+                await self._grant(request, self._name(tool, is_own=is_own))
                 return _decision(request)
 
     def was_asked(self, call_id: str) -> bool:
         """Whether somebody was asked about that very call in the open iteration."""
         return self.task.journal.at(f"{OPEN}{call_id}!approve") is not None
+
+    async def _is_granted(self, tool: str, *, is_own: bool) -> bool:
+        """Whether somebody said that it needs no more approval: in the agent's session, or in the first of its tree."""
+        name, sessions = self._name(tool, is_own=is_own), {self.session_id, self.task.record().root_session_id}
+        grants = await self.task.services.views.grants(sorted(sessions))
+        return any(grant.tool == name and grant.is_allowed for grant in grants)
+
+    async def _grant(self, request: InputRequest, name: str) -> None:
+        """Keep what a person said of all further calls. Said again after a crash, it is as old as it was."""
+        answer, at = request.answer, request.closed_at
+        if at is None or not isinstance(answer, Mapping) or not (answer["approved"] and answer.get("always")):
+            return
+        grant = Grant(self.session_id, name, True, at, request.answered_by, request.answered_via, self.task.id)
+        await self.task.services.ledger.control(GrantSet(grant))
+
+    def _name(self, tool: str, *, is_own: bool) -> str:
+        return f"{self.task.spec.get('agent', '')}:{tool}" if is_own else tool
 
     def _has_run(self, call_id: str) -> bool:
         """Whether the step of a call, whose key ends with its id, is journaled: done, or begun where it runs once."""

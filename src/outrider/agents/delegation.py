@@ -23,6 +23,7 @@ from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
@@ -267,7 +268,7 @@ class Delegation:
         if not (tool.requires_approval or self._is_gated(tool.name)) or self.approvals.was_asked(call_id):
             return spec
         decision = await self.approvals.decide(
-            tool.name, spec["arguments"], f"{call_id}!{tool.name}", within=self.within(call_id)
+            tool.name, spec["arguments"], f"{call_id}!{tool.name}", is_own=False, within=self.within(call_id)
         )
         if not decision.granted:
             raise ToolError(
@@ -292,6 +293,7 @@ class Delegation:
         if there is not None:  # this very call had started it before it was cut off
             return TaskRecord.of(there)
         await self._check_limits(kind, tree)
+        await check_connections(task.services, self.session, checked.connections)
         if kind == "background_tool":
             spec = await self._approved(checked.spec, call_id)
             executor.check(spec)

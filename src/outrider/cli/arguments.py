@@ -258,7 +258,7 @@ def _message(parser: Parser) -> None:
 
 def _answer(parser: Parser) -> None:
     _task(parser)
-    parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes and no")
+    parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes, no, always")
     parser.add_argument("--request", metavar="ID", help="which question; default the oldest")
 
 

@@ -11,7 +11,7 @@ from outrider.cli.exits import OK, TIMEOUT, UsageError, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen
-from outrider.cli.values import pairs, text_of, value_of
+from outrider.cli.values import answer_of, pairs, text_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State, Task
@@ -45,7 +45,7 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
         request = task.core.request(arguments.request) if arguments.request else next(iter(task.core.requests), None)
         record = await runtime.tasks.answer(
             task.id,
-            value_of(arguments.value, request.expected if request else None),
+            answer_of(arguments.value, request),
             request_id=arguments.request,
             by=user_name(),
             via="cli",

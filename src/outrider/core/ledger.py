@@ -35,7 +35,7 @@ from outrider.core.change import OutputRow as OutputRow
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
-from outrider.core.session import NewSession, Session
+from outrider.core.session import Grant, NewSession, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, JSONObject, Span
 
@@ -148,7 +148,14 @@ class Resumed:
     name: str = ""
 
 
-Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed
+@dataclass(frozen=True, slots=True)
+class GrantSet:
+    """An order to `Ledger.control`: this was said of a tool. What was said later stands."""
+
+    grant: Grant
+
+
+Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | GrantSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,6 +581,10 @@ class Views(Protocol):
         """All limits and pauses."""
         ...
 
+    async def grants(self, session_ids: Sequence[str]) -> Sequence[Grant]:
+        """What was said last of each tool in these sessions, by session and name."""
+        ...
+
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""
         ...
@@ -683,7 +694,7 @@ class Ledger(Protocol):
         ...
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume; False if all was so already. What runs, runs on."""
+        """Set or remove a limit, pause, resume, grant; False if all was so already. What runs, runs on."""
         ...
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:

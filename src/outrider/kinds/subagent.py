@@ -9,7 +9,7 @@ that transaction forgets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from outrider.agents.approval import OPEN, Approvals
@@ -128,7 +128,8 @@ class Subagent:
             plain = jsonable(dict(spec))
         except TypeError as error:
             raise InvalidArguments(f"a subagent's spec is JSON: {error}") from None
-        return CheckedSpec(plain, route, shorten(prompt.strip().splitlines()[0], 60))
+        name = shorten(prompt.strip().splitlines()[0], 60)
+        return CheckedSpec(plain, route, name, connections=self._connections(spec, agent))
 
     async def prepare(self) -> None:
         """Import the engines of registered agents, before a worker claims anything."""
@@ -174,6 +175,7 @@ class Subagent:
     ) -> AgentOutcome:
         """Have the engine go on where the transcript ends, again and elsewhere where a model fails it."""
         agent, patience = self._agent(task.spec), Patience(task)
+        await task.connect(self._connections(task.spec, agent))
         await patience.resume()
         delegation = await self._delegation(task, agent, run)
         while True:
@@ -191,6 +193,7 @@ class Subagent:
                 usage=less(brief.usage, run.used),
                 max_iterations=brief.max_iterations - run.done,
             )
+            run.given = [tool.name for tool in brief.tools]
             try:
                 return await engine.run(brief, run)
             except ModelNotReady:
@@ -278,6 +281,12 @@ class Subagent:
         if not isinstance(agent, RegisteredAgent):
             raise UnknownName.of("agent", str(name), self._registry.agents)
         return agent
+
+    def _connections(self, spec: JSONObject, agent: RegisteredAgent | None) -> tuple[str, ...]:
+        """What has to be there for the agent and all tools that it is given."""
+        own = () if agent is None else agent.connections
+        tools = (self._registry.tool(name).connections for name in self._tool_names(spec, agent))
+        return tuple(dict.fromkeys([*own, *(each for of_tool in tools for each in of_tool)]))
 
     def _spawnable(self, agent: RegisteredAgent | None) -> Sequence[str]:
         """What an agent that hands work off may have done beside its own tools: by these, or by a tool of the app."""
@@ -381,7 +390,9 @@ class AgentTranscript:
         """How many iterations of the task are of what it was asked before."""
         self.used = Usage()
         """What those used."""
-        self.approvals = Approvals(task)
+        self.approvals = Approvals(task, session_id)
+        self.given: Collection[str] = ()
+        """The names of the tools that the runtime gives to the agent."""
         self._taken: list[InboxRow] = []
         self._heard: tuple[int, str | None] | None = None
         """How many messages are told with the iteration about to be appended, and the last of them."""
@@ -514,7 +525,7 @@ class AgentTranscript:
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        return await self.approvals.decide(tool, arguments, call_id)
+        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given)
 
     async def ask(
         self,

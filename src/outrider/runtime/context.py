@@ -20,7 +20,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
-from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, InvalidPath, NotFound, Superseded, TooLarge
+from outrider.core.errors import (
+    ConnectionRequired,
+    Failure,
+    InvalidAnswer,
+    InvalidArguments,
+    InvalidPath,
+    NotFound,
+    Superseded,
+    TooLarge,
+)
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
 from outrider.core.machine import result_path
@@ -45,6 +54,7 @@ from outrider.core.values import JSON, SECOND, Instant, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
+from outrider.runtime.connections import check_connections, lacking
 from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import new_id
@@ -383,8 +393,8 @@ class TaskContext:
     async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> InputRequest | None:
         """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
 
-        Returns the closed request, whose answer is a boolean, or an object of `approved` and any of `reason` and
-        `arguments`; None where nobody is there to ask.
+        Returns the closed request, whose answer is a boolean, or an object of `approved` and any of `reason`,
+        `arguments` and `always`; None where nobody is there to ask.
         """
         if self._attempt.record.input.headless:
             return None
@@ -401,6 +411,47 @@ class TaskContext:
                 remind_before=self._services.settings.approval_nudge,
                 details=details,
             )
+
+    @_verb
+    async def connect(self, names: Sequence[str]) -> None:
+        """See that these connections are there: ask for those that are not, and look again once that is answered.
+
+        Raises Failure of kind `connection_required` where nobody is there to be asked, or nobody connects them.
+        """
+        asked = 0
+        while names:
+            asked += 1
+            with self._open():
+                position = self._attempt.journal.own(f"connect!{asked}", "ask")
+                missing: list[str] = []
+                if position.entry is None:
+                    session = await self._services.views.session(self.session_id)
+                    if session is None:
+                        raise NotFound.of("session", self.session_id)
+                    missing = await lacking(self._services, session, names)
+                    if not missing:
+                        return
+                    if self._attempt.record.input.headless:
+                        raise self._unconnected(missing)
+                told = ", ".join(missing)
+                request = await self._request_at(
+                    position.name,
+                    position.ordinal,
+                    f"This needs to be connected first: {told}. Is it now?",
+                    kind="auth",
+                    expected={"type": "boolean"},
+                    deadline=self._services.settings.connection_deadline,
+                    on_expiry="deny",
+                    remind_before=self._services.settings.approval_nudge,
+                    details={"connections": missing},
+                )
+                if request.answer is not True:
+                    details = request.details if isinstance(request.details, Mapping) else {}
+                    raise self._unconnected(details.get("connections", ()))
+
+    def _unconnected(self, names: Sequence[str]) -> Failure:
+        told = ConnectionRequired.lacking(names)
+        return Failure(told.message, kind="connection_required", details=told.details)
 
     @_verb
     async def ask_own(
@@ -585,6 +636,8 @@ class TaskContext:
         session = await self._services.views.session(parent.session_id)
         if session is None:
             raise NotFound.of("session", parent.session_id)
+        if checked.connections:
+            await check_connections(self._services, session, checked.connections)
         if not options.origin and parent.input.origin:
             options = evolve(options, origin=parent.input.origin)
         new = new_task(
@@ -1185,6 +1238,7 @@ _APPROVAL_SCHEMA: JSONObject = {
                 "approved": {"type": "boolean"},
                 "reason": {"type": "string"},
                 "arguments": {"type": "object"},
+                "always": {"type": "boolean"},
             },
             "required": ["approved"],
             "additionalProperties": False,

@@ -272,6 +272,7 @@ _OF_SESSIONS = (
     "prune_transcript",
     "prune_session_inbox",
     "prune_pauses",
+    "prune_grants",
     "prune_lines",
     "prune_session_meters",
     "prune_sessions",

@@ -272,6 +272,9 @@ on conflict (task, position) do update set
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
 select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
 
+-- grants --
+select session_id, tool, is_allowed, at, by, via, task_id from grants where session_id {texts} order by session_id, tool;
+
 -- upsert_meters --
 insert into meters (name, state)
 select * from {rows:text,text}
