@@ -58,7 +58,7 @@ def test_whoever_approves_sees_what_would_be_called(cli: Cli):
     (task,) = eventually(lambda: cli.ok("tasks", "--state=awaiting_input", "--json").records)
     assert '"tool": "add"' in cli.ok("show", task["id"]).out
     assert '"b": 3' in cli.ok("show", task["id"]).out
-    cli.ok("answer", task["id"], "yes")
+    cli.ok("answer", task["id"], "always")
     _, err = process.communicate(timeout=60)
     assert '"arguments": {\n    "a": 2,\n    "b": 3\n' in err.replace("      ", "    ")
 

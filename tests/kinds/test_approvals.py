@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from outrider import Outrider, Runtime, SessionHandle, WorkerSettings
+from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskOptions, WorkerSettings
 from outrider.agents import scripted
+from outrider.agents.delegation import REPORTED
+from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
+from outrider.core.errors import Superseded
 from outrider.core.task import InputRequest, Task
 
 pytestmark = pytest.mark.anyio
@@ -238,3 +241,68 @@ async def test_what_one_agent_was_always_granted_in_a_session_of_its_own_holds_n
             await task.answer({"approved": True, "always": True})
             await task.result(timeout=10)
         assert await session.grants() == []
+
+
+async def test_an_approval_is_for_the_very_arguments_that_it_was_asked_for(office):
+    """The agent's code comes to the same call with others by then."""
+    cents = [1]
+
+    async def clerk(ctx: AgentContext) -> Any:
+        return await ctx.call("pay", {"cents": cents[0]})
+
+    office.app.agent("clerk", clerk, tools=["pay"])
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("pay", agent="clerk")
+        await asked(runtime, task.id)
+        cents[0] = 1000
+        await task.answer(True)
+        (request,) = await asked(runtime, task.id)
+        assert request.details["arguments"] == {"cents": 1000}
+        await task.answer({"approved": True, "arguments": {"cents": 2}})
+        assert await task.result(timeout=10) == "paid 2"
+
+
+async def test_whoever_may_approve_is_reminded_before_it_is_too_late_and_the_model_told_that_it_was(office):
+    office.app.settings = replace(office.app.settings, approval_deadline=0.3, approval_nudge=0.25)
+    office.agent("clerk", calls("pay", cents=3), Reply("done"), tools=["pay"])
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("pay", agent="clerk", options=TaskOptions(wake="on_terminal"))
+        reasons: set[str] = set()
+        async with asyncio.timeout(10):
+            while (await runtime.tasks.get(task.id)).core.requests or not reasons:
+                reasons |= {entry.reason for entry in await session.inbox()}
+                await asyncio.sleep(0.01)
+        assert "reminder" in reasons
+        await task.result(timeout=10)
+        assert office.said == ["The tool call was denied: nobody answered in time"]
+        (request,) = await task.requests()
+        assert (request.status, request.answered_by) == ("expired", "policy")
+
+
+async def test_a_result_is_not_reported_any_more_once_the_task_has_ended(office):
+    """It was canceled by force, and its code does not know yet."""
+    begun, gate, refused = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @office.app.tool
+    async def dawdle(task: TaskContext) -> None:
+        begun.set()
+        while not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await gate.wait()
+        try:
+            await task.write_own(REPORTED, "report", b"[]")
+        except Superseded:
+            refused.set()
+            raise
+
+    office.agent("child", calls("dawdle"), Reply("done"), tools=["dawdle"])
+    async with office.open(None) as (_, session):
+        task = await session.spawn_agent("x", agent="child")
+        async with asyncio.timeout(10):
+            await begun.wait()
+        await task.cancel(grace=0.05, wait=5)
+        assert (await task.record()).state is State.CANCELED
+        gate.set()
+        async with asyncio.timeout(10):
+            await refused.wait()
+        assert [step.position for step in await task.steps() if step.position == REPORTED] == []

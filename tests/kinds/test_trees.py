@@ -322,3 +322,24 @@ async def test_agents_that_start_each_other_come_to_an_end(stage):
         assert await (await session.send("go")).result(timeout=10) == "not pong"
         assert len(await runtime.tasks.list(kind="subagent")) == 2
         assert "2 deep" in str(stage.said["ping"])
+
+
+async def test_a_graph_is_started_by_an_agent_and_given_no_tools_to_report_with(stage):
+    graph_state = pytest.importorskip("langgraph.graph")
+
+    def reply(state: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [{"role": "assistant", "content": "drawn"}]}
+
+    graph = graph_state.StateGraph(graph_state.MessagesState)
+    graph.add_node("reply", reply)
+    graph.add_edge(graph_state.START, "reply")
+    stage.app.agent("graph", graph.compile())
+    stage.agent(
+        "boss",
+        steps(calls("spawn_agent", instructions="x", agent="graph", mode="foreground"), Reply("ok")),
+        delegates=True,
+    )
+    async with stage.open("boss") as (_, session):
+        await (await session.send("go")).result(timeout=20)
+        (told,) = stage.said["boss"]
+        assert told["tasks"][0]["result"] == "drawn"

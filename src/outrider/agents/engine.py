@@ -32,6 +32,9 @@ ENGINES: Mapping[str, str] = {
 }
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
 
+TOOLLESS = frozenset({"langgraph"})
+"""The engines whose agents bring their own tools, and can be given none."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:

@@ -18,6 +18,7 @@ from outrider.agents.delegation import TOOLS as DELEGATION_TOOLS
 from outrider.agents.delegation import Delegation, has_heard_end, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
+    TOOLLESS,
     AgentBrief,
     AgentFailed,
     AgentOutcome,
@@ -215,7 +216,7 @@ class Subagent:
         self, task: TaskContext, agent: RegisteredAgent | None, run: AgentTranscript
     ) -> list[ToolSpec]:
         """The tools by which the agent hands work off, if it does, and speaks to whoever handed it its own."""
-        is_child = "tool_call_id" in task.origin
+        is_child = "tool_call_id" in task.origin and (agent is None or agent.engine not in TOOLLESS)
         if not is_child and (agent is None or not agent.delegates):
             return []
         session = await task.services.views.session(run.session_id)

@@ -362,7 +362,7 @@ TABLES = (
         "session_id tool",
         session_id="text",
         tool="text",
-        is_allowed="number",
+        is_allowed="flag",
         at="number",
         by="text",
         via="text",
