@@ -262,6 +262,11 @@ def _answer(parser: Parser) -> None:
     parser.add_argument("--request", metavar="ID", help="which question; default the oldest")
 
 
+def _grants(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="the id of the session")
+    parser.add_argument("--revoke", metavar="TOOL", help="have this one need an approval again")
+
+
 def _cancel(parser: Parser) -> None:
     parser.add_argument("tasks", metavar="TASK", nargs="*", help="ids, or the beginning or end of one")
     parser.add_argument("--all", action="store_true", help="every live task, as far as these narrow it:")
@@ -492,6 +497,7 @@ COMMANDS: dict[str, Command] = {
         Command("messages", "list the messages of a task", "looking:messages", _messages),
         Command("message", "send a task a message", "steering:message", _message),
         Command("answer", "answer a question of a task", "steering:answer", _answer),
+        Command("grants", "list and revoke what needs no more approval in a session", "steering:grants", _grants),
         Command("cancel", "cancel tasks and the children below them", "steering:cancel", _cancel),
         Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
