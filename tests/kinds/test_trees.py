@@ -82,6 +82,10 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
         below = await shown(runtime.services.views, min(agents, key=lambda each: each.id).links.child_session_id or "")
         assert [task.id for task in below] == [max(each.id for each in agents)]
+        transcripts = [session.id, *(each.links.child_session_id or "" for each in agents)]
+        for each in transcripts:
+            rows = await runtime.services.views.transcript(each)
+            assert b"<task_wake" not in b"".join(row.message for row in rows)
         # What they heard by waiting wakes nobody, and a started agent's session takes no turns.
         assert len(await runtime.tasks.list(root_session_id=session.id, kind="turn")) == 1
 

@@ -18,7 +18,7 @@ from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
 from outrider.agents.registered import RegisteredAgent
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
-from outrider.core.ledger import TaskFilter
+from outrider.core.ledger import InboxRow, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
@@ -36,8 +36,9 @@ REPORTED = "reported!"
 STARTED = "started!"
 """The journal row that says that an agent has started something, which may live when it has answered."""
 
-ENDED = "ended!"
-"""Prefix of the journal rows, in the open iteration, that name tasks of which the agent has heard how they ended."""
+WAITED = "waited!"
+"""Prefix of the journal rows, in the open iteration, that name what the agent has heard of by waiting: the tasks that
+ended, the requests that were open."""
 
 STARTED_KINDS = ("subagent", "background_tool", "process")
 
@@ -425,8 +426,9 @@ class Delegation:
         tasks = []
         for record in records:
             told = _told(record)
-            if record.is_terminal:
-                await self.task.write_own(f"{OPEN}{ENDED}{record.id}", "ended", b"true")
+            heard = [record.id] if record.is_terminal else [request.id for request in record.input_requests]
+            for each in heard:
+                await self.task.write_own(f"{OPEN}{WAITED}{each}", "waited", b"true")
             if record.state is State.SUCCEEDED:
                 told["result"] = await self._result(record)
             if record.input_requests:
@@ -478,11 +480,15 @@ def reported(task: TaskContext) -> tuple[JSON] | None:
     return None if row is None else (decode(row.value or b"[null,null]")[1],)
 
 
-def has_heard_end(task: TaskContext, task_id: str | None = None) -> bool:
-    """Whether the agent has heard in its open iteration, by waiting, how a task has ended: that one, or any."""
-    if task_id is None:
-        return bool(task.journal.under(OPEN + ENDED))
-    return task.journal.at(f"{OPEN}{ENDED}{task_id}") is not None
+def has_waited(task: TaskContext) -> bool:
+    """Whether the agent has heard something by waiting in its open iteration."""
+    return bool(task.journal.under(OPEN + WAITED))
+
+
+def has_heard(task: TaskContext, row: InboxRow) -> bool:
+    """Whether what an entry of its inbox says is what the agent has heard by waiting, in its open iteration."""
+    of = {"terminal": row.task_id, "question": row.body.get("request_id")}.get(row.reason)
+    return of is not None and task.journal.at(f"{OPEN}{WAITED}{of}") is not None
 
 
 def _asks(record: TaskRecord) -> list[JSON]:

@@ -15,7 +15,7 @@ from typing import Any
 from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.calls import Calls
 from outrider.agents.delegation import TOOLS as DELEGATION_TOOLS
-from outrider.agents.delegation import Delegation, has_heard_end, reported
+from outrider.agents.delegation import Delegation, has_heard, has_waited, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
     TOOLLESS,
@@ -471,7 +471,7 @@ class AgentTranscript:
     async def news(self) -> str | None:
         """Return what came in since, to be told with the next request; it is taken with the iteration that says it.
 
-        How a task has ended is not told to an agent that waited for that and was.
+        What a task asks, and how it has ended, is not told to an agent that waited for it and was.
         """
         rows = await self.look()
         self._taken.extend(rows)
@@ -482,7 +482,7 @@ class AgentTranscript:
     async def look(self) -> Sequence[InboxRow]:
         """Return what came into the inbox since. One that is the agent's own is looked into where something may be."""
         task, seen = self._task, self._task.rung
-        if seen == self._seen and not has_heard_end(task):
+        if seen == self._seen and not has_waited(task):
             return ()
         self._seen = seen
         rows = await task.services.views.inbox(self._session_id, limit=LOOK)
@@ -491,7 +491,7 @@ class AgentTranscript:
 
     def is_known(self, row: InboxRow) -> bool:
         """Whether the agent has heard it by waiting for it."""
-        return row.reason == "terminal" and has_heard_end(self._task, row.task_id)
+        return has_heard(self._task, row)
 
     async def _messages(self) -> list[str]:
         """What was sent to the task since: a turn is sent nothing, its session is."""
