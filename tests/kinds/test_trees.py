@@ -148,7 +148,9 @@ async def test_a_person_may_be_first_and_the_agent_that_comes_later_is_told(stag
         assert (request.answer, request.answered_by) == ("blue", "ada")
 
 
-async def test_an_agent_gives_no_approval_in_the_place_of_a_person(stage):
+async def test_an_agent_gives_no_approval_in_the_place_of_a_person_and_waits_on_for_it():
+    stage = Stage("memory://", foreground_wait=0.2)
+
     @stage.app.tool(requires_approval=True)
     async def pay(cents: int) -> str:
         return f"paid {cents}"
@@ -163,6 +165,7 @@ async def test_an_agent_gives_no_approval_in_the_place_of_a_person(stage):
     stage.agent("boss", boss, delegates=True)
     async with stage.open("boss") as (runtime, session):
         assert "for a person to give" in await (await session.send("go")).result(timeout=10)
+        assert stage.said["boss"][0]["timed_out"] is True
         (child,) = await runtime.tasks.list(kind="subagent")
         assert [request.kind for request in child.input_requests] == ["approval"]
 

@@ -422,11 +422,12 @@ class Delegation:
         timeout = timeout or self.task.services.settings.delegation.foreground_wait
         records = await self.within(call_id).attend(ids, any=not every, timeout=timeout, on_question=on_question)
         ended = [record for record in records if record.is_terminal]
-        asks = on_question and any(record.input_requests for record in records)
+        kinds = [request.kind for record in records for request in record.input_requests]
+        asks = on_question and "question" in kinds  # the others are for a person, and no end of the wait
         tasks = []
         for record in records:
             told = _told(record)
-            heard = [record.id] if record.is_terminal else [request.id for request in record.input_requests]
+            heard = [record.id] if record.is_terminal else [each.id for each in record.input_requests]
             for each in heard:
                 await self.task.write_own(f"{OPEN}{WAITED}{each}", "waited", b"true")
             if record.state is State.SUCCEEDED:

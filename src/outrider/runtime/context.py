@@ -702,7 +702,8 @@ class TaskContext:
                         raise NotFound.of("task", task_id)
                 ended = sum(task.is_terminal for task in found.values())
                 late = until is not None and self._services.clock.now() >= until
-                asks = on_question and sum(bool(task.core.requests) for task in found.values())
+                asked = (request.kind for task in found.values() for request in task.core.requests)
+                asks = on_question and sum(kind == "question" for kind in asked)
                 if late or asks or ended == len(found) or (any and ended):
                     return [found[task_id] for task_id in ids]
                 return None
@@ -899,7 +900,8 @@ class TaskContext:
     async def attend(
         self, tasks: Sequence[str], *, any: bool, timeout: Length, on_question: bool
     ) -> Sequence[TaskRecord]:
-        """Do as `wait_for` does, and with `on_question` until one of them asks something, too.
+        """Do as `wait_for` does, and with `on_question` until one of them asks something, too; what is for a person to
+        approve is no such thing.
 
         For who drives the session of these tasks: of others it would not hear that they ask, once it is parked.
         """
