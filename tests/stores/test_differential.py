@@ -523,6 +523,7 @@ class Histories(RuleBasedStateMachine):
         record = None
         if self.find(task_id) is None:
             self.settle_first(task_id, event)
+            self.look()
             return
         if data.draw(one_in(5), "on an old record"):
             record = data.draw(st.sampled_from(self.seen[task_id]), "record")
