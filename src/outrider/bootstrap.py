@@ -88,6 +88,7 @@ class Outrider:
         total_timeout: Length | None = None,
         concurrency_key: str | None = None,
         needs: str | None = None,
+        connections: Sequence[str] = (),
     ) -> Callable[[F], F]: ...
 
     def tool(
@@ -108,13 +109,15 @@ class Outrider:
         total_timeout: Length | None = None,
         concurrency_key: str | None = None,
         needs: str | None = None,
+        connections: Sequence[str] = (),
     ) -> F | Callable[[F], F]:
         """Register a function as a tool. A decorator, with options or without.
 
         Its first parameter may be a `TaskContext`; the others are the tool's arguments, and their annotations
         its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
         its own, `requires_approval` makes an agent ask before it calls it. `concurrency_key` names the limit under
-        which its tasks run; see `Queue.limit`. Only a worker that states the label which it `needs` runs them.
+        which its tasks run; see `Queue.limit`. Only a worker that states the label which it `needs` runs them. No
+        task of it is made without its `connections`, by name; see `connection`.
         """
         from outrider.runtime.labels import check_label
         from outrider.runtime.options import check_name, retry_policy, timeouts_of
@@ -141,6 +144,7 @@ class Outrider:
                 ),
                 concurrency_key=concurrency_key,
                 needs=needs,
+                connections=_names("connections", connections),
             )
             if self.registry.tools.setdefault(tool.name, tool) is not tool:
                 raise InvalidArguments(f"there is a tool named {tool.name!r} already")
@@ -162,6 +166,22 @@ class Outrider:
             if "resource_id" not in inspect.signature(fn).parameters:
                 raise InvalidArguments(f"{fn.__qualname__}: what releases a resource has a parameter resource_id")
             return self.tool(name=release_tool(name))(fn)
+
+        return register
+
+    def connection(self, name: str) -> Callable[[F], F]:
+        """Register what says whether a connection is there: a function of the `Session`, its organization in it.
+
+        A decorator. It may be a coroutine function; a plain one is called in a thread. Anything but True means that the
+        connection is missing: what needs it is refused with `connection_required`, and a task that begins without it
+        asks for it (kind `auth`).
+        """
+
+        def register(fn: F) -> F:
+            _names("connections", [name])
+            if self.registry.connections.setdefault(name, fn) is not fn:
+                raise InvalidArguments(f"there is a connection named {name!r} already")
+            return fn
 
         return register
 
@@ -202,6 +222,7 @@ class Outrider:
         max_iterations: int | None = None,
         require_approval: bool | Sequence[str] = False,
         delegates: bool = False,
+        connections: Sequence[str] = (),
     ) -> None:
         """Register an agent under a name: one of an engine's own, as it is, or what a plain one is made of.
 
@@ -209,7 +230,7 @@ class Outrider:
         `require_approval` names those it must ask for, True for all; `engine` None means the one that the agent is
         made for, and the default one without an agent. One that `delegates` is given the tools by which it starts other
         agents, tools and commands in the background, and looks after them. `model` may be a list: where one fails, the
-        next is asked.
+        next is asked. `connections`, and those of its tools, have to be there before it starts; see `connection`.
         """
         from outrider.agents.engine import engine_for
         from outrider.agents.registered import RegisteredAgent
@@ -232,6 +253,7 @@ class Outrider:
             max_iterations,
             require_approval,
             delegates,
+            _names("connections", connections),
         )
 
     @asynccontextmanager
@@ -279,6 +301,12 @@ class Outrider:
             yield Runtime(services)
         finally:
             await see_through(_close(services, ledger, job))
+
+
+def _names(what: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, str) or not all(isinstance(name, str) and name for name in given):
+        raise InvalidArguments(f"{what} is a list of names, not {given!r:.100}")
+    return tuple(given)
 
 
 async def _close(services: Services, ledger: Ledger, worker: asyncio.Task[None] | None) -> None:

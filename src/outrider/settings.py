@@ -40,6 +40,8 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    foreground_wait: float = 300.0
+    """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,10 @@ class WorkerSettings:
     """How long an approval is waited for before it counts as denied."""
     approval_nudge: float = 60.0
     """How long before that the session is reminded."""
+    approval_valid: float = 3600.0
+    """How long an approval holds for a call that has not been made: then it is asked for again."""
+    connection_deadline: float = 3600.0
+    """How long a task waits for a connection that is missing when it begins, before it fails."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
     inbox_lease: float = 60.0

@@ -58,9 +58,13 @@ def test_whoever_approves_sees_what_would_be_called(cli: Cli):
     (task,) = eventually(lambda: cli.ok("tasks", "--state=awaiting_input", "--json").records)
     assert '"tool": "add"' in cli.ok("show", task["id"]).out
     assert '"b": 3' in cli.ok("show", task["id"]).out
-    cli.ok("answer", task["id"], "yes")
+    cli.ok("answer", task["id"], "always")
     _, err = process.communicate(timeout=60)
     assert '"arguments": {\n    "a": 2,\n    "b": 3\n' in err.replace("      ", "    ")
+    (ended,) = cli.ok("show", task["id"], "--json").records
+    session = ended["links"]["child_session_id"]
+    assert [grant["tool"] for grant in cli.ok("grants", session, "--json").records] == ["add"]
+    assert "add: revoked" in cli.ok("grants", session, "--revoke=add").err
 
 
 def test_too_many_iterations_are_no_success(cli: Cli):

@@ -51,6 +51,7 @@ from outrider.core.task import (
     Timeouts,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
     phase_of,
@@ -103,6 +104,7 @@ waits = st.one_of(
     st.builds(WaitUntil, moments),
     st.builds(WaitForTasks, watched, st.booleans()),
     st.builds(WaitForMessage, st.integers(0, 2)),
+    st.builds(WaitForNews, st.integers(0, 2)),
 )
 
 SAMPLES: dict[type, st.SearchStrategy[Any]] = {

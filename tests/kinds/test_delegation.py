@@ -4,57 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskOptions, WorkerSettings
-from outrider.agents import scripted
+from outrider import State, TaskOptions
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.settings import DelegationLimits
+from tests.kinds.stage import Stage, calls, steps, turns
 
 pytestmark = pytest.mark.anyio
-
-Script = Callable[[Turn], Reply]
-
-
-class Stage:
-    """An app whose agents play scripts, with a tool that ends, one that waits at a gate, and one that never ends."""
-
-    def __init__(self, url: str, **limits: int) -> None:
-        self.url = url
-        self.app = Outrider(WorkerSettings(park_grace=0.02, delegation=DelegationLimits(**limits)))
-        self.gate = asyncio.Event()
-        self.said: dict[str, list[Any]] = {}
-
-        @self.app.tool
-        async def work(n: int) -> str:
-            """Do something, once the gate is open."""
-            await self.gate.wait()
-            return f"did {n}"
-
-        @self.app.tool
-        async def drift(task: TaskContext) -> None:
-            """Never end."""
-            await task.messages()
-
-    def agent(self, name: str, script: Script, **more: Any) -> None:
-        results = self.said[name] = []
-
-        def play(turn: Turn) -> Reply:
-            results.extend(result.content for result in turn.results)
-            return script(turn)
-
-        scripted.register(name, play)
-        self.app.agent(name, model=f"scripted:{name}", **more)
-
-    @asynccontextmanager
-    async def open(self, agent: str) -> AsyncIterator[tuple[Runtime, SessionHandle]]:
-        async with self.app.open(self.url) as runtime:
-            yield runtime, await runtime.sessions.create(agent=agent)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -65,25 +24,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def stage(url: str) -> Stage:
     return Stage(url)
-
-
-def steps(*replies: Reply) -> Script:
-    """A script that plays these in each turn."""
-    return lambda turn: replies[min(turn.number, len(replies)) - 1]
-
-
-def calls(tool: str, /, **arguments: Any) -> Reply:
-    return Reply(calls=(Call(tool, arguments),))
-
-
-async def turns(runtime: Runtime, session: SessionHandle, count: int) -> list[Any]:
-    """What the first so many turns came to, once all have ended."""
-    async with asyncio.timeout(15):
-        while True:
-            taken = [task for task in await session.tasks() if task.kind == "turn"][::-1]
-            if len(taken) >= count and all(task.is_terminal for task in taken):
-                return [await (await runtime.task(task.id)).result() for task in taken]
-            await asyncio.sleep(0.01)
 
 
 async def test_an_agent_hands_a_tool_off_walks_away_and_is_woken_by_its_end(stage: Stage):
@@ -182,7 +122,7 @@ async def test_a_foreground_agent_brings_its_result_and_one_that_takes_too_long_
         assert child.budget == {"requests": 2}
 
 
-async def test_what_came_in_while_an_agent_waited_is_told_after_that_and_no_model_call_is_made_again(stage: Stage):
+async def test_what_an_agent_has_heard_by_waiting_wakes_it_no_more_and_no_model_call_is_made_again(stage: Stage):
     asked: list[int] = []
     wait = steps(calls("spawn_agent", instructions="x", agent="child", mode="foreground"), Reply("ok"))
 
@@ -201,8 +141,8 @@ async def test_what_came_in_while_an_agent_waited_is_told_after_that_and_no_mode
         assert await turn.result(timeout=15) == "ok"
         assert asked == [1, 2]
         assert [attempt.ending for attempt in await turn.attempts()] == ["parked", "succeeded"]
-        prompts = [row for row in await runtime.services.views.transcript(session.id) if b"<task_wake" in row.message]
-        assert len(prompts) == 1
+        assert b"<task_wake" not in b"".join(row.message for row in await runtime.services.views.transcript(session.id))
+        assert await session.inbox.list() == []
 
 
 async def test_a_result_is_reported_once_and_has_to_fit(stage: Stage):

@@ -17,10 +17,10 @@ from outrider.agents.engine import is_said
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy
-from outrider.core.events import CancelRequested
+from outrider.core.events import CancelRequested, Reprioritized, Rung
 from outrider.core.ledger import InboxRow
 from outrider.core.machine import apply
-from outrider.kinds.turn import told
+from outrider.kinds.hearing import told
 from outrider.runtime.codec import decode
 
 pytestmark = pytest.mark.anyio
@@ -317,3 +317,19 @@ async def test_a_function_and_a_graph_take_turns_too_and_remember_as_they_can(st
             assert await (await plain.send(word)).result() == f"{word}, after {number}"
         assert await (await drawn.send("one")).result() == "ONE"
         assert await (await drawn.send("two")).result() == "ONE ONE TWO"
+
+
+async def test_a_ring_that_lost_a_race_is_not_settled_by_what_won_it():
+    """What the winner made of the record has the very version that the ring would have given it."""
+    async with Stage("memory://").app.open("memory://", worker=False) as runtime:
+        session = await runtime.sessions.create(agent="echo")
+        turn = await session.send("hello")
+        lifecycle, before = runtime.services.lifecycle, await runtime.tasks.get(turn.id)
+        ended = (await session.spawn("think", options=TaskOptions(wake="on_terminal"))).id
+        await runtime.tasks.cancel(ended)
+        (ring,) = await runtime.services.views.follow_ups(10)
+        await lifecycle.move(before, Reprioritized(5))
+        await lifecycle.settle(before, apply(before, Rung(session.id), lifecycle.now()), [ring.id])
+        assert await runtime.services.views.follow_ups(10) == [ring]
+        await lifecycle.apply_follow_ups()
+        assert (await runtime.tasks.get(turn.id)).core.rung == 1

@@ -48,6 +48,7 @@ from outrider.core.ledger import (
     Committed,
     Existing,
     Fenced,
+    GrantSet,
     Ledger,
     LimitRemoved,
     NoSession,
@@ -67,7 +68,7 @@ from outrider.core.ledger import (
 from outrider.core.machine import apply, create
 from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
-from outrider.core.session import NewSession, Seed, Session
+from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import (
     TURN,
     Artifact,
@@ -1718,6 +1719,23 @@ class Seeds(Contract):
         assert await last("no") == 0
 
 
+class Grants(Contract):
+    """What was said of tools in sessions: the newest word stands."""
+
+    async def test_the_newest_word_on_a_tool_stands_and_goes_with_its_session(self, scene: Scene):
+        await scene.session("session_b")
+        said = Grant("session_b", "pay", True, scene.now, "ada", "cli", "task_1")
+        assert await scene.ledger.control(GrantSet(said)) is True
+        assert await scene.ledger.control(GrantSet(said)) is False
+        assert await scene.views.grants(["session_b", SESSION]) == [said]
+        unsaid = Grant("session_b", "pay", False, scene.now + 1)
+        assert await scene.ledger.control(GrantSet(unsaid)) is True
+        assert await scene.ledger.control(GrantSet(said)) is False
+        assert await scene.views.grants(["session_b"]) == [unsaid]
+        await scene.ledger.prune([], ["session_b"])
+        assert await scene.views.grants(["session_b"]) == []
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -1874,13 +1892,13 @@ class Turns(Contract):
         assert await scene.pending() == [("session_b", Rung("session_b"))]
         assert await scene.told("session_b") == [("task_1", "terminal")]
 
-    async def test_nothing_rings_where_no_agent_takes_turns(self, scene: Scene):
+    async def test_nothing_rings_where_no_agent_is(self, scene: Scene):
         await self.listener(scene, "session_child", parent_task_id="task_0", parent_session_id=SESSION)
         for id, session in (("task_1", SESSION), ("task_2", "session_child")):
             await scene.running(id, session, wake_policy="on_terminal")
             await scene.succeed(id)
             assert await scene.told(session) == [(id, "terminal")]
-        assert await scene.pending() == []
+        assert await scene.pending() == [("session_child", Rung("session_child"))]
 
     async def test_a_turn_drives_its_session_from_its_creation_on_and_is_followed_by_one(self, scene: Scene):
         await self.listener(scene)
@@ -2705,10 +2723,11 @@ class StoreContract(
     Pauses,
     Closings,
     Seeds,
+    Grants,
     Meters,
+    Turns,
     Places,
     Logs,
-    Turns,
     Inboxes,
     Files,
     Queries,

@@ -30,9 +30,9 @@ from outrider.core.errors import (
     StoreLocked,
     StoreNewer,
 )
-from outrider.core.ledger import Ledger, TaskFilter, WorkerCard
+from outrider.core.ledger import GrantSet, Ledger, TaskFilter, WorkerCard
 from outrider.core.meters import Amounts, Budget, Charge, Granted, Heard, RateLimit, Reserve, Tap
-from outrider.core.session import NewSession
+from outrider.core.session import Grant, NewSession
 from outrider.core.task import State
 from outrider.core.values import evolve
 from outrider.stores.copy import TABLES, Progress
@@ -169,6 +169,8 @@ async def fill(url: str) -> Full:
         delayed = await first.spawn(quick, n=4, options=TaskOptions(delay=DAY))
         second = await runtime.sessions.create(title="paused")
         await runtime.queue.pause(session=second.id, reason=NAME, by="ann")
+        grant = Grant(second.id, "pay", True, runtime.services.clock.now(), NAME, "cli", "task_1")
+        await runtime.services.ledger.control(GrantSet(grant))
         paused = await second.spawn(quick, n=5)
         names |= {"journey": journeying.id, "agent": agent.id, "failed": failed.id, "sleeping": sleeping.id}
         names |= {"slow": slow[1].id, "delayed": delayed.id, "paused": paused.id}

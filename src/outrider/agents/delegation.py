@@ -7,20 +7,23 @@ refusal is told to the model, which may try something else; it fails no task.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
-from outrider.agents.registered import check_goes_on
+from outrider.agents.approval import OPEN, Approvals
+from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
+from outrider.agents.registered import RegisteredAgent, check_goes_on
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
-from outrider.core.ledger import TaskFilter
+from outrider.core.ledger import InboxRow, TaskFilter
 from outrider.core.session import Session
-from outrider.core.task import TURN, State, Task
+from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
@@ -33,7 +36,25 @@ REPORTED = "reported!"
 STARTED = "started!"
 """The journal row that says that an agent has started something, which may live when it has answered."""
 
+WAITED = "waited!"
+"""Prefix of the journal rows, in the open iteration, that name what the agent has heard of by waiting: the tasks that
+ended, the requests that were open."""
+
 STARTED_KINDS = ("subagent", "background_tool", "process")
+
+TOOLS = (
+    "spawn_agent",
+    "spawn_background",
+    "list_tasks",
+    "get_task",
+    "message_task",
+    "cancel_task",
+    "wait_task",
+    "report_result",
+    "report_progress",
+    "ask_parent",
+)
+"""The names of all of them."""
 
 ROWS = 50
 """How many tasks `list_tasks` shows."""
@@ -63,7 +84,11 @@ class SpawnAgent(_Parameters):
     mode: Literal["background", "foreground"] = "background"
     lifetime: Literal["linked", "detached"] = Field("linked", description="Linked: it is stopped when you are.")
     wake: Literal["silent", "on_terminal", "on_activity"] = "on_terminal"
+    on_open_children: Literal["wait", "cancel", "detach"] = Field(
+        "wait", description="When it has answered, and what it started lives: wait for that, cancel it, or leave it."
+    )
     result_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that its result has to fit.")
+    message_schema: dict[str, Any] | None = Field(None, description="A JSON Schema that messages to it have to fit.")
     budget: dict[str, Any] | None = Field(None, description="Any of tokens, cost, requests, iterations, seconds.")
 
 
@@ -109,11 +134,12 @@ class CancelTask(_Parameters):
 
 
 class WaitTask(_Parameters):
-    """Wait until tasks have ended, one of them, or all. While you wait you do nothing else."""
+    """Wait until tasks have ended, one of them, or all, or one asks something. While you wait you do nothing else."""
 
     task_ids: list[str] = Field(min_length=1)
     any: bool = Field(False, description="One is enough.")
-    timeout: float = Field(300.0, gt=0, description="Seconds.")
+    on_question: bool = Field(True, description="Also until one asks something. False: others will answer that.")
+    timeout: float | None = Field(None, gt=0, description="Seconds; a few minutes when left out.")
 
 
 class ReportResult(_Parameters):
@@ -145,7 +171,11 @@ class Delegation:
     session: Session
     """The one that it runs in, and that owns what it starts."""
     agent: str | None
+    gated: bool | Sequence[str]
+    """The tools that need an approval of the agent's, whoever runs them; True for all."""
+    approvals: Approvals
     within: Callable[[str], TaskContext]
+    _door: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def tools(self) -> list[ToolSpec]:
         """The tools of an agent, those of a child among them if it is one."""
@@ -189,7 +219,12 @@ class Delegation:
                 raise ToolError(f"{error.code}: {error.message}") from None
 
         described = parameters.__doc__ or ""
-        return ToolSpec(name, described.strip(), parameters.model_json_schema(), call)
+        return ToolSpec(
+            name, described.strip(), parameters.model_json_schema(), call, requires_approval=self._is_gated(name)
+        )
+
+    def _is_gated(self, name: str) -> bool:
+        return self.gated if isinstance(self.gated, bool) else name in self.gated
 
     @property
     def _tasks(self) -> Tasks:
@@ -203,21 +238,49 @@ class Delegation:
             raise InvalidArguments("name the agent: you have no name by which to start another one like you")
         if given.seed == "fork":
             check_goes_on(self.task.services.registry.agents, agent, self.agent)
-        spec = {"prompt": given.instructions, "agent": agent, "seed": given.seed}
-        bounds = TaskOptions(name=given.name, result_schema=given.result_schema, budget=given.budget)
-        started = await self._start("subagent", spec, given, call_id, bounds)
+        # One like itself is told all that it was told itself, whom to ask for what above all.
+        own = self.task.spec if agent == self.agent else {}
+        spec = {**own, "prompt": given.instructions, "agent": agent, "seed": given.seed}
+        options = TaskOptions(
+            name=given.name,
+            # It may outlast the wait, and would then end unheard.
+            wake="on_terminal" if given.mode == "foreground" and given.wake == "silent" else given.wake,
+            on_open_children=given.on_open_children,
+            result_schema=given.result_schema,
+            message_schema=given.message_schema,
+            budget=given.budget,
+        )
+        started = await self._start("subagent", spec, given, call_id, options)
         if given.mode == "background":
             return _told(started)
-        return await self._wait([started.id], call_id, every=True, timeout=300.0)
+        told = await self._wait([started.id], call_id, every=True)
+        return {**told, "note": "it goes on in the background"} if told["timed_out"] else told
 
     async def _spawn_background(self, given: SpawnBackground, call_id: str) -> JSON:
         if (given.tool is None) == (given.command is None):
             raise InvalidArguments("name a tool, or give a command")
-        if given.tool is not None:
-            kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
-        else:
+        if given.tool is None:
             kind, spec = "process", {"command": given.command}
-        return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title)))
+        else:
+            kind, spec = "background_tool", tool_spec(given.tool, given.arguments)
+        return _told(await self._start(kind, spec, given, call_id, TaskOptions(name=given.title, wake=given.wake)))
+
+    async def _approved(self, spec: JSONObject, call_id: str) -> JSONObject:
+        """The spec of a tool's task as a person allows it. Raises ToolError where nobody does.
+
+        A person who was asked about this very call has seen the tool and its arguments.
+        """
+        tool = self.task.services.registry.tool(spec["tool"])
+        if not (tool.requires_approval or self._is_gated(tool.name)) or self.approvals.was_asked(call_id):
+            return spec
+        decision = await self.approvals.decide(
+            tool.name, spec["arguments"], f"{call_id}!{tool.name}", is_own=False, within=self.within(call_id)
+        )
+        if not decision.granted:
+            raise ToolError(
+                f"{tool.name} was not started, the call was denied: {decision.reason or 'without a reason'}"
+            )
+        return spec if decision.arguments is None else tool_spec(tool.name, decision.arguments)
 
     async def _start(
         self,
@@ -229,35 +292,48 @@ class Delegation:
     ) -> TaskRecord:
         task = self.task
         key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
-        task.services.registry.executor(kind).check(spec)
-        await self._check_limits(kind, key)
+        executor = task.services.registry.executor(kind)
+        checked = executor.check(spec)
+        tree = await self._tree()
+        there = next((each for each in tree if each.input.idempotency_key == key), None)
+        if there is not None:  # this very call had started it before it was cut off
+            return TaskRecord.of(there)
+        await self._check_limits(kind, tree)
+        await check_connections(task.services, self.session, checked.connections)
+        if kind == "background_tool":
+            spec = await self._approved(checked.spec, call_id)
+            executor.check(spec)
         if self._is_child:
             await task.write_own(STARTED, "spawn", b"true")
         options = evolve(
             options,
             idempotency_key=key,
-            wake=given.wake,
             detached=given.lifetime == "detached",
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None
-        made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
+        async with self._door:  # a model may call for many at once
+            await self._check_limits(kind, await self._tree())
+            made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
 
-    async def _check_limits(self, kind: str, key: str) -> None:
-        """Raise LimitReached, unless this very call had started its task before it was cut off."""
+    async def _tree(self) -> list[Task]:
+        """The tasks of the tree, without its turns, of which a long conversation has any number."""
         limits, views = self.task.services.settings.delegation, self.task.services.views
         found: list[Task] = []
-        for each in STARTED_KINDS:  # not turns, of which a long conversation has any number
+        for each in STARTED_KINDS:
             tree = TaskFilter(root_session_id=self.session.root_session_id, kind=each, limit=limits.total + 1)
             found += await views.list_tasks(tree)
-        if any(each.input.idempotency_key == key for each in found):
-            return
+        return found
+
+    async def _check_limits(self, kind: str, tree: Sequence[Task]) -> None:
+        """Raise LimitReached where the tree may have no further task."""
+        limits = self.task.services.settings.delegation
         if kind == "subagent" and (depth := await self._depth()) >= limits.depth:
             raise LimitReached(f"agents may be {limits.depth} deep below the first, and you are {depth} deep")
-        live = sum(not each.is_terminal for each in found) - self._is_child
-        if len(found) >= limits.total:
-            raise LimitReached(f"the tree has had {len(found)} tasks, and may have {limits.total} in all")
+        live = sum(not each.is_terminal for each in tree) - self._is_child
+        if len(tree) >= limits.total:
+            raise LimitReached(f"the tree has had {len(tree)} tasks, and may have {limits.total} in all")
         if live >= limits.live:
             raise LimitReached(f"{live} tasks of the tree live, and no more may at once; wait for some, or cancel them")
 
@@ -295,26 +371,46 @@ class Delegation:
                 break
             text += row.text
             following = row.offset + len(row.text.encode())
-        asked = [
-            {"id": request.id, "kind": request.kind, "prompt": request.prompt, "expected": request.expected}
-            for request in record.input_requests
-        ]
         thread = [{"id": each.id, "direction": each.direction, "parts": list(each.parts)} for each in messages]
-        told = {**_told(record), "asks": asked, "messages": thread, "output": text, "output_next": following}
+        told = {**_told(record), "asks": _asks(record), "messages": thread, "output": text, "output_next": following}
         if record.state is State.SUCCEEDED:
             told["result"] = await self._result(record)
         return told
 
     async def _message_task(self, given: MessageTask, _: str) -> JSON:
         record = await self._find(given.task_id)
-        if given.in_reply_to is not None and any(each.id == given.in_reply_to for each in record.input_requests):
+        asked = given.in_reply_to
+        request = None if asked is None else await self.task.services.views.request(asked)
+        if request is not None and request.kind != "question":
+            raise ToolError(f"{request.id} asks for an {request.kind}, which is for a person to give")
+        if request is not None:
             answered = await self._tasks.answer(
-                record.id, given.message, request_id=given.in_reply_to, by=ANSWERED_BY, via=self.task.id
+                record.id, given.message, request_id=request.id, by=ANSWERED_BY, via=self.task.id
             )
-            return {"recorded": "answer", "task": _told(answered)}
-        content = given.message if isinstance(given.message, str | dict) else {"value": given.message}
+            return {"recorded": "answer", "delivered": "yes", "task": _told(answered)}
+        content = given.message if isinstance(given.message, str) else {"type": "data", "data": given.message}
+        before = await self._tasks.get(record.id)
         sent = await self._tasks.message(record.id, content, sender=self.task.id, in_reply_to=given.in_reply_to)
-        return {"recorded": "message", "message_id": sent.id, "delivered": "it reads it when it looks for messages"}
+        delivered, why = self._delivery(before)
+        return {"recorded": "message", "message_id": sent.id, "delivered": delivered, "why": why}
+
+    def _delivery(self, task: Task) -> tuple[str, str]:
+        """What becomes of a message to a task that stood so: whether it was delivered, and why."""
+        core, kind = task.core, task.input.kind
+        if any(isinstance(wait, WaitForMessage) for wait in core.waits):
+            return "yes", "it was waiting for a message, and goes on with this one"
+        if kind == "process":
+            return "no", "a command reads no messages"
+        if core.returned:
+            return "no", "it has answered, and waits only for what it started"
+        if kind != "subagent":
+            return "later", "when it looks for messages, if it does"
+        agent = self.task.services.registry.agents.get(str(task.spec.get("agent")))
+        if isinstance(agent, RegisteredAgent) and agent.engine != DEFAULT_ENGINE:
+            return "no", "it is an agent that looks at no messages"
+        if core.requests:
+            return "later", f"it waits for an answer; give in_reply_to={core.requests[0].id} to answer it"
+        return "later", "with its next model call, unless it answers before"
 
     async def _cancel_task(self, given: CancelTask, _: str) -> JSON:
         record = await self._find(given.task_id)
@@ -323,19 +419,29 @@ class Delegation:
 
     async def _wait_task(self, given: WaitTask, call_id: str) -> JSON:
         ids = [(await self._find(each)).id for each in given.task_ids]
-        return await self._wait(ids, call_id, every=not given.any, timeout=given.timeout)
+        return await self._wait(ids, call_id, every=not given.any, on_question=given.on_question, timeout=given.timeout)
 
-    async def _wait(self, ids: list[str], call_id: str, *, every: bool, timeout: float) -> JSON:
-        records = await self.within(call_id).wait_for(ids, any=not every, timeout=timeout)
+    async def _wait(
+        self, ids: list[str], call_id: str, *, every: bool, on_question: bool = True, timeout: float | None = None
+    ) -> dict[str, JSON]:
+        timeout = timeout or self.task.services.settings.delegation.foreground_wait
+        records = await self.within(call_id).attend(ids, any=not every, timeout=timeout, on_question=on_question)
         ended = [record for record in records if record.is_terminal]
-        is_over = len(ended) == len(records) or (not every and bool(ended))
+        kinds = [request.kind for record in records for request in record.input_requests]
+        asks = on_question and "question" in kinds  # the others are for a person, and no end of the wait
         tasks = []
         for record in records:
             told = _told(record)
+            heard = [record.id] if record.is_terminal else [each.id for each in record.input_requests]
+            for each in heard:
+                await self.task.write_own(f"{OPEN}{WAITED}{each}", "waited", b"true")
             if record.state is State.SUCCEEDED:
                 told["result"] = await self._result(record)
+            if record.input_requests:
+                told["asks"] = _asks(record)
             tasks.append(told)
-        return {"tasks": tasks, "timed_out": not is_over}
+        is_over = len(ended) == len(records) or (not every and bool(ended))
+        return {"tasks": tasks, "timed_out": not (is_over or asks)}
 
     async def _find(self, task_id: str) -> TaskRecord:
         """A task of the own tree. Raises NotFound, for those of others too."""
@@ -378,6 +484,25 @@ def reported(task: TaskContext) -> tuple[JSON] | None:
     """The result that a child reported, None if it has not."""
     row = task.journal.at(REPORTED)
     return None if row is None else (decode(row.value or b"[null,null]")[1],)
+
+
+def has_waited(task: TaskContext) -> bool:
+    """Whether the agent has heard something by waiting in its open iteration."""
+    return bool(task.journal.under(OPEN + WAITED))
+
+
+def has_heard(task: TaskContext, row: InboxRow) -> bool:
+    """Whether what an entry of its inbox says is what the agent has heard by waiting, in its open iteration."""
+    of = {"terminal": row.task_id, "question": row.body.get("request_id")}.get(row.reason)
+    return of is not None and task.journal.at(f"{OPEN}{WAITED}{of}") is not None
+
+
+def _asks(record: TaskRecord) -> list[JSON]:
+    """What a task asks now."""
+    return [
+        {"id": request.id, "kind": request.kind, "prompt": request.prompt, "expected": request.expected}
+        for request in record.input_requests
+    ]
 
 
 def _told(record: TaskRecord) -> dict[str, JSON]:

@@ -32,6 +32,9 @@ ENGINES: Mapping[str, str] = {
 }
 """Where each engine's adapter is, as `module:class`. Importing the module imports the engine."""
 
+TOOLLESS = frozenset({"langgraph"})
+"""The engines whose agents bring their own tools, and can be given none."""
+
 
 ONE_FORM = frozenset({"pydantic-ai"})
 """The engines of which any agent goes on from what any other said; of the rest each agent has a form of its own."""
@@ -119,7 +122,7 @@ class AgentBrief:
 
     `require_approval` is True for all tools, or names those that may not run without an approval, those of an
     `agent` too; a name that no tool has is an error, since a call might pass where one was meant. In `tools` it is
-    marked already.
+    marked already. A name that is `spawnable` may be that of a tool which the agent reaches through others only.
 
     With `asked` the transcript ends with the prompt already, as `Engine.said` writes it, and it is sent from there.
 
@@ -140,6 +143,7 @@ class AgentBrief:
     model_settings: JSONObject = field(default_factory=dict)
     tools: Sequence[ToolSpec] = ()
     require_approval: bool | Sequence[str] = False
+    spawnable: Sequence[str] = ()
     max_iterations: int = WorkerSettings().iterations
     result_schema: JSONObject | None = None
     transcript: Sequence[JSON] = ()
@@ -284,7 +288,9 @@ class AgentRun(Protocol):
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call, asking and parking if there is none yet.
 
-        The decision belongs to `call_id` in the open iteration and is the same every time. No person, no approval.
+        The decision belongs to `call_id` in the open iteration, this tool and these arguments. The step by which the
+        call is made has a key that ends with `call_id`: until that is journaled, a decision that has grown old, or is
+        about something else, is asked for again. No person, no approval.
         """
         ...
 

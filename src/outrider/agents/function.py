@@ -193,7 +193,12 @@ class AgentContext:
         """Ask a person to approve something, parked meanwhile. No person, no approval. Tools ask by themselves."""
         with self._at(f"approve/{id or what}") as key:
             await self._keep_failures()
-            return await self._run.approve(what, arguments or {}, key)
+            decision = await self._run.approve(what, arguments or {}, key)
+
+            async def taken() -> JSON:
+                return jsonable(decision)
+
+            return Approval(**cast("dict[str, Any]", await self._run.step(key, taken)))
 
     @overload
     async def ask(

@@ -26,6 +26,8 @@ class RegisteredAgent:
     require_approval: bool | Sequence[str] = False
     delegates: bool = False
     """Whether it is given the tools by which an agent hands work off."""
+    connections: Sequence[str] = ()
+    """Those that have to be there before it starts."""
 
 
 def check_goes_on(agents: Mapping[str, object], one: str | None, other: str | None) -> None:

@@ -273,7 +273,7 @@ def _send(parser: Parser) -> None:
 
 def _answer(parser: Parser) -> None:
     _task(parser)
-    parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes and no")
+    parser.add_argument("value", metavar="VALUE", help="JSON where it parses and fits, else text; yes, no, always")
     parser.add_argument("--request", metavar="ID", help="which question; default the oldest")
 
 
@@ -288,6 +288,11 @@ def _inbox(parser: Parser) -> None:
     parser.add_argument(
         "--renew", metavar="RECEIPT", action="append", default=[], help="keep it for a lease more; may be repeated"
     )
+
+
+def _grants(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="the id of the session")
+    parser.add_argument("--revoke", metavar="TOOL", help="have this one need an approval again")
 
 
 def _cancel(parser: Parser) -> None:
@@ -547,6 +552,7 @@ COMMANDS: dict[str, Command] = {
         Command("message", "send a task a message", "steering:message", _message),
         Command("answer", "answer a question of a task", "steering:answer", _answer),
         Command("inbox", "look into a session's inbox, receive from it, acknowledge", "inboxes:inbox", _inbox),
+        Command("grants", "list and revoke what needs no more approval in a session", "steering:grants", _grants),
         Command("cancel", "cancel tasks and the children below them", "steering:cancel", _cancel),
         Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),

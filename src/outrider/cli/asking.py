@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from outrider.cli.glance import age_text
 from outrider.cli.terminal import Screen, harmless, told
-from outrider.cli.values import value_of
+from outrider.cli.values import ALWAYS, answer_of, value_of
 from outrider.core.errors import Conflict, NotFound, OutriderError
 from outrider.core.task import InputRequest
 from outrider.core.values import JSONObject
@@ -117,6 +117,8 @@ def _settle(ready: asyncio.Future[None]) -> None:
 def _expectation(request: InputRequest) -> str:
     """What would be an answer, and what happens without one."""
     words = _wanted(request.expected)
+    if answer_of(ALWAYS, request) != ALWAYS:
+        words = f"{words}, always for this session"
     said = f" ({words})" if words else ""
     if request.deadline_at is not None:
         left = age_text(max(0, request.deadline_at - request.created_at))

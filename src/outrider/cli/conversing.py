@@ -21,7 +21,7 @@ from outrider.cli.terminal import json_text
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import LIVE_STATES, TURN, InputRequest, State, Task
 from outrider.core.wording import counted
-from outrider.kinds.turn import WAKE
+from outrider.kinds.hearing import WAKE
 from outrider.runtime.codec import decode
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Steering: `message`, `send`, `answer`, `cancel`, `retry`, `fork`, `wait`."""
+"""Steering: `message`, `send`, `answer`, `grants`, `cancel`, `retry`, `fork`, `wait`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
 from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
-from outrider.cli.values import pairs, text_of, value_of
+from outrider.cli.values import answer_of, pairs, text_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import TURN, State, Task
@@ -81,7 +81,7 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
         request = task.core.request(arguments.request) if arguments.request else next(iter(task.core.requests), None)
         record = await runtime.tasks.answer(
             task.id,
-            value_of(arguments.value, request.expected if request else None),
+            answer_of(arguments.value, request),
             request_id=arguments.request,
             by=user_name(),
             via="cli",
@@ -91,6 +91,27 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
         else:
             screen.note(f"answered; {short(task.id)} is {record.state}")
         await hint_at_worker(runtime, task, screen)
+    return OK
+
+
+async def grants(arguments: Namespace, screen: Screen) -> int:
+    """List the tools that need no more approval in a session, or have one need it again."""
+    from outrider.cli.starting import user_name
+
+    async with open_runtime(arguments) as runtime:
+        if arguments.revoke is not None:
+            was_there = await runtime.sessions.revoke(arguments.session, arguments.revoke, by=user_name())
+            screen.note(f"{on_one_line(arguments.revoke)}: {'revoked' if was_there else 'it was not granted'}")
+            return OK
+        found = await runtime.sessions.grants(arguments.session)
+    for grant in found:
+        if screen.as_json:
+            screen.record(grant)
+        else:
+            by = f" by {grant.by}" if grant.by else ""
+            screen.line(on_one_line(f"{grant.tool}  since {grant.at:%Y-%m-%d %H:%M:%S} UTC{by}"))
+    if not found:
+        screen.hint("nothing was granted there")
     return OK
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from outrider.cli.exits import UsageError
+from outrider.core.task import InputRequest
 from outrider.core.values import JSON
 from outrider.core.wording import counted
 
@@ -21,6 +22,7 @@ MOST_TEXT = 16 << 20
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _NOTHING = object()
+ALWAYS = "always"
 
 
 def seconds(text: str) -> float:
@@ -127,6 +129,18 @@ def value_of(text: str, expected: Mapping[str, Any] | None = None) -> JSON:
             if mismatch(reading, expected) is None:
                 return reading
     return readings[0]
+
+
+def answer_of(text: str, request: InputRequest | None) -> JSON:
+    """The answer that a text stands for; `always` is one to an approval: yes, and for all further calls too."""
+    expected = None if request is None else request.expected
+    if request is not None and request.kind == "approval" and text.strip().lower() == ALWAYS:
+        from outrider.runtime.schemas import mismatch
+
+        lasting = {"approved": True, "always": True}
+        if mismatch(lasting, expected) is None:
+            return lasting
+    return value_of(text, expected)
 
 
 def _parsed(text: str) -> Any:

@@ -293,13 +293,14 @@ async def shown(views: Views, target: Task | str) -> list[Task]:
             ]
     else:
         tasks = list(await views.list_tasks(TaskFilter(root_session_id=target, limit=SHOWN)))
-        if not tasks:
-            tasks = list(await views.list_tasks(TaskFilter(session_id=target, limit=SHOWN)))
+        if not tasks:  # it is no root: what is below its tasks is in sessions of their own
+            own = await views.list_tasks(TaskFilter(session_id=target, limit=SHOWN))
+            tasks = [each for task in own for each in await shown(views, task)][:SHOWN]
     return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
 def tree_of(tasks: Sequence[Task], around: Around) -> Tree:
-    """Tasks as a tree: children below their parents, oldest first."""
+    """Tasks as a tree: children below their parents, and below the turn that started them, oldest first."""
     from rich.text import Text
     from rich.tree import Tree
 
@@ -307,7 +308,8 @@ def tree_of(tasks: Sequence[Task], around: Around) -> Tree:
     branches: dict[str, Tree] = {}
     of_session = {task.live.links.child_session_id: task.id for task in tasks if task.live.links.child_session_id}
     for task in tasks:
-        parent = task.input.parent_task_id or of_session.get(task.session_id) or ""
+        turn = task.input.origin.get("task_id")
+        parent = task.input.parent_task_id or of_session.get(task.session_id) or (turn if turn in branches else "")
         branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task, around)))
     return tree
 

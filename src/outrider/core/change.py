@@ -59,7 +59,7 @@ class InboxEntry:
 class FollowUp:
     """News for every task that stands in `relation` to `of`, expanded by the store when it writes.
 
-    Of relation `session` it is news for the session of id `of` itself, if that has an agent, and for no task.
+    Of relation `session` it is news for the session of id `of` itself, if that has an agent: for who drives it.
     """
 
     relation: Relation

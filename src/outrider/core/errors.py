@@ -19,8 +19,9 @@
     │   ├── InvalidSchema     invalid_schema
     │   ├── InvalidPath       invalid_path
     │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model,
-    │                         unknown_step
+    │                         unknown_step, unknown_connection
     │   ├── TooLarge          too_large
+    │   ├── ConnectionRequired  connection_required: the tool or agent needs one that is not there
     │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
     │   └── LimitReached      limit_reached
     ├── StoreError            the database cannot do its work
@@ -185,13 +186,13 @@ class InvalidPath(Refused):
 
 
 class UnknownName(Refused):
-    """No kind, tool, agent, model or step of that name is known."""
+    """No kind, tool, agent, model, step or connection of that name is known."""
 
     code = "unknown_name"
 
     @classmethod
     def of(cls, noun: str, name: str, known: Iterable[str]) -> UnknownName:
-        """For a `noun` (kind, tool, agent, model, step), with the names that would have been right."""
+        """For a `noun` (kind, tool, agent, model, step, connection), with the names that would have been right."""
         names = sorted(known)
         return cls(
             f"unknown {noun} {name!r}; {_listed(name, names)}",
@@ -224,6 +225,17 @@ class TooLarge(Refused):
             f"{what} has {size:,} bytes, more than the limit of {limit:,}",
             details={"what": what, "size": size, "limit": limit},
         )
+
+
+class ConnectionRequired(Refused):
+    """What was to be started needs connections that are not there; `details` names them."""
+
+    code = "connection_required"
+
+    @classmethod
+    def lacking(cls, names: Sequence[str]) -> ConnectionRequired:
+        """For the names of those that are missing."""
+        return cls(f"it needs to be connected first: {', '.join(names)}", details={"connections": list(names)})
 
 
 class CannotFork(Refused):

@@ -37,7 +37,7 @@ from outrider.core.delivery import Receipt, Standing
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
 from outrider.core.meters import Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Limit, Pause, Scope, Spent
-from outrider.core.session import NewSession, Seed, Session
+from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, JSONObject, Span
 
@@ -180,7 +180,14 @@ class Reopened:
     at: Instant
 
 
-Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | Closed | Reopened
+@dataclass(frozen=True, slots=True)
+class GrantSet:
+    """An order to `Ledger.control`: this was said of a tool. What was said later stands."""
+
+    grant: Grant
+
+
+Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | Closed | Reopened | GrantSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -599,6 +606,10 @@ class Views(Protocol):
         """All limits and pauses."""
         ...
 
+    async def grants(self, session_ids: Sequence[str]) -> Sequence[Grant]:
+        """What was said last of each tool in these sessions, by session and name."""
+        ...
+
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""
         ...
@@ -711,7 +722,7 @@ class Ledger(Protocol):
         ...
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume, close or reopen; False if all was so already. What runs, runs on.
+        """Set or remove a limit, pause, resume, close, reopen, grant; False if all was so already. What runs, runs on.
 
         Whatever needs a session open is committed before it closes, or not at all. Raises NotFound where there is no
         such session, NotEnded where it may not be closed while tasks live.

@@ -78,6 +78,7 @@ from outrider.core.task import (
     Wait,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
 )
@@ -794,8 +795,10 @@ def _waited_task_ended(draft: _Draft, waits: tuple[Wait, ...]) -> None:
 
 
 def _rung(draft: _Draft, _: Rung) -> _Draft:
-    if draft.before.input.kind == TURN:
-        draft.core["rung"] = draft.before.core.rung + 1
+    core = draft.before.core
+    draft.core["rung"] = core.rung + 1
+    if not core.is_held and any(isinstance(wait, WaitForNews) and _is_over(wait, draft) for wait in core.waits):
+        draft.due(draft.now)
     return draft
 
 
@@ -872,6 +875,8 @@ def _is_over(wait: Wait, draft: _Draft) -> bool:
             return not wait.task_ids
         case WaitForMessage():
             return cast(int, draft.get("messages")) > wait.seen
+        case WaitForNews():
+            return cast(int, draft.get("rung")) > wait.seen
 
 
 def _without(wait: Wait, task_id: str) -> Wait:

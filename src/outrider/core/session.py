@@ -46,6 +46,22 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """What somebody last said of a tool in a session: that it needs no more approval there, or that it does again.
+
+    `at` is when that was said; `task_id` names the task whose question was answered so.
+    """
+
+    session_id: str
+    tool: str
+    is_allowed: bool
+    at: Instant
+    by: str | None = None
+    via: str | None = None
+    task_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One conversation or job owner. `last_seq` is the number of its newest event."""
 

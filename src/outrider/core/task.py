@@ -188,7 +188,15 @@ class WaitForMessage:
     on: Literal["message"] = "message"
 
 
-Wait: TypeAlias = WaitForAnswer | WaitUntil | WaitForTasks | WaitForMessage
+@dataclass(frozen=True, slots=True)
+class WaitForNews:
+    """Parked until the task was told more than `seen` times that something came into the inbox of its session."""
+
+    seen: int
+    on: Literal["news"] = "news"
+
+
+Wait: TypeAlias = WaitForAnswer | WaitUntil | WaitForTasks | WaitForMessage | WaitForNews
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +241,7 @@ class Core:
     messages: int = 0
     """How many messages the session has sent to the task."""
     rung: int = 0
-    """Of a turn: how often it was told that something came into its session's inbox."""
+    """Of a turn, and of an agent in a session of its own: how often it was told that something came into its inbox."""
     returned: bool = False
     """The task's code has returned; only children it owns keep it running."""
     stopping: Stopping | None = None

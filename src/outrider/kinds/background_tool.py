@@ -57,6 +57,7 @@ class BackgroundTool:
             tool.result,
             tool.concurrency_key,
             tool.needs,
+            tool.connections,
         )
 
     async def prepare(self) -> None:
@@ -66,6 +67,7 @@ class BackgroundTool:
         """Run the tool to its end."""
         tool = self._registry.tool(task.spec["tool"])
         arguments = tool.arguments.check(task.spec["arguments"])
+        await task.connect(tool.connections)
         if tool.effects == "once":
             return await task.step(tool.name, partial(call_tool, task, tool, arguments), effects="once")
         return await call_tool(task, tool, arguments)

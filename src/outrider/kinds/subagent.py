@@ -9,13 +9,16 @@ journal rows, which that transaction forgets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.calls import Calls
-from outrider.agents.delegation import Delegation, reported
+from outrider.agents.delegation import TOOLS as DELEGATION_TOOLS
+from outrider.agents.delegation import Delegation, has_heard, has_waited, reported
 from outrider.agents.engine import (
     DEFAULT_ENGINE,
+    TOOLLESS,
     AgentBrief,
     AgentFailed,
     AgentOutcome,
@@ -30,6 +33,7 @@ from outrider.agents.engine import (
     ToolSpec,
     is_said,
     load_engine,
+    said_meanwhile,
     summed,
 )
 from outrider.agents.models import chain, choose
@@ -38,16 +42,19 @@ from outrider.agents.registered import RegisteredAgent, check_goes_on
 from outrider.core.change import Page
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
+from outrider.core.ledger import InboxRow
 from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
+from outrider.kinds.hearing import said, told
 from outrider.runtime.attempt import Scope, cut, shorten
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
 from outrider.runtime.ids import new_id
 from outrider.runtime.registry import CheckedSpec, Registry, Tool
 from outrider.runtime.schemas import mismatch
+from outrider.runtime.turns import LOOK
 
 KIND = "subagent"
 FIELDS = frozenset(
@@ -63,8 +70,6 @@ FIELDS = frozenset(
         "seed",
     }
 )
-OPEN = "agent!"
-"""Prefix of the journal rows of the open iteration."""
 ASKED = "!ask"
 """After the key of a question, which has a row of its own beside a step of that key."""
 OUTCOME = "outcome!"
@@ -73,6 +78,8 @@ SESSION = "session!"
 MOST_ITERATIONS = (1 << 63) - 1
 SEEDS = ("fresh", "fork", "files")
 """What a child session begins with: nothing, its parent's transcript and files, or its files alone."""
+MESSAGES = "messages!"
+"""The journal row that says how many messages the agent has been told, and which was the last."""
 
 
 class Subagent:
@@ -118,11 +125,11 @@ class Subagent:
         tools = self._tool_names(spec, agent)
         for name in tools:
             self._registry.tool(name)
-        gated = _gated(spec, agent)
+        gated, within_reach = _gated(spec, agent), [*tools, *self._spawnable(agent)]
         if not isinstance(gated, bool) and (agent is None or agent.agent is None):
             for name in gated:
-                if name not in tools:
-                    raise UnknownName.of("tool", name, tools)
+                if name not in within_reach:
+                    raise UnknownName.of("tool", name, within_reach)
         if agent is None and not spec.get("model"):
             raise InvalidArguments("a subagent's spec needs a model or a registered agent")
         route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
@@ -130,7 +137,8 @@ class Subagent:
             plain = jsonable({name: value for name, value in spec.items() if (name, value) != ("seed", "fresh")})
         except TypeError as error:
             raise InvalidArguments(f"a subagent's spec is JSON: {error}") from None
-        return CheckedSpec(plain, route, shorten(prompt.strip().splitlines()[0], 60))
+        name = shorten(prompt.strip().splitlines()[0], 60)
+        return CheckedSpec(plain, route, name, connections=self._connections(spec, agent))
 
     async def prepare(self) -> None:
         """Import the engines of registered agents, before a worker claims anything."""
@@ -223,8 +231,9 @@ class Subagent:
     ) -> AgentOutcome:
         """Have the engine go on where the transcript ends, again and elsewhere where a model fails it."""
         agent, patience = self._agent(task.spec), Patience(task)
+        await task.connect(self._connections(task.spec, agent))
         await patience.resume()
-        delegation = await self._delegation(task, agent, run.session_id)
+        delegation = await self._delegation(task, agent, run)
         while True:
             await task.append_last()
             rows = await task.services.views.transcript(run.session_id)
@@ -241,6 +250,7 @@ class Subagent:
                 usage=less(brief.usage, run.used),
                 max_iterations=brief.max_iterations - run.done,
             )
+            run.given = [tool.name for tool in brief.tools]
             try:
                 return await engine.run(brief, run)
             except ModelNotReady:
@@ -258,18 +268,21 @@ class Subagent:
                     raise
             run.restart()
 
-    async def _delegation(self, task: TaskContext, agent: RegisteredAgent | None, session_id: str) -> list[ToolSpec]:
+    async def _delegation(
+        self, task: TaskContext, agent: RegisteredAgent | None, run: AgentTranscript
+    ) -> list[ToolSpec]:
         """The tools by which the agent hands work off, if it does, and speaks to whoever handed it its own."""
-        is_child = "tool_call_id" in task.origin
+        is_child = "tool_call_id" in task.origin and (agent is None or agent.engine not in TOOLLESS)
         if not is_child and (agent is None or not agent.delegates):
             return []
-        session = await task.services.views.session(session_id)
+        session = await task.services.views.session(run.session_id)
         assert session is not None, "a task's session cannot be gone"
 
         def within(call_id: str) -> TaskContext:
             return task.within(Scope(f"{OPEN}{call_id}!"))
 
-        delegation = Delegation(task, session, None if agent is None else agent.name, within)
+        name, gated = None if agent is None else agent.name, _gated(task.spec, agent)
+        delegation = Delegation(task, session, name, gated, run.approvals, within)
         return delegation.tools() if agent is not None and agent.delegates else delegation.tools_of_child()
 
     def _brief(
@@ -302,6 +315,7 @@ class Subagent:
             model_settings={**given.model_settings, **spec.get("model_settings", {})},
             tools=tools,
             require_approval=gated,
+            spawnable=self._spawnable(agent),
             max_iterations=spec.get("max_iterations") or given.max_iterations or task.services.settings.iterations,
             result_schema=task.result_schema,
             transcript=transcript,
@@ -324,6 +338,16 @@ class Subagent:
         if not isinstance(agent, RegisteredAgent):
             raise UnknownName.of("agent", str(name), self._registry.agents)
         return agent
+
+    def _connections(self, spec: JSONObject, agent: RegisteredAgent | None) -> tuple[str, ...]:
+        """What has to be there for the agent and all tools that it is given."""
+        own = () if agent is None else agent.connections
+        tools = (self._registry.tool(name).connections for name in self._tool_names(spec, agent))
+        return tuple(dict.fromkeys([*own, *(each for of_tool in tools for each in of_tool)]))
+
+    def _spawnable(self, agent: RegisteredAgent | None) -> Sequence[str]:
+        """What an agent that hands work off may have done beside its own tools: by these, or by a tool of the app."""
+        return [*DELEGATION_TOOLS, *self._registry.tools] if agent is not None and agent.delegates else []
 
     @staticmethod
     def _tool_names(spec: JSONObject, agent: RegisteredAgent | None) -> list[str]:
@@ -427,6 +451,13 @@ class AgentTranscript:
         """How many iterations of the task are of what it was asked before."""
         self.used = Usage()
         """What those used."""
+        self.approvals = Approvals(task, session_id)
+        self.given: Collection[str] = ()
+        """The names of the tools that the runtime gives to the agent."""
+        self._taken: list[InboxRow] = []
+        self._heard: tuple[int, str | None] | None = None
+        """How many messages are told with the iteration about to be appended, and the last of them."""
+        self._seen = -1
         self._calls = Calls(task)
 
     @property
@@ -462,7 +493,8 @@ class AgentTranscript:
         }
 
     def restart(self) -> None:
-        """The engine goes on anew from where the transcript ends, as if in another attempt."""
+        """The engine goes on anew from where the transcript ends: what was said in vain is said again."""
+        self._taken, self._heard, self._seen = [], None, -1
 
     async def reserve(self, call: ModelCall) -> Permit:
         """Have a model request allowed."""
@@ -489,14 +521,17 @@ class AgentTranscript:
         if iteration.outcome is not None:
             outcome = self.outcome_row(iteration.outcome.to_json())
             steps.append(self._row(OUTCOME, "outcome", now, encode(outcome)))
+        if self._heard is not None:
+            steps.append(self._row(MESSAGES, "messages", now, encode(self._heard)))
         page = self._page(
             live,
             now,
             tuple(steps),
             messages=tuple(encode(message) for message in iteration.messages),
             forget=forgotten,
-            takes=self.takes(),
+            takes=entries_of(self._taken),
         )
+        self._taken, self._heard = [], None
         if iteration.outcome is None:
             await task.append(page)
         else:
@@ -529,25 +564,85 @@ class AgentTranscript:
         await task.append(self._page(task.live, now, (), messages=tuple(map(encode, messages))))
 
     async def news(self) -> str | None:
-        """Return what came in since that the agent has to hear: nothing, where it has no inbox of its own."""
-        return None
+        """Return what came in since, to be told with the next request; it is taken with the iteration that says it.
+
+        What a task asks, and how it has ended, is not told to an agent that waited for it and was.
+        """
+        rows = await self.look()
+        self._taken.extend(rows)
+        return await self._words(rows)
 
     async def has_news(self) -> bool:
-        """Whether something came in since: never, as with `news`."""
-        return False
+        """Whether there is something to `take_news` of. To look takes nothing: it is there until somebody hears it."""
+        rows = [row for row in await self.untaken() if row.body.get("steering") != "after"]
+        return any(not self.is_known(row) for row in rows) or self._task.messages_sent > self._messages_heard()[0]
 
     async def take_news(self, key: str) -> str | None:
-        """Take what came in since: nothing, as with `news`."""
-        return None
+        """Take what came in since, in the transaction that appends it to the transcript and journals it under `key`."""
+        task, rows = self._task, await self.look()
+        text = await self._words(rows)
+        if text is None:
+            return None
+        now = task.services.clock.now()
+        steps = [self._row(OPEN + key, "step", now, encode(text))]
+        if self._heard is not None:
+            steps.append(self._row(MESSAGES, "messages", now, encode(self._heard)))
+        page = self._page(
+            task.live,
+            now,
+            tuple(steps),
+            messages=tuple(encode(message) for message in said_meanwhile(text)),
+            takes=entries_of(rows),
+        )
+        self._heard = None
+        await task.append(page)
+        return text
+
+    async def _words(self, rows: Sequence[InboxRow]) -> str | None:
+        words = [told(row) for row in rows if not self.is_known(row)]
+        words.extend(await self._messages())
+        return "\n\n".join(words) if words else None
 
     @property
     def is_alone(self) -> bool:
         """Whether no asyncio task that the engine's code has started is under way beside it."""
         return self._task.is_alone
 
-    def takes(self) -> tuple[tuple[str, int], ...]:
-        """What of the inbox the iteration about to be appended tells of."""
-        return ()
+    async def look(self) -> Sequence[InboxRow]:
+        """Return what came into the inbox since. One that is the agent's own is looked into where something may be."""
+        task, seen = self._task, self._task.rung
+        if seen == self._seen and not has_waited(task):
+            return ()
+        self._seen = seen
+        return await self.untaken()
+
+    async def untaken(self) -> Sequence[InboxRow]:
+        """What is in the inbox that no page takes which was made already."""
+        rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
+        last = self._task.last_page
+        taken = {(row.task_id, row.seq) for row in self._taken} | set(() if last is None else last.takes)
+        return [row for row in rows if (row.task_id, row.seq) not in taken]
+
+    def is_known(self, row: InboxRow) -> bool:
+        """Whether the agent has heard it by waiting for it."""
+        return has_heard(self._task, row)
+
+    async def _messages(self) -> list[str]:
+        """What was sent to the task since: a turn is sent nothing, its session is."""
+        count, last = self._messages_heard()
+        if self._task.messages_sent <= count:
+            return []
+        found = await self._task.services.views.messages(self._task.id, direction="inbound", after=last)
+        if found:
+            self._heard = count + len(found), found[-1].id
+        return [said(message.parts) for message in found]
+
+    def _messages_heard(self) -> tuple[int, str | None]:
+        if self._heard is not None:
+            return self._heard
+        row = self._task.journal.at(MESSAGES)
+        count, last = (0, None) if row is None else decode(row.value or b"[0,null]")
+        return count, last
 
     def finished(self) -> AgentOutcome | None:
         """How the agent ended, if it has."""
@@ -564,12 +659,7 @@ class AgentTranscript:
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        prompt = f"The agent wants to call {tool}. Approve?"
-        details = {"tool": tool, "arguments": arguments, "call_id": call_id}
-        answer = await self._task.ask_for_approval(f"{OPEN}{call_id}!approve", prompt, details)
-        if isinstance(answer, Mapping):
-            return Approval(answer["approved"] is True, answer.get("reason"), answer.get("arguments"))
-        return Approval(answer is True, None if answer is True else "it was not approved")
+        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given)
 
     async def ask(
         self,
@@ -600,3 +690,8 @@ class AgentTranscript:
     def mismatch(self, result: JSON) -> str | None:
         """Return why a result does not fit the task's schema."""
         return mismatch(result, self._task.result_schema)
+
+
+def entries_of(rows: Iterable[InboxRow]) -> tuple[tuple[str, int], ...]:
+    """What a page says of entries of an inbox that it takes."""
+    return tuple((row.task_id, row.seq) for row in rows)

@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from outrider.agents.engine import AgentOutcome, Engine, said_meanwhile
+from outrider.agents.approval import OPEN
+from outrider.agents.engine import AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
-from outrider.kinds.subagent import OPEN, OUTCOME, AgentTranscript, Subagent
+from outrider.kinds.hearing import told
+from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent, entries_of
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 from outrider.runtime.registry import CheckedSpec
-from outrider.runtime.turns import LOOK
 
 KIND = TURN
 HEARD = "heard!"
 """The journal row that says what the agent was told last, and how often it has been told something by then."""
-
-WAKE = "task_wake"
 
 
 class Turn(Subagent):
@@ -68,7 +67,6 @@ class _Ears(AgentTranscript):
     def __init__(self, task: TaskContext, engine: Engine) -> None:
         super().__init__(task, task.session_id)
         self._engine = engine
-        self._taken: list[InboxRow] = []
         row = task.journal.at(HEARD)
         times, prompt, done, used = (0, "", 0, {}) if row is None else decode(row.value or b"[]")
         self._times: int = times
@@ -86,7 +84,12 @@ class _Ears(AgentTranscript):
         if self._times > self._answered():
             return True
         rows = await self._look(first=self._times == 0)
+        known = [row for row in rows if self.is_known(row)]
+        rows = [row for row in rows if row not in known]
         if not rows:
+            if known:
+                now = self._task.services.clock.now()
+                await self._task.append(self._page(self._task.live, now, (), takes=entries_of(known)))
             return False
         await self._task.append_last()  # it was not the end
         self._times += 1
@@ -100,38 +103,10 @@ class _Ears(AgentTranscript):
             (self._row(HEARD, "heard", now, heard),),
             messages=tuple(encode(message) for message in self._engine.said(self.prompt)),
             forget=OPEN,
-            takes=tuple((row.task_id, row.seq) for row in rows),
+            takes=entries_of([*rows, *known]),
         )
         await self._task.append(page)
         return True
-
-    async def news(self) -> str | None:
-        """Return what came in since, to be told with the next request; it is taken with the iteration that says it."""
-        rows = await self._look(first=False)
-        self._taken.extend(rows)
-        return "\n\n".join(map(told, rows)) if rows else None
-
-    async def has_news(self) -> bool:
-        """Whether something came in since. To look takes nothing: it is there until somebody hears it."""
-        rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
-        return any(row.body.get("steering") != "after" for row in rows)
-
-    async def take_news(self, key: str) -> str | None:
-        """Take what came in since, in the transaction that appends it to the transcript and journals it under `key`."""
-        rows = await self._look(first=False)
-        if not rows:
-            return None
-        text = "\n\n".join(map(told, rows))
-        now = self._task.services.clock.now()
-        page = self._page(
-            self._task.live,
-            now,
-            (self._row(OPEN + key, "step", now, encode(text)),),
-            messages=tuple(encode(message) for message in said_meanwhile(text)),
-            takes=tuple((row.task_id, row.seq) for row in rows),
-        )
-        await self._task.append(page)
-        return text
 
     def output(self, text: str) -> None:
         """Show a piece of what the agent says."""
@@ -145,23 +120,16 @@ class _Ears(AgentTranscript):
             super().output(f"{text}\n")
         self._said = ""
 
-    def restart(self) -> None:
-        """What was said in a request that came to nothing is said again."""
-        self._taken = []
-
-    def takes(self) -> tuple[tuple[str, int], ...]:
-        """What the iteration about to be appended tells of, once."""
-        taken, self._taken = self._taken, []
-        return tuple((row.task_id, row.seq) for row in taken)
+    async def look(self) -> Sequence[InboxRow]:
+        """Return what came in since that is not for a later turn."""
+        return await self._look(first=False)
 
     async def _look(self, *, first: bool) -> Sequence[InboxRow]:
         seen = self._task.rung
-        rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
+        rows = await self.untaken()
         left = [row for row in rows if not first and row.body.get("steering") == "after"]
         self._task.looked(seen, leaves=bool(left))
-        last = self._task.last_page
-        taken = {(row.task_id, row.seq) for row in self._taken} | set(() if last is None else last.takes)
-        return [row for row in rows if row not in left and (row.task_id, row.seq) not in taken]
+        return [row for row in rows if row not in left]
 
     def finished(self) -> AgentOutcome | None:
         """How the agent has answered what it was told last, if it has."""
@@ -175,32 +143,3 @@ class _Ears(AgentTranscript):
     def outcome_row(self, outcome: dict[str, JSON]) -> dict[str, JSON]:
         """An outcome is an answer to what had been told by then."""
         return {**outcome, "times": self._times}
-
-
-def told(row: InboxRow) -> str:
-    """What an entry of an inbox says to an agent. Who speaks for a task is marked, and nobody else can use the mark."""
-    if row.reason == "user":
-        return "\n\n".join(_part(part) for part in row.body["parts"])
-    facts = "".join(f" {name}={value!r}" for name, value in row.body.items() if value is not None and name in _FACTS)
-    said = [row.body[name] for name in ("summary", "prompt", "text") if row.body.get(name)]
-    error = row.body.get("error")
-    if error:
-        said.append(f"{error['kind']}: {error['message']}")
-    inner = "\n".join([*(_unmarked(str(each)) for each in said), *map(_part, row.body.get("parts", ()))])
-    return f'<{WAKE} task="{row.task_id}" reason="{row.reason}"{facts}>{inner}</{WAKE}>'
-
-
-_FACTS = ("state", "request_id", "message_id", "kind")
-
-
-def _part(part: JSONObject) -> str:
-    match part.get("type"):
-        case "text":
-            return _unmarked(str(part.get("text", "")))
-        case _:
-            return _unmarked(encode(part).decode())
-
-
-def _unmarked(text: str) -> str:
-    """A text that cannot be taken for a wake."""
-    return text.replace(f"<{WAKE}", f"<\u200b{WAKE}").replace(f"</{WAKE}", f"</\u200b{WAKE}")

@@ -253,10 +253,12 @@ class Attempt:
         look: Callable[[], Awaitable[T | None]],
         topics: Iterable[str] = (),
         until: Instant | None = None,
+        beside: tuple[Wait, ...] = (),
     ) -> T:
         """Wait until `look` finds something: in memory for a while, then by parking. Called inside `busy`.
 
-        `look` is asked again at `until` at the latest, however it is waited.
+        `look` is asked again at `until` at the latest, however it is waited, and, parked, when a wait of `beside` is
+        over.
         """
         bell = Bell(self.services.clock)
         if isinstance(wait, WaitUntil):
@@ -264,7 +266,8 @@ class Attempt:
         was_told = self.is_told_to_stop
         with self.services.signals.listen(topics, bell):
             # Known before the first look: news that comes during a look is looked at next.
-            self._waits[bell] = (wait,) if until is None or isinstance(wait, WaitUntil) else (wait, WaitUntil(until))
+            timed = () if until is None or isinstance(wait, WaitUntil) else (WaitUntil(until),)
+            self._waits[bell] = (wait, *timed, *beside)
             try:
                 while True:
                     found = await look()

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overl
 
 from outrider.core import events
 from outrider.core.change import Page
-from outrider.core.errors import Failure, InvalidAnswer, InvalidArguments, InvalidPath, NotFound, Superseded, TooLarge
+from outrider.core.errors import (
+    ConnectionRequired,
+    Failure,
+    InvalidAnswer,
+    InvalidArguments,
+    InvalidPath,
+    NotFound,
+    Superseded,
+    TooLarge,
+)
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import Existing
 from outrider.core.machine import result_path
@@ -38,6 +47,7 @@ from outrider.core.task import (
     Task,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
 )
@@ -45,6 +55,7 @@ from outrider.core.values import JSON, SECOND, Instant, JSONObject, evolve
 from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
+from outrider.runtime.connections import check_connections, lacking
 from outrider.runtime.failures import revive, tell
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import new_id
@@ -380,16 +391,17 @@ class TaskContext:
             return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
 
     @_verb
-    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> JSON:
+    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> InputRequest | None:
         """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
 
-        The answer is a boolean, or an object of `approved` and any of `reason` and `arguments`.
+        Returns the closed request, whose answer is a boolean, or an object of `approved` and any of `reason`,
+        `arguments` and `always`; None where nobody is there to ask.
         """
         if self._attempt.record.input.headless:
-            return {"approved": False, "reason": "nobody is there to approve it"}
+            return None
         with self._open():
             position = self._attempt.journal.own(key, "ask")
-            return await self._ask_at(
+            return await self._request_at(
                 position.name,
                 position.ordinal,
                 prompt,
@@ -400,6 +412,47 @@ class TaskContext:
                 remind_before=self._services.settings.approval_nudge,
                 details=details,
             )
+
+    @_verb
+    async def connect(self, names: Sequence[str]) -> None:
+        """See that these connections are there: ask for those that are not, and look again once that is answered.
+
+        Raises Failure of kind `connection_required` where nobody is there to be asked, or nobody connects them.
+        """
+        asked = 0
+        while names:
+            asked += 1
+            with self._open():
+                position = self._attempt.journal.own(f"connect!{asked}", "ask")
+                missing: list[str] = []
+                if position.entry is None:
+                    session = await self._services.views.session(self.session_id)
+                    if session is None:
+                        raise NotFound.of("session", self.session_id)
+                    missing = await lacking(self._services, session, names)
+                    if not missing:
+                        return
+                    if self._attempt.record.input.headless:
+                        raise self._unconnected(missing)
+                told = ", ".join(missing)
+                request = await self._request_at(
+                    position.name,
+                    position.ordinal,
+                    f"This needs to be connected first: {told}. Is it now?",
+                    kind="auth",
+                    expected={"type": "boolean"},
+                    deadline=self._services.settings.connection_deadline,
+                    on_expiry="deny",
+                    remind_before=self._services.settings.approval_nudge,
+                    details={"connections": missing},
+                )
+                if request.answer is not True:
+                    details = request.details if isinstance(request.details, Mapping) else {}
+                    raise self._unconnected(details.get("connections", ()))
+
+    def _unconnected(self, names: Sequence[str]) -> Failure:
+        told = ConnectionRequired.lacking(names)
+        return Failure(told.message, kind="connection_required", details=told.details)
 
     @_verb
     async def ask_own(
@@ -428,7 +481,10 @@ class TaskContext:
                 details=details,
             )
 
-    async def _ask_at(
+    async def _ask_at(self, position: str, ordinal: int, prompt: str, **how: Any) -> JSON:
+        return (await self._request_at(position, ordinal, prompt, **how)).answer
+
+    async def _request_at(
         self,
         position: str,
         ordinal: int,
@@ -442,7 +498,8 @@ class TaskContext:
         remind_every: Length | None = None,
         remind_before: Length | None = None,
         details: JSON = None,
-    ) -> JSON:
+    ) -> InputRequest:
+        """The closed request at a position, asked if it was not, waited for while it is open."""
         entry = self._attempt.journal.at(position)
         if entry is None:
             request = self._new_request(
@@ -466,7 +523,7 @@ class TaskContext:
             raise Superseded(self.id, self.attempt)
         if closed.status == "expired" and closed.on_expiry == "fail":  # the task is told to stop; say why meanwhile
             raise Failure(f"nobody answered in time: {closed.prompt}", kind="input_expired")
-        return closed.answer
+        return closed
 
     def _new_request(
         self,
@@ -580,6 +637,8 @@ class TaskContext:
         session = await self._services.views.session(parent.session_id)
         if session is None:
             raise NotFound.of("session", parent.session_id)
+        if checked.connections:
+            await check_connections(self._services, session, checked.connections)
         if not options.origin and parent.input.origin:
             options = evolve(options, origin=parent.input.origin)
         new = new_task(
@@ -612,6 +671,17 @@ class TaskContext:
         resumed task gets those it got the first time. A task that is named twice is waited for once. Raises NotFound
         for one that does not exist, or does not any more.
         """
+        return await self._wait_for(tasks, any=any, timeout=timeout, name=name)
+
+    async def _wait_for(
+        self,
+        tasks: Iterable[TaskHandle | str],
+        *,
+        any: bool,
+        timeout: Length | None,
+        name: str | None = None,
+        on_question: bool = False,
+    ) -> list[TaskRecord]:
         check_lists(tasks=tasks)
         ids: tuple[Any, ...] = tuple(getattr(task, "id", task) for task in tasks)
         check_ids(tasks=ids)
@@ -633,11 +703,15 @@ class TaskContext:
                         raise NotFound.of("task", task_id)
                 ended = sum(task.is_terminal for task in found.values())
                 late = until is not None and self._services.clock.now() >= until
-                if late or ended == len(found) or (any and ended):
+                asked = (request.kind for task in found.values() for request in task.core.requests)
+                asks = on_question and sum(kind == "question" for kind in asked)
+                if late or asks or ended == len(found) or (any and ended):
                     return [found[task_id] for task_id in ids]
                 return None
 
-            found = await self._wait_until(WaitForTasks(tuple(dict.fromkeys(ids)), not any), until, look, ids)
+            news = (WaitForNews(self._attempt.record.core.rung),) if on_question else ()
+            wait = WaitForTasks(tuple(dict.fromkeys(ids)), not any)
+            found = await self._attempt.wait(wait, look, ids, until, news)
             records = [TaskRecord.of(task) for task in found]
             live = {record.id: record for record in records if not record.is_terminal}
             ended = [record.id for record in records if record.is_terminal]
@@ -652,12 +726,6 @@ class TaskContext:
             if task_id not in ended:  # deleted since
                 raise NotFound.of("task", task_id)
         return [live.get(task_id) or ended[task_id] for task_id in ids]
-
-    async def _wait_until(
-        self, wait: Any, until: int | None, look: Callable[[], Awaitable[T | None]], topics: Iterable[str] = ()
-    ) -> T:
-        """Wait for what `look` finds; it is asked again at `until` at the latest."""
-        return await self._attempt.wait(wait, look, topics, until)
 
     # --- messages ------------------------------------------------------------------------------------
 
@@ -709,7 +777,7 @@ class TaskContext:
                 late = until is not None and self._services.clock.now() >= until
                 return list(found) if found or late else None
 
-            found = await self._wait_until(WaitForMessage(seen), until, look)
+            found = await self._attempt.wait(WaitForMessage(seen), look, (), until)
             await self._write(position, encode({"ids": [message.id for message in found]}))
             return [MessageRecord.of(message) for message in found]
 
@@ -828,6 +896,22 @@ class TaskContext:
     def taps(self) -> tuple[Tap, ...]:
         """The accounts that the task spends from."""
         return taps_of(self._attempt.record)
+
+    @_verb
+    async def attend(
+        self, tasks: Sequence[str], *, any: bool, timeout: Length, on_question: bool
+    ) -> Sequence[TaskRecord]:
+        """Do as `wait_for` does, and with `on_question` until one of them asks something, too; what is for a person to
+        approve is no such thing.
+
+        For who drives the session of these tasks: of others it would not hear that they ask, once it is parked.
+        """
+        return await self._wait_for(tasks, any=any, timeout=timeout, on_question=on_question)
+
+    @property
+    def messages_sent(self) -> int:
+        """How many messages were sent to the task, as far as this attempt knows."""
+        return self._attempt.record.core.messages
 
     async def charge(self, charge: Charge) -> ChargeVerdict:
         """Take down a charge; raises Superseded where the attempt is over."""
@@ -1192,6 +1276,7 @@ _APPROVAL_SCHEMA: JSONObject = {
                 "approved": {"type": "boolean"},
                 "reason": {"type": "string"},
                 "arguments": {"type": "object"},
+                "always": {"type": "boolean"},
             },
             "required": ["approved"],
             "additionalProperties": False,

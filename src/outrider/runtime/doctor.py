@@ -21,6 +21,7 @@ from outrider.core.task import (
     Wait,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
 )
@@ -246,6 +247,8 @@ class Doctor:
                 return f"it waits for the answer to {wait.request_id}"
             case WaitForMessage():
                 return "it waits for a message: outrider message"
+            case WaitForNews():
+                return "it hears what its own tasks ask meanwhile"
             case WaitForTasks():
                 found = await self._services.views.tasks(wait.task_ids[:10])
                 named = ", ".join(f"{task.id} ({task.state})" for task in found)

@@ -30,6 +30,7 @@ from outrider.runtime.records import (
     CancelReceipt,
     EventRecord,
     FileRecord,
+    GrantRecord,
     InputRequestRecord,
     MessageRecord,
     OutputRecord,
@@ -180,6 +181,14 @@ class SessionHandle:
     async def usage(self, *, tree: bool = False) -> SpentRecord:
         """Return what its tasks have used, or its whole tree; see `Sessions.usage`."""
         return await self._sessions.usage(self.id, tree=tree)
+
+    async def grants(self) -> list[GrantRecord]:
+        """Return the tools that need no more approval here; see `Sessions.grants`."""
+        return await self._sessions.grants(self.id)
+
+    async def revoke(self, tool: str, *, by: str | None = None) -> bool:
+        """Have a tool need an approval again; see `Sessions.revoke`."""
+        return await self._sessions.revoke(self.id, tool, by=by)
 
     async def spawn(
         self,

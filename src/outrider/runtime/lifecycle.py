@@ -266,11 +266,17 @@ class Lifecycle:
 
     async def settle(self, task: Task, change: Change | None, follow_ups: Sequence[int]) -> None:
         """Commit a Change of a task, or none, that answers all of these follow-ups; nothing where it has moved on."""
-        changes = [change] if change is not None and not change.is_noop else []
-        after = changes[0].task if changes else task
-        (verdict, *_) = await self._commit([*changes, *_answers(after, follow_ups)])
-        if changes and isinstance(verdict, Committed):
-            self._tell(task, verdict.task, Rung(task.session_id))
+        after, left = task, list(follow_ups)
+        if change is not None and not change.is_noop:
+            # By itself: what another one made of the record meanwhile may have the version that this one would have
+            # had, and the follow-ups would be settled by it, and lost.
+            (verdict,) = await self._commit([evolve(change, settles=left.pop(0))])
+            if not isinstance(verdict, Committed):
+                return
+            after = verdict.task
+            self._tell(task, after, Rung(task.session_id))
+        if left:
+            await self._commit(_answers(after, left))
 
     async def forget(self, ids: Sequence[str]) -> None:
         """Delete the follow-ups of what is gone."""

@@ -17,7 +17,7 @@ from outrider.core.delivery import Receipt
 from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
 from outrider.core.queue import Limit, Pause, Scope, next_return, split_route, starts_out
-from outrider.core.session import Session
+from outrider.core.session import Grant, Session
 from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
 from outrider.runtime.around import Around
@@ -412,6 +412,29 @@ class FileRecord(Record):
             size=info.size,
             created_at=as_datetime(info.created_at),
             task_id=info.task_id,
+        )
+
+
+class GrantRecord(Record):
+    """A tool that needs no more approval in a session, since when, and who said so."""
+
+    session_id: str
+    tool: str
+    at: datetime
+    by: str | None
+    via: str | None
+    task_id: str | None
+
+    @classmethod
+    def of(cls, grant: Grant) -> GrantRecord:
+        """The public form of a grant."""
+        return cls(
+            session_id=grant.session_id,
+            tool=grant.tool,
+            at=as_datetime(grant.at),
+            by=grant.by,
+            via=grant.via,
+            task_id=grant.task_id,
         )
 
 

@@ -21,6 +21,7 @@ from outrider.runtime.codec import Shape, shape_of
 from outrider.runtime.labels import LABEL, NO_LABEL, check_label
 
 if TYPE_CHECKING:
+    from outrider.runtime.connections import Connection
     from outrider.runtime.context import TaskContext
     from outrider.runtime.services import Services
 
@@ -91,6 +92,8 @@ class CheckedSpec:
     """The declared type of the result."""
     concurrency_key: str | None = None
     needs: str | None = None
+    connections: tuple[str, ...] = ()
+    """Those that have to be there before it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class Tool:
     concurrency_key: str | None = None
     needs: str | None = None
     """The label that a worker has to state which runs it."""
+    connections: tuple[str, ...] = ()
+    """The connections that have to be there before it starts."""
     takes_context: bool = False
     is_async: bool = False
     """Whether the function is a coroutine function; others run in a thread."""
@@ -267,6 +272,7 @@ class Registry:
         self.tools: dict[str, Tool] = {}
         self.agents: dict[str, object] = {}
         self.models: dict[str, ModelTerms] = {}
+        self.connections: dict[str, Connection] = {}
         self.executors: dict[str, Executor] = {}
         self._chosen: tuple[str, ...] = ()
         self._labels: tuple[str | None, ...] = (None,)

@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
-from outrider.core.ledger import Closed, Reopened, TaskFilter
-from outrider.core.session import NewSession, Seed, Session
+from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
+from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
 from outrider.core.values import evolve
 from outrider.runtime.budgets import usage_of_session
@@ -27,7 +27,7 @@ from outrider.runtime.options import (
     check_texts_if_given,
 )
 from outrider.runtime.pruning import delete_session, live_in
-from outrider.runtime.records import EventRecord, SessionRecord, SpentRecord
+from outrider.runtime.records import EventRecord, GrantRecord, SessionRecord, SpentRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
 from outrider.runtime.turns import last_turn
@@ -107,6 +107,28 @@ class Sessions:
         named = [each.driver_task_id for each in found if each.driver_task_id is not None]
         turns = {turn.id: turn for turn in await views.tasks(named)} if named else {}
         return [SessionRecord.of(each, turns.get(each.driver_task_id or "")) for each in found]
+
+    async def grants(self, session_id: str) -> builtins.list[GrantRecord]:
+        """Return the tools that need no more approval in a session, for somebody said `always`. Raises NotFound.
+
+        What was granted in the first session of a tree holds in all of it.
+        """
+        session = await self._session(session_id)
+        return [GrantRecord.of(each) for each in await self._services.views.grants([session.id]) if each.is_allowed]
+
+    async def revoke(self, session_id: str, tool: str, *, by: str | None = None) -> bool:
+        """Have a tool of a session need an approval again; False if it did already. Raises NotFound.
+
+        A call that was let through already is not stopped.
+        """
+        check_name("tool", tool, self._services.settings.limits.name)
+        check_texts_if_given(by=by)
+        session = await self._session(session_id)
+        there = any(each.tool == tool for each in await self.grants(session.id))
+        if there:
+            grant = Grant(session.id, tool, False, self._services.clock.now(), by)
+            await self._services.ledger.control(GrantSet(grant))
+        return there
 
     async def usage(self, session_id: str, *, tree: bool = False) -> SpentRecord:
         """Return what a session's tasks have used together, and what of its budget is spent; `tree`: its whole tree.

@@ -29,6 +29,7 @@ from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_task
 from outrider.runtime.clock import span
 from outrider.runtime.codec import check_size, decode
+from outrider.runtime.connections import check_connections
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.forking import heritage_of
 from outrider.runtime.ids import new_id
@@ -96,8 +97,9 @@ class Tasks:
     ) -> Task:
         """Create a task of a session, given as its record, however old, or its id; idempotent on its own id or key.
 
-        Raises UnknownName for a kind or tool that is not known, another Refused for a spec that is wrong,
-        NotFound for the session, IdempotencyConflict if the key was used for something else.
+        Raises UnknownName for a kind or tool that is not known, ConnectionRequired for a connection that it needs and
+        that is not there, another Refused for a spec that is wrong, NotFound for the session, IdempotencyConflict if
+        the key was used for something else.
         """
         (task,) = await self.create_many(session, kind, [spec], options, parent_task_id=parent_task_id)
         return task
@@ -122,7 +124,10 @@ class Tasks:
             check_options(options, services.settings.limits)
         await self._check_exist([*options.depends_on, *([] if options.retry_of is None else [options.retry_of])])
         now, limits = services.clock.now(), services.settings.limits
-        new = [new_task(kind, executor.check(spec), session, options, now, limits, parent_task_id) for spec in specs]
+        checked = [executor.check(spec) for spec in specs]
+        if needed := {name for each in checked for name in each.connections}:
+            await check_connections(services, session, sorted(needed))
+        new = [new_task(kind, each, session, options, now, limits, parent_task_id) for each in checked]
         made = await services.lifecycle.create(new)
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):

@@ -76,7 +76,13 @@ async def answer_rings(lifecycle: Lifecycle, session_id: str, rings: Sequence[in
     if session is None or session.agent is None:
         await lifecycle.forget([session_id])
         return
-    turn = await last_turn(lifecycle, session)
+    if session.parent_task_id is not None:  # it takes no turns: one task does all that is done in it
+        turn = await lifecycle.views.task(session.parent_task_id)
+        if turn is None or turn.is_terminal:
+            await lifecycle.forget([session_id])
+            return
+    else:
+        turn = await last_turn(lifecycle, session)
     if turn is not None and not turn.is_terminal:
         change = machine.apply(turn, Rung(session_id), lifecycle.now())
         await lifecycle.settle(turn, change, rings)

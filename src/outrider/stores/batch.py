@@ -177,8 +177,7 @@ class SessionHead:
     transcript: int
     inbox: int
     updated_at: Instant
-    takes_turns: bool
-    """Whether it has an agent, and was not opened by a task that does what there is to do there."""
+    has_agent: bool
     is_closed: bool = False
     base: tuple[int, int, int] = (0, 0, 0)
     """Where `seq`, `transcript` and `inbox` stood when they were looked up."""
@@ -277,6 +276,7 @@ _OF_SESSIONS = (
     "prune_transcript",
     "prune_session_inbox",
     "prune_pauses",
+    "prune_grants",
     "prune_lines",
     "prune_session_meters",
     "prune_sessions",
@@ -644,7 +644,7 @@ class Batch:
         session = session_of(new, seed)
         number, entries = self._number_session(), 0 if seed is None else seed.entries or 0
         head = self._sessions[new.id] = SessionHead(
-            number, new.id, 1, entries, 0, new.created_at, new.agent is not None and new.parent_task_id is None
+            number, new.id, 1, entries, 0, new.created_at, new.agent is not None
         )
         told = {"session": evolve(new, root_session_id=session.root_session_id)}
         data = encode(told if seed is None else {**told, "seed": seed})
@@ -1104,7 +1104,7 @@ class Batch:
 
     def _expand(self, follow_up: FollowUp) -> None:
         if follow_up.relation == "session":
-            if self._sessions[follow_up.of].takes_turns:
+            if self._sessions[follow_up.of].has_agent:
                 self._pend([follow_up.of], follow_up.event)
         elif follow_up.relation == "watchers":
             if watchers := self._watchers[follow_up.of]:

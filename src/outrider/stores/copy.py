@@ -361,5 +361,16 @@ TABLES = (
     _table("meters", "name", name="text", state="text"),
     _table("reservations", "task attempt ordinal", task="number", attempt="number", ordinal="number", amounts="text"),
     _table("lines", "owner route", owner="text", route="text", place="number"),
+    _table(
+        "grants",
+        "session_id tool",
+        session_id="text",
+        tool="text",
+        is_allowed="flag",
+        at="number",
+        by="text",
+        via="text",
+        task_id="text",
+    ),
     _table("pauses", "scope name", scope="text", name="text", at="number", by="text", reason="text", is_over="flag"),
 )

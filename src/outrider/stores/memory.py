@@ -33,6 +33,7 @@ from outrider.core.ledger import (
     Existing,
     Fenced,
     FileInfo,
+    GrantSet,
     InboxRow,
     KeyUse,
     LimitRemoved,
@@ -93,7 +94,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
-from outrider.core.session import NewSession, Seed, Session
+from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
 
@@ -160,6 +161,7 @@ class _Tables:
     held: dict[str, None] = field(default_factory=dict)
     limits: dict[str, Limit] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], Pause] = field(default_factory=dict)
+    grants: dict[tuple[str, str], Grant] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
     meters: dict[str, Meter] = field(default_factory=dict)
     turns: dict[str, Instant] = field(default_factory=dict)
@@ -402,6 +404,11 @@ class MemoryLedger:
             case Closed() | Reopened():
                 news = _News()
                 changed = self._open_or_close(order, news)
+            case GrantSet(grant):
+                before = tables.grants.get((grant.session_id, grant.tool))
+                changed = before is None or before.at < grant.at
+                if changed:
+                    tables.grants[grant.session_id, grant.tool] = grant
             case _:
                 assert_never(order)
         await self._committed(news)
@@ -623,6 +630,7 @@ class MemoryLedger:
             del tables.sessions[session_id]
             tables.lines = {name: place for name, place in tables.lines.items() if name[1] != f"s:{session_id}"}
             tables.pauses.pop(("session", session_id), None)
+            tables.grants = {name: grant for name, grant in tables.grants.items() if name[0] != session_id}
             tables.meters.pop(f"session:{session_id}", None)
             tables.meters.pop(f"tree:{session_id}", None)
         await self._committed(_News(task_ids=set(ended), session_ids={*owners, *sessions}))
@@ -850,7 +858,7 @@ class MemoryLedger:
     def _related(self, follow_up: FollowUp) -> Sequence[str]:
         if follow_up.relation == "session":
             session = self._tables.sessions[follow_up.of].session
-            return [session.id] if session.agent is not None and session.parent_task_id is None else []
+            return [session.id] if session.agent is not None else []
         row = self._tables.tasks.get(follow_up.of)
         if row is None:
             return ()
@@ -1137,6 +1145,11 @@ class MemoryViews:
     async def gates(self) -> Gates:
         """All limits and pauses."""
         return self._open().gates
+
+    async def grants(self, session_ids: Sequence[str]) -> Sequence[Grant]:
+        """What was said last of each tool in these sessions, by session and name."""
+        found = self._open().grants
+        return [found[name] for name in sorted(found) if name[0] in session_ids]
 
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""

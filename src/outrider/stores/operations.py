@@ -19,6 +19,7 @@ from outrider.core.ledger import (
     Closed,
     Committed,
     Decide,
+    GrantSet,
     InboxRow,
     LimitRemoved,
     LimitSet,
@@ -34,7 +35,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.meters import Charge, ChargeVerdict, Reserve, Settle, names_of
-from outrider.core.session import NewSession, Seed, Session
+from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import Task
 from outrider.core.values import Instant
 from outrider.stores.batch import Batch, Ready, Wanted, owner_of
@@ -310,11 +311,17 @@ def control(order: Order) -> Operation[bool]:
                     # What was set aside for a session is let in by claims, step by step; nothing is for the others.
                     batch.statements.run("end_pause" if scope == "session" else "delete_pause", scope, name)
                 batch.gates_changed()
+            case GrantSet(grant):
+                changed = batch.statements.changed("upsert_grant", *_grant_row(grant)) > 0
             case _:
                 assert_never(order)
         return changed
 
-    return Operation(run, is_late=True, gates="change")
+    return Operation(run, is_late=True) if isinstance(order, GrantSet) else Operation(run, is_late=True, gates="change")
+
+
+def _grant_row(grant: Grant) -> tuple[Any, ...]:
+    return (grant.session_id, grant.tool, int(grant.is_allowed), grant.at, grant.by, grant.via, grant.task_id)
 
 
 def _open_or_close(order: Closed | Reopened) -> Operation[bool]:

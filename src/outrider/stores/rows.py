@@ -49,6 +49,7 @@ from outrider.core.task import (
     Wait,
     WaitForAnswer,
     WaitForMessage,
+    WaitForNews,
     WaitForTasks,
     WaitUntil,
 )
@@ -185,6 +186,8 @@ def _wait(data: dict[str, Any]) -> Wait:
             return WaitForTasks(tuple(data["task_ids"]), data["every"])
         case "message":
             return WaitForMessage(data["seen"])
+        case "news":
+            return WaitForNews(data["seen"])
         case other:
             raise ValueError(f"unknown wait {other!r}")
 

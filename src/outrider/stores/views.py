@@ -32,7 +32,7 @@ from outrider.core.ledger import (
 )
 from outrider.core.meters import Meter
 from outrider.core.queue import Gates
-from outrider.core.session import Session
+from outrider.core.session import Grant, Session
 from outrider.core.task import Direction, InputRequest, State, Task, Usage
 from outrider.core.values import Instant
 from outrider.stores.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
@@ -213,6 +213,11 @@ class SqlViews(ABC):
     async def gates(self) -> Gates:
         """All limits and pauses."""
         return await self._short(lambda read: gates_of(*read.document("gates")))
+
+    async def grants(self, session_ids: Sequence[str]) -> Sequence[Grant]:
+        """What was said last of each tool in these sessions, by session and name."""
+        rows = await self._short(lambda read: read.array("grants", listed(session_ids)))
+        return [Grant(session, tool, bool(allowed), *rest) for session, tool, allowed, *rest in rows]
 
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""

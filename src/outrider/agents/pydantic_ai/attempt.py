@@ -403,7 +403,7 @@ class Attempt:
         if isinstance(wanted, bool):
             return tools if wanted else set()
         for name in wanted:
-            if name not in tools:
+            if name not in tools and name not in self.brief.spawnable:
                 raise RuntimeFault(UnknownName.of("tool", name, tools))
         return set(wanted)
 

@@ -152,6 +152,17 @@ delete from inbox where session {numbers};
 delete from pauses
 where scope = 'session' and name in (select id from sessions where number {numbers});
 
+-- prune_grants --
+delete from grants where session_id in (select id from sessions where number {numbers});
+
+-- upsert_grant --
+-- The newest word holds: one that was taken back is not given again by who only repeats it.
+insert into grants (session_id, tool, is_allowed, at, by, via, task_id)
+values (?, ?, ?, ?, ?, ?, ?)
+on conflict (session_id, tool) do update set
+    is_allowed = excluded.is_allowed, at = excluded.at, by = excluded.by, via = excluded.via, task_id = excluded.task_id
+where grants.at < excluded.at;
+
 -- prune_lines --
 delete from lines
 where owner in (select 's:' || id from sessions where number {numbers});

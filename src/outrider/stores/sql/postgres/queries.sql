@@ -77,7 +77,7 @@ for update of t;
 
 -- session_heads --
 select
-    number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null, closed_at is not null
+    number, id, seq, transcript, inbox, updated_at, agent is not null, closed_at is not null
 from sessions
 where id {texts};
 
@@ -293,6 +293,9 @@ on conflict (task, position) do update set
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
 select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
+
+-- grants --
+select session_id, tool, is_allowed, at, by, via, task_id from grants where session_id {texts} order by session_id, tool;
 
 -- upsert_meters --
 insert into meters (name, state)

@@ -18,7 +18,7 @@ where t.id in (select value from json_each(?));
 -- session_heads --
 -- The counters of sessions, by id.
 select json_group_array(json_array(
-    number, id, seq, transcript, inbox, updated_at, agent is not null and parent_task_id is null, closed_at is not null
+    number, id, seq, transcript, inbox, updated_at, agent is not null, closed_at is not null
 ))
 from sessions
 where id in (select value from json_each(?));
@@ -197,6 +197,13 @@ on conflict (task, position) do update set
 
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error) values {rows:7};
+
+-- grants --
+-- What was said of the tools of these sessions, by session and name.
+select json_group_array(json_array(session_id, tool, is_allowed, at, by, via, task_id))
+from (
+    select * from grants where session_id in (select value from json_each(?)) order by session_id, tool
+);
 
 -- upsert_meters --
 insert into meters (name, state) values {rows:2} on conflict (name) do update set state = excluded.state;
