@@ -21,6 +21,7 @@ from outrider.cli.glance import STYLES, Glance, age_text
 from outrider.cli.terminal import Screen, harmless, json_text
 from outrider.cli.values import MOST_TEXT
 from outrider.core.task import TURN, InputRequest
+from outrider.core.wording import counted
 
 if TYPE_CHECKING:
     from prompt_toolkit.formatted_text import ANSI
@@ -125,7 +126,7 @@ class Pipe:
             if isinstance(line, UsageError):
                 raise line
             if len(line) >= MOST_TEXT:
-                raise UsageError(f"a line of stdin has {MOST_TEXT:,} bytes or more, and no more can be given")
+                raise UsageError(f"a line of stdin has {counted(MOST_TEXT, 'byte')} or more, and no more can be given")
             try:
                 yield Typed(line.decode().rstrip("\r\n"))
             except UnicodeDecodeError:
