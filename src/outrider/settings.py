@@ -103,6 +103,8 @@ class WorkerSettings:
     """How long an approval is waited for before it counts as denied."""
     approval_nudge: float = 60.0
     """How long before that the session is reminded."""
+    question_deadline: float = 7 * 86_400.0
+    """How long a question of an agent to who started it waits before its task fails."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
     delegation: DelegationLimits = DelegationLimits()

@@ -7,15 +7,17 @@ refusal is told to the model, which may try something else; it fails no task.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
-from outrider.core.ledger import TaskFilter
+from outrider.core.ledger import Ledger, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
@@ -224,7 +226,6 @@ class Delegation:
         task = self.task
         key = f"{task.id}/{task.live.iterations + 1}/{call_id}"
         task.services.registry.executor(kind).check(spec)
-        await self._check_limits(kind, key)
         if self._is_child:
             await task.write_own(STARTED, "spawn", b"true")
         options = evolve(
@@ -235,7 +236,9 @@ class Delegation:
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None
-        made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
+        async with _gate(task.services.ledger, self.session.root_session_id):
+            await self._check_limits(kind, key)
+            made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
 
     async def _check_limits(self, kind: str, key: str) -> None:
@@ -364,8 +367,18 @@ class Delegation:
         return {"accepted": True}
 
     async def _ask_parent(self, given: AskParent, call_id: str) -> JSON:
-        answer: JSON = await self.within(call_id).ask(given.question, given.expected)
+        deadline = self.task.services.settings.question_deadline
+        ask = self.within(call_id).ask
+        answer: JSON = await ask(given.question, given.expected, deadline=deadline, on_expiry="fail")
         return {"answer": answer}
+
+
+def _gate(ledger: Ledger, root_session_id: str) -> asyncio.Lock:
+    """Where the agents of a tree that run in this process go one by one: each counts those who went before."""
+    return _GATES.setdefault(ledger, WeakValueDictionary()).setdefault(root_session_id, asyncio.Lock())
+
+
+_GATES: WeakKeyDictionary[Ledger, WeakValueDictionary[str, asyncio.Lock]] = WeakKeyDictionary()
 
 
 def reported(task: TaskContext) -> tuple[JSON] | None:

@@ -39,9 +39,10 @@ from outrider.core.errors import InvalidArguments, Superseded, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import Page
 from outrider.core.session import NewSession
-from outrider.core.task import Effects, ExpiryPolicy, Usage
+from outrider.core.task import TURN, Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
+from outrider.kinds.wakes import unmarked
 from outrider.runtime.attempt import Scope, cut, shorten
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
@@ -133,7 +134,10 @@ class Subagent:
                 await self._engine(agent.engine)
 
     async def run(self, task: TaskContext) -> Any:
-        """Run the agent to its answer."""
+        """Run the agent to its answer; one that delegates goes on when it is told of what it has started."""
+        agent = self._agent(task.spec)
+        if agent is not None and agent.delegates:
+            return await self._answer(task, await self._run_and_hear(task, agent))
         finished = task.journal.at(OUTCOME)
         if finished is None:
             outcome = await self._run_engine(task)
@@ -160,10 +164,28 @@ class Subagent:
     async def _run_engine(self, task: TaskContext) -> AgentOutcome:
         agent = self._agent(task.spec)
         engine = await self._engine(DEFAULT_ENGINE if agent is None else agent.engine)
+        session_id = await self._session_of(task)
+        return await self._drive(task, engine, AgentTranscript(task, session_id), prompt=unmarked(task.spec["prompt"]))
+
+    async def _run_and_hear(self, task: TaskContext, agent: RegisteredAgent) -> AgentOutcome:
+        from outrider.kinds.turn import Ears  # not above: turns are made of what is here
+
+        engine = await self._engine(agent.engine)
+        ears = Ears(task, await self._session_of(task), engine)
+        outcome = ears.finished()
+        if outcome is None:
+            outcome = await self._drive(task, engine, ears, prompt=unmarked(task.spec["prompt"]))
+            await ears.keep(outcome)
+        while outcome.stop == "answered" and await ears.hear_of_children():
+            outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
+            await ears.keep(outcome)
+        return outcome
+
+    async def _session_of(self, task: TaskContext) -> str:
         session_id = await _child_session(task)
         if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
             task.report(links=evolve(task.live.links, child_session_id=session_id))
-        return await self._drive(task, engine, AgentTranscript(task, session_id), prompt=task.spec["prompt"])
+        return session_id
 
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
@@ -185,7 +207,8 @@ class Subagent:
                 before=next(said if asked else own, len(rows)),
                 iterations=brief.iterations - run.done,
                 usage=less(brief.usage, run.used),
-                max_iterations=brief.max_iterations - run.done,
+                # Of a turn: for each thing that it is told. It goes on where others would begin anew.
+                max_iterations=brief.max_iterations - (0 if self.kind == TURN else run.done),
             )
             try:
                 return await engine.run(brief, run)
@@ -331,7 +354,11 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         except InvalidArguments as error:
             raise ToolRetry(error.message) from None
         scope = Scope(f"{OPEN}{call_id}!", parks=tool.effects != "once")
-        value = jsonable(await call_tool(task.within(scope), tool, checked))
+        returned = await call_tool(task.within(scope), tool, checked)
+        try:
+            value = jsonable(returned)
+        except TypeError as error:  # as often as it is called
+            raise AgentFailed(f"the tool {tool.name} returned what is not JSON: {error}") from None
         limit = task.services.settings.limits.result
         encoded = encode(value)
         if len(encoded) <= limit:

@@ -8,14 +8,17 @@ came in unseen keeps the record from ending, see `runtime.turns`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
-from outrider.agents.engine import AgentOutcome, Engine
+from outrider.agents.delegation import STARTED
+from outrider.agents.engine import DEFAULT_ENGINE, AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow, Page
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.kinds.subagent import OPEN, OUTCOME, AgentTranscript, Subagent
+from outrider.kinds.wakes import WAKE, unmarked
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 from outrider.runtime.registry import CheckedSpec
@@ -25,7 +28,7 @@ KIND = TURN
 HEARD = "heard!"
 """The journal row that says what the agent was told last, and how often it has been told something by then."""
 
-WAKE = "task_wake"
+BETWEEN = "\n\n"
 
 
 class Turn(Subagent):
@@ -49,7 +52,7 @@ class Turn(Subagent):
         agent = self._agent(task.spec)
         assert agent is not None
         engine = await self._engine(agent.engine)
-        ears = _Ears(task, engine)
+        ears = Ears(task, task.session_id, engine)
         answer = None
         while await ears.hear():
             outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
@@ -60,12 +63,15 @@ class Turn(Subagent):
         return answer
 
 
-class _Ears(AgentTranscript):
-    """The session's transcript and inbox during a turn."""
+class Ears(AgentTranscript):
+    """A session's transcript and inbox, while its agent takes a turn or, in a subagent's, does what it was asked."""
 
-    def __init__(self, task: TaskContext, engine: Engine) -> None:
-        super().__init__(task, task.session_id)
+    def __init__(self, task: TaskContext, session_id: str, engine: Engine) -> None:
+        super().__init__(task, session_id)
         self._engine = engine
+        # Iterations are counted for what a turn is told, and for all that a subagent does. Engines that run their agent
+        # from its start for each thing that it is told count from there.
+        self._counts_on = session_id != task.session_id and engine.name == DEFAULT_ENGINE
         self._taken: list[InboxRow] = []
         row = task.journal.at(HEARD)
         times, prompt, done, used = (0, "", 0, {}) if row is None else decode(row.value or b"[]")
@@ -86,9 +92,10 @@ class _Ears(AgentTranscript):
         if not rows:
             return False
         self._times += 1
-        self.prompt = "\n\n".join(map(told, rows))
+        self.prompt = prompt_of(rows)
         now = self._task.services.clock.now()
-        self.done, self.used = self._task.live.iterations, self._task.live.usage
+        if not self._counts_on:
+            self.done, self.used = self._task.live.iterations, self._task.live.usage
         heard = encode([self._times, self.prompt, self.done, self.used])
         page = Page(
             session_id=self._session_id,
@@ -105,11 +112,23 @@ class _Ears(AgentTranscript):
         await self._write(page)
         return True
 
+    async def hear_of_children(self) -> bool:
+        """Wait until there is something to tell the agent of what it has started; False once none of that lives."""
+        task = self._task
+        while task.journal.at(STARTED) is not None:
+            live = await task.open_children()  # before the look: what ends after it may have news
+            if await self.hear():
+                return True
+            if not live:
+                return False
+            await task.watch(live, self._session_id)
+        return False
+
     async def news(self) -> str | None:
         """Return what came in since, to be told with the next request; it is taken with the iteration that says it."""
         rows = await self._look(first=False)
         self._taken.extend(rows)
-        return "\n\n".join(map(told, rows)) if rows else None
+        return prompt_of(rows) if rows else None
 
     def restart(self) -> None:
         """What was said in a request that came to nothing is said again."""
@@ -126,11 +145,15 @@ class _Ears(AgentTranscript):
         left = [row for row in rows if not first and row.body.get("steering") == "after"]
         self._task.looked(seen, leaves=bool(left))
         taken = {(row.task_id, row.seq) for row in self._taken}
-        return [row for row in rows if row not in left and (row.task_id, row.seq) not in taken]
+        wanted = [row for row in rows if row not in left and (row.task_id, row.seq) not in taken]
+        # What is too much for one prompt is left where it is: it is looked for again when this has been answered.
+        room = self._task.services.settings.limits.message
+        sizes = accumulate(len(told(row)) + len(BETWEEN) for row in wanted)
+        return [row for nth, (row, size) in enumerate(zip(wanted, sizes, strict=True)) if not nth or size <= room]
 
     async def keep(self, outcome: AgentOutcome) -> None:
         """Have it known that the agent has answered; of most engines the last page has said so."""
-        if self._answered() != self._times:
+        if self.finished() is None or self._answered() != self._times:
             await self._task.write_own(OUTCOME, "outcome", encode(self.outcome_row(outcome.to_json())))
 
     def _answered(self) -> int:
@@ -143,16 +166,21 @@ class _Ears(AgentTranscript):
         return {**outcome, "times": self._times}
 
 
+def prompt_of(rows: Iterable[InboxRow]) -> str:
+    """What entries of an inbox say to an agent, together."""
+    return BETWEEN.join(map(told, rows))
+
+
 def told(row: InboxRow) -> str:
     """What an entry of an inbox says to an agent. Who speaks for a task is marked, and nobody else can use the mark."""
     if row.reason == "user":
-        return "\n\n".join(_part(part) for part in row.body["parts"])
+        return BETWEEN.join(_part(part) for part in row.body["parts"])
     facts = "".join(f" {name}={value!r}" for name, value in row.body.items() if value is not None and name in _FACTS)
     said = [row.body[name] for name in ("summary", "prompt", "text") if row.body.get(name)]
     error = row.body.get("error")
     if error:
         said.append(f"{error['kind']}: {error['message']}")
-    inner = "\n".join(_unmarked(str(each)) for each in said)
+    inner = "\n".join(unmarked(str(each)) for each in said)
     return f'<{WAKE} task="{row.task_id}" reason="{row.reason}"{facts}>{inner}</{WAKE}>'
 
 
@@ -162,11 +190,6 @@ _FACTS = ("state", "request_id", "message_id", "kind")
 def _part(part: JSONObject) -> str:
     match part.get("type"):
         case "text":
-            return _unmarked(str(part.get("text", "")))
+            return unmarked(str(part.get("text", "")))
         case _:
-            return _unmarked(encode(part).decode())
-
-
-def _unmarked(text: str) -> str:
-    """A text that cannot be taken for a wake."""
-    return text.replace(f"<{WAKE}", f"<\u200b{WAKE}").replace(f"</{WAKE}", f"</\u200b{WAKE}")
+            return unmarked(encode(part).decode())

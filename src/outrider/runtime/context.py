@@ -81,6 +81,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 Verb = TypeVar("Verb", bound=Callable[..., Coroutine[Any, Any, Any]])
 PAUSE = 0.01
 """Seconds between the verbs of code that was told to leave, and goes on."""
+LOOK_AGAIN, LOOK_AGAIN_AT_MOST = 5 * SECOND, 300 * SECOND
 
 
 def _verb(method: Verb) -> Verb:
@@ -845,6 +846,29 @@ class TaskContext:
                 return True if self._services.clock.now() >= until else None
 
             await self._attempt.wait(WaitUntil(until), look)
+
+    async def open_children(self) -> tuple[str, ...]:
+        """The tasks that this one has started, which live and would be stopped with it."""
+        children = await self._services.views.children(self.id)
+        return tuple(child.id for child in children if not child.is_terminal and not child.input.detached)
+
+    async def watch(self, tasks: Sequence[str], session_id: str) -> None:
+        """Wait until one of these tasks has ended or has news in that session's inbox; for a while, then return too.
+
+        Parked where that is long. Who is parked hears of an end at once, and of the rest at the next look; these come
+        at growing intervals.
+        """
+        until = self._services.clock.now() + min(LOOK_AGAIN * self.attempt, LOOK_AGAIN_AT_MOST)
+        with self._open():
+
+            async def look() -> bool | None:
+                views = self._services.views
+                if self._services.clock.now() >= until or await views.inbox(session_id, limit=1):
+                    return True
+                found = await views.tasks(tasks)
+                return len(found) < len(tasks) or any(task.is_terminal for task in found) or None
+
+            await self._attempt.wait(WaitForTasks(tuple(tasks), False), look, tasks, until)
 
     async def remember(self, position: str, verb: str, value: bytes) -> Step:
         """Journal at a position of the executor's own what is no progress: failures go on counting."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from outrider.core.errors import NotFound, WaitTimeout
+from outrider.core.errors import NotEnded, NotFound, WaitTimeout
 from outrider.core.session import NewSession, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, Task
 from outrider.runtime.budgets import usage_of_session
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from outrider.runtime.handles import SessionHandle
 
 _LEEWAY = timedelta(seconds=2)
+ROUNDS = 5
+"""How often the tasks of a session that is being deleted are canceled."""
 
 
 class Sessions:
@@ -115,8 +117,16 @@ class Sessions:
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)
-        if cancel:
-            await self._cancel(await live_in(self._services, session))
+        canceled: set[str] = set()
+        for _ in range(ROUNDS if cancel else 0):
+            # The end of what is canceled may wake the agent, which then takes a turn: that is canceled, too.
+            live = await live_in(self._services, session)
+            if canceled.issuperset(task.id for task in live):
+                break
+            canceled.update(task.id for task in live)
+            await self._cancel(live)
+            with suppress(NotEnded):
+                return await delete_session(self._services, session)
         return await delete_session(self._services, session)
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
