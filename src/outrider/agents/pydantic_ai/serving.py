@@ -305,7 +305,7 @@ def _reading(model: Model) -> Iterator[None]:
 def _whole(model: Model, response: ModelResponse) -> ModelResponse:
     """Return a response whose stream has come to its end. Raises ModelAPIError where it broke off before."""
     is_over = response.finish_reason is not None or "finish_reason" in (response.provider_details or {})
-    if model.base_url is not None and not is_over:
+    if model.base_url is not None and not is_over and response.state != "suspended":
         raise ModelAPIError(model.model_name, "the answer broke off: its stream ended without a `finish_reason`")
     return response
 
