@@ -170,7 +170,9 @@ async def test_a_session_with_live_children_is_deleted_only_with_them(stage: Sta
             await session.delete()
         assert await session.delete(cancel=True) >= 4  # the agent may have heard of some ends
         assert (await runtime.tasks.list(), await runtime.sessions.list()) == ([], [])
-        assert await runtime.services.views.follow_ups(10) == []
+        async with asyncio.timeout(10):
+            while await runtime.services.views.follow_ups(1):  # noqa: ASYNC110 - what rings for it finds it gone
+                await asyncio.sleep(0.01)
         with pytest.raises(NotFound):
             await session.send("anybody?")
 
@@ -409,16 +411,14 @@ async def test_after_a_turn_that_failed_the_next_goes_on_with_a_transcript_that_
             return Reply(failure=Failure(400, "no such thing"))
         if turn.prompt == "babble":
             return calls("work", fails="perhaps")
-        return calls("work") if turn.prompt == "fail" or (turn.prompt == "loop") else Reply("fine")
+        return calls("work") if turn.prompt == "fail" or turn.prompt == "loop" else Reply("fine")
 
-    stage.agent("boss", boss, tools=["work"], max_iterations=3)
+    stage.agent("boss", boss, tools=["work"], max_iterations=5)
     async with stage.open("boss") as (runtime, session):
         for word, kind in (("fail", "exception"), ("babble", "no_result"), ("loop", "max_iterations")):
             turn = await session.send(word)
             with pytest.raises(TaskFailed) as failure:
                 await turn.result()
-            if kind == "no_result" and failure.value.kind == "max_iterations":
-                kind = "max_iterations"
             assert failure.value.kind == kind
         assert await (await session.send("again")).result() == "fine"
         messages = await transcript(runtime, session)
