@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -45,12 +46,12 @@ async def test_a_forest_of_agents_settles_through_a_thousand_strokes(store: str,
 async def fell(crew: Crew, database: Path, seed: str, strokes: int) -> None:
     """Let trees grow while workers are killed and tasks canceled, and a root deleted; then let all settle."""
     print(f"SEED={seed}")  # a failure shows it
-    chance = random.Random(seed)
+    chance, run = random.Random(seed), uuid4().hex
     async with tree.app.open(address_of(database), worker=False) as runtime:
         roots = [await runtime.sessions.create(agent="chief") for _ in range(2)]
         workers = [await crew.start(database) for _ in range(2)]
         for root in roots:
-            await root.send(f"go {seed} {chance.random()}")
+            await root.send(f"go {seed} {chance.random()} #{run}")
         for number in range(strokes):
             await asyncio.sleep(chance.uniform(0.0, LONGEST_LULL))
             blow = chance.random()
@@ -62,7 +63,7 @@ async def fell(crew: Crew, database: Path, seed: str, strokes: int) -> None:
             elif blow < 0.9:
                 await cancel_one(runtime, chance)
             else:
-                await chance.choice(roots).send(f"go {seed} {chance.random()}", steering="interrupt")
+                await chance.choice(roots).send(f"go {seed} {chance.random()} #{run}", steering="interrupt")
         for task in await every_task(runtime, live=True):
             if task.input.kind == "process":  # some would go on for long
                 with suppress(OutriderError):
@@ -72,6 +73,7 @@ async def fell(crew: Crew, database: Path, seed: str, strokes: int) -> None:
             worker.signal(signal.SIGTERM)
             assert await worker.wait() == 0
         await prove(runtime, roots)
+        assert commands(run) == [], "a command outlives its task"
 
 
 async def fell_one(runtime: Runtime, root: SessionHandle) -> None:
@@ -152,16 +154,15 @@ async def prove(runtime: Runtime, roots: list[SessionHandle]) -> None:
             unheard = [tasks[task_id].core for task_id in started - heard.keys()]
             left = await (await runtime.sessions.get(session.id)).inbox()
             assert (unheard, left) == ([], []), opened
-    assert commands() == [], "a command outlives its task"
 
 
-def commands() -> list[str]:
-    """The commands of trees that run on this machine."""
+def commands(run: str) -> list[str]:
+    """The commands of the trees of a run that are left on this machine."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 line = (entry / "cmdline").read_bytes()
-                if tree.MARK.encode() in line and b"sleep" in line:
+                if tree.MARK.encode() in line and run.encode() in line and b"sleep" in line:
                     found.append(line.decode(errors="replace"))
     return found

@@ -67,7 +67,7 @@ def _lead_script(turn: Turn) -> Reply:
         return Reply(calls=answers) if asked else Reply("nothing")
     if "<task_wake" in turn.prompt:
         return Reply("heard")
-    chance = random.Random(turn.prompt)
+    chance = _chance(turn.prompt)
     match turn.number:
         case 1:
             return Reply(calls=tuple(_works(chance, turn.prompt)))
@@ -87,13 +87,13 @@ def _works(chance: random.Random, word: str) -> Iterator[Call]:
                 yield Call("spawn_background", {"tool": "toil", "arguments": {"word": word, "fails": nth == 1}})
             case 1:
                 rest = chance.choice(["0.05", "0.2", "30"])
-                yield Call("spawn_background", {"command": ["sh", "-c", f"sleep {rest}; echo {MARK}", MARK]})
+                yield Call("spawn_background", {"command": ["sh", "-c", f"sleep {rest}; echo {MARK}", MARK, word]})
             case _:
                 yield Call("spawn_agent", {"instructions": f"{word}.{nth}", "agent": "hand"})
 
 
 def _hand(turn: Turn) -> Reply:
-    chance = random.Random(turn.prompt)
+    chance = _chance(turn.prompt)
     fate = chance.randrange(6)
     match turn.number:
         case 1:
@@ -106,6 +106,11 @@ def _hand(turn: Turn) -> Reply:
             return Reply(calls=(Call("report_result", {"result": turn.prompt}),))
         case _:
             return Reply("done")
+
+
+def _chance(word: str) -> random.Random:
+    """The same for the same words in any run: what stands after a # names the run."""
+    return random.Random(re.sub(r"#\w+", "", word))
 
 
 def _answers(turn: Turn) -> Iterator[Call]:
