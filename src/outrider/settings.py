@@ -109,6 +109,8 @@ class WorkerSettings:
     """How long an approval holds for a call that has not been made: then it is asked for again."""
     connection_deadline: float = 3600.0
     """How long a task waits for a connection that is missing when it begins, before it fails."""
+    question_deadline: float = 7 * 86_400.0
+    """How long a question of an agent to who started it waits before its task fails."""
     doubt_deadline: float = 3600.0
     """How long a question about a `once` step in doubt waits before the task fails."""
     inbox_lease: float = 60.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from outrider.agents.engine import AgentBrief, ModelFailed, ToolSpec, load_engine
+from outrider.agents.engine import AgentBrief, ModelFailed, ModelMisbehaved, ToolSpec, load_engine
 from outrider.core.task import Usage
 from outrider.core.values import JSON, JSONObject
 from tests.agents.fakes import FakeRun, Killed, Record, attempt
@@ -23,9 +23,12 @@ pytestmark = pytest.mark.anyio
 
 @dataclass
 class Provider:
-    """Speaks just enough HTTP and chat completions. `answers` are choices, one a request; a number is a status."""
+    """Speaks just enough HTTP and chat completions.
 
-    answers: list[dict[str, Any] | int]
+    `answers` are choices, one a request; a number is a status, and bytes are sent as they are, after which it hangs up.
+    """
+
+    answers: list[dict[str, Any] | int | bytes]
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     before_chunk: Callable[[int], Awaitable[None]] | None = None
@@ -49,7 +52,9 @@ class Provider:
             self.keys.append(head.split("authorization: bearer ")[1].split("\r\n")[0])
             answer = self.answers[len(self.requests)]
             self.requests.append(request)
-            if isinstance(answer, int):
+            if isinstance(answer, bytes):
+                writer.write(answer)
+            elif isinstance(answer, int):
                 body = json.dumps({"error": {"message": "no more", "type": "server_error"}}).encode()
                 writer.write(self._head(answer, "application/json", len(body)) + body)
             else:
@@ -213,6 +218,103 @@ async def test_a_server_that_does_not_answer_in_time_is_a_timeout():
     server.close()
     assert raised.value.kind == "timeout"
     assert raised.value.retryable
+
+
+def sent(body: bytes, kind: str = "text/event-stream", *, cut: bool = False) -> bytes:
+    """An answer with status 200. `cut`: of a known length, of which more was to come."""
+    sized = f"Content-Length: {len(body) + 100}\r\n" if cut else ""
+    return f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{sized}Connection: close\r\n\r\n".encode() + body
+
+
+def chunks(answer: dict[str, Any], count: int) -> bytes:
+    return b"".join(b"data: " + chunk.encode() + b"\n\n" for chunk in Provider._chunks(answer, {})[:count])
+
+
+HALF = chunks({"content": ["Half of ", "an ", "answer"]}, 2)
+HALF_A_CALL = chunks({"tools": [("look", {"at": "here"})]}, 1)
+UNFINISHED = "ended without a `finish_reason`"
+UNREADABLE = "cannot be read.*is that the address of a model"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        pytest.param(sent(HALF), UNFINISHED, id="half an answer, and the end"),
+        pytest.param(sent(HALF, cut=True), "peer closed connection", id="half an answer, and hung up"),
+        pytest.param(sent(HALF_A_CALL), UNFINISHED, id="half a tool call, and the end"),
+        pytest.param(sent(HALF + b'data: {"error": {"message": "overloaded"}}\n\n'), "overloaded", id="error in it"),
+        pytest.param(sent(b""), UNREADABLE, id="nothing in the stream"),
+        pytest.param(sent(b"", "application/json"), UNREADABLE, id="an empty body"),
+        pytest.param(sent(b"{not json", "application/json"), UNREADABLE, id="no JSON"),
+        pytest.param(sent(b"data: {not json\n\n"), "decode response as JSON", id="no JSON in the stream"),
+        pytest.param(sent(b"<html>It works!</html>", "text/html"), UNREADABLE, id="a web page"),
+        pytest.param(sent(b'data: {"id": 5, "choices": [{"delta": "x"}]}\n\n'), UNREADABLE, id="other JSON"),
+        pytest.param(b"", "Server disconnected", id="hung up at once"),
+        pytest.param(b"SSH-2.0-OpenSSH\r\n", "Server disconnected|illegal", id="no HTTP"),
+    ],
+)
+async def test_what_is_no_whole_answer_of_a_model_is_a_failure_of_the_provider_and_worth_another_try(answer, message):
+    done: list[str] = []
+
+    async def look(arguments: JSONObject, call_id: str) -> JSON:
+        done.append(call_id)
+        return None
+
+    record = Record()
+    async with Provider([answer, ANSWER]).serving() as provider:
+        asked = brief(provider, tools=[replace(LOOK, call=look)], model_settings={"max_retries": 0})
+        with pytest.raises(ModelFailed, match=message) as raised:
+            await attempt(load_engine(), asked, FakeRun(record))
+        assert (raised.value.retryable, raised.value.kind) == (True, "exception")
+        assert (record.transcript, record.journal, done) == ([], {}, [])
+        assert (await attempt(load_engine(), asked, FakeRun(record))).result == "Three things."
+    first, second = provider.requests
+    assert first["messages"] == second["messages"]
+
+
+async def test_a_stream_that_stops_in_the_midst_of_an_answer_is_a_timeout():
+    async def stop(nth: int) -> None:
+        if nth == 1:
+            await asyncio.Event().wait()
+
+    async with Provider([ANSWER], before_chunk=stop).serving() as provider:
+        asked = brief(provider, model_settings={"timeout": 0.2, "max_retries": 0})
+        with pytest.raises(ModelFailed) as raised:
+            await attempt(load_engine(), asked, FakeRun(Record()))
+    assert (raised.value.kind, raised.value.retryable) == ("timeout", True)
+
+
+async def test_an_answer_cut_at_its_limit_of_tokens_has_a_mark():
+    cut = HALF + chunks({}, 1).replace(b'"stop"', b'"length"') + b"data: [DONE]\n\n"
+    async with Provider([sent(cut)]).serving() as provider:
+        outcome = await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert outcome.result.startswith("Half of an \n[… cut here")
+
+
+async def test_halves_of_characters_in_an_answer_are_made_question_marks():
+    async with Provider([{"content": ["a\x00b\ud800c"]}]).serving() as provider:
+        outcome = await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert outcome.result == "a\x00b?c"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (("look", "half a {"), "Input should be an object"),
+        (("nothing_like_it", {}), "Unknown tool name: 'nothing_like_it'. Available tools: 'look'"),
+    ],
+)
+async def test_a_model_that_calls_a_tool_wrongly_for_ever_ends_with_what_it_was_told(call, told):
+    async with Provider([{"tools": [call]}] * 9).serving() as provider:
+        with pytest.raises(ModelMisbehaved, match=told) as raised:
+            await attempt(load_engine(), brief(provider), FakeRun(Record()))
+    assert (raised.value.kind, raised.value.retryable, len(provider.requests)) == ("no_result", False, 4)
+
+
+async def test_a_model_that_calls_tools_for_ever_ends_at_its_limit_with_what_it_said():
+    async with Provider([CALL] * 9).serving() as provider:
+        outcome = await attempt(load_engine(), brief(provider, max_iterations=3), FakeRun(Record()))
+    assert (outcome.stop, outcome.text, len(provider.requests)) == ("max_iterations", "I look.", 3)
 
 
 async def test_the_base_url_may_come_from_the_environment_and_the_key_from_a_named_variable(monkeypatch):

@@ -26,9 +26,11 @@ from outrider.core.events import (
     Posted,
     Produced,
     Released,
+    Rung,
     Step,
     Stopped,
     Succeeded,
+    Told,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, create
@@ -852,3 +854,13 @@ def test_saying_what_is_known_already_changes_nothing():
     stage = held().succeed(summary="done")
     assert stage.tell(Enriched(1)).last.is_noop
     assert stage.tell(Enriched(1, "done")).last.is_noop
+
+
+@pytest.mark.parametrize(("seen", "interrupts", "rings"), [(0, True, True), (1, True, False), (1, False, False)])
+def test_what_a_turn_that_ended_had_not_seen_is_for_the_next_also_where_it_was_interrupted_as_it_ended(
+    seen, interrupts, rings
+):
+    stage = held(kind="turn").tell(Told("entry_1", {}, interrupts)).succeed(seen=seen)
+    assert stage.task.state is State.SUCCEEDED
+    rung = [follow_up for follow_up in stage.last.follow_ups if isinstance(follow_up.event, Rung)]
+    assert bool(rung) == rings

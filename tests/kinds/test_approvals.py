@@ -154,9 +154,9 @@ async def test_an_agent_like_itself_has_to_ask_for_what_the_task_has_to(office):
     office.agent("clerk", Reply(""))
 
     def play(turn: Turn) -> Reply:
-        if turn.prompt == "go":
-            return calls("spawn_agent", instructions="look") if turn.number == 1 else Reply("started")
-        return calls("look", at="till") if turn.number == 1 else Reply("looked")
+        if turn.prompt == "look":
+            return calls("look", at="till") if turn.number == 1 else Reply("looked")
+        return calls("spawn_agent", instructions="look") if turn.number == 1 else Reply("started")
 
     scripted.register("clerk", play)
     async with office.open(None) as (runtime, session):

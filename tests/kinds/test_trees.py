@@ -247,7 +247,7 @@ class _Still(Process):
         return []
 
 
-async def test_an_agent_that_has_answered_waits_with_its_result_for_what_it_started_or_as_it_was_told(stage):
+async def test_an_agent_that_has_answered_waits_for_what_it_started_and_hears_of_it_or_as_it_was_told(stage):
     script = steps(calls("spawn_background", tool="work", arguments={"n": 1}), Reply("answered"))
     stage.agent("child", script, delegates=True)
     ways = ("wait", "cancel", "detach")
@@ -269,16 +269,16 @@ async def test_an_agent_that_has_answered_waits_with_its_result_for_what_it_star
     )
     async with stage.open("boss") as (runtime, session):
         await (await session.send("go")).result(timeout=10)
-        waiting = await until(runtime, lambda task: task.core.returned and task.input.display_name == "wait")
+        waiting = await until(runtime, lambda task: bool(task.core.waits) and task.input.display_name == "wait")
         record = await runtime.tasks.record(waiting.id)
-        assert (record.state, record.phase, record.summary) == (State.RUNNING, "waiting", "answered")
-        assert record.result_path is not None
+        assert (record.state, record.phase, record.iterations) == (State.RUNNING, "waiting", 2)
         for way, ends in (("cancel", State.CANCELED), ("detach", State.RUNNING)):
             agent = await until(runtime, partial(_has_succeeded, way))
             (child,) = await runtime.tasks.list(parent_task_id=agent.id)
             assert child.state is ends
         stage.gate.set()
-        await until(runtime, lambda task: task.id == waiting.id and task.state is State.SUCCEEDED)
+        ended = await until(runtime, lambda task: task.id == waiting.id and task.state is State.SUCCEEDED)
+        assert (ended.live.iterations, ended.outcome.summary) == (3, "answered")
 
 
 def _has_succeeded(name: str, task: Task) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,7 +19,7 @@ from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
 from outrider.agents.registered import RegisteredAgent, check_goes_on
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
-from outrider.core.ledger import InboxRow, TaskFilter
+from outrider.core.ledger import InboxRow, Ledger, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
@@ -175,7 +176,6 @@ class Delegation:
     """The tools that need an approval of the agent's, whoever runs them; True for all."""
     approvals: Approvals
     within: Callable[[str], TaskContext]
-    _door: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def tools(self) -> list[ToolSpec]:
         """The tools of an agent, those of a child among them if it is one."""
@@ -312,7 +312,7 @@ class Delegation:
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None
-        async with self._door:  # a model may call for many at once
+        async with _gate(task.services.ledger, self.session.root_session_id):  # many may be called for at once
             await self._check_limits(kind, await self._tree())
             made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
@@ -476,8 +476,18 @@ class Delegation:
         return {"accepted": True}
 
     async def _ask_parent(self, given: AskParent, call_id: str) -> JSON:
-        answer: JSON = await self.within(call_id).ask(given.question, given.expected)
+        deadline = self.task.services.settings.question_deadline
+        ask = self.within(call_id).ask
+        answer: JSON = await ask(given.question, given.expected, deadline=deadline, on_expiry="fail")
         return {"answer": answer}
+
+
+def _gate(ledger: Ledger, root_session_id: str) -> asyncio.Lock:
+    """Where the agents of a tree that run in this process go one by one: each counts those who went before."""
+    return _GATES.setdefault(ledger, WeakValueDictionary()).setdefault(root_session_id, asyncio.Lock())
+
+
+_GATES: WeakKeyDictionary[Ledger, WeakValueDictionary[str, asyncio.Lock]] = WeakKeyDictionary()
 
 
 def reported(task: TaskContext) -> tuple[JSON] | None:

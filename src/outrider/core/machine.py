@@ -518,7 +518,8 @@ def _succeeded(draft: _Draft, event: Succeeded) -> _Draft:
     elif event.seen is not None and task.core.rung > event.seen and task.core.cancel_requested_at is None:
         _look_again(draft)
     else:
-        draft.leaves_news = event.seen is None or event.leaves
+        # One that is to stop does not look again: what it has not seen is for the next.
+        draft.leaves_news = event.seen is None or event.leaves or task.core.rung > event.seen
         draft.close_attempt("succeeded")
         draft.end(S, by=event.attempt)
     return draft

@@ -6,6 +6,7 @@ broken.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from outrider.core.ledger import InboxRow
@@ -13,8 +14,14 @@ from outrider.core.values import JSONObject
 from outrider.runtime.codec import encode
 
 WAKE = "task_wake"
+BETWEEN = "\n\n"
 
 _FACTS = ("state", "request_id", "message_id", "kind")
+
+
+def prompt_of(rows: Iterable[InboxRow]) -> str:
+    """What entries of an inbox say to an agent, together."""
+    return BETWEEN.join(map(told, rows))
 
 
 def told(row: InboxRow) -> str:
@@ -26,23 +33,26 @@ def told(row: InboxRow) -> str:
     error = row.body.get("error")
     if error:
         words.append(f"{error['kind']}: {error['message']}")
-    inner = "\n".join([*(_unmarked(str(each)) for each in words), *map(_part, row.body.get("parts", ()))])
+    inner = "\n".join([*(unmarked(str(each)) for each in words), *map(_part, row.body.get("parts", ()))])
     return f'<{WAKE} task="{row.task_id}" reason="{row.reason}"{facts}>{inner}</{WAKE}>'
 
 
 def said(parts: Iterable[JSONObject]) -> str:
     """What the parts of a message say to an agent."""
-    return "\n\n".join(_part(part) for part in parts)
+    return BETWEEN.join(_part(part) for part in parts)
 
 
 def _part(part: JSONObject) -> str:
     match part.get("type"):
         case "text":
-            return _unmarked(str(part.get("text", "")))
+            return unmarked(str(part.get("text", "")))
         case _:
-            return _unmarked(encode(part).decode())
+            return unmarked(encode(part).decode())
 
 
-def _unmarked(text: str) -> str:
-    """A text that cannot be taken for a wake."""
-    return text.replace(f"<{WAKE}", f"<\u200b{WAKE}").replace(f"</{WAKE}", f"</\u200b{WAKE}")
+def unmarked(text: str) -> str:
+    """A text that cannot be taken for a wake, not by a reader either who does not look at each letter."""
+    return _MARK.sub("\\1\u200b\\2", text)
+
+
+_MARK = re.compile(rf"(<[\s/]*)({WAKE})", re.IGNORECASE)

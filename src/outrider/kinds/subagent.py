@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from outrider.agents.approval import OPEN, Approvals
@@ -44,10 +45,10 @@ from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import InboxRow
 from outrider.core.session import NewSession, Seed, Session
-from outrider.core.task import Effects, ExpiryPolicy, Live, Usage
+from outrider.core.task import TURN, Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
-from outrider.kinds.hearing import said, told
+from outrider.kinds.hearing import BETWEEN, said, told, unmarked
 from outrider.runtime.attempt import Scope, cut, shorten
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
@@ -147,7 +148,10 @@ class Subagent:
                 await self._engine(agent.engine)
 
     async def run(self, task: TaskContext) -> Any:
-        """Run the agent to its answer."""
+        """Run the agent to its answer; one that delegates goes on when it is told of what it has started."""
+        agent = self._agent(task.spec)
+        if agent is not None and agent.delegates:
+            return await self._answer(task, await self._run_and_hear(task, agent))
         finished = task.journal.at(OUTCOME)
         if finished is None:
             outcome = await self._run_engine(task)
@@ -175,15 +179,41 @@ class Subagent:
     async def _run_engine(self, task: TaskContext) -> AgentOutcome:
         agent = self._agent(task.spec)
         engine = await self._engine(DEFAULT_ENGINE if agent is None else agent.engine)
+        session_id = await self._session_of(task)
+        run, is_fork = AgentTranscript(task, session_id), await self._begin_fork(task, engine, session_id)
+        outcome = await self._drive(task, engine, run, prompt=unmarked(task.spec["prompt"]), asked=is_fork)
+        run.keep(outcome)
+        return outcome
+
+    async def _run_and_hear(self, task: TaskContext, agent: RegisteredAgent) -> AgentOutcome:
+        from outrider.kinds.turn import Ears  # not above: turns are made of what is here
+
+        engine = await self._engine(agent.engine)
+        session_id = await self._session_of(task)
+        ears, is_fork = Ears(task, session_id, engine), await self._begin_fork(task, engine, session_id)
+        outcome = ears.finished()
+        if outcome is None:
+            prompt = ears.prompt or unmarked(task.spec["prompt"])
+            outcome = await self._drive(task, engine, ears, prompt=prompt, asked=is_fork or bool(ears.prompt))
+            ears.keep(outcome)
+        while outcome.stop == "answered" and await ears.hear_of_children():
+            outcome = await self._drive(task, engine, ears, prompt=ears.prompt, asked=True)
+            ears.keep(outcome)
+        return outcome
+
+    async def _begin_fork(self, task: TaskContext, engine: Engine, session_id: str) -> bool:
+        """Whether the agent knows what its parent knew; what it is told then is appended before it is asked."""
+        is_fork = task.spec.get("seed") == "fork"
+        if is_fork and not await task.services.views.last_entry(session_id, task_id=task.id):
+            told = [each for prompt in await _prompts_of_fork(task) for each in engine.said(unmarked(prompt))]
+            await AgentTranscript(task, session_id).tell(told)
+        return is_fork
+
+    async def _session_of(self, task: TaskContext) -> str:
         session_id = await self._child_session(task)
         if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
             task.report(links=evolve(task.live.links, child_session_id=session_id))
-        run, is_fork = AgentTranscript(task, session_id), task.spec.get("seed") == "fork"
-        if is_fork and not await task.services.views.last_entry(session_id, task_id=task.id):
-            await run.tell([each for prompt in await _prompts_of_fork(task) for each in engine.said(prompt)])
-        outcome = await self._drive(task, engine, run, prompt=task.spec["prompt"], asked=is_fork)
-        run.keep(outcome)
-        return outcome
+        return session_id
 
     async def _child_session(self, task: TaskContext) -> str:
         """The session that the agent runs in, made once, with what it begins with.
@@ -248,7 +278,8 @@ class Subagent:
                 before=next(said if asked else own, len(rows)),
                 iterations=brief.iterations - run.done,
                 usage=less(brief.usage, run.used),
-                max_iterations=brief.max_iterations - run.done,
+                # Of a turn: for each thing that it is told. It goes on where others would begin anew.
+                max_iterations=brief.max_iterations - (0 if self.kind == TURN else run.done),
             )
             run.given = [tool.name for tool in brief.tools]
             try:
@@ -413,7 +444,11 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         except InvalidArguments as error:
             raise ToolRetry(error.message) from None
         scope = Scope(f"{OPEN}{call_id}!", parks=tool.effects != "once")
-        value = jsonable(await call_tool(task.within(scope), tool, checked))
+        returned = await call_tool(task.within(scope), tool, checked)
+        try:
+            value = jsonable(returned)
+        except TypeError as error:  # as often as it is called
+            raise AgentFailed(f"the tool {tool.name} returned what is not JSON: {error}") from None
         limit = task.services.settings.limits.result
         encoded = encode(value)
         if len(encoded) <= limit:
@@ -613,8 +648,10 @@ class AgentTranscript:
         task, seen = self._task, self._task.rung
         if seen == self._seen and not has_waited(task):
             return ()
-        self._seen = seen
-        return await self.untaken()
+        rows = await self.untaken()
+        shown = fitting(task, rows)
+        self._seen = seen if len(shown) == len(rows) else -1
+        return shown
 
     async def untaken(self) -> Sequence[InboxRow]:
         """What is in the inbox that no page takes which was made already."""
@@ -690,6 +727,13 @@ class AgentTranscript:
     def mismatch(self, result: JSON) -> str | None:
         """Return why a result does not fit the task's schema."""
         return mismatch(result, self._task.result_schema)
+
+
+def fitting(task: TaskContext, rows: Sequence[InboxRow]) -> Sequence[InboxRow]:
+    """As many as make no more than one prompt; the rest is left where it is, and looked for again after that."""
+    room = task.services.settings.limits.message
+    sizes = accumulate(len(told(row)) + len(BETWEEN) for row in rows)
+    return [row for nth, (row, size) in enumerate(zip(rows, sizes, strict=True)) if not nth or size <= room]
 
 
 def entries_of(rows: Iterable[InboxRow]) -> tuple[tuple[str, int], ...]:

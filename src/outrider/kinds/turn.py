@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from outrider.agents.approval import OPEN
-from outrider.agents.engine import AgentOutcome, Engine
+from outrider.agents.delegation import STARTED
+from outrider.agents.engine import DEFAULT_ENGINE, AgentOutcome, Engine
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
-from outrider.kinds.hearing import told
-from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent, entries_of
+from outrider.kinds.hearing import prompt_of
+from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent, entries_of, fitting
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 from outrider.runtime.registry import CheckedSpec
@@ -48,7 +49,7 @@ class Turn(Subagent):
         agent = self._agent(task.spec)
         assert agent is not None
         engine = await self._engine(agent.engine)
-        ears = _Ears(task, engine)
+        ears = Ears(task, task.session_id, engine)
         answer = None
         while await ears.hear():
             if answer is not None:  # the result is the last answer; those before it are in the output alone
@@ -61,12 +62,15 @@ class Turn(Subagent):
         return answer
 
 
-class _Ears(AgentTranscript):
-    """The session's transcript and inbox during a turn."""
+class Ears(AgentTranscript):
+    """A session's transcript and inbox, while its agent takes a turn or, in a subagent's, does what it was asked."""
 
-    def __init__(self, task: TaskContext, engine: Engine) -> None:
-        super().__init__(task, task.session_id)
+    def __init__(self, task: TaskContext, session_id: str, engine: Engine) -> None:
+        super().__init__(task, session_id)
         self._engine = engine
+        # Iterations are counted for what a turn is told, and for all that a subagent does. Engines that run their agent
+        # from its start for each thing that it is told count from there.
+        self._counts_on = session_id != task.session_id and engine.name == DEFAULT_ENGINE
         row = task.journal.at(HEARD)
         times, prompt, done, used = (0, "", 0, {}) if row is None else decode(row.value or b"[]")
         self._times: int = times
@@ -93,9 +97,10 @@ class _Ears(AgentTranscript):
             return False
         await self._task.append_last()  # it was not the end
         self._times += 1
-        self.prompt = "\n\n".join(map(told, rows))
+        self.prompt = prompt_of(rows)
         now = self._task.services.clock.now()
-        self.done, self.used = self._task.live.iterations, self._task.live.usage
+        if not self._counts_on:
+            self.done, self.used = self._task.live.iterations, self._task.live.usage
         heard = encode([self._times, self.prompt, self.done, self.used])
         page = self._page(
             self._task.live,
@@ -113,6 +118,22 @@ class _Ears(AgentTranscript):
         self._said = (self._said + text)[-self._task.services.settings.limits.result :]
         super().output(text)
 
+    async def hear_of_children(self) -> bool:
+        """Wait until there is something to tell the agent of what it has started; False once none of that lives.
+
+        Or once that is not to be waited for.
+        """
+        task = self._task
+        while task.journal.at(STARTED) is not None and task.waits_for_children:
+            live = await task.open_children()  # before the look: what ends after it may have news
+            if await self.hear():
+                return True
+            if not live:
+                return False
+            await task.append_last()
+            await task.watch(live, self._session_id)
+        return False
+
     def repeat(self, answer: JSON) -> None:
         """Show an answer that was not shown as it was given."""
         text = answer if isinstance(answer, str) else encode(answer).decode()
@@ -129,7 +150,7 @@ class _Ears(AgentTranscript):
         rows = await self.untaken()
         left = [row for row in rows if not first and row.body.get("steering") == "after"]
         self._task.looked(seen, leaves=bool(left))
-        return [row for row in rows if row not in left]
+        return fitting(self._task, [row for row in rows if row not in left])
 
     def finished(self) -> AgentOutcome | None:
         """How the agent has answered what it was told last, if it has."""

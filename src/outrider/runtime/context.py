@@ -931,6 +931,33 @@ class TaskContext:
 
             await self._attempt.wait(WaitUntil(until), look)
 
+    @property
+    def waits_for_children(self) -> bool:
+        """Whether it is not over while what it has started lives."""
+        return self._attempt.record.input.on_open_children == "wait"
+
+    async def open_children(self) -> tuple[str, ...]:
+        """The tasks that this one has started, which live and would be stopped with it."""
+        children = await self._services.views.children(self.id)
+        return tuple(child.id for child in children if not child.is_terminal and not child.input.detached)
+
+    async def watch(self, tasks: Sequence[str], session_id: str) -> None:
+        """Wait until one of these tasks has ended, or something is in the inbox of that session, which this drives.
+
+        Parked where that is long; not journaled, so whoever calls it knows what it waits for.
+        """
+        with self._open():
+
+            async def look() -> bool | None:
+                views = self._services.views
+                if await views.inbox(session_id, limit=1):
+                    return True
+                found = await views.tasks(tasks)
+                return len(found) < len(tasks) or any(task.is_terminal for task in found) or None
+
+            news = WaitForNews(self._attempt.record.core.rung)
+            await self._attempt.wait(WaitForTasks(tuple(tasks), False), look, tasks, beside=(news,))
+
     async def remember(self, position: str, verb: str, value: bytes) -> Step:
         """Journal at a position of the executor's own what is no progress: failures go on counting."""
         own = self._attempt.journal.own(position, verb)

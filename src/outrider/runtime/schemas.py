@@ -5,7 +5,7 @@ A schema may come from anybody, a model too. It is read as it stands: what it re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from functools import cache, lru_cache
 from typing import Any
@@ -40,7 +40,7 @@ def _check(schema: JSONObject) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise InvalidSchema(f"not a JSON Schema: {error.message} at {_place(error.absolute_path)}") from None
-    problem = _outside(schema)
+    problem = _outside(schema) or _missing(schema)
     if problem is not None:
         raise InvalidSchema(problem)
 
@@ -83,18 +83,50 @@ def _text_of(schema: JSONObject) -> bytes | None:
         return None
 
 
-def _outside(schema: object) -> str | None:
+def _outside(schema: JSONObject) -> str | None:
     """Why a schema cannot be used as it stands: it refers to another one."""
-    if isinstance(schema, list | tuple):
-        return next(filter(None, map(_outside, schema)), None)
-    if not isinstance(schema, dict):
-        return None
-    for word in ("$ref", "$dynamicRef"):
-        reference = schema.get(word)
-        if isinstance(reference, str) and not reference.startswith("#"):
+    for reference in references_in(schema):
+        if not reference.startswith("#"):
             return f"a schema stands for itself; this one refers to {reference!r}"
-    inner = (part for word, part in schema.items() if word not in _VALUES)
-    return next(filter(None, map(_outside, inner)), None)
+    return None
+
+
+def _missing(schema: JSONObject) -> str | None:
+    """Why a schema cannot be used: it refers to a part of it that is not there."""
+    from referencing import Registry, Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    if any("$id" in part for part in parts_of(schema)):
+        return None  # what a reference means depends on where it stands; it is found out with the first value
+    resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = Registry().with_resource("", resource).resolver()
+    for reference in references_in(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable:
+            return f"a schema stands for itself; this one refers to {reference!r}, which it does not contain"
+    return None
+
+
+def references_in(schema: JSON) -> Iterator[str]:
+    """All that a schema refers to."""
+    for part in parts_of(schema):
+        for word in ("$ref", "$dynamicRef"):
+            if isinstance(reference := part.get(word), str):
+                yield reference
+
+
+def parts_of(schema: JSON) -> Iterator[JSONObject]:
+    """A schema and all schemas within it."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            yield part
+            left.extend(inner for word, inner in part.items() if word not in _VALUES)
+        elif isinstance(part, list | tuple):
+            left.extend(part)
 
 
 _VALUES = frozenset({"const", "default", "enum", "examples"})

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
+from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeout
 from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
@@ -41,6 +41,8 @@ session stays open because of them. Detached ones go on in any case."""
 
 _LEEWAY = timedelta(seconds=2)
 _PAGE = 1000
+ROUNDS = 5
+"""How often the tasks of a session that is being deleted are canceled."""
 
 
 class Sessions:
@@ -221,8 +223,16 @@ class Sessions:
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)
-        if cancel:
-            await self._cancel(await live_in(self._services, session))
+        canceled: set[str] = set()
+        for _ in range(ROUNDS if cancel else 0):
+            # The end of what is canceled may wake the agent, which then takes a turn: that is canceled, too.
+            live = await live_in(self._services, session)
+            if canceled.issuperset(task.id for task in live):
+                break
+            canceled.update(task.id for task in live)
+            await self._cancel(live)
+            with suppress(NotEnded):
+                return await delete_session(self._services, session)
         return await delete_session(self._services, session)
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:

@@ -847,8 +847,9 @@ class MemoryLedger:
         session = self._tables.sessions[entry.session_id]
         session.inbox_seq += 1
         session.inbox.pop(entry.task_id, None)
+        body = orjson.loads(_encode(entry.body))  # its values are told as JSON has them, as by any other store
         session.inbox[entry.task_id] = InboxRow(
-            session.inbox_seq, entry.session_id, entry.task_id, entry.reason, entry.body, now
+            session.inbox_seq, entry.session_id, entry.task_id, entry.reason, body, now
         )
 
     def _follow_up(self, follow_up: FollowUp, news: _News) -> None:

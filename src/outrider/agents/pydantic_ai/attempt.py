@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from decimal import Decimal
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic_ai import Agent, StructuredDict
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
@@ -20,6 +20,7 @@ from pydantic_ai.agent import AgentRun as EngineRun
 from pydantic_ai.capabilities import AbstractCapability, Instrumentation
 from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import (
+    ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
     ModelHTTPError,
@@ -43,7 +44,7 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests, ToolApproved, ToolDenied
 from pydantic_ai.usage import RunUsage, UsageLimits
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 from pydantic_graph import End
 
 from outrider.agents.engine import (
@@ -61,6 +62,8 @@ from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
+from outrider.runtime.attempt import shorten
+from outrider.runtime.schemas import references_in
 from outrider.runtime.telemetry import telemetry
 
 T = TypeVar("T")
@@ -68,6 +71,8 @@ T = TypeVar("T")
 CORRECTIONS = 3
 """How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
 starts anew, and the limit on iterations holds over all of them."""
+
+CUT_OFF = "\n[… cut here: the answer has as many tokens as it may; see max_tokens]"
 
 
 class RuntimeFault(BaseException):
@@ -248,7 +253,8 @@ class Attempt:
             case UsageLimitExceeded():
                 return AgentFailed(str(error), kind="budget_exceeded", partial=self.text)
             case UnexpectedModelBehavior():
-                return ModelMisbehaved(self.mismatch or str(error), kind=self._misbehaviour(), partial=self.text)
+                kind = "no_result" if self.mismatch is None else "schema_mismatch"
+                return ModelMisbehaved(self.mismatch or _misbehaviour(error), kind=kind, partial=self.text)
             case UserError():
                 return AgentFailed(str(error), kind="rejected", partial=self.text)
             case _:
@@ -324,6 +330,8 @@ class Attempt:
         if isinstance(output, DeferredToolRequests):
             names = ", ".join(sorted({call.tool_name for call in (*output.calls, *output.approvals)}))
             raise AgentFailed(f"the agent left calls to others, and nobody here runs them: {names}", kind="rejected")
+        if isinstance(output, str) and self.last is not None and self.last.finish_reason == "length":
+            output += CUT_OFF
         outcome = AgentOutcome("answered", result=self._result(output), text=self.text)
         if self.answered:
             trailing = agent_run.ctx.state.message_history[-1:]
@@ -438,7 +446,11 @@ class Attempt:
         schema = self.brief.result_schema
         if schema is None:
             return None
-        if schema.get("type") != "object":
+        if not _is_followed(schema):
+            self.wraps_result = True
+            told = {"description": f"It has to fit this JSON Schema: {to_json(schema).decode()}"}
+            schema = {"type": "object", "properties": {"result": told}, "required": ["result"]}
+        elif schema.get("type") != "object":
             # A model's answer is the arguments of a call, so always an object.
             self.wraps_result = True
             inner = {key: value for key, value in schema.items() if key != "$defs"}
@@ -456,18 +468,13 @@ class Attempt:
         status = error.status_code if isinstance(error, ModelHTTPError) else None
         details = {"model": error.model_name, "status": status, "body": to_jsonable_python(error.body, fallback=str)}
         return ModelFailed(
-            str(error)[:2048],
+            _with_reason(error)[:2048],
             kind="timeout" if isinstance(error, ModelTimeoutError | ModelRequestTimeout) else "exception",
             details=details,
             retryable=status is None or status >= 500 or status in (408, 409, 425, 429),
             retry_after=error.retry_after,
             partial=self.text,
         )
-
-    def _misbehaviour(self) -> Literal["exception", "no_result", "schema_mismatch"]:
-        if self.mismatch is not None:
-            return "schema_mismatch"
-        return "no_result" if self.brief.result_schema is not None else "exception"
 
 
 def _is_text(response: JSON) -> bool:
@@ -479,6 +486,59 @@ def said(text: str) -> list[JSON]:
     """What the transcript holds of a text that the user says."""
     dumped: list[JSON] = ModelMessagesTypeAdapter.dump_python([ModelRequest([UserPromptPart(text)])], mode="json")
     return dumped
+
+
+def _is_followed(schema: JSONObject) -> bool:
+    """Whether the engine can follow all references of a schema: to its `$defs`, and in no circle.
+
+    What it cannot follow the model is told in words; the answer is held against it all the same.
+    """
+    parts: Mapping[str, JSON] = schema.get("$defs") or {}
+    state: dict[str, bool] = {}
+    """Of the parts begun, whether they are done."""
+
+    def ends(part: JSON) -> bool:
+        for reference in references_in(part):
+            name = reference.removeprefix("#/$defs/")
+            if state.get(name) is False or name not in parts or name == reference:
+                return False
+            if name not in state:
+                state[name] = False
+                if not ends(parts[name]):
+                    return False
+                state[name] = True
+        return True
+
+    return ends({word: part for word, part in schema.items() if word != "$defs"})
+
+
+def _misbehaviour(error: UnexpectedModelBehavior) -> str:
+    """What a model did that is of no use, in words for whoever reads the task's error."""
+    cause = error.__cause__
+    why = cause.message if isinstance(cause, ModelRetry) else "" if cause is None else str(cause)
+    told = error.message.partition(". Consider raising")[0]
+    match error:
+        case ContentFilterError():
+            told = f"the provider's filter kept the answer back: {told}"
+        case _ if told.startswith("Tool "):
+            told = f"the model called a tool in a wrong way as often as it may: {told}"
+        case _ if told.startswith("Exceeded maximum output"):
+            told = f"the model gave no answer that can be used as often as it may: {told}"
+            why = why or "it said nothing"
+        case _:
+            pass
+    return shorten(f"{told}. It was told: {why}" if why else told, 2048)
+
+
+def _with_reason(error: ModelAPIError) -> str:
+    """What an error says, and where it says little what it came from."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    told = str(error)
+    if "ended without a `finish_reason`" in told:
+        return f"the answer broke off before it was whole: {told}"
+    return told if isinstance(error, ModelHTTPError) or str(root) in told else f"{told} ({type(root).__name__}: {root})"
 
 
 def ungrouped(error: BaseException) -> BaseException:

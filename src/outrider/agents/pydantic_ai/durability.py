@@ -35,6 +35,7 @@ from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
 from outrider.agents.pydantic_ai.serving import ServingModel
 from outrider.core.task import Effects
 from outrider.core.values import JSON
+from outrider.runtime.attempt import well_formed
 
 if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
@@ -160,9 +161,9 @@ class Journal(JournalCallableOperationBackend[None]):
         attempt = self._attempt
         match operation_id:
             case ModelRequestId(streaming=False):
-                return await attempt.request(body)
+                return await attempt.request(_readable(body))
             case ModelRequestId():
-                return await attempt.request(self._heard(body))
+                return await attempt.request(self._heard(_readable(body)))
             case ModelCompactMessagesId():
                 return await attempt.step("compact", body)
             case CapabilityOperationId(capability_id=capability, operation=operation):
@@ -182,6 +183,27 @@ class Journal(JournalCallableOperationBackend[None]):
             return payload
 
         return heard
+
+
+def _readable(body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+    """What a model says as text that can be kept: halves of characters, which JSON can tell of, are none."""
+
+    async def readable() -> object:
+        return _well_formed(await body())
+
+    return readable
+
+
+def _well_formed(value: Any) -> Any:
+    match value:
+        case str():
+            return well_formed(value)
+        case dict():
+            return {_well_formed(key): _well_formed(each) for key, each in value.items()}
+        case list():
+            return [_well_formed(each) for each in value]
+        case _:
+            return value
 
 
 class GivenTools(AbstractToolset[Any]):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic_ai import RunContext
-from pydantic_ai.exceptions import ModelHTTPError, ModelTimeoutError, UserError
+from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError, ModelHTTPError, ModelTimeoutError, UserError
 from pydantic_ai.messages import (
     ModelMessage,
     ModelResponse,
@@ -69,11 +69,14 @@ def _found(choice: ModelChoice, attempt: Attempt) -> Model:
     try:
         if choice.compatible_name is not None:
             from pydantic_ai.models.openai import OpenAIChatModel
+            from pydantic_ai.profiles.openai import OpenAIModelProfile
             from pydantic_ai.providers.openai import OpenAIProvider
 
-            key = os.environ.get(choice.key_variable)
             return OpenAIChatModel(
-                choice.compatible_name, provider=OpenAIProvider(base_url=choice.base_url, api_key=key)
+                choice.compatible_name,
+                provider=OpenAIProvider(base_url=choice.base_url, api_key=os.environ.get(choice.key_variable)),
+                # Else a stream that breaks off between two words is a whole answer.
+                profile=OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True),
             )
         _check_provider(choice.name)
         return infer_model(choice.name)
@@ -131,7 +134,7 @@ class ServingModel(WrapperModel):
             super().request_stream(messages, payment.settings, model_request_parameters, run_context) as stream,
         ):
             yield stream
-            payment.response = stream.get()
+            payment.response = _whole(self.wrapped, stream.get())
 
     async def _send(
         self,
@@ -143,20 +146,22 @@ class ServingModel(WrapperModel):
         if isinstance(self.wrapped, SpeakingModel):
             return await self.wrapped.request(messages, model_settings, model_request_parameters)
         if not _streams(self.wrapped):
-            response = await self.wrapped.request(messages, model_settings, model_request_parameters)
+            with _reading(self.wrapped):
+                response = await self.wrapped.request(messages, model_settings, model_request_parameters)
             self._attempt.say(text_of(response))
             return response
-        async with self.wrapped.request_stream(messages, model_settings, model_request_parameters) as stream:
-            async for event in stream:
-                match event:
-                    case (
-                        PartStartEvent(part=TextPart(content=text))
-                        | PartDeltaEvent(delta=TextPartDelta(content_delta=text))
-                    ):
-                        self._attempt.say(text)
-                    case _:
-                        pass
-        return stream.get()
+        with _reading(self.wrapped):
+            async with self.wrapped.request_stream(messages, model_settings, model_request_parameters) as stream:
+                async for event in stream:
+                    match event:
+                        case (
+                            PartStartEvent(part=TextPart(content=text))
+                            | PartDeltaEvent(delta=TextPartDelta(content_delta=text))
+                        ):
+                            self._attempt.say(text)
+                        case _:
+                            pass
+        return _whole(self.wrapped, stream.get())
 
 
 class SpeakingModel(Model):
@@ -283,6 +288,28 @@ def _check_provider(name: str) -> None:
         raise UnknownName.of(
             "model", name, [*scripted.known(), local.NAME, *(f"{provider}:NAME" for provider in providers)]
         ) from None
+
+
+@contextmanager
+def _reading(model: Model) -> Iterator[None]:
+    """What a server answers that is no answer of a model is a failure of that server's, and may pass."""
+    try:
+        yield
+    except (ModelAPIError, FallbackExceptionGroup, UserError):
+        raise
+    except Exception as error:
+        if model.base_url is None:
+            raise  # no server: it is the code of whoever made the model
+        told = f"what {model.base_url} answered cannot be read ({error}); is that the address of a model?"
+        raise ModelAPIError(model.model_name, told) from error
+
+
+def _whole(model: Model, response: ModelResponse) -> ModelResponse:
+    """Return a response whose stream has come to its end. Raises ModelAPIError where it broke off before."""
+    is_over = response.finish_reason is not None or "finish_reason" in (response.provider_details or {})
+    if model.base_url is not None and not is_over and response.state != "suspended":
+        raise ModelAPIError(model.model_name, "the answer broke off: its stream ended without a `finish_reason`")
+    return response
 
 
 def _streams(model: Model) -> bool:
