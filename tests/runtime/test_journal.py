@@ -540,6 +540,33 @@ async def test_an_error_that_the_code_handled_is_met_again_on_resume(store: Stor
         assert calls.count("fails") == 4, f"crashed after {after}"
 
 
+async def test_a_step_that_the_code_timed_out_has_been_come_to_and_is_run_again_on_resume(store: Store):
+    calls: list[str] = []
+
+    def this() -> asyncio.Task[Any]:
+        current = asyncio.current_task()
+        assert current is not None
+        return current
+
+    async def hangs() -> None:
+        calls.append("hangs")
+        this().cancel()  # as `asyncio.timeout` does
+        await asyncio.sleep(60)
+
+    async def gives_up(task: TaskContext) -> str:
+        try:
+            await task.step("hangs", hangs)
+        except asyncio.CancelledError:
+            this().uncancel()
+        await task.step("otherwise", lambda: calls.append("otherwise"))
+        return await task.step("last", lambda: "done")
+
+    for after in range(1, 4):
+        calls.clear()
+        await run_twice(gives_up, after=after, store=store)
+        assert calls.count("hangs") == 2, f"crashed after {after}"
+
+
 async def test_a_handled_error_is_met_again_though_the_store_refused_to_write_it_at_first(monkeypatch):
     app, tries = Outrider(), 0
     refusals: list[StoreError] = [StoreFull("once")]

@@ -1098,6 +1098,11 @@ class TaskContext:
             except Exception as error:
                 self._attempt.journal.failed(position, self._branch, error)
                 raise
+            except asyncio.CancelledError as error:
+                # As by a time-out of the code's own. If it goes on, it has been here all the same.
+                if verb == "step":
+                    self._attempt.journal.failed(position, self._branch, error)
+                raise
 
     def _open(self) -> AbstractContextManager[None]:
         return self._attempt.busy(SCOPE.get() or self._scope)
@@ -1146,8 +1151,12 @@ class TaskContext:
 
     def _handled(self) -> list[Step]:
         """Rows for the errors that the code has handled: it went on after them, so it must meet them again."""
-        owed = self._attempt.journal.owed
-        return [self._row(at.name, at.ordinal, at.verb + FAILED, tell(error)) for at, error in owed]
+        return [self._handled_row(at, error) for at, error in self._attempt.journal.owed]
+
+    def _handled_row(self, at: Position, error: Exception | asyncio.CancelledError) -> Step:
+        if isinstance(error, Exception):
+            return self._row(at.name, at.ordinal, at.verb + FAILED, tell(error))
+        return self._row(at.name, at.ordinal, at.verb, None, done=False)  # to be run again
 
     async def _move(self, event: events.HolderEvent) -> None:
         if self._attempt.journal.owed:

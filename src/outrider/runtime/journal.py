@@ -59,8 +59,8 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._visited: set[str] = set()
         self._last_branch: dict[str, Branch] = {}
-        self._failures: list[tuple[Position, Branch, Exception]] = []
-        self._owed: list[tuple[Position, Exception]] = []
+        self._failures: list[tuple[Position, Branch, Exception | asyncio.CancelledError]] = []
+        self._owed: list[tuple[Position, Exception | asyncio.CancelledError]] = []
         self._next = max((row.ordinal for row in rows), default=0) + 1 if rows else 1
         self.has_grown = False
         """Whether this attempt has journaled something new."""
@@ -104,8 +104,8 @@ class Journal:
             raise changed(f"{self._rows[expected].verb} {expected!r}", f"{verb} {position!r}")
         return self._position(position, verb, entry)
 
-    def failed(self, position: Position, branch: Branch, error: Exception) -> None:
-        """A verb raised. If the code handles that and goes on, `go_on` finds it owed to the journal."""
+    def failed(self, position: Position, branch: Branch, error: Exception | asyncio.CancelledError) -> None:
+        """A verb raised, or was cancelled. If the code goes on all the same, `go_on` finds that owed to the journal."""
         row = self._rows.get(position.name)
         if row is None or not row.done:  # else it is what is journaled that raises, every time
             self._failures.append((position, branch, error))
@@ -122,7 +122,7 @@ class Journal:
         return bool(self._failures)
 
     @property
-    def owed(self) -> Sequence[tuple[Position, Exception]]:
+    def owed(self) -> Sequence[tuple[Position, Exception | asyncio.CancelledError]]:
         """The errors that the code has handled and that are not journaled yet."""
         return tuple(self._owed)
 
