@@ -15,8 +15,6 @@ from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskF
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Failure, Reply, Turn
 from outrider.core.errors import InvalidSchema, NotEnded, NotFound, TooLarge
-from outrider.core.values import SECOND
-from outrider.runtime import context
 from outrider.runtime.codec import decode
 from outrider.settings import DelegationLimits
 
@@ -262,8 +260,7 @@ async def test_an_answer_of_the_wrong_type_is_refused_and_the_right_one_is_taken
         assert stage.told["child"] == [{"answer": 3}]
 
 
-async def test_an_agent_that_was_started_hears_the_questions_and_the_ends_of_what_it_starts(stage: Stage, monkeypatch):
-    monkeypatch.setattr(context, "LOOK_AGAIN", SECOND // 50)
+async def test_an_agent_that_was_started_hears_the_questions_and_the_ends_of_what_it_starts(stage: Stage):
 
     def middle(turn: Turn) -> Reply:
         asked = re.search(r'task="(task_\w+)" reason="question".*request_id=\'(\w+)\'', turn.prompt)

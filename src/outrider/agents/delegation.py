@@ -406,11 +406,11 @@ class Delegation:
         if kind != "subagent":
             return "later", "when it looks for messages, if it does"
         agent = self.task.services.registry.agents.get(str(task.spec.get("agent")))
-        if isinstance(agent, RegisteredAgent) and agent.engine != DEFAULT_ENGINE:
-            return "no", "it is an agent that looks at no messages"
         if core.requests:
             return "later", f"it waits for an answer; give in_reply_to={core.requests[0].id} to answer it"
-        return "later", "with its next model call, unless it answers before"
+        engine = agent.engine if isinstance(agent, RegisteredAgent) else DEFAULT_ENGINE
+        when = {"function": "when it asks for news", "langgraph": "between two steps of its graph"}
+        return "later", f"{when.get(engine, 'with its next model call')}, unless it answers before"
 
     async def _cancel_task(self, given: CancelTask, _: str) -> JSON:
         record = await self._find(given.task_id)

@@ -382,11 +382,9 @@ class Worker:
         is_last_word = False
         while True:
             try:
-                move = self._services.lifecycle.move(attempt.record, event, page=attempt.page)
-                if attempt.has_output:  # handed over in one pass, and so written in one transaction
-                    _, settled = await asyncio.gather(self._voice.print([attempt]), move)
-                else:
-                    settled = await move
+                if attempt.has_output:
+                    await self._voice.print([attempt])
+                settled = await self._services.lifecycle.move(attempt.record, event, page=attempt.page)
                 attempt.span.settled(event, settled)
                 return
             except (Superseded, NotFound):  # it was settled without this attempt, and maybe deleted since
