@@ -352,7 +352,7 @@ async def test_a_failed_model_call_is_made_again_by_the_next_attempt_and_nothing
 @pytest.mark.parametrize(
     ("name", "knows"),
     [
-        ("scripted:nobody", ["scripted"]),
+        ("scripted:nobody-at-all", ["scripted"]),
         ("no-such-model", ["scripted", "openai:NAME", "anthropic:NAME"]),
         ("nowhere:model", ["scripted", "openai:NAME"]),
     ],
