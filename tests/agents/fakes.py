@@ -69,14 +69,7 @@ class FakeRun:
     open_most: int = 0
     is_alone: bool = True
 
-    async def step(
-        self,
-        key: str,
-        fn: Callable[[], Awaitable[JSON]],
-        *,
-        effects: Effects = "idempotent",
-        unless: Callable[[JSON], bool] | None = None,
-    ) -> JSON:
+    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
         if key in self.record.journal:
             self.steps_replayed.append(key)
             return json.loads(json.dumps(self.record.journal[key]))
@@ -88,8 +81,6 @@ class FakeRun:
             value = await fn()
         finally:
             self.open_now -= 1
-        if unless is not None and unless(value):
-            return value
         with self._write():
             text = json.dumps(value)
             self.record.journaled_bytes += len(text)

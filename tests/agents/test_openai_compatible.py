@@ -156,7 +156,7 @@ async def test_the_server_is_sent_the_whole_history_however_little_the_engine_is
 async def test_after_a_crash_the_server_is_asked_only_for_what_is_missing_and_sees_the_same_history():
     async with Provider([CALL, CALL, ANSWER]).serving() as whole:
         await attempt(load_engine(), brief(whole), FakeRun(Record()))
-    for dies_at in range(7):
+    for dies_at in range(8):
         async with Provider([CALL, CALL, ANSWER]).serving() as provider:
             record = Record()
             with pytest.raises(Killed):

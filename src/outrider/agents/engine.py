@@ -193,20 +193,12 @@ class AgentRun(Protocol):
     wraps it in no group. An `Exception` of the runtime's own passes likewise, unchanged and unretried.
     """
 
-    async def step(
-        self,
-        key: str,
-        fn: Callable[[], Awaitable[JSON]],
-        *,
-        effects: Effects = "idempotent",
-        unless: Callable[[JSON], bool] | None = None,
-    ) -> JSON:
+    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
         """Return what `key` has in the journal of the open iteration, or run `fn` and journal what it returns.
 
-        Durable before it returns, `unless` that says of what `fn` returned that nothing rests on it before the
-        iteration is appended: then it is durable with that. An exception of `fn` is not journaled and passes through
-        as it is: the step is as if it had never begun. Several steps may be open at once, under different keys. A value
-        that a person gave for a `once` step whose fate is unknown is returned like any other.
+        Durable before it returns. An exception of `fn` is not journaled and passes through as it is: the step is as
+        if it had never begun. Several steps may be open at once, under different keys. A value that a person gave
+        for a `once` step whose fate is unknown is returned like any other.
         """
         ...
 

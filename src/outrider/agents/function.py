@@ -257,8 +257,8 @@ class AgentContext:
     async def news(self) -> str | None:
         """Return what somebody said to the agent since it was asked, or since the last news; None for nothing.
 
-        It is for the model, before its next request. In a turn there may be some, for a subagent there is none. It is
-        taken from the inbox in the transaction that appends it to the transcript, and a resumed function hears the
+        It is for the model, before its next request: what came into the session's inbox, and messages that were sent to
+        a subagent. It is taken in the transaction that appends it to the transcript, and a resumed function hears the
         same at the same place. Once all iterations that the task may have are appended there is no more.
         """
         with self._at(NEWS) as key:

@@ -217,7 +217,7 @@ class Conversation:
             await self._stage.note(f"the turn failed: {record.error.kind}: {record.error.message}")
         if record.state is not State.SUCCEEDED:
             self.worst = record.state
-        self._expects_next = known.expects and record.state is not State.FAILED
+        self._expects_next = known.expects
         del self._turns[task.id]
 
     def _settle(self) -> None:

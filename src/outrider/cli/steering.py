@@ -62,13 +62,10 @@ async def send(arguments: Namespace, screen: Screen) -> int:
 
 
 async def _turn_after(runtime: Runtime, session: SessionHandle, turn: TaskHandle, seq: int) -> TaskHandle:
-    """The turn that hears what was said for after this one; this one, if it fails, for then there is no other."""
+    """The turn that hears what was said for after this one."""
     async for event in session.events(after=seq):
-        if event.task is not None and event.task.kind == TURN:
-            if event.task_id == turn.id and event.task.state is State.FAILED:
-                break
-            if event.task.id != turn.id:
-                return await runtime.task(event.task.id)
+        if event.task is not None and event.task.kind == TURN and event.task.id != turn.id:
+            return await runtime.task(event.task.id)
     return turn
 
 

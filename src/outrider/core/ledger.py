@@ -86,7 +86,7 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A journal row of the Change came from an attempt that no longer holds its task; nothing was written."""
+    """A journal row, or the page, came from an attempt that no longer holds its task; nothing was written."""
 
     task_id: str
     attempt: int
@@ -694,7 +694,8 @@ class Ledger(Protocol):
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
         `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
         need none), NoSession (also for the session of its luggage), Existing for a creation, Stale for anything else,
-        Shut, Barred for a creation. A no-op is compared with the stored version like any other Change.
+        Shut, Fenced for its `page`, Barred for a creation. A no-op is compared with the stored version like any other
+        Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.

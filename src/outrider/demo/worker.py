@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from outrider.bootstrap import open_ledger
-from outrider.core.change import Change
 from outrider.core.events import Step
-from outrider.core.ledger import Committed, Ledger, Verdict
+from outrider.core.ledger import Ledger
 from outrider.demo.app import make_app
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.lease import locks_of
@@ -48,22 +47,14 @@ class Witness:
         written = await self._ledger.journal(steps)
         for step in steps:
             if step.done:
-                self._note(step.task_id, step.position, step.attempt)
+                self._note(step)
         second_reply = any(step.position.endswith("!2/model") for step in steps)
         if self._moment == BETWEEN and second_reply:
             await self._hold_still()
         return written
 
-    async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
-        """Commit; the last reply of an agent is kept with the end of its task, and is no row of the journal."""
-        verdicts = await self._ledger.commit(changes)
-        for change, verdict in zip(changes, verdicts, strict=True):
-            if change.page is not None and isinstance(verdict, Committed):
-                self._note(change.page.task_id, f"agent!{change.page.iteration}/model", change.page.attempt)
-        return verdicts
-
-    def _note(self, task_id: str, position: str, attempt: int) -> None:
-        line = json.dumps({"task": task_id, "position": position, "attempt": attempt})
+    def _note(self, step: Step) -> None:
+        line = json.dumps({"task": step.task_id, "position": step.position, "attempt": step.attempt})
         os.write(self._notes, line.encode() + b"\n")
         os.fsync(self._notes)
 

@@ -19,11 +19,6 @@ BETWEEN = "\n\n"
 _FACTS = ("state", "request_id", "message_id", "kind")
 
 
-def prompt_of(rows: Iterable[InboxRow]) -> str:
-    """What entries of an inbox say to an agent, together."""
-    return BETWEEN.join(map(told, rows))
-
-
 def told(row: InboxRow) -> str:
     """What an entry of an inbox says to an agent."""
     if row.reason == "user":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 from outrider.agents.approval import OPEN, Approvals
@@ -500,24 +499,14 @@ class AgentTranscript:
         """The session whose transcript it is."""
         return self._session_id
 
-    async def step(
-        self,
-        key: str,
-        fn: Callable[[], Awaitable[JSON]],
-        *,
-        effects: Effects = "idempotent",
-        unless: Callable[[JSON], bool] | None = None,
-    ) -> JSON:
+    async def step(self, key: str, fn: Callable[[], Awaitable[JSON]], *, effects: Effects = "idempotent") -> JSON:
         """Return what is journaled for the open iteration under `key`, or run `fn` and journal it."""
         with self._task.busy():
             position = self._task.journal.own(OPEN + key, "step")
             begun = await self._task.begin_step(position, effects)
             if begun is not None:
                 return decode(begun)
-            value = await fn()
-            if unless is not None and unless(value):
-                return value
-            return decode(await self._task.finish_step(position, value))
+            return decode(await self._task.finish_step(position, await fn()))
 
     def journaled(self, prefix: str = "") -> Mapping[str, JSON]:
         """Return what the journal of the open iteration holds under keys that begin with `prefix`."""
@@ -556,8 +545,7 @@ class AgentTranscript:
         if iteration.outcome is not None:
             outcome = self.outcome_row(iteration.outcome.to_json())
             steps.append(self._row(OUTCOME, "outcome", now, encode(outcome)))
-        if self._heard is not None:
-            steps.append(self._row(MESSAGES, "messages", now, encode(self._heard)))
+        steps.extend(self.heard_rows(now))
         page = self._page(
             live,
             now,
@@ -566,7 +554,7 @@ class AgentTranscript:
             forget=forgotten,
             takes=entries_of(self._taken),
         )
-        self._taken, self._heard = [], None
+        self._taken = []
         if iteration.outcome is None:
             await task.append(page)
         else:
@@ -605,7 +593,7 @@ class AgentTranscript:
         """
         rows = await self.look()
         self._taken.extend(rows)
-        return await self._words(rows)
+        return await self.words(rows)
 
     async def has_news(self) -> bool:
         """Whether there is something to `take_news` of. To look takes nothing: it is there until somebody hears it."""
@@ -615,28 +603,35 @@ class AgentTranscript:
     async def take_news(self, key: str) -> str | None:
         """Take what came in since, in the transaction that appends it to the transcript and journals it under `key`."""
         task, rows = self._task, await self.look()
-        text = await self._words(rows)
+        text = await self.words(rows)
         if text is None:
             return None
         now = task.services.clock.now()
-        steps = [self._row(OPEN + key, "step", now, encode(text))]
-        if self._heard is not None:
-            steps.append(self._row(MESSAGES, "messages", now, encode(self._heard)))
         page = self._page(
             task.live,
             now,
-            tuple(steps),
+            (self._row(OPEN + key, "step", now, encode(text)), *self.heard_rows(now)),
             messages=tuple(encode(message) for message in said_meanwhile(text)),
             takes=entries_of(rows),
         )
-        self._heard = None
         await task.append(page)
         return text
 
-    async def _words(self, rows: Sequence[InboxRow]) -> str | None:
+    async def words(self, rows: Sequence[InboxRow]) -> str | None:
+        """What entries of the inbox say that the agent does not know, and messages that were sent to the task since."""
         words = [told(row) for row in rows if not self.is_known(row)]
         words.extend(await self._messages())
-        return "\n\n".join(words) if words else None
+        return BETWEEN.join(words) if words else None
+
+    def heard_rows(self, now: Instant) -> tuple[Step, ...]:
+        """The journal row that says which messages the agent has been told, if that moved."""
+        heard, self._heard = self._heard, None
+        return () if heard is None else (self._row(MESSAGES, "messages", now, encode(heard)),)
+
+    @property
+    def messages_heard(self) -> int:
+        """How many messages of the task the agent has been told."""
+        return self._messages_heard()[0]
 
     @property
     def is_alone(self) -> bool:
@@ -649,7 +644,7 @@ class AgentTranscript:
         if seen == self._seen and not has_waited(task):
             return ()
         rows = await self.untaken()
-        shown = fitting(task, rows)
+        shown = self.fitting(rows)
         self._seen = seen if len(shown) == len(rows) else -1
         return shown
 
@@ -659,6 +654,23 @@ class AgentTranscript:
         last = self._task.last_page
         taken = {(row.task_id, row.seq) for row in self._taken} | set(() if last is None else last.takes)
         return [row for row in rows if (row.task_id, row.seq) not in taken]
+
+    def fitting(self, rows: Sequence[InboxRow]) -> Sequence[InboxRow]:
+        """As many as make no more than one prompt, and all that the agent knows already.
+
+        The rest is left where it is, and looked for again after that.
+        """
+        room = self._task.services.settings.limits.message
+        shown: list[InboxRow] = []
+        size = 0
+        for row in rows:
+            if not self.is_known(row):
+                has_begun = size > 0
+                size += len(told(row)) + len(BETWEEN)
+                if has_begun and size > room:
+                    continue
+            shown.append(row)
+        return shown
 
     def is_known(self, row: InboxRow) -> bool:
         """Whether the agent has heard it by waiting for it."""
@@ -727,13 +739,6 @@ class AgentTranscript:
     def mismatch(self, result: JSON) -> str | None:
         """Return why a result does not fit the task's schema."""
         return mismatch(result, self._task.result_schema)
-
-
-def fitting(task: TaskContext, rows: Sequence[InboxRow]) -> Sequence[InboxRow]:
-    """As many as make no more than one prompt; the rest is left where it is, and looked for again after that."""
-    room = task.services.settings.limits.message
-    sizes = accumulate(len(told(row)) + len(BETWEEN) for row in rows)
-    return [row for nth, (row, size) in enumerate(zip(rows, sizes, strict=True)) if not nth or size <= room]
 
 
 def entries_of(rows: Iterable[InboxRow]) -> tuple[tuple[str, int], ...]:

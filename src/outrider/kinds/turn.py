@@ -17,8 +17,7 @@ from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import InboxRow
 from outrider.core.task import TURN, Usage
 from outrider.core.values import JSON, JSONObject
-from outrider.kinds.hearing import prompt_of
-from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent, entries_of, fitting
+from outrider.kinds.subagent import OUTCOME, AgentTranscript, Subagent, entries_of
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.context import TaskContext
 from outrider.runtime.registry import CheckedSpec
@@ -88,27 +87,24 @@ class Ears(AgentTranscript):
         if self._times > self._answered():
             return True
         rows = await self._look(first=self._times == 0)
-        known = [row for row in rows if self.is_known(row)]
-        rows = [row for row in rows if row not in known]
-        if not rows:
-            if known:
-                now = self._task.services.clock.now()
-                await self._task.append(self._page(self._task.live, now, (), takes=entries_of(known)))
+        words, now = await self.words(rows), self._task.services.clock.now()
+        if words is None:
+            if rows:  # which the agent knows
+                await self._task.append(self._page(self._task.live, now, (), takes=entries_of(rows)))
             return False
         await self._task.append_last()  # it was not the end
         self._times += 1
-        self.prompt = prompt_of(rows)
-        now = self._task.services.clock.now()
+        self.prompt = words
         if not self._counts_on:
             self.done, self.used = self._task.live.iterations, self._task.live.usage
         heard = encode([self._times, self.prompt, self.done, self.used])
         page = self._page(
             self._task.live,
             now,
-            (self._row(HEARD, "heard", now, heard),),
+            (self._row(HEARD, "heard", now, heard), *self.heard_rows(now)),
             messages=tuple(encode(message) for message in self._engine.said(self.prompt)),
             forget=OPEN,
-            takes=entries_of([*rows, *known]),
+            takes=entries_of(rows),
         )
         await self._task.append(page)
         return True
@@ -131,7 +127,7 @@ class Ears(AgentTranscript):
             if not live:
                 return False
             await task.append_last()
-            await task.watch(live, self._session_id)
+            await task.watch(live, self._session_id, self.messages_heard)
         return False
 
     def repeat(self, answer: JSON) -> None:
@@ -150,7 +146,7 @@ class Ears(AgentTranscript):
         rows = await self.untaken()
         left = [row for row in rows if not first and row.body.get("steering") == "after"]
         self._task.looked(seen, leaves=bool(left))
-        return fitting(self._task, [row for row in rows if row not in left])
+        return self.fitting([row for row in rows if row not in left])
 
     def finished(self) -> AgentOutcome | None:
         """How the agent has answered what it was told last, if it has."""

@@ -445,18 +445,9 @@ class Attempt:
 
     def take_live(self) -> Live | None:
         """Hand out live values that were not written yet, None if there are none."""
-        if self.page is not None:
-            totals = self.page.live
-            with self._speaking:
-                self.live = evolve(
-                    self.live,
-                    iterations=totals.iterations,
-                    usage=totals.usage,
-                    provider=totals.provider,
-                    model=totals.model,
-                )
-                self.live_is_dirty = True
-        return self.take_news()[0]
+        live = self.take_news()[0]
+        # The totals of the last page are no live values before it is written: the one would be ahead of the transcript.
+        return live if self.page is None else with_totals(live or self.live, self.page.live)
 
     def take_news(self) -> tuple[Live | None, dict[str, Any] | None]:
         """Hand out live values that were not written yet, and what the log is to be told of just these."""
@@ -556,6 +547,11 @@ class Attempt:
             summary=shorten(partial, self.services.settings.limits.summary) if partial else None,
             live=self.take_live(),
         )
+
+
+def with_totals(live: Live, page: Live) -> Live:
+    """Live values as they are, with what the iterations came to by a page."""
+    return evolve(live, iterations=page.iterations, usage=page.usage, provider=page.provider, model=page.model)
 
 
 class Exited(BaseException):

@@ -52,7 +52,7 @@ from outrider.core.task import (
     WaitUntil,
 )
 from outrider.core.values import JSON, SECOND, Instant, JSONObject, evolve
-from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed
+from outrider.runtime.attempt import Attempt, Scope, check_stream, shorten, well_formed, with_totals
 from outrider.runtime.clock import span
 from outrider.runtime.codec import PLAIN, Shape, check_size, decode, encode, shape_for, shape_of
 from outrider.runtime.connections import check_connections, lacking
@@ -941,8 +941,9 @@ class TaskContext:
         children = await self._services.views.children(self.id)
         return tuple(child.id for child in children if not child.is_terminal and not child.input.detached)
 
-    async def watch(self, tasks: Sequence[str], session_id: str) -> None:
-        """Wait until one of these tasks has ended, or something is in the inbox of that session, which this drives.
+    async def watch(self, tasks: Sequence[str], session_id: str, messages: int) -> None:
+        """Wait until one of these tasks has ended, something is in the inbox of that session, which this drives, or it
+        was sent more than so many messages.
 
         Parked where that is long; not journaled, so whoever calls it knows what it waits for.
         """
@@ -950,13 +951,13 @@ class TaskContext:
 
             async def look() -> bool | None:
                 views = self._services.views
-                if await views.inbox(session_id, limit=1):
+                if self.messages_sent > messages or await views.inbox(session_id, limit=1):
                     return True
                 found = await views.tasks(tasks)
                 return len(found) < len(tasks) or any(task.is_terminal for task in found) or None
 
-            news = WaitForNews(self._attempt.record.core.rung)
-            await self._attempt.wait(WaitForTasks(tuple(tasks), False), look, tasks, beside=(news,))
+            beside = WaitForNews(self._attempt.record.core.rung), WaitForMessage(messages)
+            await self._attempt.wait(WaitForTasks(tuple(tasks), False), look, tasks, beside=beside)
 
     async def remember(self, position: str, verb: str, value: bytes) -> Step:
         """Journal at a position of the executor's own what is no progress: failures go on counting."""
@@ -1060,10 +1061,16 @@ class TaskContext:
 
     async def append_last(self) -> None:
         """Append what `end_with` kept: it was not the end, or something is to rest on it."""
-        page = self._attempt.page
-        if page is not None:
-            await self._append(page)
-            self._attempt.page = None
+        page, self._attempt.page = self._attempt.page, None
+        if page is None:
+            return
+        try:
+            await self._append(evolve(page, live=with_totals(self._attempt.live, page.live)))
+        except asyncio.CancelledError:
+            raise  # it was handed over by then, and is written: not once more with the end
+        except BaseException:
+            self._attempt.page = page
+            raise
 
     @property
     def last_page(self) -> Page | None:
@@ -1074,7 +1081,7 @@ class TaskContext:
         with self.busy(), self.storing():
             if not await self._services.ledger.append(page):
                 raise Superseded(self.id, self.attempt)
-        self._attempt.live = page.live
+        self._attempt.live = with_totals(self._attempt.live, page.live)
 
     def _note_page(self, page: Page) -> None:
         if page.forget is not None:

@@ -270,7 +270,7 @@ class Lifecycle:
         if change is not None and not change.is_noop:
             # By itself: what another one made of the record meanwhile may have the version that this one would have
             # had, and the follow-ups would be settled by it, and lost.
-            (verdict,) = await self._commit([evolve(change, settles=left.pop(0))])
+            (verdict,) = await self._commit([evolve(change, settles=left.pop(0) if left else None)])
             if not isinstance(verdict, Committed):
                 return
             after = verdict.task

@@ -126,11 +126,13 @@ class Sessions:
         check_name("tool", tool, self._services.settings.limits.name)
         check_texts_if_given(by=by)
         session = await self._session(session_id)
-        there = any(each.tool == tool for each in await self.grants(session.id))
-        if there:
-            grant = Grant(session.id, tool, False, self._services.clock.now(), by)
-            await self._services.ledger.control(GrantSet(grant))
-        return there
+        found = await self._services.views.grants([session.id])
+        granted = next((each for each in found if each.tool == tool and each.is_allowed), None)
+        if granted is None:
+            return False
+        # Whoever granted it may have had a clock that is ahead of ours.
+        at = max(self._services.clock.now(), granted.at + 1)
+        return await self._services.ledger.control(GrantSet(Grant(session.id, tool, False, at, by)))
 
     async def usage(self, session_id: str, *, tree: bool = False) -> SpentRecord:
         """Return what a session's tasks have used together, and what of its budget is spent; `tree`: its whole tree.

@@ -52,8 +52,8 @@ class Attempt:
         """Run the graph until it has nothing to do, or may do no more."""
         if (ended := self.run.journaled(OUTCOME).get(OUTCOME)) is not None:
             return AgentOutcome.from_json(cast("JSONObject", ended))
-        if self._is_spent or (self.checkpoints.iterations and self.checkpoints.is_between):
-            await self._pause()
+        if self._is_spent or (self.checkpoints.iterations and self.checkpoints.is_between and self._heard() is None):
+            await self._pause()  # what was heard already it is told first
         given: Any = None
         if self.checkpoints.is_new:
             given = self._input()

@@ -131,17 +131,7 @@ class Attempt:
                 node = await self._advance(agent_run, node)
             return await self._finish(agent_run)
 
-    async def request(self, body: Callable[[], Awaitable[JSON]]) -> JSON:
-        """Journal a model request. An agent of our own making goes from a text straight to the end of the iteration."""
-        return await self.step("model", body, unless=_is_text if self.brief.agent is None else None)
-
-    async def step(
-        self,
-        key: str,
-        body: Callable[[], Awaitable[JSON]],
-        effects: Effects = "idempotent",
-        unless: Callable[[JSON], bool] | None = None,
-    ) -> JSON:
+    async def step(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects = "idempotent") -> JSON:
         """Journal `body` under a key of the open iteration that no finished or running step has."""
         claimed = self._claim(f"{self.number}/{key}")
         failure: Exception | None = None
@@ -157,7 +147,7 @@ class Attempt:
                 raise
 
         try:
-            return await self.run.step(claimed, fn, effects=effects, unless=unless)
+            return await self.run.step(claimed, fn, effects=effects)
         except Exception as error:
             # What failed is not journaled, so another try, by a fallback or a hook, takes the same place.
             self.keys.discard(claimed)
@@ -475,11 +465,6 @@ class Attempt:
             retry_after=error.retry_after,
             partial=self.text,
         )
-
-
-def _is_text(response: JSON) -> bool:
-    """Whether a response, as it is journaled, asks for nothing to be done."""
-    return isinstance(response, dict) and all(part["part_kind"] in ("text", "thinking") for part in response["parts"])
 
 
 def said(text: str) -> list[JSON]:

@@ -161,9 +161,9 @@ class Journal(JournalCallableOperationBackend[None]):
         attempt = self._attempt
         match operation_id:
             case ModelRequestId(streaming=False):
-                return await attempt.request(_readable(body))
+                return await attempt.step("model", _readable(body))
             case ModelRequestId():
-                return await attempt.request(self._heard(_readable(body)))
+                return await attempt.step("model", self._heard(_readable(body)))
             case ModelCompactMessagesId():
                 return await attempt.step("compact", body)
             case CapabilityOperationId(capability_id=capability, operation=operation):

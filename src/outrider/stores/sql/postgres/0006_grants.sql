@@ -1,5 +1,5 @@
 -- tolerated
--- The seventh of SQLite: the tools that need no more approval in a session.
+-- The ninth of SQLite: the tools that need no more approval in a session.
 
 create table grants (
     session_id text collate "C" not null,

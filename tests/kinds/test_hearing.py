@@ -1,0 +1,201 @@
+"""What an agent is told at the edges of what it does: as it ends, has waited, has answered, or is taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+
+from outrider import Outrider, Runtime, TaskContext, WorkerSettings
+from outrider.agents import scripted
+from outrider.agents.function import AgentContext
+from outrider.agents.scripted import Call, Reply, Turn
+from outrider.core.change import Page
+from outrider.runtime import context
+from outrider.settings import DelegationLimits
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 20.0
+
+
+def an_app(**settings: Any) -> Outrider:
+    return Outrider(WorkerSettings(park_grace=0.02, **settings))
+
+
+async def test_a_last_page_that_a_stop_meets_on_its_way_is_written_once(monkeypatch, tmp_path):
+    app, stops = an_app(), iter([True])
+    scripted.register("long-winded", lambda _: Reply("x" * 80_000))
+    app.agent("long-winded", model="scripted:long-winded")
+    append = context.TaskContext._append
+
+    async def stopped(self: TaskContext, page: Page) -> None:
+        if any(step.position == "outcome!" for step in page.steps) and next(stops, False):
+            asyncio.get_running_loop().call_soon(self._attempt.give_back)  # as a drain does
+        await append(self, page)
+
+    monkeypatch.setattr(context.TaskContext, "_append", stopped)
+    async with app.open(f"sqlite:///{tmp_path / 'work.db'}") as outrider:
+        session = await outrider.sessions.create(agent="long-winded")
+        turn = await session.send("Go.")
+        assert len(await turn.result(timeout=PATIENCE)) > 60_000
+        rows = await outrider.services.views.transcript(session.id)
+        assert [row.iteration for row in rows] == [0, 1]
+        assert len(await turn.attempts()) == 2
+
+
+async def test_totals_are_not_ahead_of_the_transcript_while_the_last_page_waits_to_be_written():
+    app = an_app(progress_interval=0.0)
+    seen: list[int] = []
+
+    @app.tool
+    async def watch(task: TaskContext) -> str:
+        async def watcher() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for n in range(3):
+                    task.progress(n, 3)
+                    await asyncio.sleep(0.02)
+                    seen.append((await outrider.tasks.get(task.id)).live.iterations)
+
+        watchers.append(asyncio.create_task(watcher()))
+        await asyncio.sleep(0)
+        return "started"
+
+    watchers: list[asyncio.Task[None]] = []
+    scripted.register("watchful", scripted.replies(Reply(calls=(Call("watch", {}),)), Reply("the answer")))
+    app.agent("watchful", model="scripted:watchful", tools=["watch"])
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="watchful")
+        turn = await session.send("Go.")
+        assert await turn.result(timeout=PATIENCE) == "the answer"
+        assert set(seen) == {1}
+        assert (await turn.record()).iterations == 2
+
+
+async def test_a_word_behind_more_ends_than_a_prompt_holds_is_heard_though_all_of_those_were_waited_for():
+    app = an_app(delegation=DelegationLimits(live=60))
+    has_waited, may_go_on = asyncio.Event(), asyncio.Event()
+    heard: list[str | None] = []
+
+    @app.tool
+    async def work(n: int) -> str:
+        return "y" * 2048
+
+    async def agent(ctx: AgentContext) -> str:
+        started = [
+            await ctx.call("spawn_background", {"tool": "work", "arguments": {"n": n}}, id=f"start {n}")
+            for n in range(40)
+        ]
+        ids = [each["task_id"] for each in started if isinstance(each, dict)]
+        await ctx.call("wait_task", {"task_ids": ids}, id="wait")
+        has_waited.set()
+        await may_go_on.wait()
+        heard.append(await ctx.news())
+        return "done"
+
+    app.agent("waiting", agent=agent, delegates=True)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="waiting")
+        turn = await session.send("Go.")
+        await asyncio.wait_for(has_waited.wait(), PATIENCE)
+        await session.send("Is anybody there?")
+        may_go_on.set()
+        assert await turn.result(timeout=PATIENCE) == "done"
+        assert heard == ["Is anybody there?"]
+        assert await session.inbox.list() == []
+
+
+@pytest.mark.parametrize("wake", ["silent", "on_terminal"])
+async def test_a_message_reaches_an_agent_that_has_answered_and_waits_for_what_it_started(wake):
+    app, gate = an_app(), asyncio.Event()
+    told: list[str] = []
+
+    @app.tool
+    async def slow() -> str:
+        await gate.wait()
+        return "done"
+
+    def play(turn: Turn) -> Reply:
+        told.append(turn.prompt)
+        if turn.number == 1:
+            return Reply(calls=(Call("spawn_background", {"tool": "slow", "wake": wake}),))
+        return Reply("answered")
+
+    scripted.register("middle", play)
+    app.agent("middle", model="scripted:middle", delegates=True)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Start it.", agent="middle")
+        await until(lambda: _is_parked(outrider, task.id))
+        await task.message("Are you there?")
+        await until(lambda: _has_been_told(told, "Are you there?"))
+        gate.set()
+        assert await task.result(timeout=PATIENCE) == "answered"
+
+
+async def until(fact: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await fact():  # noqa: ASYNC110 - the fact is the store's or the worker's
+            await asyncio.sleep(0.005)
+
+
+async def _is_parked(outrider: Runtime, task_id: str) -> bool:
+    return bool((await outrider.tasks.get(task_id)).core.waits)
+
+
+async def _has_been_told(told: list[str], text: str) -> bool:
+    return any(text in each for each in told)
+
+
+class _State(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+def _said(messages: Sequence[AnyMessage]) -> str:
+    return " | ".join(str(message.content) for message in messages if message.type == "human")
+
+
+async def test_a_graph_that_stopped_with_news_in_hand_hears_them_and_what_came_since(monkeypatch):
+    app = an_app()
+    began, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def first(state: _State) -> dict[str, Any]:
+        began.set()
+        await may_go_on.wait()
+        return {"messages": [AIMessage("on it")]}
+
+    async def last(state: _State) -> dict[str, Any]:
+        return {"messages": [AIMessage(_said(state["messages"]))]}
+
+    graph = StateGraph(_State)
+    graph.add_node("first", first)
+    graph.add_node("between", lambda state: {"messages": [AIMessage("further")]})
+    graph.add_node("last", last)
+    for one, other in ((START, "first"), ("first", "between"), ("between", "last"), ("last", END)):
+        graph.add_edge(one, other)
+    app.agent("graph", graph.compile())
+    append, deaths = context.TaskContext._append, iter([True])
+
+    async def dies(self: TaskContext, page: Page) -> None:
+        await append(self, page)
+        if any(step.position.endswith("news") for step in page.steps) and next(deaths, False):
+            await session.send("B")
+            self._attempt.give_back()  # the next attempt finds what a crash would leave
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(context.TaskContext, "_append", dies)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="graph")
+        turn = await session.send("Go.")
+        await asyncio.wait_for(began.wait(), PATIENCE)
+        await session.send("A")
+        may_go_on.set()
+        assert await turn.result(timeout=PATIENCE) == "Go. | A | B"
+        assert len(await turn.attempts()) == 2
