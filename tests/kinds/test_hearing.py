@@ -16,6 +16,7 @@ from outrider.agents import scripted
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.change import Page
+from outrider.core.errors import IllegalMove, InvalidAnswer, InvalidArguments
 from outrider.runtime import context
 from outrider.settings import DelegationLimits
 
@@ -199,3 +200,84 @@ async def test_a_graph_that_stopped_with_news_in_hand_hears_them_and_what_came_s
         may_go_on.set()
         assert await turn.result(timeout=PATIENCE) == "Go. | A | B"
         assert len(await turn.attempts()) == 2
+
+
+@pytest.mark.parametrize("schema", [None, {"type": "object", "properties": {"a": {"type": "integer"}}}])
+async def test_what_was_reported_is_the_result_whatever_is_said_afterwards_and_only_once(schema):
+    app = an_app()
+    reports = tuple(Call("report_result", {"result": {"a": n}}) for n in (1, 2))
+    scripted.register("reporter", scripted.replies(Reply(calls=reports), *[Reply("Goodbye.")] * 9))
+    app.agent("reporter", model="scripted:reporter")
+    start: dict[str, Any] = {"instructions": "Go.", "agent": "reporter"}
+    if schema is not None:
+        start["result_schema"] = schema
+    scripted.register("boss", scripted.replies(Reply(calls=(Call("spawn_agent", start),)), *[Reply("ok")] * 3))
+    app.agent("boss", model="scripted:boss", delegates=True)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="boss")
+        await (await session.send("Go.")).result(timeout=PATIENCE)
+        (child,) = await outrider.tasks.list(kind="subagent")
+        assert await (await outrider.task(child.id)).result(timeout=PATIENCE) == {"a": 1}
+        links = (await outrider.tasks.record(child.id)).links
+        rows = await outrider.services.views.transcript(links.child_session_id or "")
+        said = " ".join(row.message.decode() for row in rows)
+        assert said.count("a result is reported once") == 1, said
+
+
+async def test_a_turn_is_taken_once_and_nothing_but_words_makes_one():
+    app = an_app()
+    scripted.register("talker", scripted.replies(*[Reply("yes")] * 3))
+    app.agent("talker", model="scripted:talker")
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="talker")
+        turn = await session.send("Go.")
+        await turn.result(timeout=PATIENCE)
+        for wrong in (turn.retry(), turn.fork(), outrider.tasks.create(session.id, "turn", {"agent": "talker"})):
+            with pytest.raises(IllegalMove):
+                await wrong
+        nothings: list[Any] = ["", " \n", []]
+        for nothing in nothings:
+            with pytest.raises(InvalidArguments):
+                await session.send(nothing)
+        with pytest.raises(InvalidArguments):
+            await outrider.sessions.create(agent="")
+        assert [task.id for task in await session.tasks()] == [turn.id]
+
+
+async def test_a_function_that_does_nothing_but_append_ends_at_its_limit():
+    app = an_app()
+
+    async def endless(ctx: AgentContext) -> None:
+        while True:
+            await ctx.append({"said": "more"}, text="more")
+
+    app.agent("endless", agent=endless, max_iterations=3)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", agent="endless")
+        record = await task.wait(timeout=PATIENCE)
+        assert record.error is not None
+        assert (record.error.kind, record.iterations, record.summary) == ("max_iterations", 3, "more")
+
+
+async def test_arguments_that_an_approver_gets_wrong_are_refused_and_the_question_stays():
+    app = an_app()
+    done: list[str] = []
+
+    @app.tool(requires_approval=True)
+    async def deploy(where: str) -> str:
+        done.append(where)
+        return where
+
+    calls = Reply(calls=(Call("deploy", {"where": "here"}),))
+    scripted.register("deployer", scripted.replies(calls, Reply("done")))
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", model="scripted:deployer", tools=["deploy"])
+        await task.wait(timeout=PATIENCE, on_question=True)
+        for wrong in ({"where": 5}, {"nope": "there"}):
+            with pytest.raises(InvalidAnswer, match="deploy cannot be called like this"):
+                await task.answer({"approved": True, "arguments": wrong})
+        await task.answer({"approved": True, "arguments": {"where": "there"}})
+        await task.result(timeout=PATIENCE)
+        assert done == ["there"]

@@ -285,6 +285,8 @@ class AgentContext:
 
         Any JSON is a message. `usage` is what this iteration took, `text` what the model said in it.
         """
+        if self.iterations >= max(self.brief.max_iterations, self.brief.iterations):
+            raise _Spent
         self.iterations += 1
         self.transcript.extend(messages)
         self.usage = summed(self.usage, usage or Usage(requests=1))

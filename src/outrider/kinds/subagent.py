@@ -295,6 +295,8 @@ class Subagent:
                             provider=last.provider,
                             model=last.model,
                         )
+                    if error.kind in ("no_result", "schema_mismatch") and reported(task) is not None:
+                        return AgentOutcome("answered", text=error.partial)  # its result is what it has reported
                     raise
             run.restart()
 

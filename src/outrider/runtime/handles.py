@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from outrider.core.errors import NotFound
+from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Effects, Task
@@ -325,6 +325,8 @@ class SessionHandle:
         check_steering(steering)
         check_texts_if_given(sender=sender)
         parts = message_parts(content, self._services.settings.limits.message)
+        if all(part["type"] == "text" and not str(part["text"]).strip() for part in parts):
+            raise InvalidArguments("say something: there is nothing in it")
         body = {"parts": parts, "steering": steering, "sender": sender}
         return TaskHandle(self._services, await say(self._services.lifecycle, self.id, body, steering))
 

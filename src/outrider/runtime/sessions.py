@@ -73,6 +73,8 @@ class Sessions:
             check_id("session", id)
         limits = self._services.settings.limits
         check_texts_if_given(agent=agent, title=title)
+        if agent is not None and not agent.strip():
+            raise InvalidArguments("agent is the name of one; leave it out for a session without")
         for what, text in (("agent", agent), ("title", title)):
             if text:
                 check_name(what, text, limits.spec)

@@ -23,7 +23,7 @@ from outrider.core.events import Answered, CancelRequested, Message, MessageRece
 from outrider.core.ledger import Beat, Existing, TaskFilter
 from outrider.core.queue import route_needing, split_route
 from outrider.core.session import Session
-from outrider.core.task import LIVE_STATES, Direction, Input, NewTask, State, Task
+from outrider.core.task import LIVE_STATES, TURN, Direction, Input, InputRequest, NewTask, State, Task
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_task
@@ -114,6 +114,7 @@ class Tasks:
         parent_task_id: str | None = None,
     ) -> list[Task]:
         """Create many tasks of one kind with the same options, in few transactions."""
+        _check_is_no_turn(kind)
         services = self._services
         executor = services.registry.executor(kind)
         for spec in specs:
@@ -278,7 +279,20 @@ class Tasks:
             raise InvalidAnswer(
                 f"the answer does not fit what is expected: {problem}", details={"expected": request.expected}
             )
+        self._check_edited(request, answer)
         return TaskRecord.of(await self._services.lifecycle.move(task, Answered(request.id, answer, by, via)))
+
+    def _check_edited(self, request: InputRequest, answer: JSON) -> None:
+        """Raise InvalidAnswer for arguments that an approver puts in place of others, where this app knows the tool."""
+        details = request.details if isinstance(request.details, Mapping) else {}
+        tool = self._services.registry.tools.get(str(details.get("tool")))
+        if request.kind != "approval" or tool is None or not isinstance(answer, Mapping) or not answer.get("approved"):
+            return
+        if (arguments := answer.get("arguments")) is not None:
+            try:
+                tool.arguments.check(arguments)
+            except InvalidArguments as error:
+                raise InvalidAnswer(f"{tool.name} cannot be called like this: {error.message}") from None
 
     async def _explain_missing(self, task_id: str, request_id: str | None) -> None:
         if request_id is None:
@@ -325,7 +339,9 @@ class Tasks:
         It is nobody's child and waits for nothing: what the old one depended on has ended. Raises NotFound, and
         IllegalMove while the old one lives.
         """
-        again = self._again(await self._ended(task_id))
+        old = await self._ended(task_id)
+        _check_is_no_turn(old.input.kind)
+        again = self._again(old)
         (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
         return made.task
 
@@ -345,6 +361,7 @@ class Tasks:
         if arguments is not None:
             check_mappings(arguments=arguments)
         old = await self._ended(task_id)
+        _check_is_no_turn(old.input.kind)
         given = self._again(old)
         if arguments:
             given = self._with_arguments(given, arguments)
@@ -700,3 +717,9 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     if given.get("states") is not None:
         given = {**given, "states": states_of(given["states"])}
     return TaskFilter(**given)
+
+
+def _check_is_no_turn(kind: str) -> None:
+    """Raise IllegalMove for a turn: they follow each other, and are made by what is said in the session alone."""
+    if kind == TURN:
+        raise IllegalMove("a turn is made by what comes into its session, and taken once: say something there")
