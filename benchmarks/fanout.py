@@ -66,6 +66,7 @@ def tasks(settings: Settings) -> int:
 async def run(place: Place) -> Figures:
     """Have all children made, run, and told of; with the one kind of agent, then with the other."""
     url = place.url()
+    work.share(place.settings.workers)
     async with work.app.open(url) as outrider, work.helpers(url, place.settings.workers - 1, serving="fanout"):
         await _fan_out(outrider, CHILD, 20)  # the engines are imported by then
         rate, told = await _fan_out(outrider, CHILD, place.tasks)

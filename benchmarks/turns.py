@@ -69,6 +69,7 @@ def tasks(settings: Settings) -> int:
 async def run(place: Place) -> Figures:
     """Measure one at a time, many at once, and a long session; then without an engine, and the engine alone."""
     url, is_alone = place.url(), place.settings.workers == 1
+    work.share(place.settings.workers)
     async with work.app.open(url) as outrider, work.helpers(url, place.settings.workers - 1, serving="turns"):
         await _talk(await _session(outrider, SPEAKER), WARM_UP)  # the engine is imported by then
         singles = await _talk(await _session(outrider, SPEAKER), SINGLES)

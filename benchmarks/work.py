@@ -23,9 +23,25 @@ LEASE = "OUTRIDER_BENCHMARK_LEASE"
 """The variable that says after how many seconds of silence a worker counts as lost, for those started from then on."""
 
 
+SHARE = "OUTRIDER_BENCHMARK_SHARE"
+"""The variable that says how many tasks a worker runs at once, for those started from then on."""
+FAIR_SHARE = 16
+"""How many that is where several workers are to share the work of agents: one alone would take all that come."""
+
+
 def _settings() -> WorkerSettings:
     lost = float(os.environ.get(LEASE, LeaseTimes().lost))
-    return WorkerSettings(lease=LeaseTimes(renew=0.2 * lost, cancel=0.6 * lost, end=0.8 * lost, lost=lost))
+    return WorkerSettings(
+        concurrency=int(os.environ.get(SHARE, WorkerSettings().concurrency)),
+        lease=LeaseTimes(renew=0.2 * lost, cancel=0.6 * lost, end=0.8 * lost, lost=lost),
+    )
+
+
+def share(workers: int) -> None:
+    """Have so many workers share the work: this process, and those that it starts."""
+    if workers > 1:
+        os.environ[SHARE] = str(FAIR_SHARE)
+        app.settings = _settings()
 
 
 app = Outrider(_settings())
