@@ -5,11 +5,12 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from outrider import Outrider
+from outrider import Outrider, Runtime
 from outrider.cli import chatting, steering
 from outrider.cli.arguments import parse
 from outrider.cli.exits import UsageError
@@ -17,6 +18,7 @@ from outrider.cli.terminal import Screen
 from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, UnknownName
 from tests.cli import chat_app
 from tests.cli.harness import Cli, Terminal
+from tests.facts import until
 
 SESSION = re.compile(r"outrider chat (session_[0-9a-f]+)")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7])[;m]")
@@ -191,6 +193,10 @@ async def test_what_cannot_be_talked_to_is_refused(tmp_path: Path, monkeypatch: 
             await getattr(chatting if command.name == "chat" else steering, command.name)(arguments, Screen())
 
 
+async def _has_rung(runtime: Runtime, task_id: str, before: int) -> bool:
+    return (await runtime.tasks.get(task_id)).core.rung != before
+
+
 @pytest.mark.anyio
 async def test_send_prints_the_turn_or_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
@@ -213,12 +219,10 @@ async def test_send_prints_the_turn_or_its_answer(tmp_path: Path, monkeypatch: p
         with pytest.raises(SessionBusy):
             await send("now", "or", "never", "--steering=reject")
     async with chat_app.app.open("work.db") as runtime:
-        while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - the agent makes it
-            await asyncio.sleep(0.01)
+        await until((tmp_path / "begun").exists)
         before = (await runtime.tasks.get(turn.id)).core.rung
         later = asyncio.ensure_future(send("and", "later", "--steering=after", "--wait"))
-        while (await runtime.tasks.get(turn.id)).core.rung == before:  # noqa: ASYNC110 - the other end tells nobody
-            await asyncio.sleep(0.01)
+        await until(partial(_has_rung, runtime, turn.id, before))
         hold.unlink()
         assert (await later)[:2] == (0, "You said: and later\n")
         assert await (await runtime.task(turn.id)).result() == "First\nand last."

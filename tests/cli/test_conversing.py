@@ -15,6 +15,7 @@ from outrider.cli.conversing import Conversation
 from outrider.cli.glance import Glance
 from outrider.cli.staging import Typed
 from outrider.core.task import InputRequest
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 LONG = "A long story. " * 8000
@@ -106,9 +107,7 @@ async def following(runtime: Runtime, session: SessionHandle) -> AsyncIterator[t
 
 
 async def shown(notebook: Notebook, text: str) -> None:
-    async with asyncio.timeout(30):
-        while text not in notebook.text:  # noqa: ASYNC110 - a notebook rings no bell
-            await asyncio.sleep(0.005)
+    await until(lambda: text in notebook.text, within=30)
 
 
 async def test_whoever_joins_in_the_midst_of_an_answer_sees_all_of_it_once():

@@ -16,6 +16,7 @@ from outrider import Runtime, SessionHandle
 from tests.crash import outsiders
 from tests.crash.crew import Crew, address_of, new_database
 from tests.crash.test_wakes import all_is_heard, kill
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -65,9 +66,7 @@ async def storm(crew: Crew, database: Path, chance: random.Random, kills: int) -
 async def more_is_noted(notes: Path) -> None:
     """Wait until an agent has said something more; on a busy machine they take their time to begin."""
     before = _size(notes)
-    async with asyncio.timeout(60):
-        while _size(notes) == before:  # noqa: ASYNC110 - a fact of another process
-            await asyncio.sleep(0.005)
+    await until(lambda: _size(notes) != before, within=60)
 
 
 def _size(path: Path) -> int:
@@ -78,9 +77,9 @@ async def prove(runtime: Runtime, session: SessionHandle, notes: list[list[str |
     """The end of each task was received; no delivery twice, none within the lease of another or after the last."""
     deliveries: dict[tuple[str, int], list[tuple[int, float, float]]] = defaultdict(list)
     ends = set()
-    for _, _, receipt, reason, at, until in [note for note in notes if note[0] == "received"]:
+    for _, _, receipt, reason, at, end in [note for note in notes if note[0] == "received"]:
         task_id, seq, delivery = str(receipt).rsplit(".", 2)
-        deliveries[task_id, int(seq)].append((int(delivery), float(at), float(until)))
+        deliveries[task_id, int(seq)].append((int(delivery), float(at), float(end)))
         if reason == "terminal":
             ends.add(task_id)
     assert ends == {task.id for task in await session.tasks(limit=10_000)}
@@ -93,5 +92,5 @@ async def prove(runtime: Runtime, session: SessionHandle, notes: list[list[str |
         numbers = [number for number, _, _ in held]
         assert len(set(numbers)) == len(numbers), "no delivery was made twice"
         assert entry not in last or numbers[-1] <= last[entry], "nothing came again once it was acknowledged"
-        for (_, _, until), (_, at, _) in pairwise(held):
-            assert until <= at + 1e-5, "nobody receives within the lease of another"
+        for (_, _, end), (_, at, _) in pairwise(held):
+            assert end <= at + 1e-5, "nobody receives within the lease of another"

@@ -17,6 +17,7 @@ from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import Superseded
 from outrider.core.task import InputRequest, Task
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -220,9 +221,7 @@ async def test_always_lets_further_calls_of_a_session_through_and_of_the_tree_be
         assert (grant.tool, grant.by, grant.via, grant.task_id) == ("pay", "ada", "desk", first.id)
         for way in ("call", "spawn", "child"):
             assert await (await session.send(way)).result(timeout=10) == "done"
-        async with asyncio.timeout(10):
-            while len(office.paid) < 4:  # noqa: ASYNC110 - one of them is paid in the background
-                await asyncio.sleep(0.005)
+        await until(lambda: len(office.paid) == 4)  # one of them is paid in the background
         assert await session.revoke("pay") is True
         assert (await session.revoke("pay"), await session.grants()) == (False, [])
         again = await session.send("call")

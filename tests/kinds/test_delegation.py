@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from outrider import State, TaskOptions
+from outrider import State, TaskHandle, TaskOptions
 from outrider.agents.scripted import Call, Reply, Turn
+from tests.facts import until
 from tests.kinds.stage import Stage, calls, steps, turns
 
 pytestmark = pytest.mark.anyio
@@ -134,15 +135,17 @@ async def test_what_an_agent_has_heard_by_waiting_wakes_it_no_more_and_no_model_
     stage.agent("boss", boss, delegates=True)
     async with stage.open("boss") as (runtime, session):
         turn = await session.send("go")
-        async with asyncio.timeout(15):
-            while (await turn.record()).worker_id is not None or not asked:  # noqa: ASYNC110 - it parks by itself
-                await asyncio.sleep(0.01)
+        await until(lambda: _is_parked(turn, asked))
         stage.gate.set()
         assert await turn.result(timeout=15) == "ok"
         assert asked == [1, 2]
         assert [attempt.ending for attempt in await turn.attempts()] == ["parked", "succeeded"]
         assert b"<task_wake" not in b"".join(row.message for row in await runtime.services.views.transcript(session.id))
         assert await session.inbox.list() == []
+
+
+async def _is_parked(turn: TaskHandle, asked: list[int]) -> bool:
+    return bool(asked) and (await turn.record()).worker_id is None
 
 
 async def test_a_result_is_reported_once_and_has_to_fit(stage: Stage):

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from outrider.agents.scripted import Call, Failure, Reply, Turn
 from outrider.core.errors import InvalidSchema, NotEnded, NotFound, TooLarge
 from outrider.runtime.codec import decode
 from outrider.settings import DelegationLimits
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -161,18 +163,22 @@ async def test_a_session_with_live_children_is_deleted_only_with_them(stage: Sta
     stage.agent("boss", steps(calls("spawn_agent", instructions="x", agent="child"), Reply("ok")), delegates=True)
     async with stage.open("boss") as (runtime, session):
         await (await session.send("go")).result()
-        async with asyncio.timeout(10):
-            while not await runtime.tasks.list(states=(State.AWAITING_INPUT,)):  # noqa: ASYNC110 - an agent asks
-                await asyncio.sleep(0.01)
+        await until(lambda: runtime.tasks.list(states=(State.AWAITING_INPUT,)))
         with pytest.raises(NotEnded, match="cancel it first"):
             await session.delete()
         assert await session.delete(cancel=True) >= 4  # the agent may have heard of some ends
         assert (await runtime.tasks.list(), await runtime.sessions.list()) == ([], [])
-        async with asyncio.timeout(10):
-            while await runtime.services.views.follow_ups(1):  # noqa: ASYNC110 - what rings for it finds it gone
-                await asyncio.sleep(0.01)
+        await until(partial(_nothing_rings, runtime))
         with pytest.raises(NotFound):
             await session.send("anybody?")
+
+
+async def _nothing_rings(runtime: Runtime) -> bool:
+    return not await runtime.services.views.follow_ups(1)
+
+
+async def _is_parked(runtime: Runtime, task_id: str) -> bool:
+    return bool((await runtime.tasks.get(task_id)).core.waits)
 
 
 async def test_agents_that_start_each_other_in_a_circle_end_at_the_depth_of_the_tree(stage: Stage):
@@ -276,9 +282,7 @@ async def test_an_agent_that_was_started_hears_the_questions_and_the_ends_of_wha
     async with stage.open("boss") as (runtime, session):
         await (await session.send("go")).result()
         (child,) = await session.tasks(kind="subagent")
-        async with asyncio.timeout(10):
-            while (await runtime.tasks.get(child.id)).core.waits == ():  # noqa: ASYNC110 - it parks by itself
-                await asyncio.sleep(0.01)
+        await until(partial(_is_parked, runtime, child.id))
         stage.gate.set()
         assert await (await runtime.task(child.id)).result(timeout=15) == "it has ended"
         assert stage.told["deep"] == ["held", {"answer": "so"}]

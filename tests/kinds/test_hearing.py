@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -19,6 +19,7 @@ from outrider.core.change import Page
 from outrider.core.errors import IllegalMove, InvalidAnswer, InvalidArguments
 from outrider.runtime import context
 from outrider.settings import DelegationLimits
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -139,12 +140,6 @@ async def test_a_message_reaches_an_agent_that_has_answered_and_waits_for_what_i
         await until(lambda: _has_been_told(told, "Are you there?"))
         gate.set()
         assert await task.result(timeout=PATIENCE) == "answered"
-
-
-async def until(fact: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not await fact():  # noqa: ASYNC110 - the fact is the store's or the worker's
-            await asyncio.sleep(0.005)
 
 
 async def _is_parked(outrider: Runtime, task_id: str) -> bool:

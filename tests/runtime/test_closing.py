@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskH
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Turn
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, SessionClosed
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -188,11 +189,3 @@ async def settled(runtime: Runtime) -> None:
 
 async def _hears_all(session: SessionHandle) -> bool:
     return not await session.inbox.list()
-
-
-async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            if await is_so():
-                return
-            await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from outrider.stores.copy import TABLES, Progress
 from outrider.stores.postgres.copy import PostgresPlace
 from outrider.stores.sqlite.copy import SqlitePlace
 from outrider.testing import Call, Reply, replies, script
+from tests.facts import until
 from tests.servers import Host, each_version, fresh_database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -129,12 +130,6 @@ async def working(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def until(fact: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
-        while not await fact():  # noqa: ASYNC110 - a fact of another process
-            await asyncio.sleep(0.01)
 
 
 @dataclass

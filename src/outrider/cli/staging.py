@@ -7,11 +7,12 @@ unfinished one is drawn with it, as are the tasks that are under way.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import io
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -117,9 +118,10 @@ class Pipe:
                 ended: bytes | UsageError = b""
             except OSError as error:
                 ended = UsageError(f"stdin cannot be read: {error.strerror}")
-            except BaseException:  # noqa: BLE001 - the loop is gone, and with it whoever would hear of it
-                return
-            loop.call_soon_threadsafe(asyncio.ensure_future, queue.put(ended))
+            except (RuntimeError, concurrent.futures.CancelledError):
+                return  # the loop is gone, and with it whoever would hear of it
+            with suppress(RuntimeError):
+                asyncio.run_coroutine_threadsafe(queue.put(ended), loop)
 
         threading.Thread(target=read, daemon=True, name="outrider-stdin").start()
         while line := await queue.get():

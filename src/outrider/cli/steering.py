@@ -62,8 +62,10 @@ async def send(arguments: Namespace, screen: Screen) -> int:
 
 
 async def _turn_after(runtime: Runtime, session: SessionHandle, turn: TaskHandle, seq: int) -> TaskHandle:
-    """The turn that hears what was said for after this one."""
+    """The turn that hears what was said for after this one; this one, where the session is closed before that."""
     async for event in session.events(after=seq):
+        if event.type == "session.closed":
+            break
         if event.task is not None and event.task.kind == TURN and event.task.id != turn.id:
             return await runtime.task(event.task.id)
     return turn
