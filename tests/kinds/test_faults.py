@@ -481,3 +481,27 @@ async def test_a_storm_of_wakes_is_heard_whole_in_few_turns_and_in_prompts_of_bo
         assert len(told) <= 8
         assert len(await session.tasks(kind="turn")) == 1
         assert (await turn.record()).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("made", "heard"),
+    [
+        ((Call("echo", {"word": 10**30}),), ["refuses its arguments"]),
+        ((Call("echo", {"word": "half \ud800"}),), ["half"]),
+        ((Call("echo", {"word": "one"}, id="a\0b"),), ["one"]),
+    ],
+    ids=["beyond 64 bits", "half a character", "a NUL in its id"],
+)
+async def test_a_call_that_a_model_made_badly_is_told_to_it_or_made_and_fails_no_task(stage: Stage, made, heard):
+    @stage.app.tool
+    async def echo(word: str) -> str:
+        return word
+
+    stage.agent("careless", steps(Reply(calls=made), Reply("done")), tools=["echo"])
+    async with stage.open("careless") as (_, session):
+        turn = await session.send("go")
+        assert await turn.result(timeout=15) == "done"
+        assert (await turn.record()).attempt == 1
+        told = [str(each) for each in stage.told["careless"]]
+        assert len(told) == len(heard)
+        assert all(part in each for part, each in zip(heard, told, strict=True)), told

@@ -116,7 +116,7 @@ class GetTask(_Parameters):
     """Look at one task: how it stands, what it said, and its output from a cursor on."""
 
     task_id: str
-    output_from: int = Field(0, ge=0, description="The cursor that the last look returned.")
+    output_from: int = Field(0, ge=0, le=1 << 53, description="The cursor that the last look returned.")
 
 
 class MessageTask(_Parameters):

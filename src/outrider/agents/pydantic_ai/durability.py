@@ -32,10 +32,9 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDef
 from pydantic_core import SchemaValidator, core_schema
 
 from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
-from outrider.agents.pydantic_ai.serving import ServingModel
+from outrider.agents.pydantic_ai.serving import ServingModel, all_well_formed
 from outrider.core.task import Effects
 from outrider.core.values import JSON
-from outrider.runtime.attempt import well_formed
 
 if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
@@ -189,21 +188,9 @@ def _readable(body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[o
     """What a model says as text that can be kept: halves of characters, which JSON can tell of, are none."""
 
     async def readable() -> object:
-        return _well_formed(await body())
+        return all_well_formed(await body())
 
     return readable
-
-
-def _well_formed(value: Any) -> Any:
-    match value:
-        case str():
-            return well_formed(value)
-        case dict():
-            return {_well_formed(key): _well_formed(each) for key, each in value.items()}
-        case list():
-            return [_well_formed(each) for each in value]
-        case _:
-            return value
 
 
 class GivenTools(AbstractToolset[Any]):

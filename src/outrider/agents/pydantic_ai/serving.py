@@ -6,9 +6,11 @@ A scripted model needs no request rendered for a provider, so its iterations cos
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic_ai import RunContext
@@ -47,6 +49,8 @@ from outrider.agents.engine import ModelNotReady
 from outrider.agents.models import ModelChoice
 from outrider.agents.pydantic_ai.paying import paying
 from outrider.core.errors import UnknownName
+from outrider.runtime.attempt import well_formed
+from outrider.runtime.codec import encode
 
 if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
@@ -116,7 +120,7 @@ class ServingModel(WrapperModel):
     ) -> ModelResponse:
         """Send the request, where it may be sent."""
         async with paying(self._attempt, self.wrapped, messages, model_settings, model_request_parameters) as payment:
-            response = await self._send(messages, payment.settings, model_request_parameters)
+            response = _tidied(await self._send(messages, payment.settings, model_request_parameters))
             payment.response = response
         return response
 
@@ -162,6 +166,36 @@ class ServingModel(WrapperModel):
                         case _:
                             pass
         return _whole(self.wrapped, stream.get())
+
+
+def _tidied(response: ModelResponse) -> ModelResponse:
+    """The calls of a response as they can be kept, whatever the model made of them."""
+    parts = [_tidied_call(part) if isinstance(part, ToolCallPart) else part for part in response.parts]
+    return replace(response, parts=parts)
+
+
+def _tidied_call(call: ToolCallPart) -> ToolCallPart:
+    id, args = well_formed(call.tool_call_id).replace("\0", ""), call.args
+    if isinstance(args, dict):
+        args = all_well_formed(args)
+        try:
+            encode(args)
+        except TypeError:  # such as a number of a hundred digits: as text, whoever reads it says what is wrong
+            args = json.dumps(args, default=str)
+    return replace(call, tool_call_id=id, args=args)
+
+
+def all_well_formed(value: Any) -> Any:
+    """JSON without halves of characters, which JSON can tell of and no text can keep."""
+    match value:
+        case str():
+            return well_formed(value)
+        case dict():
+            return {all_well_formed(key): all_well_formed(each) for key, each in value.items()}
+        case list():
+            return [all_well_formed(each) for each in value]
+        case _:
+            return value
 
 
 class SpeakingModel(Model):
@@ -358,7 +392,7 @@ def _tokens(reply: scripted.Reply, latest: Sequence[ModelMessage], parts: Sequen
 def _length(part: object) -> int:
     match part:
         case ToolCallPart():
-            return len(part.tool_name) + len(part.args_as_json_str())
+            return len(part.tool_name) + len(_tidied_call(part).args_as_json_str())
         case ToolReturnPart():
             return len(part.model_response_str())
         case _:
