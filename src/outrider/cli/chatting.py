@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.handles import SessionHandle
 
+MOST_LEFT = 1000
+"""How many tasks that go on are looked for as the chat is left: each kind of them needs a worker."""
 LISTED = 20
 """How many tasks `/tasks` lists."""
 
@@ -112,7 +114,8 @@ async def _session(runtime: Runtime, app: Outrider, arguments: Namespace) -> Ses
 
 async def _left(runtime: Runtime, session: SessionHandle) -> Sequence[Any]:
     """The tasks that live in a session and below it."""
-    wanted = TaskFilter(root_session_id=(await session.record()).root_session_id, states=tuple(LIVE_STATES))
+    root = (await session.record()).root_session_id
+    wanted = TaskFilter(root_session_id=root, states=tuple(LIVE_STATES), limit=MOST_LEFT)
     return await runtime.services.views.list_tasks(wanted)
 
 
