@@ -29,6 +29,7 @@ from outrider.core.ledger import TaskFilter
 from outrider.core.task import TERMINAL, State
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle
+from tests.facts import until
 
 ROOT = Path(__file__).parents[2]
 CALLERS = 6
@@ -165,6 +166,7 @@ async def main(address: str, folder: Path, name: str, role: str, session_id: str
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with app_in(folder).open(address) as runtime:
         life = Life(runtime, await runtime.sessions.get(session_id), name, Notes(folder / "acks"), stop)
+        life.acks.add("came", name)
         roles: Mapping[str, Callable[[], Awaitable[None]]] = {"work": life.work, "storm": life.storm}
         await roles[role]()
 
@@ -198,7 +200,7 @@ async def crowd(address: str, folder: Path, role: str, size: int = 2) -> AsyncIt
     async with app_in(folder).open(address, worker=False) as runtime:
         session = await runtime.sessions.create()
     there = Crowd(address, folder, session.id)
-    processes = []
+    before, processes = len(there.told("came")), []
     try:
         for number in range(size):
             with (folder / "log").open("ab") as log:
@@ -206,6 +208,8 @@ async def crowd(address: str, folder: Path, role: str, size: int = 2) -> AsyncIt
                 processes.append(
                     await asyncio.create_subprocess_exec(*command, session.id, cwd=ROOT, stdout=log, stderr=log)
                 )
+        # Who has yet to connect could not do so any more, were the server to go away now.
+        await until(lambda: len(there.told("came")) == before + size, within=60)
         yield there
         for process in processes:
             process.send_signal(signal.SIGTERM)
