@@ -340,13 +340,14 @@ class _Watch:
                 return None
             await asyncio.to_thread(run.start)
         reading, spool = await self._resume()
+        at_once = self._task.services.settings.limits.output_tail // 2  # what is kept is the tail and up to a row
         while not self._has_to_leave:
             self._heed_stop()
             ended = run.ended()  # before the output is read: what there is then is all
-            pieces = spool.read(self._task.services.settings.limits.output_tail)
+            pieces = spool.read(at_once)
             if pieces:
                 size = await self._print(reading, reading.take(pieces))
-                if size < self._task.services.settings.limits.output_tail // 2:
+                if size < at_once // 2:
                     await asyncio.sleep(self._task.services.settings.output_interval)
             elif ended is not None:
                 await self._print(reading, reading.finish())
