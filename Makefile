@@ -53,7 +53,7 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-has
 	--no-emit-find-links --custom-compile-command 'make lock' --quiet $(ARGS)
 lock: $(BIN)/python ## write the hashed locks anew from pyproject.toml (ARGS=--upgrade for newer releases)
 	$(PIP) install 'uv>=0.9'
-	$(COMPILE) pyproject.toml --group dev -o $(LOCK)
+	$(COMPILE) pyproject.toml --group dev --extra serve -o $(LOCK)
 	$(COMPILE) --group local --no-deps --only-binary :all: -o $(LOCAL)
 	$(COMPILE) --group servers --no-deps --only-binary :all: -o $(SERVER)
 	$(COMPILE) pyproject.toml --extra postgres --constraint $(LOCK) -o $(WORKER)
