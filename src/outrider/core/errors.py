@@ -24,6 +24,10 @@
     │   ├── ConnectionRequired  connection_required: the tool or agent needs one that is not there
     │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
     │   └── LimitReached      limit_reached
+    ├── Denied                whoever asks may not; nothing was changed
+    │   ├── Unauthenticated   unauthenticated: nobody knows who asks
+    │   ├── Forbidden         forbidden: it is known who asks, and that one may not do this
+    │   └── RateLimited       rate_limited: it may, and has asked too often
     ├── StoreError            the database cannot do its work
     │   ├── StoreUnavailable  store_unavailable, store_closed
     │   ├── StoreLocked       store_locked
@@ -33,6 +37,7 @@
     │   ├── StoreCorrupt      store_corrupt
     │   ├── StoreForeign      store_foreign: not a database of Outrider
     │   ├── StoreNewer        store_newer: written by a later version than this program knows
+    │   ├── SecretSealed      secret_sealed: none of the keys at hand opens it
     │   └── CopyDiffers       copy_differs: a copy was not what was copied, and was not kept
     ├── TaskFailed            task_failed: raised to who waits for the result
     ├── TaskCanceled          task_canceled: likewise
@@ -250,6 +255,34 @@ class LimitReached(Refused):
     code = "limit_reached"
 
 
+class Denied(OutriderError):
+    """Whoever asks may not; nothing was changed."""
+
+    code = "denied"
+
+
+class Unauthenticated(Denied):
+    """Nobody knows who asks: there is no key or token, or it is none, or it holds no longer."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(Denied):
+    """It is known who asks, and that one may not do this, whatever it is done to."""
+
+    code = "forbidden"
+
+
+class RateLimited(Denied):
+    """Whoever asks has asked too often. `retry_after` is in seconds."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: float, details: JSON = None) -> None:
+        super().__init__(message, details=details)
+        self.retry_after = retry_after
+
+
 class StoreError(OutriderError):
     """The database cannot do its work. Nothing that was acknowledged is lost."""
 
@@ -308,6 +341,12 @@ class StoreNewer(StoreError):
 
     code = "store_newer"
     is_final = True
+
+
+class SecretSealed(StoreError):
+    """A secret was sealed with a key that is not at hand, or was changed since."""
+
+    code = "secret_sealed"
 
 
 class CopyDiffers(StoreError):
