@@ -14,10 +14,12 @@ from outrider.core.errors import NotFound
 from outrider.core.events import Message, Step
 from outrider.core.ledger import (
     Beat,
+    Document,
     Ended,
     FileInfo,
     InboxRow,
     KeyUse,
+    LogPage,
     LogRow,
     News,
     Output,
@@ -222,6 +224,50 @@ class SqlViews(ABC):
         rows = await self._short(lambda read: read.array("grants", listed(session_ids)))
         return [Grant(session, tool, bool(allowed), *rest) for session, tool, allowed, *rest in rows]
 
+    async def document(self, collection: str, *, id: str | None = None, key: str | None = None) -> Document | None:
+        """The document of that id, or else of that key."""
+        conditions, name = ("collection = ? and id = ?", id) if id is not None else ("collection = ? and key = ?", key)
+        rows = await self._short(lambda read: read.filtered("document_where", conditions, "asc", collection, name, 1))
+        return _document(rows[0]) if rows else None
+
+    async def documents(
+        self,
+        collection: str,
+        *,
+        organization_id: str | None = None,
+        below: str = "",
+        due_by: Instant | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Document]:
+        """A page of a collection in the order of ids; the longest due first if asked."""
+        conditions, values = ["collection = ?"], [collection, *([] if organization_id is None else [organization_id])]
+        if organization_id is not None:
+            conditions.append("organization_id = ?")
+        if below:
+            conditions.append("id >= ? and id < ?")
+            values += [below, below + AFTER_ANY]
+        if after is not None and due_by is None:
+            conditions.append("id < ?" if newest_first else "id > ?")
+            values.append(after)
+        given: list[str | int] = [*values]
+        if due_by is not None:
+            conditions.append("due_at <= ?")
+            given.append(due_by)
+        name = "document_where" if due_by is None else "due_documents"
+        direction = "desc" if newest_first else "asc"
+        where = " and ".join(conditions)
+        rows = await self._read(limit, lambda read: read.filtered(name, where, direction, *given, limit))
+        found = [_document(row) for row in rows]
+        if due_by is not None:
+            return sorted(found, key=lambda each: (each.due_at or 0, each.id), reverse=newest_first)
+        return sorted(found, key=lambda each: each.id, reverse=newest_first)
+
+    async def due_at(self, collection: str) -> Instant | None:
+        """When the first of a collection is due, None while none is."""
+        return await self._short(lambda read: cast("Instant | None", read.row("first_due_document", collection)[0]))
+
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""
         rows = await self._short(lambda read: read.array("meters", listed(names)))
@@ -319,6 +365,13 @@ class SqlViews(ABC):
         """The log entries of all sessions with a position greater than `after`, in order."""
         found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])
         return sorted(found, key=lambda each: each.position)
+
+    async def log(self, *, after: int, limit: int = 1000, organization_id: str | None = None) -> LogPage:
+        """What an organization has, or all have, among the next `limit` log entries after a position; in order."""
+        rows = await self._read(limit, lambda read: read.array("log", after, limit, organization_id))
+        rows.sort(key=lambda row: row[0])
+        found = tuple(_log_row(session_id, (position, *rest)) for position, session_id, *rest in rows if rest[4])
+        return LogPage(found, rows[-1][0] if rows else after)
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""
@@ -443,6 +496,11 @@ def _session(row: Sequence[Any]) -> Session:
         closed_at,
         forked_from,
     )
+
+
+def _document(row: Sequence[Any]) -> Document:
+    collection, id, data, *rest = row
+    return Document(collection, id, decode(data), *rest)
 
 
 def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:

@@ -205,6 +205,44 @@ from (
     select * from grants where session_id in (select value from json_each(?)) order by session_id, tool
 );
 
+-- document_versions --
+-- Of these (collection, id).
+select json_group_array(json_array(d.collection, d.id, d.version))
+from json_each(?) name join documents d on d.collection = name.value ->> 0 and d.id = name.value ->> 1;
+
+-- document_keys --
+-- Who has these (collection, key).
+select json_group_array(json_array(d.collection, d.id))
+from json_each(?) name join documents d on d.collection = name.value ->> 0 and d.key = name.value ->> 1;
+
+-- delete_documents --
+delete from documents
+where (collection, id) in (select value ->> 0, value ->> 1 from json_each(?));
+
+-- loosen_documents --
+-- Take the keys of these (collection, id), which are about to be given out anew.
+update documents
+set key = null
+where (collection, id) in (select value ->> 0, value ->> 1 from json_each(?)) and key is not null;
+
+-- upsert_documents --
+insert into documents (collection, id, organization_id, key, due_at, version, data)
+values {rows:7}
+on conflict (collection, id) do update set
+    organization_id = excluded.organization_id, key = excluded.key, due_at = excluded.due_at,
+    version = excluded.version, data = excluded.data;
+
+-- document_where --
+select json_group_array(json_array(collection, id, data, organization_id, key, due_at, version))
+from (select * from documents where {conditions} order by id {direction} limit ?);
+
+-- due_documents --
+select json_group_array(json_array(collection, id, data, organization_id, key, due_at, version))
+from (select * from documents where {conditions} order by due_at {direction}, id limit ?);
+
+-- first_due_document --
+select min(due_at) from documents where collection = ? and due_at is not null;
+
 -- upsert_meters --
 insert into meters (name, state) values {rows:2} on conflict (name) do update set state = excluded.state;
 
@@ -579,6 +617,17 @@ select json_group_array(json_array(e.position, s.id, e.seq, t.id))
 from (select position, session, seq, task from events where position > ? order by position limit ?) e
 join sessions s on s.number = e.session
 left join tasks t on t.number = e.task;
+
+-- log --
+-- The next entries of all sessions; without its data what is not of that organization.
+select json_group_array(json_array(
+    e.position, s.id, e.seq, t.id, e.type, e.at,
+    case when ?3 is null or s.organization_id = ?3 then e.data end, i.data
+))
+from (select * from events where position > ?1 order by position limit ?2) e
+join sessions s on s.number = e.session
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
 
 -- output --
 -- The oldest byte kept, the end, and the pieces from the one that holds a byte on.
