@@ -19,6 +19,7 @@ from outrider.core.events import CancelRequested, FileWrite, Step
 from outrider.core.ledger import (
     Claim,
     Closed,
+    Document,
     GrantSet,
     Ledger,
     LimitRemoved,
@@ -96,6 +97,7 @@ class Neighbours:
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
+            await views.documents("notes"),
         )
 
 
@@ -133,6 +135,7 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         await runtime.run_until_idle()
         request = (await asking.record()).input_request
         assert request is not None
+        assert await runtime.ledger.keep([Document("notes", "of b", {"a": "secret"}, "org_b")])
         ids = Ids(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt)
         yield Neighbours(runtime, ours, own, ids, await there.tasks.export(ended.id))
 
@@ -427,6 +430,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "receive": lambda: ledger.receive(it.session, now, now + 1, 10),
         "acknowledge": lambda: ledger.acknowledge(it.session, [Receipt("t", 1, 1)]),
         "prune": lambda: ledger.prune([it.ended], [it.session], now=now),
+        "keep": lambda: ledger.keep([], [Document("notes", "of b" if it.at else "of nobody", {}, "org_a", version=1)]),
         "close": lambda: ledger.close(),
     }
 
@@ -505,7 +509,17 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "meters": lambda v: v.meters([TASK + it.ended, SESSION + it.session, TREE + it.session, "model:x"]),
         "usage": lambda v: v.usage(it.session),
         "ahead": lambda v: v.ahead(it.asking),
+        "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
+        "documents": lambda v: v.documents("notes"),
+        "log": lambda v: _rows(v, it),
     }
+
+
+async def _rows(views: Views, it: Ids) -> list[str]:
+    """Whose log is read, as far as it is that session's."""
+    page = await views.log(after=0)
+    assert page.next > 0
+    return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
 SHARED = {"holders", "position", "workers", "gates"}
@@ -520,6 +534,7 @@ REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
     "statistics": lambda v: v.statistics(0),
     "problems": lambda v: v.problems(),
     "uses": lambda v: v.uses(),
+    "due_at": lambda v: v.due_at("notes"),
 }
 
 
@@ -578,3 +593,25 @@ def _posing(document: dict[str, Any], session_id: str) -> dict[str, Any]:
     """The document with its task said to be of somebody else's session."""
     place = {"session_id": session_id, "root_session_id": session_id, "organization_id": "org_a"}
     return _with_input({**document, "session": {**document["session"], "id": session_id}}, **place)
+
+
+async def test_documents_are_of_their_organization_and_of_no_session(neighbours: Neighbours):
+    n = neighbours
+    ledger, views = n.ours.services.ledger, n.ours.services.views
+    before = await n.state()
+    mine = Document("notes", "of a", {"n": 1}, "org_a", key="name")
+    assert await ledger.keep([mine])
+    assert (await views.document("notes", key="name")) == replace(mine, version=1)
+    assert [each.id for each in await views.documents("notes")] == ["of a"]
+    assert list(await views.documents("notes", organization_id="org_b")) == []
+    assert not await ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])
+    for owner in ("org_b", ""):
+        assert await outcome(ledger.keep([Document("notes", "x", {}, owner)])) == ("organization_not_found",)
+    bound = n.ours.within(Bounds("org_a", n.own.id)).services
+    assert await bound.views.document("notes", id="of a") is None
+    assert list(await bound.views.documents("notes")) == []
+    assert await outcome(bound.ledger.keep([mine])) == FORBIDDEN
+    assert {row.session_id for row in (await bound.views.log(after=0)).rows} == {n.own.id}
+    assert (await views.log(after=0, organization_id="org_b")).rows == ()
+    assert await ledger.keep([], [replace(mine, version=1)])
+    assert await n.state() == before

@@ -22,6 +22,7 @@ from outrider.core.ledger import (
     Claims,
     Closed,
     Decide,
+    Document,
     Existing,
     FileInfo,
     GrantSet,
@@ -31,6 +32,7 @@ from outrider.core.ledger import (
     LimitRemoved,
     LimitSet,
     Listener,
+    LogPage,
     LogRow,
     News,
     Order,
@@ -273,6 +275,16 @@ class BoundedViews:
         """Refused: they are of all sessions, page by page."""
         self._refuse("the news of all sessions")
 
+    async def log(self, *, after: int, limit: int = 1000, organization_id: str | None = None) -> LogPage:
+        """What lies within, among the next `limit` log entries after a position."""
+        own = self._bounds.organization_id
+        page = await self._whole.log(after=after, limit=limit, organization_id=own)
+        rows = () if organization_id not in (None, own) else page.rows
+        if self._bounds.session_id is not None:
+            sessions = set(await self.own_sessions(row.session_id for row in rows))
+            rows = tuple(row for row in rows if row.session_id in sessions)
+        return replace(page, rows=rows)
+
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole."""
         return await self._whole.first_seq(session_id) if await self.has_session(session_id) else 1
@@ -322,6 +334,46 @@ class BoundedViews:
         sessions = await self.own_sessions(name.partition(":")[2] for name in names if name.startswith((SESSION, TREE)))
         own = {TASK + id for id in tasks} | {begin + id for id in sessions for begin in (SESSION, TREE)}
         return await self._whole.meters([name for name in names if name in own])
+
+    # --- documents ---------------------------------------------------------------------------------------
+
+    def keeps(self, document: Document) -> bool:
+        """Whether a document lies within. Nothing but tasks and sessions is one session's."""
+        return self._bounds.session_id is None and document.organization_id == self._bounds.organization_id
+
+    async def document(self, collection: str, *, id: str | None = None, key: str | None = None) -> Document | None:
+        """The document of that id, or else of that key."""
+        found = await self._whole.document(collection, id=id, key=key)
+        return found if found is not None and self.keeps(found) else None
+
+    async def documents(
+        self,
+        collection: str,
+        *,
+        organization_id: str | None = None,
+        below: str = "",
+        due_by: Instant | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Document]:
+        """A page of a collection in the order of ids."""
+        narrowed = self._narrowed(organization_id, None)
+        if narrowed is None or self._bounds.session_id is not None:
+            return ()
+        return await self._whole.documents(
+            collection,
+            organization_id=narrowed[0],
+            below=below,
+            due_by=due_by,
+            after=after,
+            limit=limit,
+            newest_first=newest_first,
+        )
+
+    async def due_at(self, collection: str) -> Instant | None:
+        """Refused: what is due is done for all."""
+        self._refuse("what is due")
 
     # --- the cluster -------------------------------------------------------------------------------------
 
@@ -517,6 +569,18 @@ class BoundedLedger:
         tasks, sessions = await self._views.own_tasks(task_ids), await self._views.own_sessions(session_ids)
         return await self._whole.prune(tasks, sessions, now=now)
 
+    async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
+        """Write documents anew and drop others. Raises NotFound for another organization, False for its documents."""
+        if self._bounds.session_id is not None:
+            raise Forbidden("a key of one session keeps nothing but tasks")
+        for each in (*documents, *dropped):
+            if not self._views.keeps(each):
+                raise NotFound.of("organization", each.organization_id)
+            there = await self._whole.views.document(each.collection, id=each.id)
+            if there is not None and not self._views.keeps(there):
+                return False
+        return await self._whole.keep(documents, dropped)
+
     # --- what only workers write ---------------------------------------------------------------------------
 
     async def journal(self, steps: Sequence[Step]) -> Sequence[bool]:
@@ -591,7 +655,7 @@ def _tasks_of(change: Change) -> set[str]:
     named = [*change.watches, *(each.of for each in change.follow_ups if each.relation != "session")]
     named += [each.task_id for each in change.requests] + [each.task_id for each in change.messages]
     named += [each.task_id for each in change.steps] + [each.task_id for each in change.files if each.task_id]
-    named += [each.task_id for each in (change.page, change.ended) if each is not None]
+    named += [each.task_id for each in (change.page, change.ended, *change.printed) if each is not None]
     if change.before is None and change.task.input.parent_task_id is not None:
         named.append(change.task.input.parent_task_id)
     return set(named)
