@@ -2,13 +2,14 @@
 
     OutriderError
     ├── NotFound              task_not_found, session_not_found, request_not_found, file_not_found,
-    │                         worker_not_found
+    │                         worker_not_found, organization_not_found, key_not_found
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
     │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
     │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
     │   ├── AlreadyExists     already_exists: what was to be made is there
+    │   ├── InUse             in_use: something still belongs to what was to go
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   ├── SessionBusy       session_busy: its agent takes a turn, and what was said may not wait
     │   ├── SessionClosed     session_closed: it takes nothing any more
@@ -27,7 +28,8 @@
     ├── Denied                whoever asks may not; nothing was changed
     │   ├── Unauthenticated   unauthenticated: nobody knows who asks
     │   ├── Forbidden         forbidden: it is known who asks, and that one may not do this
-    │   └── RateLimited       rate_limited: it may, and has asked too often
+    │   ├── RateLimited       rate_limited: it may, and has asked too often
+    │   └── IssuerUnavailable  issuer_unavailable: whoever signs tokens cannot be asked for its keys
     ├── StoreError            the database cannot do its work
     │   ├── StoreUnavailable  store_unavailable, store_closed
     │   ├── StoreLocked       store_locked
@@ -83,7 +85,7 @@ class NotFound(OutriderError):
 
     @classmethod
     def of(cls, noun: str, name: str) -> NotFound:
-        """For a `noun` (task, session, request, file, worker) of that name or id."""
+        """For a `noun` (task, session, request, file, worker, organization, key) of that name or id."""
         return cls(f"there is no {noun} {name!r}", details={noun: name}, code=f"{noun}_not_found")
 
 
@@ -129,6 +131,12 @@ class AlreadyExists(Conflict):
     """What was to be made is there already, and is not replaced."""
 
     code = "already_exists"
+
+
+class InUse(Conflict):
+    """Something still belongs to what was to be deleted."""
+
+    code = "in_use"
 
 
 class IdempotencyConflict(Conflict):
@@ -281,6 +289,12 @@ class RateLimited(Denied):
     def __init__(self, message: str, *, retry_after: float, details: JSON = None) -> None:
         super().__init__(message, details=details)
         self.retry_after = retry_after
+
+
+class IssuerUnavailable(Denied):
+    """A token may be good, and whoever issues them cannot be asked for the keys that would tell."""
+
+    code = "issuer_unavailable"
 
 
 class StoreError(OutriderError):

@@ -7,15 +7,19 @@ from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.audit import Audit
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import span
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.inbox import Inbox
+from outrider.runtime.keys import Keys
 from outrider.runtime.options import Length
+from outrider.runtime.organizations import Organizations
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import StatsRecord, WorkerRecord
+from outrider.runtime.secrets import Secrets
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
@@ -24,7 +28,8 @@ from outrider.runtime.tasks import Tasks
 class Runtime:
     """An open Outrider: `sessions`, `tasks`, `inbox`, `queue` and `workers` of one store.
 
-    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers.
+    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers. `organizations`,
+    `keys`, `audit` and `secrets` are what a service needs that others use.
     """
 
     def __init__(self, services: Services) -> None:
@@ -35,6 +40,10 @@ class Runtime:
         self.queue = Queue(services)
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
+        self.organizations = Organizations(services)
+        self.keys = Keys(services)
+        self.audit = Audit(services)
+        self.secrets = Secrets(services)
 
     def within(self, bounds: Bounds) -> Runtime:
         """The same runtime as somebody sees it who reaches no further than one organization, or one session's tree.

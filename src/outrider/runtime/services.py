@@ -14,6 +14,7 @@ from outrider.runtime.lifecycle import Lifecycle
 from outrider.runtime.registry import Registry
 from outrider.runtime.signals import Signals
 from outrider.runtime.telemetry import Telemetry, telemetry
+from outrider.runtime.trail import Trail
 from outrider.settings import WorkerSettings
 
 
@@ -29,6 +30,7 @@ class Services:
     registry: Registry
     settings: WorkerSettings
     telemetry: Telemetry
+    trail: Trail
     bounds: Bounds | None = None
     """How far it reaches; None for everywhere."""
     beyond: Services | None = None
@@ -87,4 +89,5 @@ class Services:
             registry,
             settings,
             told,
+            Trail(ledger, clock),
         )
