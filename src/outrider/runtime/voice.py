@@ -1,8 +1,7 @@
 """What running tasks say, on its way to the store: output and live values of many attempts, a few writes.
 
-The first word of a task is written almost at once: what it says with its last breath goes with its end, in one
-transaction. After that, output waits at most the output interval and progress the progress interval, and the newest
-wins.
+The first word of a task is written at once; after that, output waits at most the output interval and progress
+the progress interval, and the newest wins. What is left at its end is written with that, in one transaction.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from outrider.runtime.attempt import Attempt
 from outrider.runtime.clock import Bell
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
-
-BREATH = 0.004
-"""Seconds in which more may be said, or the task may end, before the first word is written."""
 
 Word = TypeVar("Word", OutputChunk, Report)
 
@@ -59,7 +55,6 @@ class Voice:
         settings = self._services.settings
         while True:
             await self._bell.wait()
-            await asyncio.sleep(BREATH)
             try:
                 await self._write_all()
             except StoreError as error:
