@@ -120,6 +120,30 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How the HTTP API is served. Spans in seconds, sizes in bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8321
+    body: int = 8 * MIB
+    """How large the body of a request may be."""
+    header: int = 64 * KIB
+    """How large its head may be: the request line and all headers."""
+    head_timeout: float = 10.0
+    """How long a client may take to send the head of a request."""
+    body_timeout: float = 30.0
+    """How long it may take to send the body."""
+    keep_alive: float = 60.0
+    """How long a connection is kept on which nothing is asked."""
+    poll: float = 60.0
+    """The longest that a request waits for news; who wants to wait longer asks again."""
+    shutdown_timeout: float = 10.0
+    """How long requests under way have when the server is told to stop; what is left is cut off."""
+    origins: tuple[str, ...] = ()
+    """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+
+
+@dataclass(frozen=True, slots=True)
 class LocalModelSettings:
     """The `local` model and its server, one for each user of a machine. Spans in seconds."""
 

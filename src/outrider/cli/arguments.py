@@ -26,11 +26,11 @@ SHELLS = ("bash", "zsh", "fish")
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "destination", "file", "line", "path", "source")
+_PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
     *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step"),
+    *("stdin", "step", "host", "socket", "origin"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -415,6 +415,23 @@ def _worker(parser: Parser) -> None:
     parser.add_argument("--bury", metavar="PID", type=_whole, action="append", default=[], help=argparse.SUPPRESS)
 
 
+def _serve(parser: Parser) -> None:
+    parser.add_argument(
+        "app", metavar="MODULE:APP", nargs="*", help="whose tools its worker runs (OUTRIDER_APP, with commas)"
+    )
+    parser.add_argument("--host", metavar="ADDRESS", help="where it listens; default 127.0.0.1")
+    parser.add_argument("--port", metavar="N", type=_whole, help="and on which port; 0 takes a free one; default 8321")
+    parser.add_argument("--socket", metavar="PATH", help="a Unix socket instead, for this user alone")
+    parser.add_argument(
+        "--origin", metavar="URL", action="append", default=[], help="pages from there may use it; may be repeated"
+    )
+    parser.add_argument("--no-worker", action="store_true", help="run no tasks: others do, by outrider worker")
+    parser.add_argument(
+        "--serves", metavar="WHAT", action="append", default=[], help="what its worker runs, as outrider worker has it"
+    )
+    parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
+
+
 def _backup(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="where to; it may not exist yet")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
@@ -573,6 +590,7 @@ COMMANDS: dict[str, Command] = {
         Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
+        Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),

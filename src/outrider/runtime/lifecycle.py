@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change, Heritage, InboxEntry, Page
+from outrider.core.change import Change, Heritage, InboxEntry, OutputChunk, Page
 from outrider.core.errors import (
     IdempotencyConflict,
     IllegalMove,
@@ -180,19 +180,20 @@ class Lifecycle:
         settles: int | None = None,
         steps: tuple[Step, ...] = (),
         page: Page | None = None,
+        printed: Sequence[OutputChunk] = (),
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
-        `page` is the iteration that the holder of the task ends with. Raises NotFound, and whatever the reducer refuses
-        with.
+        `page` is the iteration that the holder of the task ends with, `printed` what it had not written yet. Raises
+        NotFound, and whatever the reducer refuses with.
         """
         current = await self._read(task) if isinstance(task, str) else task
         while True:
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current
-            if page is not None:
-                change = evolve(change, page=page)
+            if page is not None or printed:
+                change = evolve(change, page=page, printed=tuple(printed))
             (verdict,) = await self._commit([change])
             match verdict:
                 case Committed():
