@@ -152,7 +152,7 @@ class OutputReader:
         """The offset of the byte after what was read."""
 
     async def read(self, limit: int = 1000) -> list[OutputRecord]:
-        """Return the next pieces, none if there are no more yet. Before what is not kept any more one tells how much."""
+        """Return the next pieces, none if there are no more yet; first how much is not kept any more, if so."""
         start = self.after
         output = await self._services.views.output(self._task_id, start=start, limit=limit)
         pieces: list[OutputRecord] = []
