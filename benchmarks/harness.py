@@ -45,6 +45,7 @@ NAMES = (
         "parked",
         "queue",
         "neighbours",
+        "http",
     ),
     *("costs", "writer"),
 )

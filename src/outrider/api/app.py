@@ -55,7 +55,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.settings = settings
     app.state.ending = asyncio.Event()
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,

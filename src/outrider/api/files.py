@@ -24,7 +24,7 @@ router = noun("files")
 
 FilePath = Annotated[str, Path(description="The path, without the slash it begins with.")]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+BYTES = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 GUARDED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox", "Accept-Ranges": "bytes"}
 """A file may be anything, and comes from anybody: no browser takes it for a page of ours."""
 
