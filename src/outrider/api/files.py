@@ -70,7 +70,7 @@ async def download_file(runtime: Reading, request: Request, session_id: str, pat
     "/sessions/{session_id}/files/{path:path}",
     response_model=FileRecord,
     responses=responses(404, 409),
-    openapi_extra={"requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": False, "content": {"*/*": {"schema": {}}}}},
 )
 async def upload_file(runtime: Submitting, request: Request, session_id: str, path: FilePath) -> Response:
     """Write a file whole, in place of the one that is there. Its media type is that of the request."""

@@ -259,7 +259,7 @@ async def get_session_tree(runtime: Reading, session_id: str) -> Response:
 # --- many at once --------------------------------------------------------------------------------------------
 
 
-@router.post("/tasks/wait", response_model=Waited, responses=responses(404))
+@router.post("/tasks:wait", response_model=Waited, responses=responses(404))
 async def wait_for_tasks(runtime: Reading, request: Request, form: WaitForm) -> Response:
     """Wait until tasks have ended, for a minute at most; ask again to go on."""
     patience = min(form.timeout, request.app.state.settings.poll)
@@ -272,7 +272,7 @@ async def wait_for_tasks(runtime: Reading, request: Request, form: WaitForm) -> 
     return wire.answer(b'{"is_over":' + told + b',"items":[' + b",".join(found) + b"]}")
 
 
-@router.post("/tasks/cancel", response_model=BulkReceipt)
+@router.post("/tasks:cancel", response_model=BulkReceipt)
 async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm) -> Response:
     """Cancel many tasks, and the linked children below them. An id that nothing has is left out."""
     receipt = await runtime.tasks.cancel_many(
@@ -285,7 +285,7 @@ async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm
     return wire.record(receipt)
 
 
-@router.post("/tasks/retry", response_model=RetryReceipt)
+@router.post("/tasks:retry", response_model=RetryReceipt)
 async def retry_tasks(runtime: Submitting, form: BulkRetryForm) -> Response:
     """Do many ended tasks again. Those that cannot be are left, and the receipt has the code of why."""
     return wire.record(
@@ -293,7 +293,7 @@ async def retry_tasks(runtime: Submitting, form: BulkRetryForm) -> Response:
     )
 
 
-@router.post("/tasks/prune", response_model=PruneReceipt)
+@router.post("/tasks:prune", response_model=PruneReceipt)
 async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
     """Delete the tasks that ended longer ago than that, in bounded batches."""
     states = None if form.states is None else [State(each) for each in form.states]
@@ -302,20 +302,20 @@ async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
     )
 
 
-@router.post("/tasks/import", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
+@router.post("/tasks:import", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
 async def import_task(runtime: Operating, form: LoadForm) -> Response:
     """Make the task of an exported document, under its id; it goes on from its checkpoint here."""
     task = await runtime.tasks.load(form.document, session_id=form.session_id, force=form.force)
     return wire.answer(wire.encoded_task(task), 201)
 
 
-@router.post("/tasks/give-away", response_model=TaskRecord, responses=responses(404, 409))
+@router.post("/tasks:give-away", response_model=TaskRecord, responses=responses(404, 409))
 async def give_task_away(runtime: Operating, form: DocumentForm) -> Response:
     """End here an exported task, as canceled, so that it does not run twice."""
     return wire.answer(wire.encoded_task(await runtime.tasks.give_away(form.document)))
 
 
-@router.get("/find", response_model=TaskRecord, responses=responses(404))
+@router.get("/tasks:find", response_model=TaskRecord, responses=responses(404))
 async def find_task(
     runtime: Reading, part: Annotated[str, Query(max_length=200, description="How the id begins or ends.")]
 ) -> Response:
