@@ -794,6 +794,23 @@ class PrintedOutput(Contract):
         chunks = [OutputChunk("task_1", 1, stream, text, scene.now, keep) for text in texts]
         assert all(await scene.ledger.print(chunks))
 
+    async def test_what_a_task_ends_with_is_printed_with_its_end_or_not_at_all(self, printing: Scene):
+        await self.print(printing, "first, ")
+        last = OutputChunk("task_1", 1, "stderr", "last", printing.now, 1000)
+        end = await printing.decide("task_1", Succeeded(1))
+        stale = replace(last, attempt=2)
+        assert await printing.one(replace(end, printed=(stale,))) == Fenced("task_1", 2)
+        assert (await printing.task("task_1")).state is State.RUNNING
+        assert isinstance(await printing.one(replace(end, printed=(last,))), Committed)
+        output = await printing.views.output("task_1")
+        assert [(row.offset, row.stream, row.text) for row in output.rows] == [
+            (0, "stdout", "first, "),
+            (7, "stderr", "last"),
+        ]
+        assert [row.type for row in await printing.log()][-3:] == ["task.output", "task.output", "task.updated"]
+        assert isinstance(await printing.one(replace(end, printed=(last,))), Stale)
+        assert (await printing.views.output("task_1")).next == 11
+
     async def test_offsets_count_the_bytes_of_all_streams(self, printing: Scene):
         await self.print(printing, "naïve", "日本")
         await self.print(printing, "🦉", stream="stderr")

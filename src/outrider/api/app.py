@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import external, files, inbox, problems, queue, sessions, tasks, workers
+from outrider.api.examples import EXAMPLES
 from outrider.api.limits import Limits
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
@@ -95,6 +96,10 @@ def _finished(document: dict[str, Any]) -> dict[str, Any]:
             for status, answer in operation["responses"].items():
                 if int(status) >= 400 and "content" in answer:
                     answer["content"] = {problems.MEDIA_TYPE: next(iter(answer["content"].values()))}
+    schemas: dict[str, Any] = components["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
-        cast("dict[str, Any]", components["schemas"]).pop(unused, None)
+        schemas.pop(unused, None)
+    for name, example in EXAMPLES.items():
+        if name in schemas:
+            schemas[name].setdefault("examples", [example])
     return document

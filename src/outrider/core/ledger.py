@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
+from outrider.core.change import OutputChunk as OutputChunk
 from outrider.core.change import OutputRow as OutputRow
 from outrider.core.change import Page as Page
 from outrider.core.delivery import Receipt, Standing
@@ -86,7 +87,7 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A journal row, or the page, came from an attempt that no longer holds its task; nothing was written."""
+    """A journal row, the page or output came from an attempt that no longer holds its task; nothing was written."""
 
     task_id: str
     attempt: int
@@ -230,21 +231,6 @@ class Document:
     key: str | None = None
     due_at: Instant | None = None
     version: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class OutputChunk:
-    """Text that a held task printed. The store gives it its offset.
-
-    Pieces that lie wholly before the newest `keep` bytes of the task's output are dropped.
-    """
-
-    task_id: str
-    attempt: int
-    stream: str
-    text: str
-    at: Instant
-    keep: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -751,8 +737,8 @@ class Ledger(Protocol):
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
         `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
         need none), NoSession (also for the session of its luggage), Existing for a creation, Stale for anything else,
-        Shut, Fenced for its `page`, Barred for a creation. A no-op is compared with the stored version like any other
-        Change.
+        Shut, Fenced for its `page` or what it `printed`, Barred for a creation. A no-op is compared with the stored
+        version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change, Heritage, InboxEntry, Page
+from outrider.core.change import Change, Heritage, InboxEntry, OutputChunk, Page
 from outrider.core.errors import (
     IdempotencyConflict,
     IllegalMove,
@@ -181,12 +181,13 @@ class Lifecycle:
         settles: int | None = None,
         steps: tuple[Step, ...] = (),
         page: Page | None = None,
+        printed: Sequence[OutputChunk] = (),
         if_version: int | None = None,
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
-        `page` is the iteration that the holder of the task ends with. Raises NotFound, whatever the reducer refuses
-        with, and Outdated for a task that has another version than `if_version`.
+        `page` is the iteration that the holder of the task ends with, `printed` what it had not written yet. Raises
+        NotFound, whatever the reducer refuses with, and Outdated for a task that has another version than `if_version`.
         """
         current = await self._read(task) if isinstance(task, str) else task
         while True:
@@ -198,8 +199,8 @@ class Lifecycle:
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current
-            if page is not None:
-                change = evolve(change, page=page)
+            if page is not None or printed:
+                change = evolve(change, page=page, printed=tuple(printed))
             (verdict,) = await self._commit([change])
             match verdict:
                 case Committed():

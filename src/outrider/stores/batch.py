@@ -777,6 +777,8 @@ class Batch:
         else:
             if change.page is not None and not self._turn_page(change.page):
                 return Fenced(change.page.task_id, change.page.attempt)
+            if change.printed and not all(self.print(change.printed)):
+                return Fenced(task.id, change.printed[0].attempt)
             self._move(parcel, head)
         self._settle(change.settles)
         if change.live_changed:

@@ -516,9 +516,7 @@ class MemoryLedger:
         """Append output; False for each whose attempt is over."""
         self._tables.check_open()
         news = _News()
-        ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
-        kept = [self._print_one(chunk, news) for chunk in chunks]
-        self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
+        kept = self._print(chunks, news)
         await self._committed(news)
         return kept
 
@@ -706,6 +704,8 @@ class MemoryLedger:
         if change.page is not None:
             self._turn_page(change.page)
             news.session_ids.add(change.page.session_id)
+        if change.printed:
+            self._print(change.printed, news)
         row = self._create(change) if change.before is None else self._update(change)
         self._write_beside(row, change, news)
         self._log(change, log)
@@ -739,7 +739,10 @@ class MemoryLedger:
                 return Stale(None if found is None else found.task)
             if self._is_shut(change):
                 return Shut(task.session_id)
-            return None if change.page is None else self._refusal_of(change.page)
+            if change.page is not None and (fenced := self._refusal_of(change.page)) is not None:
+                return fenced
+            over = (each for each in change.printed if not tables.holds(each.task_id, each.attempt))
+            return next((Fenced(each.task_id, each.attempt) for each in over), None)
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
         opened = None if change.luggage is None else change.luggage.child_session_id
@@ -929,6 +932,12 @@ class MemoryLedger:
             self._tables.log(row.task.session_id, row.task.id, "task.progress", report.active_at, delta)
         news.of(row.task)
         return True
+
+    def _print(self, chunks: Sequence[OutputChunk], news: _News) -> list[bool]:
+        ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
+        kept = [self._print_one(chunk, news) for chunk in chunks]
+        self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
+        return kept
 
     def _print_one(self, chunk: OutputChunk, news: _News) -> bool:
         if not self._tables.holds(chunk.task_id, chunk.attempt):
