@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from outrider.core.ledger import Ledger, Views
 from outrider.runtime.clock import Clock
@@ -10,6 +10,7 @@ from outrider.runtime.glance import Glance
 from outrider.runtime.lifecycle import Lifecycle
 from outrider.runtime.registry import Registry
 from outrider.runtime.signals import Signals
+from outrider.runtime.standing import Standing
 from outrider.runtime.telemetry import Telemetry, telemetry
 from outrider.settings import WorkerSettings
 
@@ -26,6 +27,7 @@ class Services:
     registry: Registry
     settings: WorkerSettings
     telemetry: Telemetry
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def views(self) -> Views:
