@@ -29,6 +29,7 @@ from outrider.core.task import NewTask, Task, TaskError
 from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
+from outrider.runtime.counting import keep_counting
 from outrider.runtime.ending import see_through
 from outrider.runtime.ids import new_id
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id, lock_path
@@ -38,7 +39,7 @@ from outrider.runtime.recovery import Recovery, has_journaled
 from outrider.runtime.registry import Tending
 from outrider.runtime.services import Services
 from outrider.runtime.standing import Condition
-from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
+from outrider.runtime.telemetry import Counted
 from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
 
@@ -180,7 +181,8 @@ class Worker:
                 loop.create_task(Retention(self._services, self.id).run()),
             ]
             if not self._services.telemetry.is_silent:
-                helpers.append(loop.create_task(self._count()))
+                counted = Counted(lambda: len(self._held), self._services.settings.concurrency)
+                helpers.append(loop.create_task(keep_counting(self._services, counted)))
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
             self._services.lifecycle.starter = self
@@ -616,18 +618,6 @@ class Worker:
                     return
                 log.error("recovery failed; trying again", reason=str(error))
             await asyncio.sleep(self._recovery.pause)
-
-    async def _count(self) -> None:
-        """Keep what the gauges show up to date."""
-        counted = Counted(lambda: len(self._held))
-        stop = self._services.telemetry.watch(counted)
-        try:
-            while True:
-                with suppress(StoreError):  # not known; the next look will tell
-                    counted.by_state = await self._services.views.count_by_state()
-                await asyncio.sleep(COUNT_INTERVAL)
-        finally:
-            stop()
 
     async def _tend(self, *, at_once: bool = False) -> None:
         for executor in self._tending:

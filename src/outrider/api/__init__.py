@@ -1,0 +1,1 @@
+"""The HTTP edge. Nothing here is imported before somebody serves (extra `serve`)."""
