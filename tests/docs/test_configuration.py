@@ -23,6 +23,8 @@ from outrider.settings import (
     LeaseTimes,
     Limits,
     LocalModelSettings,
+    ServeSettings,
+    StreamSettings,
     WorkerSettings,
 )
 
@@ -30,8 +32,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures"}
-NESTED = {"lease", "limits", "delegation"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most"}
+SIZES = {field.name for field in fields(Limits)} | {"body", "header"}
+NESTED = {"lease", "limits", "delegation", "streams"}
 
 
 def rows() -> dict[str, str]:
@@ -40,22 +43,32 @@ def rows() -> dict[str, str]:
     return {row[0].strip(): row[1].strip() for row in cells}
 
 
-def told(name: str, value: float) -> str:
+def told(name: str, value: float | str | tuple[str, ...]) -> str:
     """A default as the page writes it."""
+    if isinstance(value, str | tuple):
+        return value if isinstance(value, str) else "none"
     if name == "retention":
         return f"{value / 86_400:g} days"
     if name in CHARACTERS:
         return f"{value:,} characters"
     if name in TOKENS:
         return f"{value:,}"
-    if name in {field.name for field in fields(Limits)}:
+    if name in SIZES:
         return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
     return f"{value:g}" if name in COUNTS else f"{value:g} s"
 
 
 @pytest.mark.parametrize(
     "settings",
-    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings()],
+    [
+        WorkerSettings(),
+        LeaseTimes(),
+        DelegationLimits(),
+        Limits(),
+        LocalModelSettings(),
+        ServeSettings(),
+        StreamSettings(),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_every_setting_is_listed_with_its_default(settings: object):

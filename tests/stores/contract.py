@@ -46,11 +46,14 @@ from outrider.core.ledger import (
     Claim,
     Closed,
     Committed,
+    Document,
     Existing,
     Fenced,
     GrantSet,
+    Head,
     Ledger,
     LimitRemoved,
+    LogRow,
     NoSession,
     OutputChunk,
     Page,
@@ -89,7 +92,7 @@ from outrider.core.task import (
     WaitUntil,
     phase_of,
 )
-from outrider.core.values import SECOND, difference
+from outrider.core.values import SECOND, difference, evolve
 from outrider.stores.migrate import known
 from tests.stores.metered import Meters
 from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of, receipt_for
@@ -160,6 +163,22 @@ class Sessions(Contract):
         assert everything == ["session_d", "session_c", "session_b", "session_a"]
         assert [session.id for session in await scene.views.sessions(limit=2)] == everything[:2]
         assert [session.id for session in await scene.views.sessions(after="session_c")] == everything[2:]
+
+    async def test_sessions_and_ids_of_tasks_are_found_of_one_organization_and_of_one_tree(self, scene: Scene):
+        await scene.session()
+        for name, above in {"session_x": None, "session_xy": "session_x", "session_z": None}.items():
+            await scene.session(name, organization_id="org_b", root_session_id=above)
+            await scene.create(f"task_{name}", name, organization_id="org_b", root_session_id=above or name)
+        await scene.create("task_of_a")
+        views = scene.views
+        b: dict[str, Any] = {"organization_id": "org_b"}
+        tree: dict[str, Any] = {"root_session_id": "session_x"}
+        assert [each.id for each in await views.sessions(**b)] == ["session_z", "session_xy", "session_x"]
+        assert [each.id for each in await views.sessions(**b, limit=1, after="session_xy")] == ["session_x"]
+        assert [each.id for each in await views.sessions(**tree)] == ["session_xy", "session_x"]
+        assert list(await views.task_ids("task_", 10, **b)) == [f"task_session_{n}" for n in ("x", "xy", "z")]
+        assert list(await views.task_ids("task_", 10, **tree)) == ["task_session_x", "task_session_xy"]
+        assert list(await views.task_ids("_of_a", 1, **b)) == []
 
     async def test_a_session_knows_the_number_of_its_newest_entry(self, scene: Scene):
         await scene.create("task_1")
@@ -792,6 +811,23 @@ class PrintedOutput(Contract):
     async def print(self, scene: Scene, *texts: str, keep: int = 1000, stream: str = "stdout") -> None:
         chunks = [OutputChunk("task_1", 1, stream, text, scene.now, keep) for text in texts]
         assert all(await scene.ledger.print(chunks))
+
+    async def test_what_a_task_ends_with_is_printed_with_its_end_or_not_at_all(self, printing: Scene):
+        await self.print(printing, "first, ")
+        last = OutputChunk("task_1", 1, "stderr", "last", printing.now, 1000)
+        end = await printing.decide("task_1", Succeeded(1))
+        stale = replace(last, attempt=2)
+        assert await printing.one(replace(end, printed=(stale,))) == Fenced("task_1", 2)
+        assert (await printing.task("task_1")).state is State.RUNNING
+        assert isinstance(await printing.one(replace(end, printed=(last,))), Committed)
+        output = await printing.views.output("task_1")
+        assert [(row.offset, row.stream, row.text) for row in output.rows] == [
+            (0, "stdout", "first, "),
+            (7, "stderr", "last"),
+        ]
+        assert [row.type for row in await printing.log()][-3:] == ["task.output", "task.output", "task.updated"]
+        assert isinstance(await printing.one(replace(end, printed=(last,))), Stale)
+        assert (await printing.views.output("task_1")).next == 11
 
     async def test_offsets_count_the_bytes_of_all_streams(self, printing: Scene):
         await self.print(printing, "naïve", "日本")
@@ -1737,6 +1773,76 @@ class Grants(Contract):
         assert await scene.views.grants(["session_b"]) == []
 
 
+class Documents(Contract):
+    """Small records beside the tasks, written on condition of what their writer knew."""
+
+    async def test_a_document_is_kept_as_it_was_written_and_its_version_counts_that(self, scene: Scene):
+        data = {"name": TEXT, "nested": JSON_VALUE, "none": None}
+        new = Document("hook", "hook_1", data, "org_b", "by-name", scene.now)
+        assert await scene.ledger.keep([new])
+        there = await scene.views.document("hook", id="hook_1")
+        assert there == evolve(new, version=1) == await scene.views.document("hook", key="by-name")
+        assert there is not None
+        assert await scene.ledger.keep([evolve(there, data={}, key=None, due_at=None)])
+        assert await scene.views.document("hook", id="hook_1") == Document("hook", "hook_1", {}, "org_b", version=2)
+        assert await scene.views.document("hook", key="by-name") is None
+        assert await scene.views.document("other", id="hook_1") is None
+
+    async def test_of_two_who_knew_the_same_one_writes_and_the_other_changes_nothing(self, scene: Scene):
+        first = Document("hook", "hook_1", {"n": 1})
+        written: list[bool] = [False] * 5
+
+        async def write(n: int) -> None:
+            written[n] = await scene.ledger.keep([evolve(first, data={"n": n})])
+
+        async with anyio.create_task_group() as group:
+            for n in range(5):
+                group.start_soon(write, n)
+        assert sorted(written) == [False] * 4 + [True]
+        there = await scene.views.document("hook", id="hook_1")
+        assert there is not None
+        assert there.data == {"n": written.index(True)}
+        beside = Document("cursor", "one", {})
+        assert not await scene.ledger.keep([beside, first])
+        assert not await scene.ledger.keep([beside], [first])
+        assert not await scene.ledger.keep([beside, beside])
+        assert await scene.views.document("cursor", id="one") is None
+        assert await scene.ledger.keep([beside], [there])
+        assert await scene.views.document("hook", id="hook_1") is None
+
+    async def test_no_two_documents_of_a_collection_have_one_key(self, scene: Scene):
+        one, two = Document("key", "key_1", {}, key="hash"), Document("key", "key_2", {}, key="hash")
+        assert not await scene.ledger.keep([one, two])
+        assert await scene.ledger.keep([one, evolve(two, collection="other")])
+        assert not await scene.ledger.keep([two])
+        assert await scene.ledger.keep([two], [evolve(one, version=1)])
+        assert await scene.ledger.keep([evolve(one, key="new"), evolve(two, key="newer", version=1)])
+        swapped = [evolve(one, key="newer", version=1), evolve(two, key="new", version=2)]
+        assert await scene.ledger.keep(swapped)
+        assert await scene.views.document("key", key="new") == evolve(two, key="new", version=3)
+
+    async def test_a_collection_is_read_in_pages_by_organization_by_prefix_and_by_what_is_due(self, scene: Scene):
+        made = [Document("hook", f"{n % 2}:{n}", {}, f"org_{n % 3}", due_at=9 - n if n < 5 else None) for n in range(8)]
+        assert await scene.ledger.keep([*made, Document("other", "0:9", {}, due_at=1)])
+        documents = partial(scene.views.documents, "hook")
+
+        async def ids(**wanted: Any) -> list[str]:
+            return [each.id for each in await documents(**wanted)]
+
+        every = sorted(each.id for each in made)
+        assert await ids() == every
+        assert await ids(newest_first=True) == every[::-1]
+        assert await ids(limit=3) == every[:3]
+        assert await ids(limit=3, after=every[2]) == every[3:6]
+        assert await ids(limit=2, after=every[2], newest_first=True) == [every[1], every[0]]
+        assert await ids(below="1:") == ["1:1", "1:3", "1:5", "1:7"]
+        assert await ids(organization_id="org_1") == ["0:4", "1:1", "1:7"]
+        assert await ids(due_by=7) == ["0:4", "1:3", "0:2"]
+        assert await ids(due_by=7, limit=1, organization_id="org_2") == ["0:2"]
+        assert await scene.views.due_at("hook") == 5
+        assert await scene.views.due_at("none") is None
+
+
 class Places(Contract):
     """Another place in the queue for what waits."""
 
@@ -1794,6 +1900,35 @@ class Logs(Contract):
         while page := await scene.views.events(SESSION, after=read[-1].seq if read else 0, limit=7):
             read += page
         assert read == log
+
+    async def test_the_log_of_all_sessions_is_read_in_pages_by_organization_and_none_comes_twice(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now, organization_id="org_b"))
+        for n in range(6):
+            await scene.create(f"task_{n}", session_id=SESSION if n % 2 else "session_b")
+        whole = await scene.views.log(after=0)
+        assert [row.position for row in whole.rows] == sorted(row.position for row in whole.rows)
+        own = {row.position for id in (SESSION, "session_b") for row in await scene.views.events(id)}
+        assert {row.position for row in whole.rows} == own
+        assert [row for row in whole.rows if row.session_id == SESSION] == list(await scene.log())
+        found: list[LogRow] = []
+        after, page = 0, await scene.views.log(after=0, limit=2, organization_id="org_b")
+        while page.next > after:
+            found, after = [*found, *page.rows], page.next
+            page = await scene.views.log(after=after, limit=2, organization_id="org_b")
+        assert found == [row for row in whole.rows if row.session_id == "session_b"]
+        assert len(found) == 4
+        assert after == whole.next == await scene.views.position()
+
+    async def test_where_logs_end_is_told_of_many_sessions_at_once(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now))
+        await scene.create("task_1")
+        await scene.create("task_2", session_id="session_b")
+        found = await scene.views.heads([SESSION, "session_b", "session_c"])
+        last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
+        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        await scene.apply("task_2", CancelRequested())
+        await scene.ledger.prune(["task_2"])
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
 
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")
@@ -2687,6 +2822,31 @@ class Pruning(Contract):
         ]
         assert list(await views.ended(later, 10, organization_id="org_b")) == ["task_b"]
         assert list(await views.ended(later, 10, kind="other")) == ["task_b"]
+        assert list(await views.ended(later, 10, but_of=("org_b", "org_none"))) == ["task_3", "task_1", "task_2"]
+        assert list(await views.ended(later, 10, since=START + 2 * SECOND)) == ["task_1", "task_2", "task_b"]
+        assert [await views.newest_ended("org_b", place) for place in (0, 1)] == [START + 3 * SECOND, None]
+        own = (await scene.task("task_1")).input.organization_id
+        assert [await views.newest_ended(own, place) for place in (0, 2)] == [START + 3 * SECOND, START + SECOND]
+
+    async def test_what_is_pinned_alone_or_with_its_session_or_tree_is_not_listed_to_be_deleted(self, scene: Scene):
+        await scene.session("session_b", root_session_id=SESSION, parent_session_id=SESSION)
+        await scene.session("session_c")
+        for id, session in (("task_1", SESSION), ("task_2", "session_b"), ("task_3", "session_c")):
+            root = SESSION if session == "session_b" else session
+            await scene.create(id, session, root_session_id=root)
+            await scene.apply(id, CancelRequested())
+
+        async def listed(*pinned: str) -> list[str]:
+            pins = [Document("pin", id, {}) for id in pinned]
+            assert await scene.ledger.keep(pins)
+            found = list(await scene.views.ended(scene.now + 1, 10))
+            assert await scene.ledger.keep([], [replace(pin, version=1) for pin in pins])
+            return found
+
+        assert await listed() == ["task_1", "task_2", "task_3"]
+        assert await listed("task_1") == ["task_2", "task_3"]
+        assert await listed(SESSION) == ["task_3"]
+        assert await listed("session_b", "session_c") == ["task_1"]
 
     async def test_who_waits_for_a_task_is_woken_to_see_it_gone(self, scene: Scene):
         await scene.create("task_1")
@@ -2732,6 +2892,7 @@ class StoreContract(
     Closings,
     Seeds,
     Grants,
+    Documents,
     Meters,
     Turns,
     Places,

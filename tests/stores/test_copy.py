@@ -30,7 +30,7 @@ from outrider.core.errors import (
     StoreLocked,
     StoreNewer,
 )
-from outrider.core.ledger import GrantSet, Ledger, TaskFilter, WorkerCard
+from outrider.core.ledger import Document, GrantSet, Ledger, TaskFilter, WorkerCard
 from outrider.core.meters import Amounts, Budget, Charge, Granted, Heard, RateLimit, Reserve, Tap
 from outrider.core.session import Grant, NewSession
 from outrider.core.task import State
@@ -166,6 +166,7 @@ async def fill(url: str) -> Full:
         await runtime.queue.pause(session=second.id, reason=NAME, by="ann")
         grant = Grant(second.id, "pay", True, runtime.services.clock.now(), NAME, "cli", "task_1")
         await runtime.services.ledger.control(GrantSet(grant))
+        await runtime.services.ledger.keep([Document("hook", "hook_1", {"name": NAME}, "org_b", "by-name", due_at=5)])
         paused = await second.spawn(quick, n=5)
         names |= {"journey": journeying.id, "agent": agent.id, "failed": failed.id, "sleeping": sleeping.id}
         names |= {"slow": slow[1].id, "delayed": delayed.id, "paused": paused.id}

@@ -155,7 +155,7 @@ class _Scrape:
         self._registry = registry
         self._lock = threading.Lock()
         self._counted = Counted()
-        services = runtime.services
+        services = runtime.services.whole
         services.telemetry.watch(self._counted)
         self._counts = _Recent(COUNT_FRESH, lambda: look(services))
 

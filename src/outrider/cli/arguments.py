@@ -23,14 +23,15 @@ STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 SHELLS = ("bash", "zsh", "fish")
+FOREVER = "forever"
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "destination", "file", "line", "path", "source")
+_PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
     *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step"),
+    *("stdin", "step", "host", "socket", "origin", "organization", "age"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -391,6 +392,19 @@ def _prune(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say how many")
 
 
+def _retention(parser: Parser) -> None:
+    parser.add_argument("--organization", metavar="ID", help="default org_default")
+    parser.add_argument("--age", metavar="TIME", help=f"keep what has ended for so long; `{FOREVER}` for no bound")
+    parser.add_argument("--count", metavar="N", type=int, help="keep no more ended tasks than that, the newest")
+    parser.add_argument("--reset", action="store_true", help="as the setting `retention` of the workers says")
+
+
+def _pin(parser: Parser) -> None:
+    parser.add_argument("targets", metavar="SESSION|TASK", nargs="*", help="what to pin; without any, list the pins")
+    parser.add_argument("--remove", action="store_true", help="unpin them")
+    parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks")
+
+
 def _worker(parser: Parser) -> None:
     parser.add_argument(
         "--app",
@@ -413,6 +427,23 @@ def _worker(parser: Parser) -> None:
     parser.add_argument("--crew", metavar="FD", type=_whole, help=argparse.SUPPRESS)
     parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--bury", metavar="PID", type=_whole, action="append", default=[], help=argparse.SUPPRESS)
+
+
+def _serve(parser: Parser) -> None:
+    parser.add_argument(
+        "app", metavar="MODULE:APP", nargs="*", help="whose tools its worker runs (OUTRIDER_APP, with commas)"
+    )
+    parser.add_argument("--host", metavar="ADDRESS", help="where it listens; default 127.0.0.1")
+    parser.add_argument("--port", metavar="N", type=_whole, help="and on which port; 0 takes a free one; default 8321")
+    parser.add_argument("--socket", metavar="PATH", help="a Unix socket instead, for this user alone")
+    parser.add_argument(
+        "--origin", metavar="URL", action="append", default=[], help="pages from there may use it; may be repeated"
+    )
+    parser.add_argument("--no-worker", action="store_true", help="run no tasks: others do, by outrider worker")
+    parser.add_argument(
+        "--serves", metavar="WHAT", action="append", default=[], help="what its worker runs, as outrider worker has it"
+    )
+    parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
 
 
 def _backup(parser: Parser) -> None:
@@ -572,7 +603,10 @@ COMMANDS: dict[str, Command] = {
         Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
         Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
+        Command("retention", "show and set for how long ended tasks are kept", "retaining:retention", _retention),
+        Command("pin", "keep tasks and sessions whatever retention says", "retaining:pin", _pin),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
+        Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),

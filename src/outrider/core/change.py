@@ -105,6 +105,21 @@ class OutputRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """Text that a held task printed. The store gives it its offset.
+
+    Pieces that lie wholly before the newest `keep` bytes of the task's output are dropped.
+    """
+
+    task_id: str
+    attempt: int
+    stream: str
+    text: str
+    at: Instant
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
 class Luggage:
     """What a task that comes from another database brings along, beside what any creation may bring."""
 
@@ -166,6 +181,8 @@ class Change:
     """With a creation only."""
     page: Page | None = None
     """With what the holder of the task reports only: the iteration that it ends with. Its totals are the task's own."""
+    printed: tuple[OutputChunk, ...] = ()
+    """With what the holder of the task reports only: output that was not written before."""
     drives: bool = False
     """With a creation only: the task is the one that takes its session's turn from now on."""
     needs_open: bool = False

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from outrider.core.change import AttemptEnd, Change, LogType, WakeReason
+from outrider.core.change import OutputChunk as OutputChunk
 from outrider.core.change import OutputRow as OutputRow
 from outrider.core.change import Page as Page
 from outrider.core.delivery import Receipt, Standing
@@ -86,7 +87,7 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A journal row, or the page, came from an attempt that no longer holds its task; nothing was written."""
+    """A journal row, the page or output came from an attempt that no longer holds its task; nothing was written."""
 
     task_id: str
     attempt: int
@@ -216,18 +217,20 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputChunk:
-    """Text that a held task printed. The store gives it its offset.
+class Document:
+    """A small record that no task needs to run: an API key, a webhook, a policy, how far a follower has come.
 
-    Pieces that lie wholly before the newest `keep` bytes of the task's output are dropped.
+    It is of a `collection` and of an organization, which is empty for what is of the whole installation. `key` is a
+    second name that no other of the collection has. `version` counts how often it was written; 0 is what was never.
     """
 
-    task_id: str
-    attempt: int
-    stream: str
-    text: str
-    at: Instant
-    keep: int
+    collection: str
+    id: str
+    data: JSONObject
+    organization_id: str = ""
+    key: str | None = None
+    due_at: Instant | None = None
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +289,14 @@ class LogRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LogPage:
+    """Entries of many sessions' logs. `next` is the position of the last that was looked at, wanted or not."""
+
+    rows: tuple[LogRow, ...]
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class News:
     """That the log of a session has grown: where an entry stands, without what it says."""
 
@@ -293,6 +304,14 @@ class News:
     session_id: str
     seq: int
     task_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where the log of a session ends: the number of its newest entry, and its position, 0 where that was pruned."""
+
+    seq: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,8 +482,13 @@ class Views(Protocol):
         """The tasks of these ids that exist, in no particular order."""
         ...
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
-        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits."""
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits.
+
+        Of one organization, or one delegation tree, only, when given.
+        """
         ...
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
@@ -499,8 +523,15 @@ class Views(Protocol):
         """The session of that id."""
         ...
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
-        """Sessions newest first, after the one of that id."""
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id; of one organization, or one tree, only, when given."""
         ...
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
@@ -537,6 +568,17 @@ class Views(Protocol):
 
     async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
         """The log entries of all sessions with a position greater than `after`, in order."""
+        ...
+
+    async def log(self, *, after: int, limit: int = 1000, organization_id: str | None = None) -> LogPage:
+        """What an organization has, or all have, among the next `limit` log entries after a position; in order.
+
+        Whoever goes on from `next` misses none and gets none twice.
+        """
+        ...
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id; also what `position` does not count yet."""
         ...
 
     async def first_seq(self, session_id: str) -> int:
@@ -586,12 +628,23 @@ class Views(Protocol):
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first. None means any."""
+        """Ids of tasks that ended before a moment, the longest ended first. None means any.
+
+        Left out are those that are pinned, alone or with their session or the root of its tree, by a document of the
+        collection `pin` with that id; those of the organizations `but_of`; and those that ended before `since`, so that
+        whoever has looked through those before does not do it again.
+        """
+        ...
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task ended that stands at this place, from 0, of an organization's newest; None if none does."""
         ...
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
@@ -608,6 +661,31 @@ class Views(Protocol):
 
     async def grants(self, session_ids: Sequence[str]) -> Sequence[Grant]:
         """What was said last of each tool in these sessions, by session and name."""
+        ...
+
+    async def document(self, collection: str, *, id: str | None = None, key: str | None = None) -> Document | None:
+        """The document of that id, or else of that key."""
+        ...
+
+    async def documents(
+        self,
+        collection: str,
+        *,
+        organization_id: str | None = None,
+        below: str = "",
+        due_by: Instant | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Document]:
+        """A page of a collection in the order of ids, of those that begin with `below`; the longest due first if asked.
+
+        `due_by` leaves out what is not due at all, and knows no `after`: what was done is not due any more.
+        """
+        ...
+
+    async def due_at(self, collection: str) -> Instant | None:
+        """When the first of a collection is due, None while none is."""
         ...
 
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
@@ -701,8 +779,8 @@ class Ledger(Protocol):
         Of several reasons not to write, the verdict tells the first in this order: Settled, Fenced (a row of
         `steps` comes from an attempt that does not hold its task; those of a task that the Change itself creates
         need none), NoSession (also for the session of its luggage), Existing for a creation, Stale for anything else,
-        Shut, Fenced for its `page`, Barred for a creation. A no-op is compared with the stored version like any other
-        Change.
+        Shut, Fenced for its `page` or what it `printed`, Barred for a creation. A no-op is compared with the stored
+        version like any other Change.
 
         A version tells records apart only among those that were committed. A Change may be decided on what
         another one before it would make of the record only if every later Change of that task rests on it too.
@@ -734,6 +812,14 @@ class Ledger(Protocol):
 
         Whatever needs a session open is committed before it closes, or not at all. Raises NotFound where there is no
         such session, NotEnded where it may not be closed while tasks live.
+        """
+        ...
+
+    async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
+        """Write documents anew and drop others: all of it, or nothing and False.
+
+        It is nothing where any of them is not there in the `version` that it has here, or where another document has
+        its `key`. What was written has the next version.
         """
         ...
 

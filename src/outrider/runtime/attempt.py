@@ -402,11 +402,6 @@ class Attempt:
         """How many bytes of output wait to be written."""
         return self._output_bytes
 
-    @property
-    def has_output(self) -> bool:
-        """Whether output waits to be written."""
-        return bool(self._output)
-
     def take_output(self) -> list[OutputChunk]:
         """Hand out the output that waits, neighbours of one stream joined."""
         keep = self.services.settings.limits.output_tail

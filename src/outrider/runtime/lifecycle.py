@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Protocol, assert_never
 
 from outrider.core import machine
-from outrider.core.change import Change, Heritage, InboxEntry, Page
+from outrider.core.change import Change, Heritage, InboxEntry, OutputChunk, Page
 from outrider.core.errors import (
     IdempotencyConflict,
     IllegalMove,
@@ -73,8 +73,23 @@ class Lifecycle:
         self._ledger = ledger
         self._clock = clock
         self._telemetry = telemetry
-        self.starter: Starter | None = None
+        self._of: Lifecycle | None = None
+        self._starter: Starter | None = None
+
+    def over(self, ledger: Ledger) -> Lifecycle:
+        """The same over a part of its store: for what clients do there. Duties are done in all of it."""
+        part = Lifecycle(ledger, self._clock, self._telemetry)
+        part._of = self._of or self
+        return part
+
+    @property
+    def starter(self) -> Starter | None:
         """Who may take new tasks at once, if there is a worker here."""
+        return self._starter if self._of is None else self._of.starter
+
+    @starter.setter
+    def starter(self, starter: Starter | None) -> None:
+        self._starter = starter
 
     @property
     def views(self) -> Views:
@@ -180,19 +195,20 @@ class Lifecycle:
         settles: int | None = None,
         steps: tuple[Step, ...] = (),
         page: Page | None = None,
+        printed: Sequence[OutputChunk] = (),
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
-        `page` is the iteration that the holder of the task ends with. Raises NotFound, and whatever the reducer refuses
-        with.
+        `page` is the iteration that the holder of the task ends with, `printed` what it had not written yet. Raises
+        NotFound, and whatever the reducer refuses with.
         """
         current = await self._read(task) if isinstance(task, str) else task
         while True:
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current
-            if page is not None:
-                change = evolve(change, page=page)
+            if page is not None or printed:
+                change = evolve(change, page=page, printed=tuple(printed))
             (verdict,) = await self._commit([change])
             match verdict:
                 case Committed():
@@ -241,6 +257,8 @@ class Lifecycle:
 
     async def apply_follow_ups(self, limit: int = 200, task_ids: Sequence[str] | None = None) -> int:
         """Apply follow-ups that wait; return how many there were. Safe to run in many processes at once."""
+        if self._of is not None:
+            return await self._of.apply_follow_ups(limit, task_ids)
         pending = await self._ledger.views.follow_ups(limit, task_ids)
         if not pending:
             return 0

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
     IllegalMove,
@@ -51,7 +51,7 @@ from outrider.runtime.options import (
     not_negative,
     states_of,
 )
-from outrider.runtime.pruning import delete_task, prune_ended
+from outrider.runtime.pruning import count_ended, delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -64,11 +64,13 @@ from outrider.runtime.records import (
     SpentRecord,
     StepRecord,
     TaskRecord,
+    TaskSnapshot,
     checkpoint_of,
 )
 from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
+from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 
 AHEAD = 100
@@ -76,6 +78,21 @@ AHEAD = 100
 
 BATCH = 500
 """How many tasks are moved in one transaction."""
+
+
+class Order(NamedTuple):
+    """A task to be created."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    options: TaskOptions = DEFAULT_OPTIONS
+
+
+class Submitted(NamedTuple):
+    """A task that was created; not `is_new` if it was there already, of the same id or idempotency key."""
+
+    task: Task
+    is_new: bool
 
 
 class Tasks:
@@ -114,26 +131,44 @@ class Tasks:
         parent_task_id: str | None = None,
     ) -> list[Task]:
         """Create many tasks of one kind with the same options, in few transactions."""
-        _check_is_no_turn(kind)
+        orders = [Order(kind, spec, options) for spec in specs]
+        return [made.task for made in await self.submit(session, orders, parent_task_id=parent_task_id)]
+
+    async def submit(
+        self, session: Session | str, orders: Sequence[Order], *, parent_task_id: str | None = None
+    ) -> list[Submitted]:
+        """Create tasks of any kinds, in few transactions, and say of each whether it was there already.
+
+        All are looked at before any is made: raises what `create` raises, for the first that is wrong. Where a key
+        was used for something else those of the other orders may have been made.
+        """
         services = self._services
-        executor = services.registry.executor(kind)
-        for spec in specs:
-            check_mappings(spec=spec)
+        limits = services.settings.limits
+        options_before: TaskOptions | None = None
+        for order in orders:
+            _check_is_no_turn(order.kind)
+            services.registry.executor(order.kind)
+            check_mappings(spec=order.spec)
+            if order.options is not DEFAULT_OPTIONS and order.options is not options_before:
+                options_before = order.options
+                check_options(order.options, limits)
         if not isinstance(session, Session):
             session = await self._session(session)
-        if options is not DEFAULT_OPTIONS:
-            check_options(options, services.settings.limits)
-        await self._check_exist([*options.depends_on, *([] if options.retry_of is None else [options.retry_of])])
-        now, limits = services.clock.now(), services.settings.limits
-        checked = [executor.check(spec) for spec in specs]
+        named = [task_id for order in orders for task_id in _named_by(order.options)]
+        await self._check_exist(list(dict.fromkeys(named)))
+        now = services.clock.now()
+        checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
-        new = [new_task(kind, each, session, options, now, limits, parent_task_id) for each in checked]
+        new = [
+            new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
+            for order, each in zip(orders, checked, strict=True)
+        ]
         made = await services.lifecycle.create(new)
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):
                 check_same(asked.input, verdict.task)
-        return [verdict.task for verdict in made]
+        return [Submitted(verdict.task, not isinstance(verdict, Existing)) for verdict in made]
 
     async def _session(self, session_id: str) -> Session:
         check_texts(session_id=session_id)
@@ -447,14 +482,26 @@ class Tasks:
         organization_id: str | None = None,
         session_id: str | None = None,
         kind: str | None = None,
+        dry_run: bool = False,
     ) -> PruneReceipt:
-        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+        """Delete the tasks that ended longer ago than that and are not pinned, in bounded batches.
 
-        `states` are some of the three that a task ends in.
+        `states` are some of the three that a task ends in. `dry_run` only counts the tasks. Raises InvalidArguments.
         """
         check_texts_if_given(organization_id=organization_id, session_id=session_id, kind=kind)
+        check_flags(dry_run=dry_run)
         tasks = sessions = 0
         before = self._services.clock.now() - not_negative("older_than", older_than)
+        if dry_run:
+            count = await count_ended(
+                self._services,
+                before,
+                states=None if states is None else states_of(states),
+                organization_id=organization_id,
+                session_id=session_id,
+                kind=kind,
+            )
+            return PruneReceipt(tasks=count, sessions=0)
         async for pruned in prune_ended(
             self._services,
             before,
@@ -702,6 +749,11 @@ class Tasks:
                     return
                 await bell.wait()
 
+    async def snapshot(self, task_id: str) -> TaskSnapshot:
+        """Return a task, and the number of the event after which all of its events are new. Raises NotFound."""
+        check_texts(task_id=task_id)
+        return await snapshot_of_task(self._services, task_id)
+
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
         check_texts(task_id=task_id)
@@ -717,6 +769,11 @@ def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
     if given.get("states") is not None:
         given = {**given, "states": states_of(given["states"])}
     return TaskFilter(**given)
+
+
+def _named_by(options: TaskOptions) -> builtins.list[str]:
+    """The tasks that have to be there for a task with these options."""
+    return [*options.depends_on, *([] if options.retry_of is None else [options.retry_of])]
 
 
 def _check_is_no_turn(kind: str) -> None:

@@ -1,7 +1,7 @@
 """What running tasks say, on its way to the store: output and live values of many attempts, a few writes.
 
 The first word of a task is written at once; after that, output waits at most the output interval and progress
-the progress interval, and the newest wins.
+the progress interval, and the newest wins. What is left at its end is written with that, in one transaction.
 """
 
 from __future__ import annotations

@@ -398,12 +398,10 @@ class Worker:
 
     async def _settle(self, attempt: Attempt, event: HolderEvent) -> None:
         """Report the end. While the store does not answer, keep trying: nobody else can, as long as this lives."""
-        is_last_word = False
+        is_last_word, printed = False, attempt.take_output()
         while True:
             try:
-                if attempt.has_output:
-                    await self._voice.print([attempt])
-                settled = await self._services.lifecycle.move(attempt.record, event, page=attempt.page)
+                settled = await self._services.lifecycle.move(attempt.record, event, page=attempt.page, printed=printed)
                 attempt.span.settled(event, settled)
                 return
             except (Superseded, NotFound):  # it was settled without this attempt, and maybe deleted since
@@ -419,7 +417,7 @@ class Worker:
                 log.exception("the end of a task cannot be written; it fails instead", task=attempt.task_id)
                 problem = TaskError("exception", f"how it ended cannot be written: {type(error).__name__}")
                 event, is_last_word = Failed(attempt.number, problem, retryable=False), True
-                attempt.page = None
+                attempt.page, printed = None, []
 
     async def _open_children(self, attempt: Attempt) -> tuple[str, ...]:
         if not attempt.journal.holds("spawn"):

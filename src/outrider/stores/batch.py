@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from operator import itemgetter
@@ -777,6 +777,8 @@ class Batch:
         else:
             if change.page is not None and not self._turn_page(change.page):
                 return Fenced(change.page.task_id, change.page.attempt)
+            if change.printed and not all(self.print(change.printed)):
+                return Fenced(task.id, change.printed[0].attempt)
             self._move(parcel, head)
         self._settle(change.settles)
         if change.live_changed:
@@ -1068,6 +1070,36 @@ class Batch:
 
     def _keep_inbox(self, session_id: str) -> None:
         """Have nobody else at the inbox of a session."""
+
+    # --- documents ---------------------------------------------------------------------------------------
+
+    def keep(
+        self,
+        rows: Sequence[tuple[Any, ...]],
+        expected: Mapping[tuple[str, str], int],
+        keys: Mapping[tuple[str, str], str],
+    ) -> bool:
+        """Write documents, and drop those of which there is no row, if all stand as expected and no key is taken."""
+        self._keep_documents()
+        found = self._statements.array("document_versions", listed([list(name) for name in expected]))
+        there = {(collection, id): version for collection, id, version in found}
+        if any(there.get(name, 0) != version for name, version in expected.items()):
+            return False
+        if keys:
+            taken = self._statements.array("document_keys", listed([list(name) for name in keys]))
+            # What is written or dropped here lets go of its key.
+            if any((collection, id) not in expected for collection, id in taken):
+                return False
+        if going := expected.keys() - {(row[0], row[1]) for row in rows}:
+            self._statements.run("delete_documents", listed([list(name) for name in going]))
+        if keys:
+            self._statements.run("loosen_documents", listed([[row[0], row[1]] for row in rows]))
+        if rows:
+            self._statements.write("upsert_documents", rows)
+        return True
+
+    def _keep_documents(self) -> None:
+        """Have nobody else write documents."""
 
     # --- meters ------------------------------------------------------------------------------------------
 

@@ -372,5 +372,16 @@ TABLES = (
         via="text",
         task_id="text",
     ),
+    _table(
+        "documents",
+        "collection id",
+        collection="text",
+        id="text",
+        organization_id="text",
+        key="text",
+        due_at="number",
+        version="number",
+        data="text",
+    ),
     _table("pauses", "scope name", scope="text", name="text", at="number", by="text", reason="text", is_over="flag"),
 )

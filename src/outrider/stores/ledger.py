@@ -13,6 +13,7 @@ from outrider.core.ledger import (
     Claim,
     Claims,
     Decide,
+    Document,
     InboxRow,
     Listener,
     Order,
@@ -73,6 +74,10 @@ class SqlLedger(ABC):
     async def control(self, order: Order) -> bool:
         """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
         return await self._do(operations.control(order))
+
+    async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
+        """Write documents anew and drop others: all of it, or nothing and False."""
+        return await self._do(operations.keep(documents, dropped))
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""

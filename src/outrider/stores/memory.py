@@ -29,16 +29,19 @@ from outrider.core.ledger import (
     Closed,
     Committed,
     Decide,
+    Document,
     Ended,
     Existing,
     Fenced,
     FileInfo,
     GrantSet,
+    Head,
     InboxRow,
     KeyUse,
     LimitRemoved,
     LimitSet,
     Listener,
+    LogPage,
     LogRow,
     News,
     NoSession,
@@ -162,6 +165,7 @@ class _Tables:
     limits: dict[str, Limit] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], Pause] = field(default_factory=dict)
     grants: dict[tuple[str, str], Grant] = field(default_factory=dict)
+    documents: dict[tuple[str, str], Document] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
     meters: dict[str, Meter] = field(default_factory=dict)
     turns: dict[str, Instant] = field(default_factory=dict)
@@ -435,6 +439,30 @@ class MemoryLedger:
         news.session_ids.add(id)
         return True
 
+    async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
+        """Write documents anew and drop others: all of it, or nothing and False."""
+        for each in documents:
+            _encode(each.data)
+        tables, told = self._tables, (*documents, *dropped)
+        tables.check_open()
+        names = {(each.collection, each.id) for each in told}
+        keys = [(each.collection, each.key) for each in documents if each.key is not None]
+        taken = {(each.collection, each.key) for name, each in tables.documents.items() if name not in names}
+        stands = all(
+            (there.version if (there := tables.documents.get((each.collection, each.id))) else 0) == each.version
+            for each in told
+        )
+        is_sound = len(names) == len(told) and len({*keys}) == len(keys)
+        if not (is_sound and stands) or not taken.isdisjoint(keys):
+            return False
+        for each in dropped:
+            tables.documents.pop((each.collection, each.id), None)
+        for each in documents:
+            kept = evolve(each, data=_plain(each.data), version=each.version + 1)
+            tables.documents[each.collection, each.id] = kept
+        await self._committed(_News())
+        return True
+
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""
         self._tables.check_open()
@@ -489,9 +517,7 @@ class MemoryLedger:
         """Append output; False for each whose attempt is over."""
         self._tables.check_open()
         news = _News()
-        ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
-        kept = [self._print_one(chunk, news) for chunk in chunks]
-        self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
+        kept = self._print(chunks, news)
         await self._committed(news)
         return kept
 
@@ -679,6 +705,8 @@ class MemoryLedger:
         if change.page is not None:
             self._turn_page(change.page)
             news.session_ids.add(change.page.session_id)
+        if change.printed:
+            self._print(change.printed, news)
         row = self._create(change) if change.before is None else self._update(change)
         self._write_beside(row, change, news)
         self._log(change, log)
@@ -712,7 +740,10 @@ class MemoryLedger:
                 return Stale(None if found is None else found.task)
             if self._is_shut(change):
                 return Shut(task.session_id)
-            return None if change.page is None else self._refusal_of(change.page)
+            if change.page is not None and (fenced := self._refusal_of(change.page)) is not None:
+                return fenced
+            over = (each for each in change.printed if not tables.holds(each.task_id, each.attempt))
+            return next((Fenced(each.task_id, each.attempt) for each in over), None)
         if task.session_id not in tables.sessions:
             return NoSession(task.session_id)
         opened = None if change.luggage is None else change.luggage.child_session_id
@@ -903,6 +934,12 @@ class MemoryLedger:
         news.of(row.task)
         return True
 
+    def _print(self, chunks: Sequence[OutputChunk], news: _News) -> list[bool]:
+        ends = {id: row.printed for id in {chunk.task_id for chunk in chunks} if (row := self._tables.tasks.get(id))}
+        kept = [self._print_one(chunk, news) for chunk in chunks]
+        self._log_output([chunk for chunk, is_kept in zip(chunks, kept, strict=True) if is_kept], ends)
+        return kept
+
     def _print_one(self, chunk: OutputChunk, news: _News) -> bool:
         if not self._tables.holds(chunk.task_id, chunk.attempt):
             return False
@@ -949,9 +986,13 @@ class MemoryViews:
         rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
         return [row.task for row in rows if row is not None]
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return sorted(id for id in self._open().tasks if id.startswith(part) or id.endswith(part))[:limit]
+        wanted = TaskFilter(organization_id=organization_id, root_session_id=root_session_id)
+        found = (id for id in self._open().tasks if id.startswith(part) or id.endswith(part))
+        return sorted(id for id in found if _passes(self._tables.tasks[id].task, wanted))[:limit]
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -995,10 +1036,23 @@ class MemoryViews:
         row = self._session(session_id)
         return None if row is None else row.session
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        ids = sorted((id for id in self._open().sessions if after is None or id < after), reverse=True)
-        return [self._tables.sessions[id].session for id in ids[:limit]]
+        found = (
+            row.session
+            for id, row in self._open().sessions.items()
+            if (after is None or id < after)
+            and organization_id in (None, row.session.organization_id)
+            and root_session_id in (None, row.session.root_session_id)
+        )
+        return sorted(found, key=lambda session: session.id, reverse=True)[:limit]
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
         """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
@@ -1048,6 +1102,23 @@ class MemoryViews:
         later = (entry for row in self._open().sessions.values() for entry in row.log if entry.position > after)
         found = [News(entry.position, entry.session_id, entry.seq, entry.task_id) for entry in later]
         return sorted(found, key=lambda each: each.position)[:limit]
+
+    async def log(self, *, after: int, limit: int = 1000, organization_id: str | None = None) -> LogPage:
+        """What an organization has, or all have, among the next `limit` log entries after a position; in order."""
+        later = [
+            (entry, row.session.organization_id)
+            for row in self._open().sessions.values()
+            for entry in row.log
+            if entry.position > after
+        ]
+        later = sorted(later, key=lambda each: each[0].position)[:limit]
+        found = tuple(entry for entry, owner in later if organization_id in (None, owner))
+        return LogPage(found, later[-1][0].position if later else after)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        found = ((session_id, self._session(session_id)) for session_id in session_ids)
+        return {session_id: _head(row) for session_id, row in found if row is not None}
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole; 1 unless tasks were pruned."""
@@ -1114,22 +1185,33 @@ class MemoryViews:
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first."""
+        """Ids of tasks that ended before a moment, the longest ended first, without those that are pinned."""
+        pinned = {id for collection, id in self._open().documents if collection == "pin"}
         wanted = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
         rows = self._open().tasks.values()
         found = [
             (row.task.core.finished_at, row.number, row.task.id)
             for row in rows
             if row.task.core.finished_at is not None
-            and row.task.core.finished_at < before
+            and since <= row.task.core.finished_at < before
+            and row.task.input.organization_id not in but_of
+            and pinned.isdisjoint((row.task.id, row.task.session_id, row.task.input.root_session_id))
             and _passes(row.task, wanted)
         ]
         return [id for _, _, id in sorted(found)[:limit]]
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task of an organization ended that stands at this place, from 0, of its newest."""
+        rows = (row.task for row in self._open().tasks.values() if row.task.input.organization_id == organization_id)
+        ends = sorted((at for task in rows if (at := task.core.finished_at) is not None), reverse=True)
+        return ends[place] if place < len(ends) else None
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
         """The sessions that these tasks opened, in no particular order."""
@@ -1151,6 +1233,43 @@ class MemoryViews:
         """What was said last of each tool in these sessions, by session and name."""
         found = self._open().grants
         return [found[name] for name in sorted(found) if name[0] in session_ids]
+
+    async def document(self, collection: str, *, id: str | None = None, key: str | None = None) -> Document | None:
+        """The document of that id, or else of that key."""
+        documents = self._open().documents
+        if id is not None:
+            return documents.get((collection, id))
+        of_key = (each for each in documents.values() if each.collection == collection and each.key == key)
+        return None if key is None else next(of_key, None)
+
+    async def documents(
+        self,
+        collection: str,
+        *,
+        organization_id: str | None = None,
+        below: str = "",
+        due_by: Instant | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Document]:
+        """A page of a collection in the order of ids; the longest due first if asked."""
+        found = [
+            each
+            for each in self._open().documents.values()
+            if each.collection == collection
+            and organization_id in (None, each.organization_id)
+            and each.id.startswith(below)
+            and (due_by is None or (each.due_at is not None and each.due_at <= due_by))
+            and (after is None or due_by is not None or (each.id < after if newest_first else each.id > after))
+        ]
+        found.sort(key=lambda each: (0 if due_by is None else each.due_at or 0, each.id), reverse=newest_first)
+        return found[:limit]
+
+    async def due_at(self, collection: str) -> Instant | None:
+        """When the first of a collection is due, None while none is."""
+        found = (each.due_at for each in self._open().documents.values() if each.collection == collection)
+        return min((moment for moment in found if moment is not None), default=None)
 
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""
@@ -1300,6 +1419,12 @@ def _passes(task: Task, filter: TaskFilter) -> bool:
         and (filter.states is None or task.state in filter.states)
         and all(labels.get(name) == value for name, value in filter.labels.items())
     )
+
+
+def _head(row: _SessionRow) -> Head:
+    last = row.log[-1] if row.log else None
+    seq = row.session.last_seq
+    return Head(seq, last.position if last is not None and last.seq == seq else 0)
 
 
 def _size(text: str) -> int:

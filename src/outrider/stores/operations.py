@@ -19,6 +19,7 @@ from outrider.core.ledger import (
     Closed,
     Committed,
     Decide,
+    Document,
     GrantSet,
     InboxRow,
     LimitRemoved,
@@ -332,6 +333,24 @@ def _open_or_close(order: Closed | Reopened) -> Operation[bool]:
         return batch.reopen_session(order.session_id, order.at)
 
     return Operation(run, lambda wanted: wanted.sessions.add(order.session_id), is_late=True)
+
+
+def keep(documents: Sequence[Document], dropped: Sequence[Document]) -> Operation[bool]:
+    """Write documents anew and drop others."""
+    rows = [
+        (each.collection, each.id, each.organization_id, each.key, each.due_at, each.version + 1, encode(each.data))
+        for each in documents
+    ]
+    expected = {(each.collection, each.id): each.version for each in (*documents, *dropped)}
+    keys = {(each.collection, each.key): each.id for each in documents if each.key is not None}
+    is_sound = len(expected) == len(documents) + len(dropped) and len(keys) == sum(
+        each.key is not None for each in documents
+    )
+
+    def run(batch: Batch) -> bool:
+        return is_sound and batch.keep(rows, expected, keys)
+
+    return Operation(run, is_late=True)
 
 
 def charge(charges: Sequence[Charge]) -> Operation[list[ChargeVerdict]]:

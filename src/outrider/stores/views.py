@@ -14,10 +14,13 @@ from outrider.core.errors import NotFound
 from outrider.core.events import Message, Step
 from outrider.core.ledger import (
     Beat,
+    Document,
     Ended,
     FileInfo,
+    Head,
     InboxRow,
     KeyUse,
+    LogPage,
     LogRow,
     News,
     Output,
@@ -89,9 +92,12 @@ class SqlViews(ABC):
         """The tasks of these ids that exist, in no particular order."""
         return await self._read(len(ids), lambda read: tasks_of(read.tasks("tasks_by_id", listed(ids))))
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
+        given = part, limit, organization_id, root_session_id
+        return await self._later(lambda read: cast("list[str]", read.array("task_ids", *given)))
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -189,17 +195,31 @@ class SqlViews(ABC):
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first."""
-        conditions, values = ["finished_at < ?"], [before]
+        """Ids of tasks that ended before a moment, the longest ended first, without those that are pinned."""
+        conditions: list[str] = ["finished_at < ?", self._texts["unpinned"]]
+        values: list[Any] = [before]
+        if since:
+            conditions.append("finished_at >= ?")
+            values.append(since)
+        for organization in but_of:
+            conditions.append("organization_id <> ?")
+            values.append(organization)
         filter = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
         self._narrow(filter, conditions, values)
         where = " and ".join(conditions)
         return await self._later(lambda read: cast("list[str]", read.filtered("ended", where, "asc", *values, limit)))
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task of an organization ended that stands at this place, from 0, of its newest."""
+        row = await self._later(lambda read: read.row("newest_ended", organization_id, place))
+        return None if row is None else cast(int, row[0])
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
         """The sessions that these tasks opened, in no particular order."""
@@ -219,6 +239,50 @@ class SqlViews(ABC):
         """What was said last of each tool in these sessions, by session and name."""
         rows = await self._short(lambda read: read.array("grants", listed(session_ids)))
         return [Grant(session, tool, bool(allowed), *rest) for session, tool, allowed, *rest in rows]
+
+    async def document(self, collection: str, *, id: str | None = None, key: str | None = None) -> Document | None:
+        """The document of that id, or else of that key."""
+        conditions, name = ("collection = ? and id = ?", id) if id is not None else ("collection = ? and key = ?", key)
+        rows = await self._short(lambda read: read.filtered("document_where", conditions, "asc", collection, name, 1))
+        return _document(rows[0]) if rows else None
+
+    async def documents(
+        self,
+        collection: str,
+        *,
+        organization_id: str | None = None,
+        below: str = "",
+        due_by: Instant | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Document]:
+        """A page of a collection in the order of ids; the longest due first if asked."""
+        conditions, values = ["collection = ?"], [collection, *([] if organization_id is None else [organization_id])]
+        if organization_id is not None:
+            conditions.append("organization_id = ?")
+        if below:
+            conditions.append("id >= ? and id < ?")
+            values += [below, below + AFTER_ANY]
+        if after is not None and due_by is None:
+            conditions.append("id < ?" if newest_first else "id > ?")
+            values.append(after)
+        given: list[str | int] = [*values]
+        if due_by is not None:
+            conditions.append("due_at <= ?")
+            given.append(due_by)
+        name = "document_where" if due_by is None else "due_documents"
+        direction = "desc" if newest_first else "asc"
+        where = " and ".join(conditions)
+        rows = await self._read(limit, lambda read: read.filtered(name, where, direction, *given, limit))
+        found = [_document(row) for row in rows]
+        if due_by is not None:
+            return sorted(found, key=lambda each: (each.due_at or 0, each.id), reverse=newest_first)
+        return sorted(found, key=lambda each: each.id, reverse=newest_first)
+
+    async def due_at(self, collection: str) -> Instant | None:
+        """When the first of a collection is due, None while none is."""
+        return await self._short(lambda read: cast("Instant | None", read.row("first_due_document", collection)[0]))
 
     async def meters(self, names: Sequence[str]) -> Mapping[str, Meter]:
         """Those of these meters that anything was ever charged to, by name."""
@@ -297,9 +361,17 @@ class SqlViews(ABC):
         """The session of that id."""
         return await self._short(lambda read: session_by_id(read, session_id))
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
+        given = after, limit, organization_id, root_session_id
+        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", *given)])
 
     async def events(
         self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
@@ -324,6 +396,18 @@ class SqlViews(ABC):
         """The log entries of all sessions with a position greater than `after`, in order."""
         found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])
         return sorted(found, key=lambda each: each.position)
+
+    async def log(self, *, after: int, limit: int = 1000, organization_id: str | None = None) -> LogPage:
+        """What an organization has, or all have, among the next `limit` log entries after a position; in order."""
+        rows = await self._read(limit, lambda read: read.array("log", after, limit, organization_id))
+        rows.sort(key=lambda row: row[0])
+        found = tuple(_log_row(session_id, (position, *rest)) for position, session_id, *rest in rows if rest[4])
+        return LogPage(found, rows[-1][0] if rows else after)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        rows = await self._read(len(session_ids), lambda read: read.array("heads", listed(session_ids)))
+        return {session_id: Head(seq, position or 0) for session_id, seq, position in rows}
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""
@@ -448,6 +532,11 @@ def _session(row: Sequence[Any]) -> Session:
         closed_at,
         forked_from,
     )
+
+
+def _document(row: Sequence[Any]) -> Document:
+    collection, id, data, *rest = row
+    return Document(collection, id, decode(data), *rest)
 
 
 def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:

@@ -128,6 +128,12 @@ class PostgresBatch(Batch):
         """Whoever writes to an inbox has its session."""
         self._own.run("lock_session", session_id)
 
+    # --- documents ---------------------------------------------------------------------------------------
+
+    def _keep_documents(self) -> None:
+        """One at a time: the only lock of its transaction, so nobody waits for another in a circle."""
+        self._own.run("lock_documents")
+
     # --- pruning -----------------------------------------------------------------------------------------
 
     def _keep_sessions(self, ids: str, task_ids: str, numbers: str) -> None:

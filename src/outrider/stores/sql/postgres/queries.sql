@@ -18,6 +18,9 @@ select pg_advisory_xact_lock(8390880602276358242);
 -- new_writer --
 insert into writers (number, at) values (0, ?) returning id;
 
+-- lock_documents --
+select pg_advisory_xact_lock(8390880602276358243);
+
 -- lock_writer --
 -- Until the end of the transaction; who asks how it ended waits for that.
 select pg_advisory_xact_lock(1869968498, ?::integer);
@@ -297,6 +300,51 @@ select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
 -- grants --
 select session_id, tool, is_allowed, at, by, via, task_id from grants where session_id {texts} order by session_id, tool;
 
+-- document_versions --
+select d.collection, d.id, d.version
+from json_array_elements(?::json) name
+join documents d on d.collection = name ->> 0 and d.id = name ->> 1;
+
+-- document_keys --
+select d.collection, d.id
+from json_array_elements(?::json) name
+join documents d on d.collection = name ->> 0 and d.key = name ->> 1;
+
+-- delete_documents --
+delete from documents d
+using json_array_elements(?::json) name
+where d.collection = name ->> 0 and d.id = name ->> 1;
+
+-- loosen_documents --
+update documents d
+set key = null
+from json_array_elements(?::json) name
+where d.collection = name ->> 0 and d.id = name ->> 1 and d.key is not null;
+
+-- upsert_documents --
+insert into documents (collection, id, organization_id, key, due_at, version, data)
+select * from {rows:text,text,text,text,bigint,bigint,text}
+on conflict (collection, id) do update set
+    organization_id = excluded.organization_id, key = excluded.key, due_at = excluded.due_at,
+    version = excluded.version, data = excluded.data;
+
+-- document_where --
+select collection, id, data, organization_id, key, due_at, version
+from documents
+where {conditions}
+order by id {direction}
+limit ?;
+
+-- due_documents --
+select collection, id, data, organization_id, key, due_at, version
+from documents
+where {conditions}
+order by due_at {direction}, id
+limit ?;
+
+-- first_due_document --
+select min(due_at) from documents where collection = ? and due_at is not null;
+
 -- upsert_meters --
 insert into meters (name, state)
 select * from {rows:text,text}
@@ -552,7 +600,10 @@ where not exists (select 1 from tasks where session = found.number);
 
 -- task_ids --
 select id from tasks
-where substr(id, 1, length(?1)) = ?1 or right(id, length(?1)) = ?1
+where
+    (substr(id, 1, length(?1)) = ?1 or right(id, length(?1)) = ?1)
+    and (?3::text is null or organization_id = ?3)
+    and (?4::text is null or coalesce(root_session_id, (select s.id from sessions s where s.number = session)) = ?4)
 order by id
 limit ?2;
 
@@ -587,7 +638,10 @@ select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
-where ?1::text is null or id < ?1
+where
+    (?1::text is null or id < ?1)
+    and (?3::text is null or organization_id = ?3)
+    and (?4::text is null or root_session_id = ?4)
 order by id desc
 limit ?2;
 
@@ -655,6 +709,11 @@ select greatest((select position from origin), coalesce((
     where position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
 ), 0));
 
+-- heads --
+select s.id, s.seq, e.position
+from sessions s left join events e on e.session = s.number and e.seq = s.seq
+where s.id {texts};
+
 -- news --
 -- Only what no transaction that is still open can come before.
 select e.position, s.id, e.seq, t.id
@@ -669,6 +728,24 @@ from (
 ) e
 join sessions s on s.number = e.session
 left join tasks t on t.number = e.task;
+
+-- log --
+-- The next entries of all sessions; without its data what is not of that organization.
+select
+    e.position, s.id, e.seq, t.id, e.type, e.at,
+    case when ?3::text is null or s.organization_id = ?3 then e.data end, i.data
+from (
+    select *
+    from events
+    where
+        position > ?1
+        and position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
+    order by position
+    limit ?2
+) e
+join sessions s on s.number = e.session
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
 
 -- output --
 select json_build_array(o.first, o.next, (
@@ -732,6 +809,23 @@ limit ?;
 
 -- ended --
 select id from tasks where {conditions} order by finished_at {direction}, number {direction} limit ?;
+
+-- unpinned --
+not exists (
+    select 1 from documents pin
+    where
+        pin.collection = 'pin'
+        and pin.id in (
+            tasks.id, tasks.root_session_id, (select own.id from sessions own where own.number = tasks.session)
+        )
+)
+
+-- newest_ended --
+select finished_at
+from tasks
+where organization_id = ? and finished_at is not null
+order by finished_at desc
+limit 1 offset ?;
 
 -- child_sessions --
 select

@@ -205,6 +205,44 @@ from (
     select * from grants where session_id in (select value from json_each(?)) order by session_id, tool
 );
 
+-- document_versions --
+-- Of these (collection, id).
+select json_group_array(json_array(d.collection, d.id, d.version))
+from json_each(?) name join documents d on d.collection = name.value ->> 0 and d.id = name.value ->> 1;
+
+-- document_keys --
+-- Who has these (collection, key).
+select json_group_array(json_array(d.collection, d.id))
+from json_each(?) name join documents d on d.collection = name.value ->> 0 and d.key = name.value ->> 1;
+
+-- delete_documents --
+delete from documents
+where (collection, id) in (select value ->> 0, value ->> 1 from json_each(?));
+
+-- loosen_documents --
+-- Take the keys of these (collection, id), which are about to be given out anew.
+update documents
+set key = null
+where (collection, id) in (select value ->> 0, value ->> 1 from json_each(?)) and key is not null;
+
+-- upsert_documents --
+insert into documents (collection, id, organization_id, key, due_at, version, data)
+values {rows:7}
+on conflict (collection, id) do update set
+    organization_id = excluded.organization_id, key = excluded.key, due_at = excluded.due_at,
+    version = excluded.version, data = excluded.data;
+
+-- document_where --
+select json_group_array(json_array(collection, id, data, organization_id, key, due_at, version))
+from (select * from documents where {conditions} order by id {direction} limit ?);
+
+-- due_documents --
+select json_group_array(json_array(collection, id, data, organization_id, key, due_at, version))
+from (select * from documents where {conditions} order by due_at {direction}, id limit ?);
+
+-- first_due_document --
+select min(due_at) from documents where collection = ? and due_at is not null;
+
 -- upsert_meters --
 insert into meters (name, state) values {rows:2} on conflict (name) do update set state = excluded.state;
 
@@ -451,7 +489,10 @@ where not exists (select 1 from tasks where session = found.number);
 -- Looks at every id, in the index on them and nowhere else; no LIKE, whose wildcards an id may contain.
 select json_group_array(id) from (
     select id from tasks
-    where substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1
+    where
+        (substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1)
+        and (?3 is null or organization_id = ?3)
+        and (?4 is null or ifnull(root_session_id, (select id from sessions where number = session)) = ?4)
     order by id limit ?2
 );
 
@@ -499,7 +540,14 @@ select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at, budget, closed_at, forked_from
 ))
-from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
+from (
+    select *
+    from sessions
+    where
+        id < ifnull(?1, x'') and (?3 is null or organization_id = ?3) and (?4 is null or root_session_id = ?4)
+    order by id desc
+    limit ?2
+);
 
 -- steps --
 select json_group_array(json_array(position, ordinal, verb, attempt, created_at, value, done))
@@ -564,11 +612,27 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 -- Also where the newest entry was pruned.
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
+-- heads --
+select json_group_array(json_array(s.id, s.seq, e.position))
+from sessions s left join events e on e.session = s.number and e.seq = s.seq
+where s.id in (select value from json_each(?));
+
 -- news --
 select json_group_array(json_array(e.position, s.id, e.seq, t.id))
 from (select position, session, seq, task from events where position > ? order by position limit ?) e
 join sessions s on s.number = e.session
 left join tasks t on t.number = e.task;
+
+-- log --
+-- The next entries of all sessions; without its data what is not of that organization.
+select json_group_array(json_array(
+    e.position, s.id, e.seq, t.id, e.type, e.at,
+    case when ?3 is null or s.organization_id = ?3 then e.data end, i.data
+))
+from (select * from events where position > ?1 order by position limit ?2) e
+join sessions s on s.number = e.session
+left join tasks t on t.number = e.task
+left join inputs i on i.task = e.task and e.type = 'task.created';
 
 -- output --
 -- The oldest byte kept, the end, and the pieces from the one that holds a byte on.
@@ -639,6 +703,23 @@ from (select * from inbox where session = (select number from sessions where id 
 -- The longest ended first; the conditions are filled in by `views.ended`, from its own texts only.
 select json_group_array(id)
 from (select id from tasks where {conditions} order by finished_at {direction}, number {direction} limit ?);
+
+-- unpinned --
+not exists (
+    select 1 from documents pin
+    where
+        pin.collection = 'pin'
+        and pin.id in (
+            tasks.id, tasks.root_session_id, (select own.id from sessions own where own.number = tasks.session)
+        )
+)
+
+-- newest_ended --
+select finished_at
+from tasks
+where organization_id = ? and finished_at is not null
+order by finished_at desc
+limit 1 offset ?;
 
 -- child_sessions --
 select json_group_array(json_array(

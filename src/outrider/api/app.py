@@ -1,0 +1,100 @@
+"""The application: routers, errors, limits, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outrider.api import live, problems, sessions, tasks
+from outrider.api.limits import Limits
+from outrider.core.errors import OutriderError
+from outrider.runtime.facade import Runtime
+from outrider.settings import ServeSettings
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk away, be woken when there is news.
+
+Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
+the page after it. A create with an `Idempotency-Key` is safe to repeat.
+"""
+ROUTERS = (tasks.router, sessions.router, live.router)
+"""The busiest come first: a route is looked for in this order."""
+
+
+def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastAPI:
+    """The ASGI application that serves a runtime. It neither opens nor closes it.
+
+    `app.state` has the `runtime`, the `settings`, and `ending`: an event that is set when the server begins to end,
+    so that whoever streams or waits says so and leaves.
+    """
+    from outrider import __version__
+
+    settings = settings or ServeSettings()
+    app = _Api(
+        title="Outrider",
+        version=__version__,
+        summary="Durable background tasks for AI agents",
+        description=DESCRIPTION,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.runtime = runtime
+    app.state.settings = settings
+    app.state.ending = asyncio.Event()
+    for router in ROUTERS:
+        app.include_router(router)
+    handlers: dict[type[Exception], Any] = {
+        OutriderError: problems.on_outrider_error,
+        HTTPException: problems.on_http_error,
+        RequestValidationError: problems.on_invalid,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Limits, settings=settings)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+        )
+    return app
+
+
+class _Api(FastAPI):
+    """The application with its document as clients want it."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _finished(super().openapi())
+        return self.openapi_schema
+
+
+def _finished(document: dict[str, Any]) -> dict[str, Any]:
+    """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are."}}
+    document["security"] = [{"bearer": []}, {}]
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and "content" in answer:
+                    answer["content"] = {problems.MEDIA_TYPE: next(iter(answer["content"].values()))}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        cast("dict[str, Any]", components["schemas"]).pop(unused, None)
+    return document

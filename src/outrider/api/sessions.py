@@ -1,0 +1,177 @@
+"""The routes of sessions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+from pydantic import Field
+from starlette.responses import Response
+
+from outrider.api import wire
+from outrider.api.access import Asking, Operating, Reading, Submitting
+from outrider.api.forms import Form, Labels, Number, Object, Whole
+from outrider.api.paging import After, Limit, Page, cursor_of
+from outrider.api.problems import responses
+from outrider.api.routing import noun
+from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord
+from outrider.runtime.sessions import Remaining
+from outrider.runtime.turns import Steering
+
+router = noun("sessions")
+
+Budget = dict[str, Number]
+BUDGET = (
+    "Any of tokens, cost (dollars), requests, iterations, seconds, and soft, the share at which its session is told."
+)
+
+
+class NewSessionForm(Form):
+    """A session to be made."""
+
+    agent: str | None = Field(default=None, description="The agent that takes its turns; none for one driven outside.")
+    title: str | None = None
+    labels: Labels | None = None
+    id: str | None = Field(default=None, description="An id of your own; the same one gives the same session.")
+    budget: Budget | None = Field(default=None, description="What its tasks may spend together. " + BUDGET)
+    tree_budget: Budget | None = Field(default=None, description="The same, with all sessions below it.")
+
+
+class SaidForm(Form):
+    """Something said to a session's agent."""
+
+    content: str | Object | list[Object] = Field(description="Text, an object, or a list of message parts.")
+    steering: Steering = Field(default="inject", description="What becomes of it while the agent takes a turn.")
+    sender: str | None = None
+
+
+class SessionForkForm(Form):
+    """How much of a session another one begins with."""
+
+    upto: str | None = Field(default=None, description="The id of a turn: the transcript up to the end of it.")
+    iteration: Whole | None = Field(default=None, description="With `upto`: up to the end of this iteration.")
+    title: str | None = None
+    id: str | None = None
+
+
+class CloseForm(Form):
+    """What becomes of the tasks of a session that is closed."""
+
+    tasks: Remaining = "finish"
+
+
+class RevocationForm(Form):
+    """A tool that needs an approval again."""
+
+    tool: str
+    by: str | None = None
+
+
+class Deleted(Form):
+    """What was deleted."""
+
+    tasks: int = Field(description="How many tasks went.")
+
+
+class Changed(Form):
+    """Whether anything was changed; false where it was so already."""
+
+    changed: bool
+
+
+@router.post("/sessions", status_code=201, response_model=SessionRecord, responses=responses(409))
+async def create_session(runtime: Submitting, caller: Asking, form: NewSessionForm) -> Response:
+    """Create a session, or get the one of that id."""
+    made = await runtime.sessions.create(
+        agent=form.agent,
+        title=form.title,
+        labels=form.labels,
+        id=form.id,
+        organization_id=caller.organization_id,
+        budget=form.budget,
+        tree_budget=form.tree_budget,
+    )
+    return wire.record(await made.record(), 201)
+
+
+@router.get("/sessions", response_model=Page[SessionRecord])
+async def list_sessions(runtime: Reading, after: After = None, limit: Limit = 100) -> Response:
+    """List sessions, newest first."""
+    found = await runtime.sessions.list(after=after, limit=limit)
+    return wire.page(found, cursor_of(found, limit))
+
+
+@router.get("/sessions/{session_id}", response_model=SessionRecord, responses=responses(404))
+async def get_session(runtime: Reading, session_id: str) -> Response:
+    """Get a session."""
+    return wire.record(await runtime.sessions.record(session_id))
+
+
+@router.delete("/sessions/{session_id}", response_model=Deleted, responses=responses(404, 409))
+async def delete_session(
+    runtime: Operating,
+    session_id: str,
+    cancel: Annotated[bool, Query(description="Cancel what lives in it first, and wait for it.")] = False,
+) -> Response:
+    """Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives."""
+    return wire.plain({"tasks": await runtime.sessions.delete(session_id, cancel=cancel)})
+
+
+@router.post("/sessions/{session_id}/send", response_model=TaskRecord, responses=responses(404, 409))
+async def send_to_session(runtime: Submitting, caller: Asking, session_id: str, form: SaidForm) -> Response:
+    """Say something to the session's agent, durably. Answers with the turn that was told, or made for it."""
+    session = await runtime.sessions.get(session_id)
+    turn = await session.send(form.content, steering=form.steering, sender=caller.signs(form.sender))
+    return wire.record(await turn.record())
+
+
+@router.post(
+    "/sessions/{session_id}/fork", status_code=201, response_model=SessionRecord, responses=responses(404, 409)
+)
+async def fork_session(runtime: Submitting, session_id: str, form: SessionForkForm | None = None) -> Response:
+    """Make a session that goes on from where this one is, with copies of its transcript and files."""
+    given = form or SessionForkForm()
+    made = await runtime.sessions.fork(
+        session_id, upto=given.upto, iteration=given.iteration, title=given.title, id=given.id
+    )
+    return wire.record(await made.record(), 201)
+
+
+@router.post("/sessions/{session_id}/close", response_model=SessionRecord, responses=responses(404, 409))
+async def close_session(runtime: Submitting, session_id: str, form: CloseForm | None = None) -> Response:
+    """Have a session take nothing any more. Closing it again changes nothing."""
+    return wire.record(await runtime.sessions.close(session_id, tasks=(form or CloseForm()).tasks))
+
+
+@router.post("/sessions/{session_id}/reopen", response_model=SessionRecord, responses=responses(404))
+async def reopen_session(runtime: Submitting, session_id: str) -> Response:
+    """Open a closed session again."""
+    return wire.record(await runtime.sessions.reopen(session_id))
+
+
+@router.get("/sessions/{session_id}/turn", response_model=TaskRecord | None, responses=responses(404))
+async def get_turn(runtime: Reading, session_id: str) -> Response:
+    """Get the turn that the session's agent takes or took last; null before the first."""
+    turn = await (await runtime.sessions.get(session_id)).turn()
+    return wire.plain(None) if turn is None else wire.record(await turn.record())
+
+
+@router.get("/sessions/{session_id}/usage", response_model=SpentRecord, responses=responses(404))
+async def get_session_usage(
+    runtime: Reading, session_id: str, tree: Annotated[bool, Query(description="Of its whole tree.")] = False
+) -> Response:
+    """Get what a session's tasks have used together, and what of its budget is spent."""
+    return wire.record(await runtime.sessions.usage(session_id, tree=tree))
+
+
+@router.get("/sessions/{session_id}/grants", response_model=Page[GrantRecord], responses=responses(404))
+async def list_grants(runtime: Reading, session_id: str) -> Response:
+    """List the tools that need no more approval in a session."""
+    return wire.page(await runtime.sessions.grants(session_id))
+
+
+@router.post("/sessions/{session_id}/grants/revoke", response_model=Changed, responses=responses(404))
+async def revoke_grant(runtime: Operating, caller: Asking, session_id: str, form: RevocationForm) -> Response:
+    """Have a tool of a session need an approval again."""
+    done = await runtime.sessions.revoke(session_id, form.tool, by=caller.signs(form.by))
+    return wire.plain({"changed": done})

@@ -1,0 +1,67 @@
+"""JSON as the API takes and gives it: read strictly, once, and written as bytes that nothing looks at again.
+
+Strict: UTF-8, no NaN, no halves of characters, no numbers that a reader would round, and no more than 200 levels deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+
+from outrider.api.problems import Refusal
+from outrider.core.task import Task
+from outrider.runtime.around import Around
+from outrider.runtime.fields import task_fields
+
+JSON_TYPE = "application/json"
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+
+
+class Request(StarletteRequest):
+    """A request whose body is read strictly."""
+
+    async def json(self) -> Any:
+        """The body. Raises Refusal for what is no JSON."""
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                self._json = from_json(body, allow_inf_nan=False, cache_strings="keys")
+            except ValueError as error:
+                raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from None
+        return self._json
+
+
+def answer(content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of encoded JSON."""
+    return Response(content, status, headers, JSON_TYPE)
+
+
+def plain(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of plain values."""
+    return answer(orjson.dumps(value, option=_OPTIONS), status, headers)
+
+
+def record(found: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of a public record."""
+    return answer(encoded(found), status, headers)
+
+
+def encoded(found: BaseModel) -> bytes:
+    """A public record as JSON."""
+    return found.__pydantic_serializer__.to_json(found)
+
+
+def encoded_task(task: Task, around: Around | None = None) -> bytes:
+    """The record of a task, without what is derived of its journal: what `TaskRecord.of` says, without making one."""
+    return orjson.dumps({**task_fields(task, around=around), "checkpoint": None}, option=_OPTIONS)
+
+
+def page(items: Iterable[BaseModel], next: str | int | None = None) -> Response:
+    """A page of records, and the cursor of the one after it; None where there is none."""
+    return answer(b'{"items":[' + b",".join(map(encoded, items)) + b'],"next":' + orjson.dumps(next) + b"}")
