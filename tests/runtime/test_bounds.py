@@ -252,7 +252,7 @@ FOR_OPERATORS: dict[str, Verb] = {
 }
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
 """Those with tests of their own below."""
-OF_NOBODY = {"doctor.is_alive", "secrets.seal", "secrets.open_sealed"}
+OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
 
 
@@ -577,7 +577,7 @@ async def _rows(views: Views, it: Ids) -> list[str]:
     return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
-SHARED = {"holders", "position", "workers", "gates"}
+SHARED = {"holders", "position", "workers", "gates", "schema"}
 """Facts of the cluster from which the records of one's own tasks are made, and cursors."""
 
 REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {

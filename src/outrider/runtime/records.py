@@ -723,6 +723,22 @@ class Finding(Record):
     advice: str
 
 
+class Check(Record):
+    """One thing that has to be well for a process to be of use: whether it is, and in words."""
+
+    name: Literal["store", "schema", "worker"]
+    is_well: bool
+    text: str
+    code: str | None = None
+
+
+class Readiness(Record):
+    """Whether a process can do what it is there for, by each thing that it takes."""
+
+    is_ready: bool
+    checks: tuple[Check, ...]
+
+
 class Explanation(Record):
     """Why a task is where it is: sentences, the first reason first."""
 
