@@ -13,8 +13,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import problems, sessions, tasks
+from outrider.api import audit, keys, organizations, problems, sessions, tasks
+from outrider.api.access import Gate
 from outrider.api.limits import Limits
+from outrider.api.recording import Recording
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
@@ -26,7 +28,7 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
 """
-ROUTERS = (tasks.router, sessions.router)
+ROUTERS = (tasks.router, sessions.router, keys.router, audit.router, organizations.router)
 """The busiest come first: a route is looked for in this order."""
 
 
@@ -54,6 +56,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.ending = asyncio.Event()
+    app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.include_router(router)
     handlers: dict[type[Exception], Any] = {
@@ -63,6 +66,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Recording, runtime=runtime, gate=gate)
     app.add_middleware(Limits, settings=settings)
     if settings.origins:
         app.add_middleware(
@@ -70,7 +74,14 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
             allow_origins=settings.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+            expose_headers=[
+                "ETag",
+                "Idempotent-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
+                "X-Request-Id",
+            ],
         )
     return app
 
@@ -88,7 +99,9 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are."}}
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
+    }
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

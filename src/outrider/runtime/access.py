@@ -201,11 +201,12 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What is left to somebody: `left` requests of `burst`, all of it again in `reset` seconds."""
+    """What is left to somebody: `left` requests of `burst`; all of them again in `reset` seconds, `full` from none."""
 
     burst: int
     left: int
     reset: float
+    full: float
     is_over: bool
     retry_after: float
 
@@ -233,6 +234,7 @@ class Rates:
             self.burst,
             int(level),
             (self.burst - level) / self.rate,
+            self.burst / self.rate,
             is_over,
             max(0.0, (1 - level) / self.rate),
         )
