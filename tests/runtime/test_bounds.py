@@ -39,6 +39,7 @@ from outrider.core.queue import Limit, Pause
 from outrider.core.session import Grant, NewSession, Seed
 from outrider.core.task import Live, Task
 from outrider.core.values import evolve
+from outrider.runtime import tasks
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
 from outrider.testing import TestRuntime, open_test
@@ -82,18 +83,21 @@ class Neighbours:
         """All that they have."""
         views = self.whole.services.views
         session = await views.session(self.theirs.session)
-        tasks = sorted(await views.list_tasks(TaskFilter(organization_id="org_b")), key=lambda task: task.id)
-        rows = [[await view(task.id) for task in tasks] for view in (views.steps, views.requests, views.messages)]
+        theirs = sorted(await views.list_tasks(TaskFilter(organization_id="org_b")), key=lambda task: task.id)
+        rows = [[await view(task.id) for task in theirs] for view in (views.steps, views.requests, views.messages)]
         return (
             session,
-            tasks,
+            theirs,
             rows,
             await views.sessions(organization_id="org_b"),
             await views.events(self.theirs.session, limit=1000),
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
-            [await views.documents(each) for each in ("notes", "keys", "organizations", "audit", "audit_heads")],
+            [
+                await views.documents(each)
+                for each in ("notes", "keys", "organizations", "audit", "audit_heads", "pin", "retention")
+            ],
         )
 
 
@@ -134,6 +138,8 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         assert await runtime.ledger.keep([Document("notes", "of b", {"a": "secret"}, "org_b")])
         await runtime.organizations.create("secret", id="org_b")
         key = await there.keys.create("secret")
+        await there.retention.set_policy(age=None, by="secret")
+        await there.retention.pin(asking.id, reason="secret")
         await there.audit.record("secret", actor={})
         ids = Ids(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b")
         yield Neighbours(runtime, ours, own, ids, await there.tasks.export(ended.id))
@@ -166,6 +172,7 @@ FACADE: dict[str, Verb] = {
     "sessions.events": lambda n, it: n.ours.sessions.events(it.session),
     "tasks.create": lambda n, it: n.ours.tasks.create(it.session, "external", {}),
     "tasks.create_many": lambda n, it: n.ours.tasks.create_many(it.session, "external", [{}, {}]),
+    "tasks.submit": lambda n, it: n.ours.tasks.submit(it.session, [tasks.Order("external", {})]),
     "tasks.get": lambda n, it: n.ours.tasks.get(it.ended),
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
@@ -204,6 +211,13 @@ FACADE: dict[str, Verb] = {
     "external.succeed": lambda n, it: n.ours.external.succeed(it.held, it.at),
     "external.fail": lambda n, it: n.ours.external.fail(it.held, it.at, "no"),
     "external.stopped": lambda n, it: n.ours.external.stopped(it.held, it.at),
+    "retention.policy": lambda n, _: n.ours.retention.policy(),
+    "retention.policies": lambda n, _: n.ours.retention.policies(),
+    "retention.set_policy": lambda n, it: n.ours.retention.set_policy(it.organization, age=1),
+    "retention.reset_policy": lambda n, it: n.ours.retention.reset_policy(it.organization),
+    "retention.pin": lambda n, it: n.ours.retention.pin(it.ended),
+    "retention.unpin": lambda n, it: n.ours.retention.unpin(it.asking),
+    "retention.pins": lambda n, it: n.ours.retention.pins(organization_id=it.organization),
     "organizations.list": lambda n, it: n.ours.organizations.list(after=it.organization),
     "organizations.get": lambda n, it: n.ours.organizations.get(it.organization),
     "keys.create": lambda n, it: n.ours.keys.create("x", session_id=it.session),
@@ -444,7 +458,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "receive": lambda: ledger.receive(it.session, now, now + 1, 10),
         "acknowledge": lambda: ledger.acknowledge(it.session, [Receipt("t", 1, 1)]),
         "prune": lambda: ledger.prune([it.ended], [it.session], now=now),
-        "keep": lambda: ledger.keep([], [Document("notes", "of b" if it.at else "of nobody", {}, "org_a", version=1)]),
+        "keep": lambda: ledger.keep([Document("notes", "x", {}, it.organization)]),
         "close": lambda: ledger.close(),
     }
 
@@ -518,6 +532,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "inbox": lambda v: v.inbox(it.session),
         "receivable_at": lambda v: v.receivable_at(it.session, now),
         "ended": lambda v: v.ended(now + 1, 10, session_id=it.session),
+        "newest_ended": lambda v: v.newest_ended(it.organization, 0),
         "child_sessions": lambda v: v.child_sessions([it.ended]),
         "grants": lambda v: v.grants([it.session]),
         "meters": lambda v: v.meters([TASK + it.ended, SESSION + it.session, TREE + it.session, "model:x"]),
@@ -618,7 +633,7 @@ async def test_documents_are_of_their_organization_and_of_no_session(neighbours:
     assert (await views.document("notes", key="name")) == replace(mine, version=1)
     assert [each.id for each in await views.documents("notes")] == ["of a"]
     assert list(await views.documents("notes", organization_id="org_b")) == []
-    assert not await ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])
+    assert await outcome(ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])) == ("already_exists",)
     for owner in ("org_b", ""):
         assert await outcome(ledger.keep([Document("notes", "x", {}, owner)])) == ("organization_not_found",)
     bound = n.ours.within(Bounds("org_a", n.own.id)).services

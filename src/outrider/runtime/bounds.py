@@ -218,8 +218,10 @@ class BoundedViews:
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
@@ -229,8 +231,21 @@ class BoundedViews:
         if narrowed is None or (session_id is not None and not await self.has_session(session_id)):
             return ()
         return await self._whole.ended(
-            before, limit, states=states, organization_id=narrowed[0], session_id=session_id, kind=kind
+            before,
+            limit,
+            since=since,
+            states=states,
+            organization_id=narrowed[0],
+            but_of=but_of,
+            session_id=session_id,
+            kind=kind,
         )
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task ended that stands at this place of an organization's newest."""
+        if self._bounds.session_id is not None or organization_id != self._bounds.organization_id:
+            return None
+        return await self._whole.newest_ended(organization_id, place)
 
     # --- sessions ----------------------------------------------------------------------------------------
 
@@ -570,7 +585,7 @@ class BoundedLedger:
         return await self._whole.prune(tasks, sessions, now=now)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
-        """Write documents anew and drop others. Raises NotFound for another organization, False for its documents."""
+        """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""
         if self._bounds.session_id is not None:
             raise Forbidden("a key of one session keeps nothing but tasks")
         for each in (*documents, *dropped):
@@ -578,7 +593,7 @@ class BoundedLedger:
                 raise NotFound.of("organization", each.organization_id)
             there = await self._whole.views.document(each.collection, id=each.id)
             if there is not None and not self._views.keeps(there):
-                return False
+                raise _taken(each.collection, each.id)
         return await self._whole.keep(documents, dropped)
 
     # --- what only workers write ---------------------------------------------------------------------------

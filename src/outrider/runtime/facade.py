@@ -19,6 +19,7 @@ from outrider.runtime.options import Length
 from outrider.runtime.organizations import Organizations
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import StatsRecord, WorkerRecord
+from outrider.runtime.retention import RetentionPolicies
 from outrider.runtime.secrets import Secrets
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
@@ -28,8 +29,8 @@ from outrider.runtime.tasks import Tasks
 class Runtime:
     """An open Outrider: `sessions`, `tasks`, `inbox`, `queue` and `workers` of one store.
 
-    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers. `organizations`,
-    `keys`, `audit` and `secrets` are what a service needs that others use.
+    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers; `retention` says
+    what is kept for how long. `organizations`, `keys`, `audit` and `secrets` are what a service needs that others use.
     """
 
     def __init__(self, services: Services) -> None:
@@ -44,6 +45,7 @@ class Runtime:
         self.keys = Keys(services)
         self.audit = Audit(services)
         self.secrets = Secrets(services)
+        self.retention = RetentionPolicies(services)
 
     def within(self, bounds: Bounds) -> Runtime:
         """The same runtime as somebody sees it who reaches no further than one organization, or one session's tree.
