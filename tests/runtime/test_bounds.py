@@ -39,9 +39,9 @@ from outrider.core.queue import Limit, Pause
 from outrider.core.session import Grant, NewSession, Seed
 from outrider.core.task import Live, Task
 from outrider.core.values import evolve
-from outrider.runtime import tasks
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
+from outrider.runtime.tasks import Order as Submission
 from outrider.testing import TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -83,21 +83,18 @@ class Neighbours:
         """All that they have."""
         views = self.whole.services.views
         session = await views.session(self.theirs.session)
-        theirs = sorted(await views.list_tasks(TaskFilter(organization_id="org_b")), key=lambda task: task.id)
-        rows = [[await view(task.id) for task in theirs] for view in (views.steps, views.requests, views.messages)]
+        tasks = sorted(await views.list_tasks(TaskFilter(organization_id="org_b")), key=lambda task: task.id)
+        rows = [[await view(task.id) for task in tasks] for view in (views.steps, views.requests, views.messages)]
         return (
             session,
-            theirs,
+            tasks,
             rows,
             await views.sessions(organization_id="org_b"),
             await views.events(self.theirs.session, limit=1000),
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
-            [
-                await views.documents(each)
-                for each in ("notes", "keys", "organizations", "audit", "audit_heads", "pin", "retention")
-            ],
+            [await views.documents(each) for each in ("notes", "keys", "organizations", "audit", "audit_heads")],
         )
 
 
@@ -137,9 +134,9 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         assert request is not None
         assert await runtime.ledger.keep([Document("notes", "of b", {"a": "secret"}, "org_b")])
         await runtime.organizations.create("secret", id="org_b")
+        await runtime.retention.set_policy("org_b", age=None)
+        await runtime.retention.pin(session.id)
         key = await there.keys.create("secret")
-        await there.retention.set_policy(age=None, by="secret")
-        await there.retention.pin(asking.id, reason="secret")
         await there.audit.record("secret", actor={})
         ids = Ids(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b")
         yield Neighbours(runtime, ours, own, ids, await there.tasks.export(ended.id))
@@ -171,8 +168,8 @@ FACADE: dict[str, Verb] = {
     "sessions.delete": lambda n, it: n.ours.sessions.delete(it.session, cancel=True),
     "sessions.events": lambda n, it: n.ours.sessions.events(it.session),
     "tasks.create": lambda n, it: n.ours.tasks.create(it.session, "external", {}),
+    "tasks.submit": lambda n, it: n.ours.tasks.submit(it.session, [Submission("external", {})]),
     "tasks.create_many": lambda n, it: n.ours.tasks.create_many(it.session, "external", [{}, {}]),
-    "tasks.submit": lambda n, it: n.ours.tasks.submit(it.session, [tasks.Order("external", {})]),
     "tasks.get": lambda n, it: n.ours.tasks.get(it.ended),
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
@@ -211,12 +208,12 @@ FACADE: dict[str, Verb] = {
     "external.succeed": lambda n, it: n.ours.external.succeed(it.held, it.at),
     "external.fail": lambda n, it: n.ours.external.fail(it.held, it.at, "no"),
     "external.stopped": lambda n, it: n.ours.external.stopped(it.held, it.at),
-    "retention.policy": lambda n, _: n.ours.retention.policy(),
-    "retention.policies": lambda n, _: n.ours.retention.policies(),
-    "retention.set_policy": lambda n, it: n.ours.retention.set_policy(it.organization, age=1),
+    "retention.policy": lambda n, it: n.ours.retention.policy(it.organization),
+    "retention.policies": lambda n, it: n.ours.retention.policies(),
+    "retention.set_policy": lambda n, it: n.ours.retention.set_policy(it.organization, age=1.0),
     "retention.reset_policy": lambda n, it: n.ours.retention.reset_policy(it.organization),
-    "retention.pin": lambda n, it: n.ours.retention.pin(it.ended),
-    "retention.unpin": lambda n, it: n.ours.retention.unpin(it.asking),
+    "retention.pin": lambda n, it: n.ours.retention.pin(it.session),
+    "retention.unpin": lambda n, it: n.ours.retention.unpin(it.session),
     "retention.pins": lambda n, it: n.ours.retention.pins(organization_id=it.organization),
     "organizations.list": lambda n, it: n.ours.organizations.list(after=it.organization),
     "organizations.get": lambda n, it: n.ours.organizations.get(it.organization),
@@ -532,7 +529,6 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "inbox": lambda v: v.inbox(it.session),
         "receivable_at": lambda v: v.receivable_at(it.session, now),
         "ended": lambda v: v.ended(now + 1, 10, session_id=it.session),
-        "newest_ended": lambda v: v.newest_ended(it.organization, 0),
         "child_sessions": lambda v: v.child_sessions([it.ended]),
         "grants": lambda v: v.grants([it.session]),
         "meters": lambda v: v.meters([TASK + it.ended, SESSION + it.session, TREE + it.session, "model:x"]),
@@ -564,6 +560,7 @@ REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
     "problems": lambda v: v.problems(),
     "uses": lambda v: v.uses(),
     "due_at": lambda v: v.due_at("notes"),
+    "newest_ended": lambda v: v.newest_ended("org_a", 0),
 }
 
 

@@ -74,7 +74,7 @@ async def get_caller(runtime: Reading, caller: Asking) -> Response:
 
 
 @router.post("/keys", status_code=201, response_model=NewApiKeyRecord, responses=responses(404))
-async def create_key(runtime: Administering, caller: Asking, form: NewKeyForm) -> Response:
+async def create_api_key(runtime: Administering, caller: Asking, form: NewKeyForm) -> Response:
     """Make a key. Its token is in the answer, and is never shown again."""
     made = await runtime.keys.create(
         form.name,
@@ -88,7 +88,7 @@ async def create_key(runtime: Administering, caller: Asking, form: NewKeyForm) -
 
 
 @router.get("/keys", response_model=Page[ApiKeyRecord])
-async def list_keys(
+async def list_api_keys(
     runtime: Administering, organization_id: OrganizationId = None, after: After = None, limit: Limit = 100
 ) -> Response:
     """List keys, the oldest first: those of an organization, or all within reach."""
@@ -97,19 +97,19 @@ async def list_keys(
 
 
 @router.get("/keys/{key_id}", response_model=ApiKeyRecord, responses=responses(404))
-async def get_key(runtime: Administering, key_id: str) -> Response:
+async def get_api_key(runtime: Administering, key_id: str) -> Response:
     """Get a key, without its token."""
     return wire.record(await runtime.keys.get(key_id))
 
 
 @router.post("/keys/{key_id}/revoke", response_model=ApiKeyRecord, responses=responses(404, 409))
-async def revoke_key(runtime: Administering, key_id: str) -> Response:
+async def revoke_api_key(runtime: Administering, key_id: str) -> Response:
     """Have a key be good no more, from within seconds everywhere. Its record stays."""
     return wire.record(await runtime.keys.revoke(key_id))
 
 
 @router.post("/keys/{key_id}/rotate", response_model=NewApiKeyRecord, responses=responses(404, 409))
-async def rotate_key(runtime: Administering, key_id: str, form: RotationForm | None = None) -> Response:
+async def rotate_api_key(runtime: Administering, key_id: str, form: RotationForm | None = None) -> Response:
     """Give a key another token, which is in the answer and never shown again; the one before is good for a while."""
     made = await runtime.keys.rotate(key_id, overlap=(form or RotationForm()).overlap)
     return wire.record(made, headers=_SECRET)

@@ -242,10 +242,8 @@ class BoundedViews:
         )
 
     async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
-        """When the task ended that stands at this place of an organization's newest."""
-        if self._bounds.session_id is not None or organization_id != self._bounds.organization_id:
-            return None
-        return await self._whole.newest_ended(organization_id, place)
+        """Refused: policies are enforced for all."""
+        self._refuse("how many have ended")
 
     # --- sessions ----------------------------------------------------------------------------------------
 

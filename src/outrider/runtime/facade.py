@@ -41,11 +41,11 @@ class Runtime:
         self.queue = Queue(services)
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
+        self.retention = RetentionPolicies(services)
         self.organizations = Organizations(services)
         self.keys = Keys(services)
         self.audit = Audit(services)
         self.secrets = Secrets(services)
-        self.retention = RetentionPolicies(services)
 
     def within(self, bounds: Bounds) -> Runtime:
         """The same runtime as somebody sees it who reaches no further than one organization, or one session's tree.

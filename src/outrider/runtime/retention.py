@@ -70,7 +70,7 @@ class RetentionPolicies:
         """Have the ended tasks of an organization kept for so long, and no more than `count` of them; None: no bound.
 
         In the place of the settings' word for it, for all workers. What is over is deleted within minutes, the longest
-        ended first. Raises InvalidArguments, and NotFound for an organization out of reach.
+        ended first. Raises InvalidArguments.
         """
         organization_id = self._named(organization_id)
         check_texts_if_given(by=by)
@@ -87,7 +87,22 @@ class RetentionPolicies:
 
     async def reset_policy(self, organization_id: str | None = None) -> bool:
         """Have the settings' word hold again for an organization; False if it did."""
-        return await drop(self._reach, POLICY, self._named(organization_id))
+        organization_id = self._named(organization_id)
+        return await drop(self._reach, POLICY, organization_id)
+
+    @property
+    def _reach(self) -> Services:
+        """Where policies are read and set: for operators, everywhere."""
+        return self._services.whole if self._services.is_operator else self._services
+
+    def _named(self, organization_id: str | None) -> str:
+        """That organization, or else one's own, or the default one. Raises InvalidArguments, NotFound."""
+        if organization_id is None:
+            return self._services.organization_id
+        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        if not self._services.is_operator and organization_id != self._services.organization_id:
+            raise NotFound.of("organization", organization_id)
+        return organization_id
 
     async def pin(self, id: str, *, by: str | None = None, reason: str | None = None) -> PinRecord:
         """Keep a task, or a session with all in it and in the sessions that its tasks opened, until it is unpinned.
@@ -124,16 +139,6 @@ class RetentionPolicies:
             PIN, organization_id=organization_id, after=after, limit=check_page(limit)
         )
         return [_pin(each) for each in found]
-
-    @property
-    def _reach(self) -> Services:
-        """Where policies are read and set: for operators, everywhere."""
-        return self._services.whole if self._services.is_operator else self._services
-
-    def _named(self, organization_id: str | None) -> str:
-        named = self._services.organization_id if organization_id is None else organization_id
-        check_name("organization_id", named, self._services.settings.limits.name)
-        return named
 
 
 async def every(views: Views, collection: str) -> list[Document]:
