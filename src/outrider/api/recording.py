@@ -65,7 +65,8 @@ class Recording:
 
     def _is_worth_it(self, scope: Scope, status: int) -> bool:
         needs = scope.get("outrider.needs")
-        return needs is not None and (needs != "read" or status in (401, 403))
+        changes = scope["method"] not in ("GET", "HEAD") and needs != "read"
+        return needs is not None and (changes or status in (401, 403))
 
     async def _record(self, scope: Scope, status: int, body: bytes) -> None:
         caller: Caller | None = scope.get("outrider.caller")
