@@ -172,6 +172,20 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    keep_alive: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -197,6 +211,7 @@ class ServeSettings:
     """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
+    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

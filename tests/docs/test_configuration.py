@@ -27,6 +27,7 @@ from outrider.settings import (
     Limits,
     LocalModelSettings,
     ServeSettings,
+    StreamSettings,
     WorkerSettings,
 )
 
@@ -34,9 +35,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens", "rate", "burst"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures", "port", "failures"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header", "token_size"}
-NESTED = {"lease", "limits", "delegation", "scopes", "algorithms"}
+NESTED = {"lease", "limits", "delegation", "streams", "scopes", "algorithms"}
 
 
 def rows() -> dict[str, str]:
@@ -71,6 +72,7 @@ def told(name: str, value: Any) -> str:
         Limits(),
         LocalModelSettings(),
         ServeSettings(),
+        StreamSettings(),
         AccessSettings(),
         IssuerSettings("", ""),
     ],

@@ -41,6 +41,7 @@ from outrider.core.task import Live, Task
 from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
+from outrider.runtime.records import EventRecord
 from outrider.runtime.tasks import Order as Submission
 from outrider.testing import TestRuntime, open_test
 
@@ -162,6 +163,9 @@ FACADE: dict[str, Verb] = {
     "sessions.grants": lambda n, it: n.ours.sessions.grants(it.session),
     "sessions.revoke": lambda n, it: n.ours.sessions.revoke(it.session, "tool"),
     "sessions.usage": lambda n, it: n.ours.sessions.usage(it.session, tree=True),
+    "snapshot": lambda n, it: n.ours.snapshot(it.organization),
+    "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
+    "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
@@ -244,7 +248,7 @@ FOR_OPERATORS: dict[str, Verb] = {
     "organizations.delete": lambda n, _: n.ours.organizations.delete("org_b"),
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
 }
-ELSEWHERE = {"within", "ledger", "sessions.create", "tasks.give_away", "tasks.load"}
+ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load"}
 """Those with tests of their own below."""
 OF_NOBODY = {"doctor.is_alive", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
@@ -368,6 +372,23 @@ async def test_a_document_ends_and_replaces_nothing_of_somebody_else(neighbours:
     loaded = await n.ours.tasks.load(fresh, session_id="session_copy")
     assert loaded.input.organization_id == "org_a"
     assert (await n.ours.sessions.record("session_copy")).organization_id == "org_a"
+
+
+async def test_who_follows_all_that_happens_is_told_of_its_own_alone(neighbours: Neighbours):
+    n = neighbours
+    await n.whole.within(B).tasks.message(n.theirs.asking, "hello")
+    child = await n.own.create("external", {})
+    told = n.ours.events(after=0)
+    seen = [event async for _, event in _until(told, child.id)]
+    assert {event.session_id for event in seen} == {n.own.id}
+    assert {"task_own", child.id} <= {event.task_id for event in seen}
+
+
+async def _until(told: AsyncIterator[tuple[int, EventRecord]], task_id: str) -> AsyncIterator[tuple[int, EventRecord]]:
+    async for each in told:
+        yield each
+        if each[1].task_id == task_id:
+            return
 
 
 async def test_a_program_claims_the_tasks_of_its_own_organization_alone(neighbours: Neighbours):
@@ -536,6 +557,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "ahead": lambda v: v.ahead(it.asking),
         "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
         "documents": lambda v: v.documents("notes"),
+        "heads": lambda v: v.heads([it.session]),
         "log": lambda v: _rows(v, it),
     }
 

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import audit, keys, organizations, problems, sessions, tasks
+from outrider.api import audit, keys, live, organizations, problems, sessions, tasks
 from outrider.api.access import Gate
 from outrider.api.limits import Limits
 from outrider.api.recording import Recording
@@ -28,7 +28,14 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
 """
-ROUTERS = (tasks.router, sessions.router, keys.router, audit.router, organizations.router)
+ROUTERS = (
+    tasks.router,
+    sessions.router,
+    live.router,
+    keys.router,
+    audit.router,
+    organizations.router,
+)
 """The busiest come first: a route is looked for in this order."""
 
 

@@ -26,6 +26,7 @@ from outrider.core.ledger import (
     Existing,
     FileInfo,
     GrantSet,
+    Head,
     InboxRow,
     KeyUse,
     Ledger,
@@ -297,6 +298,10 @@ class BoundedViews:
             sessions = set(await self.own_sessions(row.session_id for row in rows))
             rows = tuple(row for row in rows if row.session_id in sessions)
         return replace(page, rows=rows)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        return await self._whole.heads(await self.own_sessions(session_ids))
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole."""
