@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.types import Message
 
 from outrider import Outrider
-from outrider.api import create_api
+from outrider.api import create_api, recording
 from outrider.api.app import ROUTERS
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.keys import SCOPES, Scope
-from outrider.settings import AccessSettings, ServeSettings
+from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -116,8 +118,8 @@ class Client(httpx2.AsyncClient):
 
 
 def _streams(route: APIRoute) -> bool:
-    """Whether a route goes on for ever; the tests of the streams try those with other keys."""
-    return route.path.endswith(("/events", "/output"))
+    """Whether a route goes on for ever, whatever ids it takes: the one that takes none."""
+    return route.path == "/v1/events"
 
 
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute) and not _streams(route)]
@@ -375,3 +377,41 @@ async def test_without_authentication_a_page_of_another_site_may_not_ask():
     async with opened() as runtime, Client(runtime, None, known) as client:
         headers = {"Host": "api.example", "Origin": "https://app.example"}
         assert (await client.get("/v1/caller", headers=headers)).status_code == 200
+
+
+async def test_a_stream_ends_when_the_key_that_opened_it_is_revoked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recording, "LOOK_AGAIN", 0.0)
+    settings = ServeSettings(access=AccessSettings(key_cache=0), streams=StreamSettings(keep_alive=0.01))
+    async with opened() as runtime:
+        session = await runtime.within(Bounds(OWN)).sessions.create()
+        made = await runtime.keys.create("ci", organization_id=OWN)
+        sent: list[Message] = []
+        has_begun = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if b"snapshot" in message.get("body", b""):
+                has_begun.set()
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": f"/v1/sessions/{session.id}/events",
+            "query_string": b"",
+            "headers": [(b"host", b"outrider"), (b"authorization", f"Bearer {made.token}".encode())],
+            "client": ("192.0.2.1", 5),
+        }
+        following = asyncio.create_task(create_api(runtime, settings)(scope, receive, send))
+        async with asyncio.timeout(20):
+            await has_begun.wait()
+            await runtime.keys.revoke(made.id)
+            await following
+        assert sent[-1] == {
+            "type": "http.response.body",
+            "body": b'event: end\ndata: {"reason":"not_admitted"}\n\n',
+            "more_body": False,
+        }

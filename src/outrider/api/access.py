@@ -14,6 +14,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope as Connection
 
@@ -64,6 +65,10 @@ class Gate:
         connection["outrider.rate"] = self._access.count(caller)
         caller.check(scope)
         return self._runtime_within(caller.bounds)
+
+    async def still_admits(self, connection: Connection) -> bool:
+        """Whether who was admitted with a request, which goes on for long, still is."""
+        return self._access is None or await self._access.admits(Headers(scope=connection).get("authorization"))
 
     def _runtime_within(self, bounds: Bounds) -> Runtime:
         found = self._within.get(bounds)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, TypeVar
 
-from outrider.core.errors import Forbidden, RateLimited, StoreError, Unauthenticated
+from outrider.core.errors import Denied, Forbidden, IssuerUnavailable, RateLimited, StoreError, Unauthenticated
 from outrider.core.ledger import Document
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import SECOND, Span, evolve
@@ -108,6 +108,18 @@ class Access:
                     "too many requests from there were refused; wait before the next", retry_after=standing.retry_after
                 ) from error
             raise
+
+    async def admits(self, authorization: str | None) -> bool:
+        """Whether who sent this header is still admitted; without counting it, and so too while nobody can tell."""
+        try:
+            await self._known(authorization)
+        except IssuerUnavailable:
+            return True
+        except Denied:
+            return False
+        except StoreError:
+            return True
+        return True
 
     def count(self, caller: Caller) -> Rate:
         """Count a request of a caller, and say what is left. Raises RateLimited where nothing is."""
