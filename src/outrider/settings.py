@@ -207,6 +207,8 @@ class ServeSettings:
     """How long requests under way have when the server is told to stop; what is left is cut off."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+    hosts: tuple[str, ...] = ()
+    """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
     streams: StreamSettings = StreamSettings()

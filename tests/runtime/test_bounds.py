@@ -484,7 +484,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "receive": lambda: ledger.receive(it.session, now, now + 1, 10),
         "acknowledge": lambda: ledger.acknowledge(it.session, [Receipt("t", 1, 1)]),
         "prune": lambda: ledger.prune([it.ended], [it.session], now=now),
-        "keep": lambda: ledger.keep([], [Document("notes", "of b" if it.at else "of nobody", {}, "org_a", version=1)]),
+        "keep": lambda: ledger.keep([Document("notes", "x", {}, it.organization)]),
         "close": lambda: ledger.close(),
     }
 
@@ -660,7 +660,7 @@ async def test_documents_are_of_their_organization_and_of_no_session(neighbours:
     assert (await views.document("notes", key="name")) == replace(mine, version=1)
     assert [each.id for each in await views.documents("notes")] == ["of a"]
     assert list(await views.documents("notes", organization_id="org_b")) == []
-    assert not await ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])
+    assert await outcome(ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])) == ("already_exists",)
     for owner in ("org_b", ""):
         assert await outcome(ledger.keep([Document("notes", "x", {}, owner)])) == ("organization_not_found",)
     bound = n.ours.within(Bounds("org_a", n.own.id)).services

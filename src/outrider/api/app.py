@@ -13,9 +13,24 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import external, files, inbox, live, problems, queue, sessions, tasks, workers
+from outrider.api import (
+    audit,
+    external,
+    files,
+    inbox,
+    keys,
+    live,
+    organizations,
+    problems,
+    queue,
+    sessions,
+    tasks,
+    workers,
+)
+from outrider.api.access import Gate
 from outrider.api.examples import EXAMPLES
 from outrider.api.limits import Limits
+from outrider.api.recording import Recording
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
@@ -36,6 +51,9 @@ ROUTERS = (
     files.router,
     queue.router,
     workers.router,
+    keys.router,
+    audit.router,
+    organizations.router,
 )
 """The busiest come first: a route is looked for in this order."""
 
@@ -64,6 +82,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.ending = asyncio.Event()
+    app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     handlers: dict[type[Exception], Any] = {
@@ -73,6 +92,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Recording, runtime=runtime, gate=gate)
     app.add_middleware(Limits, settings=settings)
     if settings.origins:
         app.add_middleware(
@@ -80,7 +100,14 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
             allow_origins=settings.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+            expose_headers=[
+                "ETag",
+                "Idempotent-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
+                "X-Request-Id",
+            ],
         )
     return app
 
@@ -98,7 +125,9 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are."}}
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
+    }
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

@@ -592,7 +592,7 @@ class BoundedLedger:
         return await self._whole.prune(tasks, sessions, now=now)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
-        """Write documents anew and drop others. Raises NotFound for another organization, False for its documents."""
+        """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""
         if self._bounds.session_id is not None:
             raise Forbidden("a key of one session keeps nothing but tasks")
         for each in (*documents, *dropped):
@@ -600,7 +600,7 @@ class BoundedLedger:
                 raise NotFound.of("organization", each.organization_id)
             there = await self._whole.views.document(each.collection, id=each.id)
             if there is not None and not self._views.keeps(there):
-                return False
+                raise _taken(each.collection, each.id)
         return await self._whole.keep(documents, dropped)
 
     # --- what only workers write ---------------------------------------------------------------------------
