@@ -9,9 +9,12 @@ import pytest
 
 from outrider import Outrider, SessionHandle, TaskContext
 from outrider.api import create_api
-from outrider.core.errors import StoreUnavailable
+from outrider.api.live import as_sse
+from outrider.core.errors import NotFound, StoreUnavailable
 from outrider.runtime import live
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
+from outrider.runtime.live import Live
 from outrider.settings import ServeSettings, StreamSettings
 from outrider.testing import open_test
 from tests.api.conftest import Api, opened
@@ -163,6 +166,26 @@ async def test_who_follows_an_organization_hears_of_it_all_and_of_no_other(api: 
         assert hidden.id not in str([each.data for each in told])
     async with listening(api.app, "/v1/events", last=told[2].id) as resumed:
         assert await resumed.until(3) == told[3:]
+
+
+async def test_what_others_follow_is_not_shared_with_who_may_not_see_it(api: Api):
+    session = await session_of(api)
+    task = await session.create("external", {})
+    hub = Live(api.runtime.services, as_sse)
+    own, others = (api.runtime.within(Bounds(each)).services for each in ("org_default", "org_b"))
+    streams = [await hub.session(own, session.id), await hub.task(own, task.id), await hub.output(own, task.id)]
+    for refused in (hub.session(others, session.id), hub.task(others, task.id), hub.output(others, task.id)):
+        with pytest.raises(NotFound):
+            await refused
+    for organization_id in ("org_default", "org_b"):
+        streams += [empty := await hub.organization(others, organization_id, bounds="others")]
+        snapshot = await empty.take()
+        assert snapshot is not None
+        assert b'"tasks":[]' in snapshot
+    streams += [full := await hub.organization(own, "org_default")]
+    assert task.id.encode() in (await full.take() or b"")
+    for stream in streams:
+        stream.close()
 
 
 async def test_what_was_deleted_is_told_by_a_marker_and_the_end_of_a_session_by_its_end(api: Api):

@@ -267,13 +267,13 @@ def _audience(state: State) -> Audience:
     """The audience of an application: made with its first stream. Raises Refusal where no more may come."""
     audience: Audience | None = getattr(state, "audience", None)
     if audience is None:
-        live = Live(state.runtime.services, told)
+        live = Live(state.runtime.services, as_sse)
         audience = state.audience = Audience(live, state.settings.streams, state.ending)
     audience.check_room()
     return audience
 
 
-def told(cursor: int, name: str, record: BaseModel) -> bytes:
+def as_sse(cursor: int, name: str, record: BaseModel) -> bytes:
     """Something at a cursor as a server-sent event."""
     return b"event: %s\nid: %d\ndata: %s\n\n" % (name.encode(), cursor, record.__pydantic_serializer__.to_json(record))
 

@@ -78,8 +78,8 @@ Entries: TypeAlias = "list[tuple[int, bytes]]"
 class Live:
     """The feeds of one process, over its store. Belongs to one loop.
 
-    Whoever opens a stream hands in the services within which it may see what it asks for. Streams of the same share
-    what the first of them may see, so a key of a feed names all that bounds it.
+    Whoever opens a stream hands in the services within which it may see what it asks for; a session or task that lies
+    within them is then read as it is, for all who may see it. What an organization has is read within them.
     """
 
     def __init__(self, services: Services, tell: Tell) -> None:
@@ -118,10 +118,10 @@ class Live:
         head, first = (await session_of(services.views, session_id)).last_seq, b""
         if after is None:
             shared: Hashable = ("session", session_id)
-            head, first = await self._snapshot(shared, head, lambda: snapshot_of_session(services, session_id))
+            head, first = await self._snapshot(shared, head, lambda: snapshot_of_session(self._services, session_id))
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _SessionSource(services, session_id, at, output), after, first)
+        return self._open(key, head, lambda at: _SessionSource(self._services, session_id, at, output), after, first)
 
     async def task(self, services: Services, task_id: str, after: int | None = None) -> Stream:
         """A task's events after that number of its session's log, or a snapshot and what follows, until it has ended.
@@ -135,10 +135,10 @@ class Live:
         session_id, key = task.session_id, ("task", task_id)
         head, first = (await session_of(services.views, session_id)).last_seq, b""
         if after is None:
-            head, first = await self._snapshot(key, head, lambda: snapshot_of_task(services, task_id))
+            head, first = await self._snapshot(key, head, lambda: snapshot_of_task(self._services, task_id))
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _TaskSource(services, session_id, task_id, at), after, first)
+        return self._open(key, head, lambda at: _TaskSource(self._services, session_id, task_id, at), after, first)
 
     async def output(self, services: Services, task_id: str, start: int | None = None) -> Stream:
         """A task's output from a byte offset on, or all that is kept, until it has ended.
@@ -151,7 +151,8 @@ class Live:
         end = (await services.views.output(task_id, start=_MOST_CURSOR, limit=1)).next
         if start is not None:
             _check_cursor(start, end)
-        return self._open(("output", task_id), end, lambda at: _OutputSource(services, task_id, at), start or 0, b"")
+        key = ("output", task_id)
+        return self._open(key, end, lambda at: _OutputSource(self._services, task_id, at), start or 0, b"")
 
     async def organization(
         self, services: Services, organization_id: str | None, after: int | None = None, *, bounds: Hashable = None

@@ -51,7 +51,7 @@ from outrider.runtime.options import (
     not_negative,
     states_of,
 )
-from outrider.runtime.pruning import delete_task, prune_ended
+from outrider.runtime.pruning import count_ended, delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -482,14 +482,26 @@ class Tasks:
         organization_id: str | None = None,
         session_id: str | None = None,
         kind: str | None = None,
+        dry_run: bool = False,
     ) -> PruneReceipt:
-        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+        """Delete the tasks that ended longer ago than that and are not pinned, in bounded batches.
 
-        `states` are some of the three that a task ends in.
+        `states` are some of the three that a task ends in. `dry_run` only counts the tasks. Raises InvalidArguments.
         """
         check_texts_if_given(organization_id=organization_id, session_id=session_id, kind=kind)
+        check_flags(dry_run=dry_run)
         tasks = sessions = 0
         before = self._services.clock.now() - not_negative("older_than", older_than)
+        if dry_run:
+            count = await count_ended(
+                self._services,
+                before,
+                states=None if states is None else states_of(states),
+                organization_id=organization_id,
+                session_id=session_id,
+                kind=kind,
+            )
+            return PruneReceipt(tasks=count, sessions=0)
         async for pruned in prune_ended(
             self._services,
             before,
