@@ -124,7 +124,7 @@ class WorkerSettings:
 class StreamSettings:
     """How a server tells who follows. Spans in seconds."""
 
-    keep_alive: float = 15.0
+    silence: float = 15.0
     """After how long without news a stream says that it is still there."""
     stall_limit: float = 30.0
     """How long a client may read nothing of what was sent to it, before it is cut."""

@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from outrider import Outrider, SessionHandle, TaskContext
 from outrider.api import create_api
 from outrider.api.live import as_sse
 from outrider.core.errors import NotFound, StoreUnavailable
-from outrider.runtime import live
+from outrider.runtime import live, snapshots
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.live import Live
@@ -263,7 +264,7 @@ async def test_who_does_not_read_costs_nothing_and_misses_nothing(api: Api, monk
 
 
 async def test_a_client_that_reads_nothing_for_too_long_is_cut_without_an_end_and_may_come_again():
-    settings = ServeSettings(streams=StreamSettings(stall_limit=0.02, keep_alive=0.02, most=2))
+    settings = ServeSettings(streams=StreamSettings(stall_limit=0.02, silence=0.02, most=2))
     async with opened(Outrider(), settings=settings) as api:
         session = await session_of(api)
         path = f"/v1/sessions/{session.id}/events"
@@ -284,7 +285,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_cut_without_an_end_an
 
 
 async def test_who_has_nothing_to_tell_says_that_it_is_still_there():
-    settings = ServeSettings(streams=StreamSettings(keep_alive=0.02))
+    settings = ServeSettings(streams=StreamSettings(silence=0.02))
     async with opened(Outrider(), settings=settings) as api, listening(api.app, "/v1/events") as heard:
         await heard.until(1, comments=3)
         assert [each.name for each in heard.told] == ["snapshot"]
@@ -363,3 +364,33 @@ async def test_what_another_process_writes_is_told_at_once_to_all_who_are_concer
         assert events(await one.until(9)) == [(n, "task.updated") for n in range(3, 11)]
         await there.sessions.delete(watched.id)
         assert (await one.until())[-1].data == {"reason": "session_deleted"}
+
+
+async def test_what_an_open_transaction_hides_is_told_when_it_is_over_and_to_who_follows_its_session_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(snapshots, "PATIENCE", 0.1)
+    monkeypatch.setattr(live, "LOOK", 0.05)
+    async with Outrider().open(postgres_url, worker=False) as runtime:
+        api = create_api(runtime)
+        session = await runtime.sessions.create()
+        async with (
+            listening(api, f"/v1/sessions/{session.id}/events") as one,
+            listening(api, "/v1/events") as every,
+            await psycopg.AsyncConnection.connect(postgres_url) as stranger,
+        ):
+            await one.until(1)
+            await every.until(1)
+            await stranger.execute("create table strange (n integer)")  # in a transaction, which goes on
+            await worked(session, 2)
+            assert events(await one.until(5)) == [(n, each) for n, each in enumerate(MADE, start=2)]
+            async with listening(api, "/v1/events") as late:
+                assert len(await late.until(1)) == 1  # after a while, since what it shows is not in the log yet
+                assert [each.name for each in every.told] == ["snapshot"]
+                await stranger.rollback()
+                for each in (every, late):
+                    assert [found.name for found in await each.until(5)] == ["snapshot", *MADE]
+                assert late.told[1].id == every.told[1].id
+
+
+MADE = ["task.created", "task.created", "task.updated", "task.updated"]

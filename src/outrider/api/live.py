@@ -190,7 +190,7 @@ class Audience:
 
     @property
     def _pause(self) -> float:
-        return min(1.0, self.settings.keep_alive / 4, self.settings.stall_limit / 4)
+        return min(1.0, self.settings.silence / 4, self.settings.stall_limit / 4)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -202,7 +202,7 @@ class Audience:
             if response.is_sending:
                 if silent >= patience:
                     response.cut()
-            elif silent >= self.settings.keep_alive:
+            elif silent >= self.settings.silence:
                 response.keep_alive()
 
     async def _until_the_end(self) -> None:
