@@ -41,6 +41,7 @@ from outrider.core.task import Live, Task
 from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
+from outrider.runtime.records import EventRecord
 from outrider.runtime.tasks import Order as Submission
 from outrider.testing import TestRuntime, open_test
 
@@ -158,12 +159,13 @@ FACADE: dict[str, Verb] = {
     "task": lambda n, it: n.ours.task(it.ended),
     "sessions.get": lambda n, it: n.ours.sessions.get(it.session),
     "sessions.record": lambda n, it: n.ours.sessions.record(it.session),
-    "snapshot": lambda n, it: n.ours.snapshot(it.organization),
-    "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "sessions.list": lambda n, it: n.ours.sessions.list(),
     "sessions.grants": lambda n, it: n.ours.sessions.grants(it.session),
     "sessions.revoke": lambda n, it: n.ours.sessions.revoke(it.session, "tool"),
     "sessions.usage": lambda n, it: n.ours.sessions.usage(it.session, tree=True),
+    "snapshot": lambda n, it: n.ours.snapshot(it.organization),
+    "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
+    "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
@@ -173,7 +175,6 @@ FACADE: dict[str, Verb] = {
     "tasks.submit": lambda n, it: n.ours.tasks.submit(it.session, [Submission("external", {})]),
     "tasks.create_many": lambda n, it: n.ours.tasks.create_many(it.session, "external", [{}, {}]),
     "tasks.get": lambda n, it: n.ours.tasks.get(it.ended),
-    "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.ended),
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
     "tasks.list": lambda n, it: n.ours.tasks.list(session_id=it.session),
@@ -371,6 +372,23 @@ async def test_a_document_ends_and_replaces_nothing_of_somebody_else(neighbours:
     loaded = await n.ours.tasks.load(fresh, session_id="session_copy")
     assert loaded.input.organization_id == "org_a"
     assert (await n.ours.sessions.record("session_copy")).organization_id == "org_a"
+
+
+async def test_who_follows_all_that_happens_is_told_of_its_own_alone(neighbours: Neighbours):
+    n = neighbours
+    await n.whole.within(B).tasks.message(n.theirs.asking, "hello")
+    child = await n.own.create("external", {})
+    told = n.ours.events(after=0)
+    seen = [event async for _, event in _until(told, child.id)]
+    assert {event.session_id for event in seen} == {n.own.id}
+    assert {"task_own", child.id} <= {event.task_id for event in seen}
+
+
+async def _until(told: AsyncIterator[tuple[int, EventRecord]], task_id: str) -> AsyncIterator[tuple[int, EventRecord]]:
+    async for each in told:
+        yield each
+        if each[1].task_id == task_id:
+            return
 
 
 async def test_a_program_claims_the_tasks_of_its_own_organization_alone(neighbours: Neighbours):

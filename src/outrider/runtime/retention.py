@@ -91,7 +91,7 @@ class RetentionPolicies:
         return await drop(self._services, POLICY, organization_id)
 
     def _named(self, organization_id: str | None) -> str:
-        """That organization, or else the one of what is made without another word. Raises InvalidArguments, NotFound."""
+        """That organization, or else one's own, or the default one. Raises InvalidArguments, NotFound."""
         if organization_id is None:
             return self._services.organization_id
         check_name("organization_id", organization_id, self._services.settings.limits.name)
