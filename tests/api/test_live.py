@@ -118,6 +118,26 @@ async def test_a_stream_of_a_task_ends_with_it_and_says_so_also_to_who_comes_lat
         assert await resumed.until() == [told[-1]]
 
 
+async def test_what_comes_in_while_a_stream_finds_that_its_task_has_ended_is_told_before_the_end(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    task = await (await session_of(api)).create("external", {})
+    views = api.runtime.services.views
+    read = views.task
+
+    async def ending(task_id: str) -> Any:
+        monkeypatch.setattr(views, "task", read)
+        await api.runtime.tasks.cancel(task_id)
+        return await read(task_id)
+
+    async with listening(api.app, f"/v1/tasks/{task.id}/events") as heard:
+        await heard.until(1)
+        (feed,) = api.app.state.audience.live._feeds.values()
+        monkeypatch.setattr(views, "task", ending)
+        feed.ring()
+        assert [each.name for each in await heard.until()] == ["snapshot", "task.updated", "end"]
+
+
 async def test_output_is_followed_from_any_byte_and_told_with_the_events_of_its_session():
     app = Outrider()
 
