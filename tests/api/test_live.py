@@ -339,7 +339,9 @@ async def test_a_fault_of_a_feed_is_no_end_of_what_it_tells_of(api: Api, monkeyp
         await heard.until(1)
         monkeypatch.setattr(api.runtime.services.views, "events", broken)
         await worked(session)
-        assert (await heard.until())[-1] == Told("end", None, {"reason": "failed"})
+        async with listening(api.app, f"/v1/sessions/{session.id}/events", last=0) as late:
+            for each in (heard, late):
+                assert (await each.until())[-1] == Told("end", None, {"reason": "failed"})
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

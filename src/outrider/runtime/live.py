@@ -46,7 +46,7 @@ RING, ROOM = 1024 * 1024, 16 * 1024 * 1024
 TURNS = 8
 """How many of those who are behind read at the same time."""
 
-SPARE_READERS = 4
+SPARE_READERS = 16
 """How many readers a feed keeps for those who were behind and come for the next page."""
 
 LOOK = 2.0
@@ -63,6 +63,9 @@ HIDDEN = 0.02, 0.08, 0.3
 
 KEPT_SNAPSHOT = 0.5
 """Seconds for which a snapshot serves whoever comes, if nothing was written since."""
+
+CLOSED = "store_closed"
+"""The code of a store that this process has closed: nothing more comes from it."""
 
 _MOST_CURSOR = 2**63 - 1
 
@@ -169,11 +172,6 @@ class Live:
             after = head
         _check_cursor(after, head)
         return self._open(key, head, lambda at: _LogSource(services, organization_id, at), after, first)
-
-    def close(self) -> None:
-        """End all streams, since the process stops."""
-        for feed in list(self._feeds.values()):
-            feed.end("server_stopping")
 
     # --- feeds ---------------------------------------------------------------------------------------
 
@@ -392,8 +390,13 @@ class Feed:
         reading = self._behind.get(cursor)
         if reading is None:
             reading = self._behind[cursor] = asyncio.get_running_loop().create_task(self._read_behind(cursor))
-            reading.add_done_callback(lambda _: self._behind.pop(cursor, None))
+            reading.add_done_callback(lambda done: self._has_read(cursor, done))
         return await asyncio.shield(reading)
+
+    def _has_read(self, cursor: int, reading: asyncio.Task[tuple[int, bytes]]) -> None:
+        self._behind.pop(cursor, None)
+        if not reading.cancelled():
+            reading.exception()  # whoever still waits for it is told
 
     async def _read_behind(self, cursor: int) -> tuple[int, bytes]:
         async with self._live.turns:
@@ -403,7 +406,9 @@ class Feed:
             while found is None:
                 try:
                     found = await source.read(PAGE)
-                except (StoreUnavailable, StoreLocked):
+                except (StoreUnavailable, StoreLocked) as error:
+                    if error.code == CLOSED:
+                        raise
                     source = self._new_source(cursor)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRIES[1])
@@ -428,9 +433,8 @@ class Feed:
                         self._read_later()
                     pause = RETRIES[0]
                 except (StoreUnavailable, StoreLocked) as error:
-                    if error.code == "store_closed":
-                        self.end("server_stopping")
-                        return
+                    if error.code == CLOSED:
+                        raise
                     # What was folded on the way may be half done, so read on with nothing in hand.
                     self._source = self._new_source(self._head)
                     self._has_rung = True
@@ -440,10 +444,16 @@ class Feed:
                 if pace > 0.001:
                     await asyncio.sleep(pace)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who follow are told that this is no end
-            log.error("a live feed failed", feed=str(self.key), exc_info=error)
-            self.end("failed")
+            self.end(self.reason_of(error))
         finally:
             self._pump = None
+
+    def reason_of(self, error: Exception) -> Reason:
+        """Why a stream ends whose log could not be read."""
+        if isinstance(error, StoreUnavailable) and error.code == CLOSED:
+            return "server_stopping"
+        log.error("a live stream failed", feed=str(self.key), exc_info=error)
+        return "failed"
 
     @property
     def _head(self) -> int:
@@ -557,7 +567,11 @@ class Stream:
         while self.reason is None:
             found = self._feed.after(self.cursor)
             is_behind = found is None
-            cursor, told = found or await self._feed.behind(self.cursor)
+            try:
+                cursor, told = found or await self._feed.behind(self.cursor)
+            except Exception as error:  # noqa: BLE001 - whatever it is, who follows is told that this is no end
+                self.reason = self._feed.reason_of(error)
+                break
             self.cursor = max(self.cursor, cursor)
             if told:
                 return told
