@@ -11,7 +11,7 @@ import pytest
 from outrider import Outrider, SessionHandle, TaskContext
 from outrider.api import create_api
 from outrider.api.live import as_sse
-from outrider.core.errors import NotFound, StoreUnavailable
+from outrider.core.errors import NotFound, StoreError, StoreUnavailable
 from outrider.runtime import live, snapshots
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
@@ -20,6 +20,7 @@ from outrider.settings import ServeSettings, StreamSettings
 from outrider.testing import open_test
 from tests.api.conftest import Api, opened
 from tests.api.listening import Listener, Told, listening
+from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -416,3 +417,28 @@ async def test_what_an_open_transaction_hides_is_told_when_it_is_over_and_to_who
 
 
 MADE = ["task.created", "task.created", "task.updated", "task.updated"]
+
+
+@pytest.mark.slow
+async def test_streams_go_on_through_a_restart_of_the_database_server(own_postgres: Server):
+    url = own_postgres.create_database("work")
+    async with Outrider().open(url, worker=False) as runtime:
+        api = create_api(runtime)
+        session = await runtime.sessions.create()
+        async with (
+            listening(api, f"/v1/sessions/{session.id}/events") as one,
+            listening(api, "/v1/events") as every,
+        ):
+            await one.until(1)
+            await every.until(1)
+            await worked(session)
+            await one.until(3)
+            await asyncio.to_thread(own_postgres.kill)
+            with pytest.raises(StoreError):  # somebody looks while it is away
+                await runtime.services.views.position()
+            await asyncio.to_thread(own_postgres.start)
+            async with Outrider().open(url, worker=False) as other:
+                await worked(await other.sessions.get(session.id), 3)
+            for each in (one, every):
+                told = await each.until(9, timeout=20)
+                assert [found.data["seq"] for found in told[1:]] == list(range(2, 10))
