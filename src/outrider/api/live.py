@@ -31,6 +31,16 @@ FAREWELL = 1.0
 
 _MOST = 2**63 - 1
 _END = b'event: end\ndata: {"reason":"%s"}\n\n'
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; its `data` is JSON.",
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": (
@@ -40,7 +50,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         ),
         "content": {
             MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": _EVENT,
                 "examples": {
                     "begin and end": {
                         "value": 'retry: 1000\n\nevent: snapshot\nid: 3\ndata: {"after":3,"task":{}}\n\n'
@@ -211,7 +221,7 @@ class Audience:
             response.stop()
 
 
-@router.get("/sessions/{session_id}/events", response_class=EventStream, responses=_NAMED)
+@router.get("/sessions/{session_id}/events", status_code=200, response_class=EventStream, responses=_NAMED)
 async def session_events(
     request: Request, runtime: Reading, session_id: SessionId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -221,7 +231,7 @@ async def session_events(
     return EventStream(stream, audience)
 
 
-@router.get("/sessions/{session_id}/live", response_class=EventStream, responses=_NAMED)
+@router.get("/sessions/{session_id}/live", status_code=200, response_class=EventStream, responses=_NAMED)
 async def session_live(
     request: Request, runtime: Reading, session_id: SessionId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -231,7 +241,7 @@ async def session_live(
     return EventStream(stream, audience)
 
 
-@router.get("/tasks/{task_id}/events", response_class=EventStream, responses=_NAMED)
+@router.get("/tasks/{task_id}/events", status_code=200, response_class=EventStream, responses=_NAMED)
 async def task_events(
     request: Request, runtime: Reading, task_id: TaskId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -241,7 +251,7 @@ async def task_events(
     return EventStream(stream, audience)
 
 
-@router.get("/tasks/{task_id}/output", response_class=EventStream, responses=_NAMED)
+@router.get("/tasks/{task_id}/output", status_code=200, response_class=EventStream, responses=_NAMED)
 async def task_output(
     request: Request, runtime: Reading, task_id: TaskId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -251,7 +261,7 @@ async def task_output(
     return EventStream(stream, audience)
 
 
-@router.get("/events", response_class=EventStream, responses=_ANSWERS)
+@router.get("/events", status_code=200, response_class=EventStream, responses=_ANSWERS)
 async def events(
     request: Request, runtime: Reading, caller: Asking, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
