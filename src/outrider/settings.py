@@ -121,6 +121,20 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    silence: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class IssuerSettings:
     """Whose tokens are accepted (OIDC, JWT), and what their claims mean. Spans in seconds, sizes in bytes."""
 
@@ -172,20 +186,6 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """How a server tells who follows. Spans in seconds."""
-
-    keep_alive: float = 15.0
-    """After how long without news a stream says that it is still there."""
-    stall_limit: float = 30.0
-    """How long a client may read nothing of what was sent to it, before it is cut."""
-    retry: float = 1.0
-    """After how long a client should come again that was cut."""
-    most: int = 5000
-    """How many streams one process has open at once."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -209,9 +209,9 @@ class ServeSettings:
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
     hosts: tuple[str, ...] = ()
     """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
+    streams: StreamSettings = StreamSettings()
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
-    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ FOR_OPERATORS: dict[str, Verb] = {
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
 }
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
-"""Those with tests of their own below."""
+"""Those with tests of their own below; that of `events` is with the snapshots."""
 OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
 
@@ -549,6 +549,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "request": lambda v: v.request(it.request),
         "messages": lambda v: v.messages(it.asking),
         "events": lambda v: v.events(it.session),
+        "heads": lambda v: v.heads([it.session]),
         "first_seq": lambda v: v.first_seq(it.session),
         "output": lambda v: v.output(it.asking),
         "file": lambda v: v.file(it.session, "/secret.txt"),
@@ -565,7 +566,6 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "ahead": lambda v: v.ahead(it.asking),
         "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
         "documents": lambda v: v.documents("notes"),
-        "heads": lambda v: v.heads([it.session]),
         "log": lambda v: _rows(v, it),
     }
 

@@ -1925,10 +1925,10 @@ class Logs(Contract):
         await scene.create("task_2", session_id="session_b")
         found = await scene.views.heads([SESSION, "session_b", "session_c"])
         last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
-        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        assert found == {id: Head(row.seq, row.position, "org_default", id) for id, row in last.items()}
         await scene.apply("task_2", CancelRequested())
         await scene.ledger.prune(["task_2"])
-        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0, "org_default", "session_b")}
 
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")

@@ -200,7 +200,7 @@ class Audience:
 
     @property
     def _pause(self) -> float:
-        return min(1.0, self.settings.keep_alive / 4, self.settings.stall_limit / 4)
+        return min(1.0, self.settings.silence / 4, self.settings.stall_limit / 4)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -212,7 +212,7 @@ class Audience:
             if response.is_sending:
                 if silent >= patience:
                     response.cut()
-            elif silent >= self.settings.keep_alive:
+            elif silent >= self.settings.silence:
                 response.keep_alive()
 
     async def _until_the_end(self) -> None:
@@ -277,13 +277,13 @@ def _audience(state: State) -> Audience:
     """The audience of an application: made with its first stream. Raises Refusal where no more may come."""
     audience: Audience | None = getattr(state, "audience", None)
     if audience is None:
-        live = Live(state.runtime.services, told)
+        live = Live(state.runtime.services, as_sse)
         audience = state.audience = Audience(live, state.settings.streams, state.ending)
     audience.check_room()
     return audience
 
 
-def told(cursor: int, name: str, record: BaseModel) -> bytes:
+def as_sse(cursor: int, name: str, record: BaseModel) -> bytes:
     """Something at a cursor as a server-sent event."""
     return b"event: %s\nid: %d\ndata: %s\n\n" % (name.encode(), cursor, record.__pydantic_serializer__.to_json(record))
 

@@ -301,7 +301,8 @@ class BoundedViews:
 
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
         """Where the logs of those of these sessions end that exist, by id."""
-        return await self._whole.heads(await self.own_sessions(session_ids))
+        found = await self._whole.heads(session_ids)
+        return {id: head for id, head in found.items() if self._bounds.hold(head)}
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole."""

@@ -1423,8 +1423,9 @@ def _passes(task: Task, filter: TaskFilter) -> bool:
 
 def _head(row: _SessionRow) -> Head:
     last = row.log[-1] if row.log else None
-    seq = row.session.last_seq
-    return Head(seq, last.position if last is not None and last.seq == seq else 0)
+    session = row.session
+    position = last.position if last is not None and last.seq == session.last_seq else 0
+    return Head(session.last_seq, position, session.organization_id, session.root_session_id)
 
 
 def _size(text: str) -> int:
