@@ -696,8 +696,11 @@ class TaskContext:
                 until = self._services.clock.now() + span(timeout)
                 await self._write(position, encode({"until": until}), done=False)
 
+            seen: dict[str, int] = {}
+
             async def look() -> list[Task] | None:
                 found = {task.id: task for task in await self._services.views.tasks(ids)}
+                seen.update((task.id, task.core.version) for task in found.values())
                 for task_id in ids:
                     if task_id not in found:
                         raise NotFound.of("task", task_id)
@@ -709,9 +712,10 @@ class TaskContext:
                     return [found[task_id] for task_id in ids]
                 return None
 
-            news = (WaitForNews(self._attempt.record.core.rung),) if on_question else ()
-            wait = WaitForTasks(tuple(dict.fromkeys(ids)), not any)
-            found = await self._attempt.wait(wait, look, ids, until, news)
+            def wait() -> WaitForTasks:
+                return WaitForTasks(tuple(dict.fromkeys(ids)), not any, seen=dict(seen) if on_question else None)
+
+            found = await self._attempt.wait(wait, look, ids, until)
             records = [TaskRecord.of(task) for task in found]
             live = {record.id: record for record in records if not record.is_terminal}
             ended = [record.id for record in records if record.is_terminal]
@@ -903,8 +907,6 @@ class TaskContext:
     ) -> Sequence[TaskRecord]:
         """Do as `wait_for` does, and with `on_question` until one of them asks something, too; what is for a person to
         approve is no such thing.
-
-        For who drives the session of these tasks: of others it would not hear that they ask, once it is parked.
         """
         return await self._wait_for(tasks, any=any, timeout=timeout, on_question=on_question)
 
