@@ -26,7 +26,7 @@ from outrider.settings import LeaseTimes, WorkerSettings
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.options import Length
-    from outrider.runtime.registry import Isolation
+    from outrider.runtime.registry import Isolation, Tool
     from outrider.runtime.services import Services
     from outrider.stores.copy import Copied, Place, Progress
     from outrider.stores.sqlite.backup import Restored
@@ -146,11 +146,18 @@ class Outrider:
                 needs=needs,
                 connections=_names("connections", connections),
             )
-            if self.registry.tools.setdefault(tool.name, tool) is not tool:
-                raise InvalidArguments(f"there is a tool named {tool.name!r} already")
+            if ":" in tool.name:
+                raise InvalidArguments(
+                    f"the name of a tool has no colon, as {tool.name!r} has: it would be taken for a tool of an agent"
+                )
+            self._keep(tool)
             return fn
 
         return register if fn is None else register(fn)
+
+    def _keep(self, tool: Tool) -> None:
+        if self.registry.tools.setdefault(tool.name, tool) is not tool:
+            raise InvalidArguments(f"there is a tool named {tool.name!r} already")
 
     def resource(self, name: str) -> Callable[[F], F]:
         """Register what releases a resource of that name: a function of `resource_id`; a decorator.
@@ -160,12 +167,13 @@ class Outrider:
         """
         import inspect
 
-        from outrider.runtime.registry import release_tool
+        from outrider.runtime.registry import Tool, release_tool
 
         def register(fn: F) -> F:
             if "resource_id" not in inspect.signature(fn).parameters:
                 raise InvalidArguments(f"{fn.__qualname__}: what releases a resource has a parameter resource_id")
-            return self.tool(name=release_tool(name))(fn)
+            self._keep(Tool.of(fn, release_tool(name)))
+            return fn
 
         return register
 

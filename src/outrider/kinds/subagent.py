@@ -449,7 +449,8 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         try:
             value = jsonable(returned)
         except TypeError as error:  # as often as it is called
-            raise AgentFailed(f"the tool {tool.name} returned what is not JSON: {error}") from None
+            message = f"the tool {tool.name} returned what is not JSON: {error}"
+            raise AgentFailed(message, kind="invalid_result") from None
         limit = task.services.settings.limits.result
         encoded = encode(value)
         if len(encoded) <= limit:

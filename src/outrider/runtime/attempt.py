@@ -468,7 +468,7 @@ class Attempt:
         try:
             result = None if value is None else encode(value)
         except TypeError as error:
-            return self._failure(TaskError("exception", f"the result is not JSON: {error}"), retryable=False)
+            return self._failure(TaskError("invalid_result", f"the result is not JSON: {error}"), retryable=False)
         if result is not None and len(result) > limits.result:
             message = f"the result has {len(result):,} bytes, more than {limits.result:,}; keep it as an artifact"
             return self._failure(TaskError("too_large", message), retryable=False)
