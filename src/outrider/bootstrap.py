@@ -48,8 +48,10 @@ class Outrider:
     """
 
     def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True, version: str = "") -> None:
+        from outrider.kinds.agent_handoff import AgentHandoff
         from outrider.kinds.background_tool import BackgroundTool
         from outrider.kinds.external import External
+        from outrider.kinds.session import PeerSession
         from outrider.kinds.subagent import Subagent
         from outrider.kinds.turn import Turn
         from outrider.runtime.options import check_texts
@@ -60,6 +62,8 @@ class Outrider:
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
+        self.registry.executors["agent_handoff"] = AgentHandoff(self.registry)
+        self.registry.executors["session"] = PeerSession(self.registry)
         self.registry.executors["turn"] = Turn(self.registry)
         if processes:
             from outrider.kinds.process import Process

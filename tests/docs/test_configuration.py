@@ -30,7 +30,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures"}
+COUNTS |= {"model_tries", "breaker_failures", "detached_live", "detached_total"}
 NESTED = {"lease", "limits", "delegation"}
 
 

@@ -274,6 +274,42 @@ class SessionHandle:
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
 
+    async def hand_off(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        invite: bool = False,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Hand something to a registered agent, as it is registered (kind `agent_handoff`).
+
+        It runs in a session of its own, which begins with the `seed`; see `spawn_agent`. With `invite` it takes a turn
+        in this one instead, once nobody else does: it goes on from what was said here, and is heard here. Raises
+        ConnectionRequired where it lacks one, and IllegalMove for an invitation to where no turns are taken.
+        """
+        given = {"agent": agent, "prompt": prompt, "invite": invite, "seed": seed}
+        return await self.create("agent_handoff", given, options=options)
+
+    async def open_peer(
+        self,
+        prompt: str,
+        *,
+        agent: str | None = None,
+        title: str | None = None,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Open a peer of this session, which stays open, and have its agent answer the prompt (kind `session`).
+
+        The agent is this session's own unless named. The task's `links.child_session_id` is the peer, its result the
+        first answer, and its budget the peer's. The peer is in the tree of this session, and outlives it.
+        """
+        given = {"prompt": prompt, "agent": agent or self._session.agent, "title": title, "seed": seed}
+        spec = {name: value for name, value in given.items() if value is not None}
+        return await self.create("session", spec, options=options)
+
     async def spawn_process(
         self,
         command: Sequence[str] | None = None,

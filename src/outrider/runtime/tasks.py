@@ -126,6 +126,9 @@ class Tasks:
         await self._check_exist([*options.depends_on, *([] if options.retry_of is None else [options.retry_of])])
         now, limits = services.clock.now(), services.settings.limits
         checked = [executor.check(spec) for spec in specs]
+        for each in checked:
+            if each.check_session is not None:
+                each.check_session(session)
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [new_task(kind, each, session, options, now, limits, parent_task_id) for each in checked]
