@@ -41,6 +41,9 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    detached_live: int = 8
+    """How many of those that live are detached: nobody's end stops them."""
+    detached_total: int = 50
     foreground_wait: float = 300.0
     """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 

@@ -38,6 +38,7 @@ from outrider.core.events import (
     Rung,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.ledger import (
@@ -1025,6 +1026,25 @@ class FollowUps(Contract):
         await scene.reclaim("task_2")
         await scene.succeed("task_2")
         assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
+    async def test_who_watches_a_task_hears_what_it_asks_also_as_it_parks_and_watches_on(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        seen = (await scene.task("task_2")).core.version
+        parked = await scene.decide("task_1", Parked(1, (WaitForTasks(("task_2",), seen={"task_2": seen}),)))
+        await scene.apply("task_2", Asked(1, scene.request("req_1", "task_2")))
+        committed(await scene.one(parked))
+        asked = WatchedAsked("task_2")
+        assert await scene.pending() == [("task_1", asked)]
+        for request in ("req_2", "req_3"):
+            await scene.apply("task_2", Asked(1, scene.request(request, "task_2")))
+        assert await scene.pending() == [("task_1", asked)] * 3
+        await scene.apply("task_1", asked)
+        await scene.reclaim("task_1")
+        seen = (await scene.task("task_2")).core.version  # it asks, and that is known
+        await scene.park("task_1", WaitForTasks(("task_2",), seen={"task_2": seen}))
+        await scene.succeed("task_2")
+        assert await scene.pending() == [*[("task_1", asked)] * 3, ("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
 
     async def test_watching_twice_is_heard_once(self, scene: Scene):
         await scene.running("task_1")

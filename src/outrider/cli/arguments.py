@@ -202,6 +202,11 @@ def _run(parser: Parser) -> None:
         "--model", metavar="NAME", help="PROVIDER:NAME, or JSON: an object, or a list to fall back on (OUTRIDER_MODEL)"
     )
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--peer", action="store_true", help="the agent answers in a session that stays open")
+    where.add_argument(
+        "--invite", action="store_true", help="the agent takes a turn in --session, whose agent is another"
+    )
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
     parser.add_argument("--max-iterations", metavar="N", type=_whole, help="model calls at most; default 50")
     parser.add_argument(
