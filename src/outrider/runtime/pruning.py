@@ -87,6 +87,11 @@ async def prune_ended(
         yield await services.ledger.prune(ids, now=services.clock.now())
 
 
+async def is_on_duty(services: Services, worker_id: str) -> bool:
+    """Whether a worker is the one that has been there longest: it does what one does for all."""
+    return min((each.card.id for each in await services.views.workers()), default="") == worker_id
+
+
 class Retention:
     """The duty of a worker: delete what ended longer ago than the settings keep it.
 
@@ -107,7 +112,7 @@ class Retention:
         while True:
             rest = settings.retention_interval
             try:
-                if self.trusts_the_clock() and await self.is_on_duty():
+                if self.trusts_the_clock() and await is_on_duty(self._services, self._own_id):
                     rest = await self._look(round(settings.retention * SECOND), rest)
             except OutriderError as error:
                 log.error("old tasks could not be deleted; trying again", reason=str(error))
@@ -133,10 +138,6 @@ class Retention:
     def _measure(self) -> int:
         """How far the clock is ahead of the time that has passed, in microseconds."""
         return self._services.clock.now() - self._services.clock.passed()
-
-    async def is_on_duty(self) -> bool:
-        """Whether this worker is the one that has been there longest."""
-        return min((each.card.id for each in await self._services.views.workers()), default="") == self._own_id
 
     async def _look(self, kept: int, interval: float) -> float:
         """Delete one batch; return how long to rest."""
