@@ -260,3 +260,15 @@ async def test_a_list_is_right_where_the_index_lacks_too_much_to_be_used(scene: 
     assert await ids(scene, text="one") == ["task_8", "task_4", "task_0"]
     assert await ids(scene, text="one", after="task_8", limit=1) == ["task_4"]
     assert await ids(scene, states=(State.QUEUED,), text="one", newest_first=False) == ["task_0", "task_4", "task_8"]
+
+
+async def test_what_a_task_says_no_more_and_the_states_it_has_left_find_it_no_more(scene: Scene):
+    await scene.session()
+    await scene.running("task_1")
+    for detail in ("reading", "writing"):
+        await take_all_in(scene.ledger)
+        said = Live(state_detail=detail)
+        assert await scene.ledger.report([Report("task_1", 1, scene.now, said, {"state_detail": detail})]) == [True]
+    await take_all_in(scene.ledger)
+    assert (await ids(scene, text="reading"), await ids(scene, text="writing")) == ([], ["task_1"])
+    assert {term for term in await terms(scene) if term[0] == "s" or term.endswith("ing")} == {"srunning", "wwriting"}
