@@ -54,10 +54,11 @@ class Indexing:
     async def run(self) -> None:
         """Do it for ever."""
         stop = self._services.ledger.listen(self._heard)
+        rest = self._services.settings.index_interval
         try:
             while True:
-                rest = await self._look()
                 await asyncio.sleep(rest)
+                rest = await self._look()
         finally:
             stop()
 
