@@ -46,6 +46,7 @@ NAMES = (
         "queue",
         "neighbours",
         "http",
+        "sse",
     ),
     *("costs", "writer"),
 )

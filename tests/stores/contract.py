@@ -50,6 +50,7 @@ from outrider.core.ledger import (
     Existing,
     Fenced,
     GrantSet,
+    Head,
     Ledger,
     LimitRemoved,
     LogRow,
@@ -161,6 +162,22 @@ class Sessions(Contract):
         assert everything == ["session_d", "session_c", "session_b", "session_a"]
         assert [session.id for session in await scene.views.sessions(limit=2)] == everything[:2]
         assert [session.id for session in await scene.views.sessions(after="session_c")] == everything[2:]
+
+    async def test_sessions_and_ids_of_tasks_are_found_of_one_organization_and_of_one_tree(self, scene: Scene):
+        await scene.session()
+        for name, above in {"session_x": None, "session_xy": "session_x", "session_z": None}.items():
+            await scene.session(name, organization_id="org_b", root_session_id=above)
+            await scene.create(f"task_{name}", name, organization_id="org_b", root_session_id=above or name)
+        await scene.create("task_of_a")
+        views = scene.views
+        b: dict[str, Any] = {"organization_id": "org_b"}
+        tree: dict[str, Any] = {"root_session_id": "session_x"}
+        assert [each.id for each in await views.sessions(**b)] == ["session_z", "session_xy", "session_x"]
+        assert [each.id for each in await views.sessions(**b, limit=1, after="session_xy")] == ["session_x"]
+        assert [each.id for each in await views.sessions(**tree)] == ["session_xy", "session_x"]
+        assert list(await views.task_ids("task_", 10, **b)) == [f"task_session_{n}" for n in ("x", "xy", "z")]
+        assert list(await views.task_ids("task_", 10, **tree)) == ["task_session_x", "task_session_xy"]
+        assert list(await views.task_ids("_of_a", 1, **b)) == []
 
     async def test_a_session_knows_the_number_of_its_newest_entry(self, scene: Scene):
         await scene.create("task_1")
@@ -1901,6 +1918,17 @@ class Logs(Contract):
         assert len(found) == 4
         assert after == whole.next == await scene.views.position()
 
+    async def test_where_logs_end_is_told_of_many_sessions_at_once(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now))
+        await scene.create("task_1")
+        await scene.create("task_2", session_id="session_b")
+        found = await scene.views.heads([SESSION, "session_b", "session_c"])
+        last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
+        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        await scene.apply("task_2", CancelRequested())
+        await scene.ledger.prune(["task_2"])
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
+
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")
         await scene.create("task_2")
@@ -2786,6 +2814,31 @@ class Pruning(Contract):
         ]
         assert list(await views.ended(later, 10, organization_id="org_b")) == ["task_b"]
         assert list(await views.ended(later, 10, kind="other")) == ["task_b"]
+        assert list(await views.ended(later, 10, but_of=("org_b", "org_none"))) == ["task_3", "task_1", "task_2"]
+        assert list(await views.ended(later, 10, since=START + 2 * SECOND)) == ["task_1", "task_2", "task_b"]
+        assert [await views.newest_ended("org_b", place) for place in (0, 1)] == [START + 3 * SECOND, None]
+        own = (await scene.task("task_1")).input.organization_id
+        assert [await views.newest_ended(own, place) for place in (0, 2)] == [START + 3 * SECOND, START + SECOND]
+
+    async def test_what_is_pinned_alone_or_with_its_session_or_tree_is_not_listed_to_be_deleted(self, scene: Scene):
+        await scene.session("session_b", root_session_id=SESSION, parent_session_id=SESSION)
+        await scene.session("session_c")
+        for id, session in (("task_1", SESSION), ("task_2", "session_b"), ("task_3", "session_c")):
+            root = SESSION if session == "session_b" else session
+            await scene.create(id, session, root_session_id=root)
+            await scene.apply(id, CancelRequested())
+
+        async def listed(*pinned: str) -> list[str]:
+            pins = [Document("pin", id, {}) for id in pinned]
+            assert await scene.ledger.keep(pins)
+            found = list(await scene.views.ended(scene.now + 1, 10))
+            assert await scene.ledger.keep([], [replace(pin, version=1) for pin in pins])
+            return found
+
+        assert await listed() == ["task_1", "task_2", "task_3"]
+        assert await listed("task_1") == ["task_2", "task_3"]
+        assert await listed(SESSION) == ["task_3"]
+        assert await listed("session_b", "session_c") == ["task_1"]
 
     async def test_who_waits_for_a_task_is_woken_to_see_it_gone(self, scene: Scene):
         await scene.create("task_1")

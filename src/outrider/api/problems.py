@@ -7,6 +7,7 @@ that does not exist, a body that is no JSON, and a fault of ours, whose details 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -18,16 +19,20 @@ from starlette.routing import Match
 
 from outrider.core.errors import (
     Conflict,
+    Forbidden,
     InvalidArguments,
+    IssuerUnavailable,
     NotFound,
     Outdated,
     OutriderError,
+    RateLimited,
     Refused,
     StoreError,
     StoreFull,
     TaskCanceled,
     TaskFailed,
     TooLarge,
+    Unauthenticated,
     WaitTimeout,
 )
 from outrider.runtime.codec import encode
@@ -37,12 +42,16 @@ TYPE = "urn:outrider:problem:"
 PLACES = 20
 """How many places of a request that is wrong are named."""
 
-_BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
+BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (TooLarge, 413),
     (Outdated, 412),
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),
+    (Unauthenticated, 401),
+    (Forbidden, 403),
+    (RateLimited, 429),
+    (IssuerUnavailable, 503),
     (TaskFailed, 409),
     (TaskCanceled, 409),
     (WaitTimeout, 409),
@@ -136,7 +145,7 @@ class Refusal(HTTPException):
 
 def status_of(error: OutriderError) -> int:
     """The status of an error of the façade."""
-    return next((status for kind, status in _BY_ERROR if isinstance(error, kind)), 500)
+    return next((status for kind, status in BY_ERROR if isinstance(error, kind)), 500)
 
 
 def problem(
@@ -169,7 +178,8 @@ def problem(
 
 def problem_of(scope: Mapping[str, Any], error: OutriderError) -> Response:
     """The answer that tells of an error of the façade."""
-    return problem(scope, status_of(error), error.message, code=error.code, details=error.details)
+    wait = {"Retry-After": str(max(1, ceil(error.retry_after)))} if isinstance(error, RateLimited) else None
+    return problem(scope, status_of(error), error.message, code=error.code, details=error.details, headers=wait)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

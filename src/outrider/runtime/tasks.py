@@ -54,7 +54,7 @@ from outrider.runtime.options import (
     not_negative,
     states_of,
 )
-from outrider.runtime.pruning import delete_task, prune_ended
+from outrider.runtime.pruning import count_ended, delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -68,11 +68,13 @@ from outrider.runtime.records import (
     SpentRecord,
     StepRecord,
     TaskRecord,
+    TaskSnapshot,
     checkpoint_of,
 )
 from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
+from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 from outrider.runtime.trees import tasks_below
 
@@ -83,7 +85,7 @@ BATCH = 500
 """How many tasks are moved in one transaction."""
 
 
-class Order(NamedTuple):
+class Draft(NamedTuple):
     """A task to be created."""
 
     kind: str
@@ -134,38 +136,38 @@ class Tasks:
         parent_task_id: str | None = None,
     ) -> list[Task]:
         """Create many tasks of one kind with the same options, in few transactions."""
-        orders = [Order(kind, spec, options) for spec in specs]
-        return [made.task for made in await self.submit(session, orders, parent_task_id=parent_task_id)]
+        drafts = [Draft(kind, spec, options) for spec in specs]
+        return [made.task for made in await self.submit(session, drafts, parent_task_id=parent_task_id)]
 
     async def submit(
-        self, session: Session | str, orders: Sequence[Order], *, parent_task_id: str | None = None
+        self, session: Session | str, drafts: Sequence[Draft], *, parent_task_id: str | None = None
     ) -> list[Submitted]:
         """Create tasks of any kinds, in few transactions, and say of each whether it was there already.
 
         All are looked at before any is made: raises what `create` raises, for the first that is wrong. Where a key
-        was used for something else those of the other orders may have been made.
+        was used for something else those of the other drafts may have been made.
         """
         services = self._services
         limits = services.settings.limits
         fine: object = DEFAULT_OPTIONS
-        for order in orders:
-            _check_is_no_turn(order.kind)
-            services.registry.executor(order.kind)
-            check_mappings(spec=order.spec)
-            if order.options is not DEFAULT_OPTIONS and order.options is not fine:
-                check_options(order.options, limits)
-                fine = order.options
+        for draft in drafts:
+            _check_is_no_turn(draft.kind)
+            services.registry.executor(draft.kind)
+            check_mappings(spec=draft.spec)
+            if draft.options is not DEFAULT_OPTIONS and draft.options is not fine:
+                check_options(draft.options, limits)
+                fine = draft.options
         if not isinstance(session, Session):
             session = await self._session(session)
-        named = [task_id for order in orders for task_id in _named_by(order.options)]
+        named = [task_id for draft in drafts for task_id in _named_by(draft.options)]
         await self._check_exist(list(dict.fromkeys(named)))
         now = services.clock.now()
-        checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
+        checked = [services.registry.executor(draft.kind).check(draft.spec) for draft in drafts]
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [
-            new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
-            for order, each in zip(orders, checked, strict=True)
+            new_task(draft.kind, each, session, draft.options, now, limits, parent_task_id)
+            for draft, each in zip(drafts, checked, strict=True)
         ]
         made = await services.lifecycle.create(new)
         for asked, verdict in zip(new, made, strict=True):
@@ -522,14 +524,26 @@ class Tasks:
         organization_id: str | None = None,
         session_id: str | None = None,
         kind: str | None = None,
+        dry_run: bool = False,
     ) -> PruneReceipt:
-        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+        """Delete the tasks that ended longer ago than that and are not pinned, in bounded batches.
 
-        `states` are some of the three that a task ends in.
+        `states` are some of the three that a task ends in. `dry_run` only counts the tasks. Raises InvalidArguments.
         """
         check_texts_if_given(organization_id=organization_id, session_id=session_id, kind=kind)
+        check_flags(dry_run=dry_run)
         tasks = sessions = 0
         before = self._services.clock.now() - not_negative("older_than", older_than)
+        if dry_run:
+            count = await count_ended(
+                self._services,
+                before,
+                states=None if states is None else states_of(states),
+                organization_id=organization_id,
+                session_id=session_id,
+                kind=kind,
+            )
+            return PruneReceipt(tasks=count, sessions=0)
         async for pruned in prune_ended(
             self._services,
             before,
@@ -778,6 +792,11 @@ class Tasks:
                 if ended:
                     return
                 await bell.wait()
+
+    async def snapshot(self, task_id: str) -> TaskSnapshot:
+        """Return a task, and the number of the event after which all of its events are new. Raises NotFound."""
+        check_texts(task_id=task_id)
+        return await snapshot_of_task(self._services, task_id)
 
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""
