@@ -11,6 +11,7 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,19 +69,28 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         origins=tuple(arguments.origin),
     )
     url = url_of(arguments)
-    listener = bind(settings.host, settings.port) if arguments.socket is None else bind_path(arguments.socket)
+    is_guarded = settings.access is not None
+    if arguments.socket is None:
+        listener = bind(settings.host, settings.port, is_guarded=is_guarded)
+    else:
+        listener = bind_path(arguments.socket)
     try:
         async with app.open(
             url, worker=not arguments.no_worker, concurrency=arguments.concurrency, serves=arguments.serves
         ) as runtime:
             service = Service(create_api(runtime, settings), listener, settings)
+            if runtime.work is not None:
+                runtime.work.add_done_callback(lambda _: service.end())
             await _until_told(
                 service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
             )
+            if runtime.work is not None and runtime.work.done():
+                await runtime.work  # which says why the store will never answer again
     finally:
         listener.close()
         if arguments.socket is not None:
-            os.unlink(arguments.socket)
+            with suppress(FileNotFoundError):
+                os.unlink(arguments.socket)
     screen.stamped("the server has ended")
     return OK
 
