@@ -155,6 +155,14 @@ async def outcome(made: Any) -> Any:
 
 Verb = Callable[[Neighbours, Ids], Any]
 
+
+async def codes_of_retries(n: Neighbours, it: Ids) -> list[str]:
+    """What a bulk retry says of a task, without its id."""
+    told = await n.ours.tasks.retry_many([it.ended])
+    found = await n.ours.tasks.retry_many(filter=TaskFilter(session_id=it.session))
+    return [*told.left.values(), *told.retried.values(), *found.retried]
+
+
 FACADE: dict[str, Verb] = {
     "task": lambda n, it: n.ours.task(it.ended),
     "sessions.get": lambda n, it: n.ours.sessions.get(it.session),
@@ -166,6 +174,7 @@ FACADE: dict[str, Verb] = {
     "snapshot": lambda n, it: n.ours.snapshot(it.organization),
     "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
+    "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
@@ -186,6 +195,8 @@ FACADE: dict[str, Verb] = {
     "tasks.answer": lambda n, it: n.ours.tasks.answer(it.asking, True, request_id=it.request),
     "tasks.message": lambda n, it: n.ours.tasks.message(it.asking, "hello"),
     "tasks.retry": lambda n, it: n.ours.tasks.retry(it.ended),
+    "tasks.retry_many": lambda n, it: codes_of_retries(n, it),
+    "tasks.tree": lambda n, it: n.ours.tasks.tree(it.asking),
     "tasks.fork": lambda n, it: n.ours.tasks.fork(it.ended),
     "tasks.export": lambda n, it: n.ours.tasks.export(it.ended),
     "tasks.delete": lambda n, it: n.ours.tasks.delete(it.ended),
