@@ -45,8 +45,8 @@ NAMES = (
         "parked",
         "queue",
         "neighbours",
-        "http",
         "sse",
+        "http",
     ),
     *("costs", "writer"),
 )

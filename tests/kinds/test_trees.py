@@ -81,9 +81,8 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         assert len({each.session_id for each in agents}) == 2
         (top,) = (tree := tree_of(await tasks_below(runtime.services.views, session.id), _AROUND)).children
         assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
-        below = await tasks_below(
-            runtime.services.views, min(agents, key=lambda each: each.id).links.child_session_id or ""
-        )
+        first = min(agents, key=lambda each: each.id).links.child_session_id or ""
+        below = await tasks_below(runtime.services.views, first)
         assert [task.id for task in below] == [max(each.id for each in agents)]
         transcripts = [session.id, *(each.links.child_session_id or "" for each in agents)]
         for each in transcripts:

@@ -155,14 +155,6 @@ async def outcome(made: Any) -> Any:
 
 Verb = Callable[[Neighbours, Ids], Any]
 
-
-async def codes_of_retries(n: Neighbours, it: Ids) -> list[str]:
-    """What a bulk retry says of a task, without its id."""
-    told = await n.ours.tasks.retry_many([it.ended])
-    found = await n.ours.tasks.retry_many(filter=TaskFilter(session_id=it.session))
-    return [*told.left.values(), *told.retried.values(), *found.retried]
-
-
 FACADE: dict[str, Verb] = {
     "task": lambda n, it: n.ours.task(it.ended),
     "sessions.get": lambda n, it: n.ours.sessions.get(it.session),
@@ -187,6 +179,7 @@ FACADE: dict[str, Verb] = {
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
     "tasks.list": lambda n, it: n.ours.tasks.list(session_id=it.session),
+    "tasks.tree": lambda n, it: n.ours.tasks.tree(it.asking),
     "tasks.spent": lambda n, it: n.ours.tasks.spent(it.ended),
     "tasks.attempts": lambda n, it: n.ours.tasks.attempts(it.ended),
     "tasks.steps": lambda n, it: n.ours.tasks.steps(it.asking),
@@ -195,8 +188,6 @@ FACADE: dict[str, Verb] = {
     "tasks.answer": lambda n, it: n.ours.tasks.answer(it.asking, True, request_id=it.request),
     "tasks.message": lambda n, it: n.ours.tasks.message(it.asking, "hello"),
     "tasks.retry": lambda n, it: n.ours.tasks.retry(it.ended),
-    "tasks.retry_many": lambda n, it: codes_of_retries(n, it),
-    "tasks.tree": lambda n, it: n.ours.tasks.tree(it.asking),
     "tasks.fork": lambda n, it: n.ours.tasks.fork(it.ended),
     "tasks.export": lambda n, it: n.ours.tasks.export(it.ended),
     "tasks.delete": lambda n, it: n.ours.tasks.delete(it.ended),
@@ -259,9 +250,9 @@ FOR_OPERATORS: dict[str, Verb] = {
     "organizations.delete": lambda n, _: n.ours.organizations.delete("org_b"),
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
 }
-ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load"}
+ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
 """Those with tests of their own below."""
-OF_NOBODY = {"doctor.is_alive", "secrets.seal", "secrets.open_sealed"}
+OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
 
 
@@ -383,6 +374,12 @@ async def test_a_document_ends_and_replaces_nothing_of_somebody_else(neighbours:
     loaded = await n.ours.tasks.load(fresh, session_id="session_copy")
     assert loaded.input.organization_id == "org_a"
     assert (await n.ours.sessions.record("session_copy")).organization_id == "org_a"
+
+
+async def test_of_many_to_retry_those_of_somebody_else_are_left(neighbours: Neighbours):
+    n = neighbours
+    receipt = await n.ours.tasks.retry_many([n.theirs.ended, "task_no"])
+    assert (receipt.retried, set(receipt.left.values())) == ({}, {"task_not_found"})
 
 
 async def test_who_follows_all_that_happens_is_told_of_its_own_alone(neighbours: Neighbours):
@@ -580,7 +577,7 @@ async def _rows(views: Views, it: Ids) -> list[str]:
     return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
-SHARED = {"holders", "position", "workers", "gates"}
+SHARED = {"holders", "position", "workers", "gates", "schema"}
 """Facts of the cluster from which the records of one's own tasks are made, and cursors."""
 
 REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {

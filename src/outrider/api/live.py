@@ -31,6 +31,16 @@ FAREWELL = 1.0
 
 _MOST = 2**63 - 1
 _END = b'event: end\ndata: {"reason":"%s"}\n\n'
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; its `data` is JSON.",
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": (
@@ -40,7 +50,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         ),
         "content": {
             MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": _EVENT,
                 "examples": {
                     "begin and end": {
                         "value": 'retry: 1000\n\nevent: snapshot\nid: 3\ndata: {"after":3,"task":{}}\n\n'
