@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
 from outrider.api import external, files, inbox, live, problems, queue, retention, sessions, tasks, workers
 from outrider.api.examples import EXAMPLES
+from outrider.api.health import health_routes
 from outrider.api.limits import Limits
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk away, be woken when there is news.
 
@@ -67,6 +63,8 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.ending = asyncio.Event()
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
+    # Beside /v1, and no part of what clients are generated from.
+    app.include_router(health_routes(runtime, is_draining=app.state.ending.is_set), include_in_schema=False)
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
