@@ -150,14 +150,14 @@ class Tasks:
         """
         services = self._services
         limits = services.settings.limits
-        options_before: TaskOptions | None = None
+        fine: object = DEFAULT_OPTIONS
         for order in orders:
             _check_is_no_turn(order.kind)
             services.registry.executor(order.kind)
             check_mappings(spec=order.spec)
-            if order.options is not DEFAULT_OPTIONS and order.options is not options_before:
-                options_before = order.options
+            if order.options is not DEFAULT_OPTIONS and order.options is not fine:
                 check_options(order.options, limits)
+                fine = order.options
         if not isinstance(session, Session):
             session = await self._session(session)
         named = [task_id for order in orders for task_id in _named_by(order.options)]
