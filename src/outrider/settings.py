@@ -41,6 +41,9 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    detached_live: int = 8
+    """How many of those that live are detached: nobody's end stops them."""
+    detached_total: int = 50
     foreground_wait: float = 300.0
     """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 
@@ -90,6 +93,8 @@ class WorkerSettings:
     """How many tasks one transaction deletes at most."""
     retention_interval: float = 60.0
     """How often a worker looks for some."""
+    index_interval: float = 1.0
+    """How often a worker brings the index of tasks up to date. What it lacks is looked at by whoever lists tasks."""
     iterations: int = 50
     """How many model calls an agent may make, unless it or its task says."""
     model_tries: int = 4
@@ -118,6 +123,20 @@ class WorkerSettings:
     """How long what an outside agent receives is kept for it, unless it says."""
     delegation: DelegationLimits = DelegationLimits()
     limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    silence: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +191,6 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """How a server tells who follows. Spans in seconds."""
-
-    keep_alive: float = 15.0
-    """After how long without news a stream says that it is still there."""
-    stall_limit: float = 30.0
-    """How long a client may read nothing of what was sent to it, before it is cut."""
-    retry: float = 1.0
-    """After how long a client should come again that was cut."""
-    most: int = 5000
-    """How many streams one process has open at once."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -209,9 +214,9 @@ class ServeSettings:
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
     hosts: tuple[str, ...] = ()
     """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
+    streams: StreamSettings = StreamSettings()
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
-    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

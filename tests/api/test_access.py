@@ -385,7 +385,7 @@ async def test_without_authentication_a_page_of_another_site_may_not_ask():
 
 async def test_a_stream_ends_when_the_key_that_opened_it_is_revoked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recording, "LOOK_AGAIN", 0.0)
-    settings = ServeSettings(access=AccessSettings(key_cache=0), streams=StreamSettings(keep_alive=0.01))
+    settings = ServeSettings(access=AccessSettings(key_cache=0), streams=StreamSettings(silence=0.01))
     async with opened() as runtime:
         session = await runtime.within(Bounds(OWN)).sessions.create()
         made = await runtime.keys.create("ci", organization_id=OWN)

@@ -35,7 +35,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens", "rate", "burst"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures", "detached_live", "detached_total"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header", "token_size"}
 NESTED = {"lease", "limits", "delegation", "streams", "scopes", "algorithms"}
 

@@ -251,7 +251,7 @@ FOR_OPERATORS: dict[str, Verb] = {
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
 }
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
-"""Those with tests of their own below."""
+"""Those with tests of their own below; that of `events` is with the snapshots."""
 OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
 
@@ -478,6 +478,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "write_file": lambda: ledger.write_file(FileWrite(it.session, "/a", b"", "text/plain", now)),
         "delete_file": lambda: ledger.delete_file(it.session, "/secret.txt"),
         "charge": lambda: ledger.charge([]),
+        "index": lambda: ledger.index([], 0, 0),
         "register": lambda: ledger.register(WorkerCard("w", "h", "b", 1, now)),
         "renew": lambda: ledger.renew("w", 1.0),
         "retire": lambda: ledger.retire("w"),
@@ -489,7 +490,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
     }
 
 
-REFUSED_TO_ALL = {"journal", "append", "charge", "register", "renew", "retire", "close", "claim"}
+REFUSED_TO_ALL = {"journal", "append", "charge", "index", "register", "renew", "retire", "close", "claim"}
 
 
 async def test_every_verb_of_the_ledger_has_been_decided_on(neighbours: Neighbours):
@@ -549,6 +550,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "request": lambda v: v.request(it.request),
         "messages": lambda v: v.messages(it.asking),
         "events": lambda v: v.events(it.session),
+        "heads": lambda v: v.heads([it.session]),
         "first_seq": lambda v: v.first_seq(it.session),
         "output": lambda v: v.output(it.asking),
         "file": lambda v: v.file(it.session, "/secret.txt"),
@@ -565,7 +567,6 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "ahead": lambda v: v.ahead(it.asking),
         "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
         "documents": lambda v: v.documents("notes"),
-        "heads": lambda v: v.heads([it.session]),
         "log": lambda v: _rows(v, it),
     }
 
@@ -590,6 +591,7 @@ REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
     "problems": lambda v: v.problems(),
     "uses": lambda v: v.uses(),
     "due_at": lambda v: v.due_at("notes"),
+    "unindexed": lambda v: v.unindexed(1),
     "newest_ended": lambda v: v.newest_ended("org_a", 0),
 }
 

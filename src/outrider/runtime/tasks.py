@@ -6,7 +6,7 @@ import asyncio
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
@@ -50,6 +50,7 @@ from outrider.runtime.options import (
     check_same,
     check_texts,
     check_texts_if_given,
+    filter_of,
     new_task,
     not_negative,
     states_of,
@@ -163,6 +164,9 @@ class Tasks:
         await self._check_exist(list(dict.fromkeys(named)))
         now = services.clock.now()
         checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
+        for each in checked:
+            if each.check_session is not None:
+                each.check_session(session)
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [
@@ -232,10 +236,11 @@ class Tasks:
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
         """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
 
+        `created_after` and `created_before` are datetimes; `text` is words that a task has (see docs/operations.md).
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
-        wanted = _filter_of(given) if filter is None else filter
+        wanted = filter_of(given) if filter is None else filter
         check_filter(wanted)
         return await self._records(await self._services.views.list_tasks(wanted))
 
@@ -803,16 +808,6 @@ class Tasks:
         check_texts(task_id=task_id)
         check_count("start", start)
         return read_output(self._services, task_id, start, follow=follow)
-
-
-def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
-    known = [field.name for field in fields(TaskFilter)]
-    for name in given:
-        if name not in known:
-            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
-    if given.get("states") is not None:
-        given = {**given, "states": states_of(given["states"])}
-    return TaskFilter(**given)
 
 
 def _named_by(options: TaskOptions) -> builtins.list[str]:
