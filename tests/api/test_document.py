@@ -48,6 +48,7 @@ ELSEWHERE = {
     "Tasks.create": "submit, which says whether the task was there",
     "Tasks.create_many": "submit, which takes tasks of any kinds",
     "Doctor.is_alive": "in the record of each worker",
+    "Doctor.readiness": "GET /ready, which is no route of the API",
     "Audit.record": "each request that changes anything is recorded",
     "Secrets.seal": "for what the server keeps",
     "Secrets.open_sealed": "for what the server keeps",
