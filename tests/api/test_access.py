@@ -95,6 +95,10 @@ QUERIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
 NEEDS_ANOTHER_BODY = {"import_task", "give_task_away"}
 """What takes a whole document: tests/runtime/test_bounds.py has those of somebody else."""
 
+NOT_THE_SAME_TWICE = {"create_session", "create_organization", "list_audit", "get_caller"}
+NOT_THE_SAME_TWICE |= {"set_retention", "reset_retention"}
+"""They take no ids, or tell of what grows or changes with each request."""
+
 READ_BY_POST = {"wait_for_tasks"}
 FOR_ADMINS = ("/v1/keys", "/v1/audit", "/v1/organizations", "/v1/secrets")
 
