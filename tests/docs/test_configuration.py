@@ -24,6 +24,7 @@ from outrider.settings import (
     Limits,
     LocalModelSettings,
     ServeSettings,
+    WebhookSettings,
     WorkerSettings,
 )
 
@@ -32,8 +33,9 @@ CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
 COUNTS |= {"model_tries", "breaker_failures", "port"}
+COUNTS |= {"at_once", "endpoints_at_once", "disable_failures", "history", "dead_letters"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header"}
-NESTED = {"lease", "limits", "delegation"}
+NESTED = {"lease", "limits", "delegation", "webhooks"}
 
 
 def rows() -> dict[str, str]:
@@ -42,10 +44,12 @@ def rows() -> dict[str, str]:
     return {row[0].strip(): row[1].strip() for row in cells}
 
 
-def told(name: str, value: float | str | tuple[str, ...]) -> str:
+def told(name: str, value: float | str | tuple[object, ...] | None) -> str:
     """A default as the page writes it."""
-    if isinstance(value, str | tuple):
-        return value if isinstance(value, str) else "none"
+    if value is None or isinstance(value, bool | str):
+        return "none" if value is None else f"{value}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     if name == "retention":
         return f"{value / 86_400:g} days"
     if name in CHARACTERS:
@@ -59,7 +63,7 @@ def told(name: str, value: float | str | tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize(
     "settings",
-    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings(), ServeSettings()],
+    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings(), ServeSettings(), WebhookSettings()],
     ids=lambda each: type(each).__name__,
 )
 def test_every_setting_is_listed_with_its_default(settings: object):

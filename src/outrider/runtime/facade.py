@@ -7,6 +7,7 @@ from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.answer_links import AnswerLinks
 from outrider.runtime.clock import span
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
@@ -19,6 +20,7 @@ from outrider.runtime.retention import RetentionPolicies
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.webhooks.endpoints import Webhooks
 
 
 class Runtime:
@@ -37,6 +39,8 @@ class Runtime:
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
         self.retention = RetentionPolicies(services)
+        self.webhooks = Webhooks(services)
+        self.answer_links = AnswerLinks(services)
 
     @property
     def ledger(self) -> Ledger:

@@ -40,6 +40,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
 from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
+from outrider.runtime.webhooks.duty import Webhooking
 
 BATCH = 100
 FOLLOW_UPS = 200
@@ -162,6 +163,7 @@ class Worker:
                 loop.create_task(self._voice.run()),
                 loop.create_task(self._look_after_others()),
                 loop.create_task(Retention(self._services, self.id).run()),
+                loop.create_task(Webhooking(self._services, self.id).run()),
             ]
             if not self._services.telemetry.is_silent:
                 helpers.append(loop.create_task(self._count()))
