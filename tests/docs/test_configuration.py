@@ -63,7 +63,15 @@ def told(name: str, value: float | str | tuple[object, ...] | None) -> str:
 
 @pytest.mark.parametrize(
     "settings",
-    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings(), ServeSettings(), WebhookSettings()],
+    [
+        WorkerSettings(),
+        LeaseTimes(),
+        DelegationLimits(),
+        Limits(),
+        LocalModelSettings(),
+        ServeSettings(),
+        WebhookSettings(),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_every_setting_is_listed_with_its_default(settings: object):

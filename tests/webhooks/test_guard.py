@@ -25,7 +25,7 @@ REFUSED = [
     *("http://[2001:db8::1]/", "http://[::127.0.0.1]/", "http://localhost/", "http://LOCALHOST./"),
     *("http://a.localhost/", "http://metadata.google.internal/", "http://printer.local/"),
     *("https://example.com:22/", "https://example.com:8443/", "http://\uff11\uff12\uff17.0.0.1/"),
-    *("http://127\u30020\u30020\u30021/"),
+    "http://127\u30020\u30020\u30021/",
 ]
 
 MALFORMED = [

@@ -51,6 +51,11 @@ class OptionsForm(Form):
     budget: dict[str, Number] | None = Field(
         default=None, description="What an agent may spend: tokens, cost, requests, iterations, seconds, soft."
     )
+    webhooks: list[str | Object] = Field(
+        default=[],
+        description="Who is told of this task alone: URLs, or objects with url, events, secret, description.",
+        max_length=10,
+    )
 
     def options(self, **given: object) -> TaskOptions:
         """The options, with what is `given` in place of what the form says."""

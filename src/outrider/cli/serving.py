@@ -74,9 +74,15 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
             url, worker=not arguments.no_worker, concurrency=arguments.concurrency, serves=arguments.serves
         ) as runtime:
             service = Service(create_api(runtime, settings), listener, settings)
-            await _until_told(
-                service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
-            )
+            sending = asyncio.create_task(runtime.webhooks.deliver()) if arguments.no_worker else None
+            try:
+                await _until_told(
+                    service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
+                )
+            finally:
+                if sending is not None:  # what is under way comes to its end
+                    sending.cancel()
+                    await asyncio.wait([sending])
     finally:
         listener.close()
         if arguments.socket is not None:

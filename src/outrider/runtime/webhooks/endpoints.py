@@ -211,6 +211,12 @@ class Webhooks:
             await sender.close()
         return TryRecord.of(outcome, now)
 
+    async def deliver(self) -> None:
+        """Follow what happens and send it, until cancelled. Workers do so by themselves; this is for who has none."""
+        from outrider.runtime.webhooks.duty import Webhooking
+
+        await Webhooking(self._services).run()
+
     # --- deliveries ----------------------------------------------------------------------------------
 
     async def deliveries(
