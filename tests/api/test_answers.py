@@ -112,7 +112,8 @@ async def test_an_approval_is_given_or_denied_and_nothing_else(runtime: TestRunt
     session = await runtime.sessions.create()
     task = await session.spawn("approve")
     await runtime.run_until_idle()
-    link = await runtime.answer_links.create((await task.record()).input_request.id)
+    (request,) = (await task.record()).input_requests
+    link = await runtime.answer_links.create(request.id)
     async with Api(runtime) as api:
         assert re.findall(r"<button[^>]*>(\w+)", (await api.get(link.path)).text) == ["Approve", "Deny"]
         assert (await api.post(link.path, data={"typed": '{"approved": true}'})).status_code == 422

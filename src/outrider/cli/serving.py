@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import shown, url_of
+from outrider.cli.database import shown, url_of, with_environment
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import InvalidArguments
@@ -67,6 +67,7 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         port=settings.port if arguments.port is None else arguments.port,
         origins=tuple(arguments.origin),
     )
+    app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
     url = url_of(arguments)
     listener = bind(settings.host, settings.port) if arguments.socket is None else bind_path(arguments.socket)
     try:
