@@ -45,6 +45,7 @@ NAMES = (
         "parked",
         "queue",
         "neighbours",
+        "sse",
     ),
     *("costs", "writer"),
 )

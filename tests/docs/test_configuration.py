@@ -24,6 +24,7 @@ from outrider.settings import (
     Limits,
     LocalModelSettings,
     ServeSettings,
+    StreamSettings,
     WebhookSettings,
     WorkerSettings,
 )
@@ -32,10 +33,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures", "port"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most"}
 COUNTS |= {"at_once", "endpoints_at_once", "disable_failures", "history", "dead_letters"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header"}
-NESTED = {"lease", "limits", "delegation", "webhooks"}
+NESTED = {"lease", "limits", "delegation", "streams", "webhooks"}
 
 
 def rows() -> dict[str, str]:
@@ -71,6 +72,7 @@ def told(name: str, value: float | str | tuple[object, ...] | None) -> str:
         LocalModelSettings(),
         ServeSettings(),
         WebhookSettings(),
+        StreamSettings(),
     ],
     ids=lambda each: type(each).__name__,
 )

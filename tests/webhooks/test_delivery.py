@@ -1,6 +1,7 @@
 """What happens is told to whom it concerns, once, signed, and again until it was taken."""
 
 import asyncio
+import base64
 from typing import Any
 
 import orjson
@@ -9,6 +10,7 @@ import pytest
 from outrider import TaskOptions
 from outrider.core.errors import AddressRefused, Conflict, InvalidArguments, NotFound
 from outrider.core.ledger import Document
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.webhooks import stored
 from outrider.runtime.webhooks.duty import Webhooking, sweep
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite", "postgres"])
-async def test_the_end_of_a_task_is_told_once_and_signed(opened: Open, store: str, request: pytest.FixtureRequest):
+async def test_the_end_of_a_task_is_told_once_and_signed(
+    opened: Open, store: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OUTRIDER_SECRET_KEYS", "test:" + base64.b64encode(bytes(32)).decode())
     where = request.getfixturevalue("postgres_url") if store == "postgres" else store
     async with receiving() as receiver, opened(where, SystemClock()) as (runtime, duty):
         hook = await runtime.webhooks.create(receiver.url, events=["terminal"])
@@ -270,6 +275,18 @@ async def test_a_secret_that_is_replaced_signs_on_beside_the_new_one_for_a_while
             receiver.requests[-1].verify(rotated.secret)
 
 
+async def test_a_secret_lies_in_the_store_sealed_and_is_sealed_anew_with_the_others(opened: Open):
+    async with receiving() as receiver, opened("sqlite", SystemClock()) as (runtime, _):
+        hook = await runtime.webhooks.create(receiver.url)
+        (before,) = await runtime.services.views.documents(stored.ENDPOINT)
+        assert hook.secret.removeprefix("whsec_") not in str(before.data)
+        assert (await runtime.secrets.rotate()).sealed == 1
+        (after,) = await runtime.services.views.documents(stored.ENDPOINT)
+        assert after.data["secrets"] != before.data["secrets"]
+        await runtime.webhooks.test(hook.id)
+        assert receiver.requests[-1].verify(hook.secret)["type"] == "webhook.ping"
+
+
 async def test_what_is_too_large_is_cut_with_a_mark(opened: Open, app):
     async with receiving() as receiver, opened() as (runtime, duty):
         await runtime.webhooks.create(receiver.url)
@@ -299,6 +316,28 @@ async def test_a_store_without_webhooks_pays_for_none(opened: Open):
         await duty.once()
         assert dict(runtime.ledger.counters) == before
         assert await runtime.services.views.document(stored.CURSOR, id=stored.FOLLOWER) is None
+
+
+async def test_an_organization_sees_and_changes_its_own_endpoints_only(opened: Open):
+    async with receiving() as receiver, opened() as (runtime, duty):
+        ours, theirs = (runtime.within(Bounds(name)) for name in ("org_a", "org_b"))
+        hook = await ours.webhooks.create(receiver.url, events=["terminal"])
+        session = await ours.sessions.create()
+        await session.spawn("add", a=1, options=TaskOptions(webhooks=[receiver.url]))
+        await runtime.run_until_idle()
+        await duty.once()
+        assert len(receiver.requests) == 2
+        assert [each.id for each in await ours.webhooks.list()] == [hook.id]
+        assert await theirs.webhooks.list() == []
+        (delivery,) = await ours.webhooks.deliveries(hook.id)
+        for verb in ("get", "enable", "disable", "delete", "test", "rotate_secret", "deliveries", "replay", "update"):
+            with pytest.raises(NotFound):
+                await getattr(theirs.webhooks, verb)(hook.id)
+        with pytest.raises(NotFound):
+            await theirs.webhooks.create(receiver.url, organization_id="org_a")
+        await ours.webhooks.disable(hook.id)
+        await ours.webhooks.enable(hook.id)
+        assert await ours.webhooks.replay(hook.id, [delivery.id]) == 1
 
 
 async def test_what_happened_before_an_endpoint_was_made_is_not_told_to_it(opened: Open):

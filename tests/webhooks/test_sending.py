@@ -23,8 +23,9 @@ QUICK = replace(LOOPBACK, send_timeout=0.3, connect_timeout=0.2)
 
 
 async def tried(answer: Answer, tls: ssl.SSLContext | None = None, trust: ssl.SSLContext | None = None) -> Outcome:
+    settings = QUICK if answer in (hang, drip) else LOOPBACK
     async with receiving(answer, tls=tls) as receiver:
-        sender = Sender(QUICK, 4096, Guard(QUICK), trust)
+        sender = Sender(settings, 4096, Guard(settings), trust)
         await sender.send("http://127.0.0.1:1/", [], "x", b"", 1)  # loads what has to be loaded
         began = time.monotonic()
         outcome = await sender.send(receiver.url, [b"key"], "dlv_1", b"{}", 1)

@@ -307,6 +307,14 @@ class News:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """Where the log of a session ends: the number of its newest entry, and its position, 0 where that was pruned."""
+
+    seq: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Output from a cursor on. `first` is the offset of the oldest byte kept, `next` the cursor after `rows`."""
 
@@ -474,8 +482,13 @@ class Views(Protocol):
         """The tasks of these ids that exist, in no particular order."""
         ...
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
-        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits."""
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits.
+
+        Of one organization, or one delegation tree, only, when given.
+        """
         ...
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
@@ -510,8 +523,15 @@ class Views(Protocol):
         """The session of that id."""
         ...
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
-        """Sessions newest first, after the one of that id."""
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id; of one organization, or one tree, only, when given."""
         ...
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
@@ -555,6 +575,10 @@ class Views(Protocol):
 
         Whoever goes on from `next` misses none and gets none twice.
         """
+        ...
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id; also what `position` does not count yet."""
         ...
 
     async def first_seq(self, session_id: str) -> int:

@@ -21,6 +21,7 @@ from outrider.core.errors import InvalidAnswer, InvalidArguments, InvalidLink, L
 from outrider.core.ledger import Document
 from outrider.core.task import InputRequest, Task
 from outrider.core.values import JSON, SECOND
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import as_datetime, span
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.options import Length, check_lists, check_texts, check_texts_if_given, not_negative
@@ -139,7 +140,7 @@ class AnswerLinks:
 
     async def form(self, token: str) -> AnswerFormRecord:
         """Return what a link shows, of a question that may be closed by now. Raises InvalidLink and LinkExpired."""
-        claims, task, request = await self._read(token)
+        claims, _, task, request = await self._read(token)
         choices, typing = _ways(request, claims.choices)
         return AnswerFormRecord(
             task_name=task.input.display_name,
@@ -156,7 +157,7 @@ class AnswerLinks:
         """
         from outrider.runtime.tasks import Tasks
 
-        claims, task, request = await self._read(token)
+        claims, within, task, request = await self._read(token)
         choices, typing = _ways(request, claims.choices)
         if choice is not None:
             if not 0 <= choice < len(choices):
@@ -166,24 +167,23 @@ class AnswerLinks:
             raise InvalidAnswer("one of the choices has to be chosen")
         else:
             answer = _read_typed(typed, typing)
-        tasks = Tasks(self._services)
+        tasks = Tasks(within)
         return await tasks.answer(task.id, answer, request_id=request.id, by=claims.by, via="link")
 
-    async def _read(self, token: str) -> tuple[_Claims, Task, InputRequest]:
-        """What a link says, and what it is about. Raises InvalidLink and LinkExpired."""
+    async def _read(self, token: str) -> tuple[_Claims, Services, Task, InputRequest]:
+        """What a link says, the services of its organization alone, and what it is about.
+
+        Raises InvalidLink and LinkExpired.
+        """
         claims = _claims(token, await _key(self._services))
         if self._services.clock.now() >= claims.expires * SECOND:
             raise LinkExpired("this link has expired; ask for another one")
-        request = await self._services.views.request(claims.request_id)
-        task = await self._services.views.task(claims.task_id)
-        if (
-            request is None
-            or task is None
-            or request.task_id != task.id
-            or task.input.organization_id != claims.organization_id
-        ):
+        within = self._services.within(Bounds(claims.organization_id))
+        request = await within.views.request(claims.request_id)
+        task = await within.views.task(claims.task_id)
+        if request is None or task is None or request.task_id != task.id:
             raise InvalidLink("what this link is about is not here any more")
-        return claims, task, request
+        return claims, within, task, request
 
     async def _token(self, claims: _Claims) -> str:
         return _signed(claims, await _key(self._services))
@@ -260,11 +260,11 @@ def _bytes(text: str) -> bytes:
 async def _key(services: Services) -> bytes:
     """The key that signs, of all organizations; made by whoever needs it first."""
     while True:
-        found = await services.views.document("secret", id=PURPOSE)
+        found = await services.whole.views.document("secret", id=PURPOSE)
         if found is not None:
             return open_sealed(services, found.data["sealed"], PURPOSE)
         sealed = seal(services, secrets.token_bytes(32), PURPOSE)
-        await services.ledger.keep([Document("secret", PURPOSE, {"sealed": sealed})])
+        await services.whole.ledger.keep([Document("secret", PURPOSE, {"sealed": sealed})])
 
 
 # --- the form ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeout
 from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
-from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
+from outrider.core.task import LIVE_STATES, Task
 from outrider.core.values import evolve
 from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
@@ -27,8 +27,9 @@ from outrider.runtime.options import (
     check_texts_if_given,
 )
 from outrider.runtime.pruning import delete_session, live_in
-from outrider.runtime.records import EventRecord, GrantRecord, SessionRecord, SpentRecord
+from outrider.runtime.records import EventRecord, GrantRecord, SessionRecord, SessionSnapshot, SpentRecord
 from outrider.runtime.services import Services
+from outrider.runtime.snapshots import snapshot_of_session
 from outrider.runtime.stream import EventReader
 from outrider.runtime.turns import last_turn
 
@@ -58,12 +59,14 @@ class Sessions:
         title: str | None = None,
         labels: Mapping[str, str] | None = None,
         id: str | None = None,
-        organization_id: str = DEFAULT_ORGANIZATION,
+        organization_id: str | None = None,
         budget: Mapping[str, float] | None = None,
         tree_budget: Mapping[str, float] | None = None,
     ) -> SessionHandle:
         """Create a session, or get the one of that id. Raises InvalidArguments or TooLarge.
 
+        It belongs to the organization of this runtime, `org_default` where that reaches everywhere; NotFound is raised
+        for another one that is out of reach, AlreadyExists for an id that is taken there.
         `budget` bounds what the model calls of its tasks take together, `tree_budget` those of its tasks and of all
         sessions that these open, and so on down; see `TaskOptions.budget`.
         """
@@ -78,6 +81,7 @@ class Sessions:
         for what, text in (("agent", agent), ("title", title)):
             if text:
                 check_name(what, text, limits.spec)
+        organization_id = self._services.organization_id if organization_id is None else organization_id
         check_name("organization_id", organization_id, limits.name)
         if labels is not None:
             check_mappings(labels=labels)
@@ -245,6 +249,11 @@ class Sessions:
         await self._session(session_id)
         async for event in EventReader(self._services, session_id, after=after).follow():
             yield event
+
+    async def snapshot(self, session_id: str) -> SessionSnapshot:
+        """Return a session with its live tasks, and the number of the event after which all is new. Raises NotFound."""
+        check_texts(session_id=session_id)
+        return await snapshot_of_session(self._services, session_id)
 
     async def _cancel(self, live: Sequence[Task]) -> None:
         """Cancel tasks, and wait until all have ended or the longest grace is over."""

@@ -35,6 +35,7 @@ from outrider.core.ledger import (
     Fenced,
     FileInfo,
     GrantSet,
+    Head,
     InboxRow,
     KeyUse,
     LimitRemoved,
@@ -985,9 +986,13 @@ class MemoryViews:
         rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
         return [row.task for row in rows if row is not None]
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return sorted(id for id in self._open().tasks if id.startswith(part) or id.endswith(part))[:limit]
+        wanted = TaskFilter(organization_id=organization_id, root_session_id=root_session_id)
+        found = (id for id in self._open().tasks if id.startswith(part) or id.endswith(part))
+        return sorted(id for id in found if _passes(self._tables.tasks[id].task, wanted))[:limit]
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -1031,10 +1036,23 @@ class MemoryViews:
         row = self._session(session_id)
         return None if row is None else row.session
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        ids = sorted((id for id in self._open().sessions if after is None or id < after), reverse=True)
-        return [self._tables.sessions[id].session for id in ids[:limit]]
+        found = (
+            row.session
+            for id, row in self._open().sessions.items()
+            if (after is None or id < after)
+            and organization_id in (None, row.session.organization_id)
+            and root_session_id in (None, row.session.root_session_id)
+        )
+        return sorted(found, key=lambda session: session.id, reverse=True)[:limit]
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
         """The task's journal, in the order it was written; without `values`, each value is None and is not read."""
@@ -1096,6 +1114,11 @@ class MemoryViews:
         later = sorted(later, key=lambda each: each[0].position)[:limit]
         found = tuple(entry for entry, owner in later if organization_id in (None, owner))
         return LogPage(found, later[-1][0].position if later else after)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        found = ((session_id, self._session(session_id)) for session_id in session_ids)
+        return {session_id: _head(row) for session_id, row in found if row is not None}
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole; 1 unless tasks were pruned."""
@@ -1391,6 +1414,12 @@ def _passes(task: Task, filter: TaskFilter) -> bool:
         and (filter.states is None or task.state in filter.states)
         and all(labels.get(name) == value for name, value in filter.labels.items())
     )
+
+
+def _head(row: _SessionRow) -> Head:
+    last = row.log[-1] if row.log else None
+    seq = row.session.last_seq
+    return Head(seq, last.position if last is not None and last.seq == seq else 0)
 
 
 def _size(text: str) -> int:

@@ -17,6 +17,7 @@ from outrider.core.ledger import (
     Document,
     Ended,
     FileInfo,
+    Head,
     InboxRow,
     KeyUse,
     LogPage,
@@ -90,9 +91,12 @@ class SqlViews(ABC):
         """The tasks of these ids that exist, in no particular order."""
         return await self._read(len(ids), lambda read: tasks_of(read.tasks("tasks_by_id", listed(ids))))
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
+        given = part, limit, organization_id, root_session_id
+        return await self._later(lambda read: cast("list[str]", read.array("task_ids", *given)))
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -341,9 +345,17 @@ class SqlViews(ABC):
         """The session of that id."""
         return await self._short(lambda read: session_by_id(read, session_id))
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
+        given = after, limit, organization_id, root_session_id
+        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", *given)])
 
     async def events(
         self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None
@@ -375,6 +387,11 @@ class SqlViews(ABC):
         rows.sort(key=lambda row: row[0])
         found = tuple(_log_row(session_id, (position, *rest)) for position, session_id, *rest in rows if rest[4])
         return LogPage(found, rows[-1][0] if rows else after)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        rows = await self._read(len(session_ids), lambda read: read.array("heads", listed(session_ids)))
+        return {session_id: Head(seq, position or 0) for session_id, seq, position in rows}
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from outrider.core.errors import Conflict, InvalidArguments, LimitReached, NotFound
 from outrider.core.ledger import Document
-from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import evolve
 from outrider.runtime.clock import span
 from outrider.runtime.ids import new_id
@@ -74,7 +73,7 @@ class Webhooks:
         """
         ledger, views = self._services.ledger, self._services.views
         check_texts_if_given(task_id=task_id, organization_id=organization_id)
-        organization_id = organization_id or DEFAULT_ORGANIZATION
+        organization_id = organization_id or self._services.organization_id
         if task_id is not None:
             task = await views.task(task_id)
             if task is None:
@@ -87,7 +86,7 @@ class Webhooks:
         told = {"url": url, "events": events, "description": description, "secret": secret}
         made, secret = await new_endpoint(self._services, told, new_id("whk"), organization_id, task_id)
         lane = lane_for(made)
-        await stored.start_following(self._services.ledger)
+        await stored.start_following(self._services.whole.ledger)
         if not await ledger.keep([made, lane]):
             raise AssertionError(f"{made.id} is no new id")
         now = self._services.clock.now()
@@ -153,8 +152,7 @@ class Webhooks:
             if lane is None:
                 raise NotFound.of("webhook", webhook_id)
             fresh = evolve(lane, data={**lane.data, "failures": 0, "failing_since": None})
-            due_at = await views.due_at(stored.pending(found.id))
-            if due_at is not None:
+            if await views.documents(stored.pending(found.id), limit=1):
                 fresh = stored.woken(fresh, now)
             since = await self._services.views.position()
             changed = found.changed(disabled=None, updated_at=now)
@@ -212,10 +210,13 @@ class Webhooks:
         return TryRecord.of(outcome, now)
 
     async def deliver(self) -> None:
-        """Follow what happens and send it, until cancelled. Workers do so by themselves; this is for who has none."""
+        """Follow what happens and send it, until cancelled. Workers do so by themselves; this is for who has none.
+
+        Raises Forbidden but for operators.
+        """
         from outrider.runtime.webhooks.duty import Webhooking
 
-        await Webhooking(self._services).run()
+        await Webhooking(self._services.operating("the sending of webhooks")).run()
 
     # --- deliveries ----------------------------------------------------------------------------------
 

@@ -38,33 +38,34 @@ async def create_with_webhooks(
     """
     if not any(given):
         return await services.lifecycle.create(tasks, steps)
-    told = [_hooks(each) for each in given]
+    told, ledger = [_hooks(each) for each in given], services.whole.ledger
     for each in (hook for hooks in told for hook in hooks):
         await new_endpoint(services, each, "", "", "")  # all are sound before any is kept
-    await stored.start_following(services.ledger)
+    await stored.start_following(ledger)
     kept_here: list[Document] = []
     for task, hooks in zip(tasks, told, strict=True):
         for number, each in enumerate(hooks):
             # The same for whoever makes the same task twice.
             name = hashlib.sha256(f"{task.id}\0{number}\0{each['url']}".encode()).hexdigest()[:32]
             document, _ = await new_endpoint(services, each, f"whk_{name}", task.input.organization_id, task.id)
-            if await services.ledger.keep([document, lane_for(document)]):
+            if await ledger.keep([document, lane_for(document)]):
                 kept_here.append(evolve(document, version=1))
     made = await services.lifecycle.create(tasks, steps)
     stood_for = {task.id for task, verdict in zip(tasks, made, strict=True) if verdict.task.id != task.id}
     for document in kept_here:
         if (endpoint := Endpoint(document)).task_id in stood_for:
-            await stored.forget(services.ledger, endpoint)
+            await stored.forget(ledger, endpoint)
     return made
 
 
 async def hand_on_webhooks(services: Services, old_id: str, new: NewTask) -> None:
     """Give a task that is about to be made the webhooks of the one that it repeats, with their secrets."""
-    for each in await stored.of_task(services.views, old_id):
+    whole = services.whole
+    for each in await stored.of_task(whole.views, old_id):
         id, now = new_id("whk"), services.clock.now()
         changes = {"created_at": now, "updated_at": now, "disabled": None, "since": await services.views.position()}
         document = evolve(each.changed(**changes), id=f"{new.id}{MARK}{id}", key=id, version=0)
-        await services.ledger.keep([document, lane_for(document)])
+        await whole.ledger.keep([document, lane_for(document)])
 
 
 async def new_endpoint(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from outrider.core.errors import InvalidArguments
 from outrider.core.values import Instant, JSONObject
+from outrider.runtime.secrets import Secrets
 from outrider.runtime.services import Services
 from outrider.runtime.webhooks.stored import Endpoint
 
@@ -21,16 +23,20 @@ def keys_of(services: Services, endpoint: Endpoint, now: Instant) -> list[bytes]
 
 
 def seal(services: Services, value: bytes, purpose: str) -> str:
-    """A secret as it may lie in the store."""
-    import base64
-
-    del services, purpose
-    return base64.b64encode(value).decode()
+    """A secret as it may lie in the store. Raises InvalidArguments where it cannot be sealed."""
+    try:
+        return Secrets(services).seal(value, purpose)
+    except ImportError as error:
+        raise _no_cryptography(error) from error
 
 
 def open_sealed(services: Services, sealed: str, purpose: str) -> bytes:
-    """What was sealed for that purpose."""
-    import base64
+    """What was sealed for that purpose. Raises SecretSealed, and InvalidArguments where nothing can be opened."""
+    try:
+        return Secrets(services).open_sealed(sealed, purpose)
+    except ImportError as error:
+        raise _no_cryptography(error) from error
 
-    del services, purpose
-    return base64.b64decode(sealed)
+
+def _no_cryptography(error: ImportError) -> InvalidArguments:
+    return InvalidArguments(f"secrets of webhooks need the extra `serve`: pip install 'outrider[serve]' ({error})")

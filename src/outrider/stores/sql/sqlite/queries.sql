@@ -489,7 +489,10 @@ where not exists (select 1 from tasks where session = found.number);
 -- Looks at every id, in the index on them and nowhere else; no LIKE, whose wildcards an id may contain.
 select json_group_array(id) from (
     select id from tasks
-    where substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1
+    where
+        (substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1)
+        and (?3 is null or organization_id = ?3)
+        and (?4 is null or ifnull(root_session_id, (select id from sessions where number = session)) = ?4)
     order by id limit ?2
 );
 
@@ -537,7 +540,14 @@ select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at, budget, closed_at, forked_from
 ))
-from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
+from (
+    select *
+    from sessions
+    where
+        id < ifnull(?1, x'') and (?3 is null or organization_id = ?3) and (?4 is null or root_session_id = ?4)
+    order by id desc
+    limit ?2
+);
 
 -- steps --
 select json_group_array(json_array(position, ordinal, verb, attempt, created_at, value, done))
@@ -601,6 +611,11 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 -- position --
 -- Also where the newest entry was pruned.
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
+
+-- heads --
+select json_group_array(json_array(s.id, s.seq, e.position))
+from sessions s left join events e on e.session = s.number and e.seq = s.seq
+where s.id in (select value from json_each(?));
 
 -- news --
 select json_group_array(json_array(e.position, s.id, e.seq, t.id))
