@@ -94,6 +94,16 @@ async def test_what_is_typed_is_read_as_what_is_expected(
     assert (await runtime.tasks.requests(request.task_id))[0].answer == answer
 
 
+async def test_a_link_is_made_over_http(runtime: TestRuntime):
+    request = await asked(runtime)
+    async with Api(runtime) as api:
+        made = await api.post(f"/v1/requests/{request.id}/links", json={"choices": ["yes"], "by": "bob"})
+        assert (made.status_code, made.json()["request_id"]) == (201, request.id)
+        assert (await api.post(made.json()["path"], data={"choice": "0"})).status_code == 200
+        again = await api.post(f"/v1/requests/{request.id}/links", json={})
+        assert again.json()["code"] == "request_closed"
+
+
 async def test_only_the_choices_that_a_link_was_made_with_are_given(runtime: TestRuntime):
     request = await asked(runtime, "Which?", {"enum": ["a", "b", "c"]})
     link = await runtime.answer_links.create(request.id, choices=["b"])

@@ -9,17 +9,24 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from outrider.api import wire
+from outrider.api.access import Asking, Submitting
+from outrider.api.forms import Form, Seconds
 from outrider.api.problems import responses
+from outrider.api.routing import noun
 from outrider.core.errors import InvalidAnswer, InvalidLink, LinkExpired, OutriderError, RequestClosed, TaskFinished
-from outrider.runtime.answer_links import AnswerFormRecord
+from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord
 from outrider.runtime.facade import Runtime
 
+links = noun("answers")
 router = APIRouter(prefix="/answer", tags=["answers"], include_in_schema=False, responses=responses())
 
 LONGEST_FORM = 256 * 1024
@@ -39,6 +46,25 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
+
+
+class LinkForm(Form):
+    """A link that answers a question."""
+
+    expires: Seconds | None = Field(default=None, description="For how many seconds it is good; a day without.")
+    choices: list[Any] | None = Field(default=None, description="The only answers that it gives.", max_length=20)
+    by: str | None = Field(default=None, description="Who it is for: recorded as who answered.")
+
+
+@links.post(
+    "/requests/{request_id}/links", status_code=201, response_model=AnswerLinkRecord, responses=responses(404, 409)
+)
+async def create_answer_link(runtime: Submitting, caller: Asking, request_id: str, form: LinkForm) -> Response:
+    """Make a link by which whoever has it answers a question, on a page for a phone."""
+    # Whoever has a name cannot have somebody else be recorded alone.
+    by = form.by if caller.name is None else f"{form.by or 'somebody'}, by a link of {caller.name}"
+    made = await runtime.answer_links.create(request_id, expires=form.expires, choices=form.choices, by=by)
+    return wire.record(made, 201)
 
 
 @router.get("/{token}")

@@ -26,7 +26,7 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
 """
-ROUTERS = (tasks.router, sessions.router, live.router, webhooks.router, answers.router)
+ROUTERS = (tasks.router, sessions.router, live.router, webhooks.router, answers.links, answers.router)
 """The busiest come first: a route is looked for in this order."""
 
 
