@@ -46,6 +46,7 @@ NAMES = (
         "queue",
         "neighbours",
         "sse",
+        "http",
     ),
     *("costs", "writer"),
 )

@@ -11,11 +11,12 @@ import pytest
 
 from outrider import Runtime, State
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.cli.watching import shown, tree_of
+from outrider.cli.watching import tree_of
 from outrider.core.queue import NO_GATES
 from outrider.core.task import Task
 from outrider.kinds.process import Process
 from outrider.runtime.around import Around
+from outrider.runtime.trees import tasks_below
 from tests.kinds.stage import Stage, calls, steps, turns
 
 pytestmark = pytest.mark.anyio
@@ -78,9 +79,10 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         agents = await runtime.tasks.list(root_session_id=session.id, kind="subagent")
         assert [each.state for each in agents] == [State.SUCCEEDED] * 2
         assert len({each.session_id for each in agents}) == 2
-        (top,) = (tree := tree_of(await shown(runtime.services.views, session.id), _AROUND)).children
+        (top,) = (tree := tree_of(await tasks_below(runtime.services.views, session.id), _AROUND)).children
         assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
-        below = await shown(runtime.services.views, min(agents, key=lambda each: each.id).links.child_session_id or "")
+        first = min(agents, key=lambda each: each.id).links.child_session_id or ""
+        below = await tasks_below(runtime.services.views, first)
         assert [task.id for task in below] == [max(each.id for each in agents)]
         transcripts = [session.id, *(each.links.child_session_id or "" for each in agents)]
         for each in transcripts:

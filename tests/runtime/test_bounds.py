@@ -166,6 +166,7 @@ FACADE: dict[str, Verb] = {
     "snapshot": lambda n, it: n.ours.snapshot(it.organization),
     "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
+    "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
@@ -178,6 +179,7 @@ FACADE: dict[str, Verb] = {
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
     "tasks.list": lambda n, it: n.ours.tasks.list(session_id=it.session),
+    "tasks.tree": lambda n, it: n.ours.tasks.tree(it.asking),
     "tasks.spent": lambda n, it: n.ours.tasks.spent(it.ended),
     "tasks.attempts": lambda n, it: n.ours.tasks.attempts(it.ended),
     "tasks.steps": lambda n, it: n.ours.tasks.steps(it.asking),
@@ -248,9 +250,9 @@ FOR_OPERATORS: dict[str, Verb] = {
     "organizations.delete": lambda n, _: n.ours.organizations.delete("org_b"),
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
 }
-ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load"}
+ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
 """Those with tests of their own below."""
-OF_NOBODY = {"doctor.is_alive", "secrets.seal", "secrets.open_sealed"}
+OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 """They take what somebody has in hand, and read nothing."""
 
 
@@ -372,6 +374,12 @@ async def test_a_document_ends_and_replaces_nothing_of_somebody_else(neighbours:
     loaded = await n.ours.tasks.load(fresh, session_id="session_copy")
     assert loaded.input.organization_id == "org_a"
     assert (await n.ours.sessions.record("session_copy")).organization_id == "org_a"
+
+
+async def test_of_many_to_retry_those_of_somebody_else_are_left(neighbours: Neighbours):
+    n = neighbours
+    receipt = await n.ours.tasks.retry_many([n.theirs.ended, "task_no"])
+    assert (receipt.retried, set(receipt.left.values())) == ({}, {"task_not_found"})
 
 
 async def test_who_follows_all_that_happens_is_told_of_its_own_alone(neighbours: Neighbours):
@@ -569,7 +577,7 @@ async def _rows(views: Views, it: Ids) -> list[str]:
     return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
-SHARED = {"holders", "position", "workers", "gates"}
+SHARED = {"holders", "position", "workers", "gates", "schema"}
 """Facts of the cluster from which the records of one's own tasks are made, and cursors."""
 
 REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {

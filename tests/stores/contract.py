@@ -93,6 +93,7 @@ from outrider.core.task import (
     phase_of,
 )
 from outrider.core.values import SECOND, difference, evolve
+from outrider.stores.migrate import known
 from tests.stores.metered import Meters
 from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of, receipt_for
 
@@ -2449,6 +2450,13 @@ class Queries(Contract):
         await scene.running("task_1")
         await scene.succeed("task_1")
         assert list(await scene.views.problems()) == []
+
+    async def test_a_store_says_which_migration_is_its_newest_and_can_be_written_by_nobody_in_particular(
+        self, scene: Scene
+    ):
+        newest = {known(dialect)[-1].number for dialect in ("sqlite", "postgres")}
+        assert await scene.views.schema() in {0, *newest}
+        assert await anyio.to_thread.run_sync(scene.ledger.renew, "", 5.0) is False
 
     async def test_overdue_tasks_come_earliest_first(self, scene: Scene):
         for n, seconds in enumerate((3, 1, 2, 9)):

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from outrider.core.errors import (
     Conflict,
     InvalidArguments,
     NotFound,
+    Outdated,
     OutriderError,
     Refused,
     StoreError,
@@ -37,6 +39,7 @@ PLACES = 20
 
 _BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (TooLarge, 413),
+    (Outdated, 412),
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),
@@ -188,10 +191,23 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and code is None:
         return problem(request.scope, 404, f"there is no {request.scope['path']!r:.200} here; /v1/openapi.json has all")
     if error.status_code == 405:
-        return problem(request.scope, 405, f"{request.method:.20} does not go here", headers=error.headers)
+        allowed = ", ".join(_methods_at(request))
+        text = f"{request.method:.20} does not go here; {allowed} does"
+        return problem(request.scope, 405, text, headers={"Allow": allowed})
     return problem(
         request.scope, error.status_code, str(error.detail), code=code, details=details, headers=error.headers
     )
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What goes at the path of a request. A route that has the path knows only its own."""
+    found = {
+        method
+        for route in request.app.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }
+    return sorted(found)
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:

@@ -715,6 +715,13 @@ class Views(Protocol):
         """
         ...
 
+    async def schema(self) -> int:
+        """The number of the newest migration that was applied, 0 where there are none.
+
+        Raises StoreNewer where a program of a later version has since made of the schema what this one does not know.
+        """
+        ...
+
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
         ...

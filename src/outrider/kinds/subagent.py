@@ -556,11 +556,12 @@ class AgentTranscript:
             forget=forgotten,
             takes=entries_of(self._taken),
         )
-        self._taken = []
+        taken, self._taken = self._taken, []
         if iteration.outcome is None:
             await task.append(page)
         else:
             task.end_with(page)
+        self.tell_heard(taken, now)
 
     def keep(self, outcome: AgentOutcome) -> None:
         """Have it known with the end how the agent ended, if its engine has not said so with its last iteration."""
@@ -617,6 +618,7 @@ class AgentTranscript:
             takes=entries_of(rows),
         )
         await task.append(page)
+        self.tell_heard(rows, now)
         return text
 
     async def words(self, rows: Sequence[InboxRow]) -> str | None:
@@ -624,6 +626,14 @@ class AgentTranscript:
         words = [told(row) for row in rows if not self.is_known(row)]
         words.extend(await self._messages())
         return BETWEEN.join(words) if words else None
+
+    def tell_heard(self, rows: Iterable[InboxRow], now: Instant) -> None:
+        """Have it measured how long the agent was not told; of what it knew already it was."""
+        telemetry = self._task.services.telemetry
+        if not telemetry.is_silent:
+            for row in rows:
+                if not self.is_known(row):
+                    telemetry.heard(row.reason, "agent", now - row.created_at)
 
     def heard_rows(self, now: Instant) -> tuple[Step, ...]:
         """The journal row that says which messages the agent has been told, if that moved."""

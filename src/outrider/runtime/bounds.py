@@ -421,6 +421,10 @@ class BoundedViews:
         """Refused: it reads all."""
         self._refuse("an examination of the database")
 
+    async def schema(self) -> int:
+        """The newest migration, which is no organization's own."""
+        return await self._whole.schema()
+
     # --- how -----------------------------------------------------------------------------------------------
 
     def _narrowed(self, organization_id: str | None, root_session_id: str | None) -> tuple[str, str | None] | None:

@@ -723,6 +723,22 @@ class Finding(Record):
     advice: str
 
 
+class Check(Record):
+    """One thing that has to be well for a process to be of use: whether it is, and in words."""
+
+    name: Literal["store", "schema", "worker"]
+    is_well: bool
+    text: str
+    code: str | None = None
+
+
+class Readiness(Record):
+    """Whether a process can do what it is there for, by each thing that it takes."""
+
+    is_ready: bool
+    checks: tuple[Check, ...]
+
+
 class Explanation(Record):
     """Why a task is where it is: sentences, the first reason first."""
 
@@ -853,6 +869,13 @@ class PinRecord(Record):
     at: datetime | None
     by: str | None
     reason: str | None
+
+
+class RetryReceipt(Record):
+    """What a bulk retry did: the new task of each that was `retried`, and the error code of each that was `left`."""
+
+    retried: Mapping[str, str]
+    left: Mapping[str, str]
 
 
 class PruneReceipt(Record):

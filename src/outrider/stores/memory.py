@@ -1324,6 +1324,11 @@ class MemoryViews:
         self._open()
         return ()
 
+    async def schema(self) -> int:
+        """There are no migrations in memory."""
+        self._open()
+        return 0
+
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
         tasks = [row.task for row in self._open().tasks.values()]

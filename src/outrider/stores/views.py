@@ -39,6 +39,7 @@ from outrider.core.session import Grant, Session
 from outrider.core.task import Direction, InputRequest, State, Task, Usage
 from outrider.core.values import Instant
 from outrider.stores.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
+from outrider.stores.migrate import check, known
 from outrider.stores.rows import (
     STATES,
     decode,
@@ -322,6 +323,21 @@ class SqlViews(ABC):
             return wrong
 
         return await self._later(read_all)
+
+    async def schema(self) -> int:
+        """The number of the newest migration. Raises StoreNewer for one that this program does not know."""
+
+        def read_all(read: Statements) -> int:
+            applied = {number: rest for number, *rest in read.array("applied")}
+            check(applied, known(self._dialect), "the database")
+            return max(applied, default=0)
+
+        return await self._short(read_all)
+
+    @property
+    @abstractmethod
+    def _dialect(self) -> str:
+        """What its migrations are kept under."""
 
     @abstractmethod
     def _damage(self, read: Statements, deep: bool) -> list[str]:

@@ -857,6 +857,9 @@ order by key.value collate "C";
 
 -- === for people: these look at everything that they tell of ===
 
+-- applied --
+select number, checksum, tolerated from migrations;
+
 -- waiting --
 select route, readiness, blocked_by, count(*), min(due_at)
 from tasks

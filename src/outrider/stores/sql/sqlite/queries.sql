@@ -757,6 +757,10 @@ from (select value from json_each(?) order by value);
 
 -- === for people: these look at everything that they tell of ===
 
+-- applied --
+-- The migrations of the schema.
+select json_group_array(json_array(number, checksum, tolerated)) from migrations;
+
 -- waiting --
 -- What wants a worker, by route and by what holds it back.
 select json_group_array(json_array(route, readiness, blocked_by, waiting, oldest))
