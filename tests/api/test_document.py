@@ -12,6 +12,7 @@ import pytest
 
 from outrider.api import create_api
 from outrider.api.examples import EXAMPLES
+from outrider.runtime.answer_links import AnswerLinks
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.facade import Runtime
@@ -20,6 +21,7 @@ from outrider.runtime.inbox import Inbox
 from outrider.runtime.queue import Queue
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.webhooks.endpoints import Webhooks
 from tests.api.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +45,7 @@ ELSEWHERE = {
     "Tasks.events": STREAMS,
     "Tasks.create": "submit, which says whether the task was there",
     "Tasks.create_many": "submit, which takes tasks of any kinds",
+    "Webhooks.deliver": "done by every server and worker",
     "Doctor.is_alive": "in the record of each worker",
     "SessionHandle.events": STREAMS,
     "SessionHandle.spawn": SHORT,
@@ -65,6 +68,8 @@ NOUNS = {
     "runtime.queue": Queue,
     "runtime.external": ExternalTasks,
     "runtime.doctor": Doctor,
+    "runtime.webhooks": Webhooks,
+    "runtime.answer_links": AnswerLinks,
     "session": SessionHandle,
     "task": TaskHandle,
 }
