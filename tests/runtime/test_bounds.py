@@ -103,10 +103,7 @@ class Neighbours:
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
-            [
-                await views.documents(each)
-                for each in ("notes", "keys", "organizations", "audit", "audit_heads", "webhook", "task_webhook")
-            ],
+            [await views.documents(each) for each in COLLECTIONS],
         )
 
 
