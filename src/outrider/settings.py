@@ -45,6 +45,9 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    detached_live: int = 8
+    """How many of those that live are detached: nobody's end stops them."""
+    detached_total: int = 50
     foreground_wait: float = 300.0
     """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 
@@ -170,6 +173,20 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    silence: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class IssuerSettings:
     """Whose tokens are accepted (OIDC, JWT), and what their claims mean. Spans in seconds, sizes in bytes."""
 
@@ -221,20 +238,6 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """How a server tells who follows. Spans in seconds."""
-
-    keep_alive: float = 15.0
-    """After how long without news a stream says that it is still there."""
-    stall_limit: float = 30.0
-    """How long a client may read nothing of what was sent to it, before it is cut."""
-    retry: float = 1.0
-    """After how long a client should come again that was cut."""
-    most: int = 5000
-    """How many streams one process has open at once."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -256,9 +259,11 @@ class ServeSettings:
     """How long requests under way have when the server is told to stop; what is left is cut off."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+    hosts: tuple[str, ...] = ()
+    """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
+    streams: StreamSettings = StreamSettings()
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
-    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ ELSEWHERE = {
     "SessionHandle.spawn_many": SHORT,
     "SessionHandle.spawn_agent": SHORT,
     "SessionHandle.spawn_process": SHORT,
+    "SessionHandle.hand_off": SHORT,
+    "SessionHandle.open_peer": SHORT,
     "SessionHandle.create": SHORT,
     "SessionHandle.tasks": "Tasks.list, by session",
 }

@@ -277,7 +277,7 @@ FOR_OPERATORS: dict[str, Verb] = {
     "webhooks.deliver": lambda n, _: n.ours.webhooks.deliver(),
 }
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
-"""Those with tests of their own below."""
+"""Those with tests of their own below; that of `events` is with the snapshots."""
 OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
 OF_NOBODY |= {"answer_links.form", "answer_links.answer"}
 """They take what somebody has in hand, and read nothing."""
@@ -511,7 +511,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "receive": lambda: ledger.receive(it.session, now, now + 1, 10),
         "acknowledge": lambda: ledger.acknowledge(it.session, [Receipt("t", 1, 1)]),
         "prune": lambda: ledger.prune([it.ended], [it.session], now=now),
-        "keep": lambda: ledger.keep([], [Document("notes", "of b" if it.at else "of nobody", {}, "org_a", version=1)]),
+        "keep": lambda: ledger.keep([Document("notes", "x", {}, it.organization)]),
         "close": lambda: ledger.close(),
     }
 
@@ -576,6 +576,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "request": lambda v: v.request(it.request),
         "messages": lambda v: v.messages(it.asking),
         "events": lambda v: v.events(it.session),
+        "heads": lambda v: v.heads([it.session]),
         "first_seq": lambda v: v.first_seq(it.session),
         "output": lambda v: v.output(it.asking),
         "file": lambda v: v.file(it.session, "/secret.txt"),
@@ -592,7 +593,6 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "ahead": lambda v: v.ahead(it.asking),
         "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
         "documents": lambda v: v.documents("notes"),
-        "heads": lambda v: v.heads([it.session]),
         "log": lambda v: _rows(v, it),
     }
 
@@ -687,7 +687,7 @@ async def test_documents_are_of_their_organization_and_of_no_session(neighbours:
     assert (await views.document("notes", key="name")) == replace(mine, version=1)
     assert [each.id for each in await views.documents("notes")] == ["of a"]
     assert list(await views.documents("notes", organization_id="org_b")) == []
-    assert not await ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])
+    assert await outcome(ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])) == ("already_exists",)
     for owner in ("org_b", ""):
         assert await outcome(ledger.keep([Document("notes", "x", {}, owner)])) == ("organization_not_found",)
     bound = n.ours.within(Bounds("org_a", n.own.id)).services

@@ -38,6 +38,7 @@ from outrider.core.events import (
     Rung,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.ledger import (
@@ -1026,6 +1027,25 @@ class FollowUps(Contract):
         await scene.succeed("task_2")
         assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
 
+    async def test_who_watches_a_task_hears_what_it_asks_also_as_it_parks_and_watches_on(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        seen = (await scene.task("task_2")).core.version
+        parked = await scene.decide("task_1", Parked(1, (WaitForTasks(("task_2",), seen={"task_2": seen}),)))
+        await scene.apply("task_2", Asked(1, scene.request("req_1", "task_2")))
+        committed(await scene.one(parked))
+        asked = WatchedAsked("task_2")
+        assert await scene.pending() == [("task_1", asked)]
+        for request in ("req_2", "req_3"):
+            await scene.apply("task_2", Asked(1, scene.request(request, "task_2")))
+        assert await scene.pending() == [("task_1", asked)] * 3
+        await scene.apply("task_1", asked)
+        await scene.reclaim("task_1")
+        seen = (await scene.task("task_2")).core.version  # it asks, and that is known
+        await scene.park("task_1", WaitForTasks(("task_2",), seen={"task_2": seen}))
+        await scene.succeed("task_2")
+        assert await scene.pending() == [*[("task_1", asked)] * 3, ("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
     async def test_watching_twice_is_heard_once(self, scene: Scene):
         await scene.running("task_1")
         await scene.running("task_2")
@@ -1925,10 +1945,10 @@ class Logs(Contract):
         await scene.create("task_2", session_id="session_b")
         found = await scene.views.heads([SESSION, "session_b", "session_c"])
         last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
-        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        assert found == {id: Head(row.seq, row.position, "org_default", id) for id, row in last.items()}
         await scene.apply("task_2", CancelRequested())
         await scene.ledger.prune(["task_2"])
-        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0, "org_default", "session_b")}
 
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")

@@ -13,9 +13,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import answers, external, files, inbox, live, problems, queue, sessions, tasks, webhooks, workers
+from outrider.api import (
+    answers,
+    audit,
+    external,
+    files,
+    inbox,
+    keys,
+    live,
+    organizations,
+    problems,
+    queue,
+    sessions,
+    tasks,
+    webhooks,
+    workers,
+)
+from outrider.api.access import Gate
 from outrider.api.examples import EXAMPLES
 from outrider.api.limits import Limits
+from outrider.api.recording import Recording
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
@@ -36,6 +53,9 @@ ROUTERS = (
     files.router,
     queue.router,
     workers.router,
+    keys.router,
+    audit.router,
+    organizations.router,
     webhooks.router,
     answers.links,
     answers.router,
@@ -67,6 +87,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.ending = asyncio.Event()
+    app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     handlers: dict[type[Exception], Any] = {
@@ -76,6 +97,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Recording, runtime=runtime, gate=gate)
     app.add_middleware(Limits, settings=settings)
     if settings.origins:
         app.add_middleware(
@@ -83,7 +105,14 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
             allow_origins=settings.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+            expose_headers=[
+                "ETag",
+                "Idempotent-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
+                "X-Request-Id",
+            ],
         )
     return app
 
@@ -101,7 +130,9 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are."}}
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
+    }
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

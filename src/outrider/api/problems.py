@@ -7,6 +7,7 @@ that does not exist, a body that is no JSON, and a fault of ours, whose details 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -18,16 +19,20 @@ from starlette.routing import Match
 
 from outrider.core.errors import (
     Conflict,
+    Denied,
     InvalidArguments,
+    IssuerUnavailable,
     NotFound,
     Outdated,
     OutriderError,
+    RateLimited,
     Refused,
     StoreError,
     StoreFull,
     TaskCanceled,
     TaskFailed,
     TooLarge,
+    Unauthenticated,
     WaitTimeout,
 )
 from outrider.runtime.codec import encode
@@ -43,6 +48,10 @@ _BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),
+    (Unauthenticated, 401),
+    (RateLimited, 429),
+    (IssuerUnavailable, 503),
+    (Denied, 403),
     (TaskFailed, 409),
     (TaskCanceled, 409),
     (WaitTimeout, 409),
@@ -163,13 +172,14 @@ def problem(
     if status in RETRY_AFTER:
         given.setdefault("Retry-After", str(RETRY_AFTER[status]))
     if status == 401:
-        given.setdefault("WWW-Authenticate", "Bearer")
+        given.setdefault("WWW-Authenticate", 'Bearer realm="outrider"')
     return Response(_encoded(body), status, given, MEDIA_TYPE)
 
 
 def problem_of(scope: Mapping[str, Any], error: OutriderError) -> Response:
     """The answer that tells of an error of the façade."""
-    return problem(scope, status_of(error), error.message, code=error.code, details=error.details)
+    headers = {"Retry-After": f"{max(1, ceil(error.retry_after))}"} if isinstance(error, RateLimited) else None
+    return problem(scope, status_of(error), error.message, code=error.code, details=error.details, headers=headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -19,6 +19,8 @@ from outrider.cli.values import seconds, size, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
+SCOPES = ("read", "submit", "operate", "admin")
+KEY_ACTIONS = ("create", "list", "revoke", "rotate")
 STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -34,7 +36,7 @@ _PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
     *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step", "host", "socket", "origin", "organization", "age"),
+    *("stdin", "step", "host", "socket", "origin", "organization", "age", "allow_host", "expect_head", "id", "key"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -203,6 +205,11 @@ def _run(parser: Parser) -> None:
         "--model", metavar="NAME", help="PROVIDER:NAME, or JSON: an object, or a list to fall back on (OUTRIDER_MODEL)"
     )
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--peer", action="store_true", help="the agent answers in a session that stays open")
+    where.add_argument(
+        "--invite", action="store_true", help="the agent takes a turn in --session, whose agent is another"
+    )
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
     parser.add_argument("--max-iterations", metavar="N", type=_whole, help="model calls at most; default 50")
     parser.add_argument(
@@ -456,11 +463,70 @@ def _serve(parser: Parser) -> None:
     parser.add_argument(
         "--origin", metavar="URL", action="append", default=[], help="pages from there may use it; may be repeated"
     )
+    parser.add_argument("--auth", action="store_true", help="ask everybody for a key or token (OUTRIDER_AUTH)")
+    parser.add_argument(
+        "--rate", metavar="N", type=_whole, help="with --auth: requests a second of a key; default 2000"
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="without: a name it is asked for by; may be repeated",
+    )
     parser.add_argument("--no-worker", action="store_true", help="run no tasks: others do, by outrider worker")
     parser.add_argument(
         "--serves", metavar="WHAT", action="append", default=[], help="what its worker runs, as outrider worker has it"
     )
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
+
+
+def _keys(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", choices=KEY_ACTIONS, help=_either(KEY_ACTIONS))
+    parser.add_argument("key", metavar="KEY", nargs="?", help="the id of the key to revoke or rotate")
+    parser.add_argument("--name", metavar="TEXT", help="create: whose it is; default you")
+    parser.add_argument(
+        "--scope", metavar="SCOPE", action="append", default=[], choices=SCOPES, help=f"create: {_either(SCOPES)}"
+    )
+    parser.add_argument("--admin", action="store_true", help="create: good for everything, as --scope admin")
+    parser.add_argument("--session", metavar="ID", help="create: good for this session and all below it, and no more")
+    parser.add_argument(
+        "--expires", metavar="TIME", type=_time, help="create: for how long it is good; default for ever"
+    )
+    parser.add_argument(
+        "--organization", metavar="ID", help="whose keys; default org_default, and all of them in a list"
+    )
+    parser.add_argument(
+        "--overlap",
+        metavar="TIME",
+        type=_time,
+        default=86_400.0,
+        help="rotate: the token before is good for; default 1d",
+    )
+
+
+def _organizations(parser: Parser) -> None:
+    actions = ("create", "list", "suspend", "resume", "delete")
+    parser.add_argument("action", metavar="ACTION", choices=actions, help=_either(actions))
+    parser.add_argument("organization", metavar="ORGANIZATION", nargs="?", help="its id; to create one, its name")
+    parser.add_argument("--id", metavar="ID", help="create: an id of your own")
+
+
+def _audit(parser: Parser) -> None:
+    actions = ("list", "verify", "prune")
+    parser.add_argument("action", metavar="ACTION", choices=actions, help=_either(actions))
+    parser.add_argument("--organization", metavar="ID", help="whose log; default org_default")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=100, help="list: newest first; default 100")
+    parser.add_argument("--expect-head", metavar="HEAD", help="verify: what verify printed before, kept elsewhere")
+    parser.add_argument("--older-than", metavar="TIME", type=_time, help="prune: since then")
+
+
+def _secrets(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", choices=("rotate",), help="rotate")
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _backup(parser: Parser) -> None:
@@ -625,6 +691,10 @@ COMMANDS: dict[str, Command] = {
         Command("pin", "keep tasks and sessions whatever retention says", "retaining:pin", _pin),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),
+        Command("keys", "make, list, revoke and rotate API keys", "guarding:keys", _keys),
+        Command("organizations", "make, list and suspend organizations", "guarding:organizations", _organizations),
+        Command("audit", "list who did what, and verify that it is all there", "guarding:audit", _audit),
+        Command("secrets", "seal the secrets in the database anew", "guarding:secrets", _secrets),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),

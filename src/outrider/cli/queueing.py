@@ -105,7 +105,8 @@ async def _kinds(runtime: Runtime, asked: str) -> set[str]:
     views = runtime.services.views
     served = {kind_of(route) for worker in await views.workers() for route in worker.card.routes}
     used = {task.input.kind for task in await views.list_tasks(TaskFilter(kind=asked, limit=1))}
-    return {"background_tool", "external", "process", "subagent"} | served | used
+    own = {"agent_handoff", "background_tool", "external", "process", "session", "subagent"}
+    return own | served | used
 
 
 def _scope(arguments: Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.database import shown, url_of, with_environment
 from outrider.cli.exits import OK, UsageError
+from outrider.cli.guarding import access_of
 from outrider.cli.terminal import Screen
 from outrider.core.errors import InvalidArguments
 from outrider.settings import ServeSettings
@@ -38,6 +39,8 @@ def serve(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--socket takes the place of --host and --port")
     if arguments.no_worker and (arguments.serves or arguments.concurrency is not None):
         raise UsageError("--serves and --concurrency are for the worker, and there is none with --no-worker")
+    if arguments.rate is not None and arguments.rate < 1:
+        raise UsageError("--rate is a whole number of 1 or more")
     app = load_apps(names_of(arguments.app))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(app, arguments, screen))
@@ -66,14 +69,22 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         host=arguments.host or settings.host,
         port=settings.port if arguments.port is None else arguments.port,
         origins=tuple(arguments.origin),
+        hosts=tuple(arguments.allow_host),
+        access=access_of(arguments),
     )
     app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
+    is_guarded = settings.access is not None
     url = url_of(arguments)
-    listener = bind(settings.host, settings.port) if arguments.socket is None else bind_path(arguments.socket)
+    if arguments.socket is None:
+        listener = bind(settings.host, settings.port, is_guarded=is_guarded)
+    else:
+        listener = bind_path(arguments.socket)
     try:
         async with app.open(
             url, worker=not arguments.no_worker, concurrency=arguments.concurrency, serves=arguments.serves
         ) as runtime:
+            if is_guarded and not await runtime.keys.list(limit=1):
+                screen.note("there is no key yet; make one: outrider keys create --admin")
             service = Service(create_api(runtime, settings), listener, settings)
             sending = asyncio.create_task(runtime.webhooks.deliver()) if arguments.no_worker else None
             try:

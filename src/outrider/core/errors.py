@@ -315,7 +315,7 @@ class RateLimited(Denied):
 
     code = "rate_limited"
 
-    def __init__(self, message: str, *, retry_after: float, details: JSON = None) -> None:
+    def __init__(self, message: str, *, retry_after: float = 1.0, details: JSON = None) -> None:
         super().__init__(message, details=details)
         self.retry_after = retry_after
 

@@ -308,10 +308,13 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the log of a session ends: the number of its newest entry, and its position, 0 where that was pruned."""
+    """Where the log of a session ends, and whose session it is."""
 
     seq: int
     position: int
+    """That of the newest entry, 0 where it was pruned."""
+    organization_id: str
+    root_session_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,7 +301,8 @@ class BoundedViews:
 
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
         """Where the logs of those of these sessions end that exist, by id."""
-        return await self._whole.heads(await self.own_sessions(session_ids))
+        found = await self._whole.heads(session_ids)
+        return {id: head for id, head in found.items() if self._bounds.hold(head)}
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole."""
@@ -592,7 +593,7 @@ class BoundedLedger:
         return await self._whole.prune(tasks, sessions, now=now)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
-        """Write documents anew and drop others. Raises NotFound for another organization, False for its documents."""
+        """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""
         if self._bounds.session_id is not None:
             raise Forbidden("a key of one session keeps nothing but tasks")
         for each in (*documents, *dropped):
@@ -600,7 +601,7 @@ class BoundedLedger:
                 raise NotFound.of("organization", each.organization_id)
             there = await self._whole.views.document(each.collection, id=each.id)
             if there is not None and not self._views.keeps(there):
-                return False
+                raise _taken(each.collection, each.id)
         return await self._whole.keep(documents, dropped)
 
     # --- what only workers write ---------------------------------------------------------------------------

@@ -317,7 +317,7 @@ class Doctor:
             case WaitForMessage():
                 return "it waits for a message: outrider message"
             case WaitForNews():
-                return "it hears what its own tasks ask meanwhile"
+                return "it hears what comes into its inbox meanwhile"
             case WaitForTasks():
                 found = await self._services.views.tasks(wait.task_ids[:10])
                 named = ", ".join(f"{task.id} ({task.state})" for task in found)

@@ -10,7 +10,7 @@ from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Effects, Task
-from outrider.core.values import JSON, JSONObject
+from outrider.core.values import JSON, Instant, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import NOTHING, Parts, message_parts, tool_spec
 from outrider.runtime.files import clean_path, file_content, task_of
@@ -24,6 +24,7 @@ from outrider.runtime.options import (
     check_options,
     check_texts,
     check_texts_if_given,
+    not_negative,
 )
 from outrider.runtime.records import (
     AttemptRecord,
@@ -42,16 +43,17 @@ from outrider.runtime.records import (
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Remaining, Sessions
 from outrider.runtime.tasks import Tasks
-from outrider.runtime.turns import Steering, check_steering, last_turn, say
+from outrider.runtime.turns import Steering, check_steering, last_turn, say, turn_after
 
 
 class TaskHandle:
     """One task."""
 
-    __slots__ = ("_input", "_services", "_tasks", "id", "session_id")
+    __slots__ = ("_input", "_is_before", "_services", "_tasks", "id", "session_id")
 
-    def __init__(self, services: Services, task: Task) -> None:
+    def __init__(self, services: Services, task: Task, *, is_before: bool = False) -> None:
         self._services = services
+        self._is_before = is_before
         self._tasks = Tasks(services)
         self._input = task.input
         self.id = task.id
@@ -76,6 +78,18 @@ class TaskHandle:
         """Wait until the task has ended, or asks something with `on_question`. Raises WaitTimeout."""
         await self._tasks.wait([self.id], timeout=timeout, on_question=on_question)
         return await self.record()
+
+    async def heard_by(self, *, timeout: Length | None = None) -> TaskHandle:
+        """Return the turn that hears what `send` said, of which this is the turn that it returned.
+
+        That is this one; or, where it was ended for it, or is to end `after` which it is heard, the next, once there is
+        one. This one, too, where it took what was said along as it ended, or the session was closed before the next.
+        Raises WaitTimeout.
+        """
+        if not self._is_before:
+            return self
+        turn = await turn_after(self._services, await self._tasks.get(self.id), self._until(timeout))
+        return self if turn is None else TaskHandle(self._services, turn)
 
     async def answer(
         self, answer: JSON, *, request_id: str | None = None, by: str | None = None, via: str | None = None
@@ -148,6 +162,9 @@ class TaskHandle:
     def output(self, *, start: int = 0) -> AsyncIterator[OutputRecord]:
         """Yield its output from a byte offset on, until it has ended."""
         return self._tasks.output(self.id, start=start)
+
+    def _until(self, timeout: Length | None) -> Instant | None:
+        return None if timeout is None else self._services.clock.now() + not_negative("timeout", timeout)
 
     def _shape(self) -> Shape:
         executor = self._services.registry.executors.get(self._input.kind)
@@ -257,6 +274,42 @@ class SessionHandle:
         spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
         return await self.create("subagent", spec, options=options)
 
+    async def hand_off(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        invite: bool = False,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Hand something to a registered agent, as it is registered (kind `agent_handoff`).
+
+        It runs in a session of its own, which begins with the `seed`; see `spawn_agent`. With `invite` it takes a turn
+        in this one instead, once nobody else does: it goes on from what was said here, and is heard here. Raises
+        ConnectionRequired where it lacks one, and IllegalMove for an invitation to where no turns are taken.
+        """
+        given = {"agent": agent, "prompt": prompt, "invite": invite, "seed": seed}
+        return await self.create("agent_handoff", given, options=options)
+
+    async def open_peer(
+        self,
+        prompt: str,
+        *,
+        agent: str | None = None,
+        title: str | None = None,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Open a peer of this session, which stays open, and have its agent answer the prompt (kind `session`).
+
+        The agent is this session's own unless named. The task's `links.child_session_id` is the peer, its result the
+        first answer, and its budget the peer's. The peer is in the tree of this session, and outlives it.
+        """
+        given = {"prompt": prompt, "agent": agent or self._session.agent, "title": title, "seed": seed}
+        spec = {name: value for name, value in given.items() if value is not None}
+        return await self.create("session", spec, options=options)
+
     async def spawn_process(
         self,
         command: Sequence[str] | None = None,
@@ -319,8 +372,9 @@ class SessionHandle:
 
         Where no turn is taken one is made for it. During one, `steering` says what becomes of it: the agent hears it at
         its next iteration (`inject`), in the turn `after`, in one for which this turn is ended (`interrupt`; background
-        tasks go on), or it is refused (`reject`). Returns the turn that was told or made. Raises NotFound,
-        SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
+        tasks go on), or it is refused (`reject`). Returns the turn that was told or made; its `heard_by` is the one
+        that hears it. Raises NotFound, SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where
+        the session has no agent.
         """
         check_steering(steering)
         check_texts_if_given(sender=sender)
@@ -328,7 +382,8 @@ class SessionHandle:
         if all(part["type"] == "text" and not str(part["text"]).strip() for part in parts):
             raise InvalidArguments("say something: there is nothing in it")
         body = {"parts": parts, "steering": steering, "sender": sender}
-        return TaskHandle(self._services, await say(self._services.lifecycle, self.id, body, steering))
+        turn, was_taken = await say(self._services.lifecycle, self.id, body, steering)
+        return TaskHandle(self._services, turn, is_before=was_taken and steering in ("after", "interrupt"))
 
     async def turn(self) -> TaskHandle | None:
         """Return the turn that the agent takes or took last, None before the first. Raises NotFound."""

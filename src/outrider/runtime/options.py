@@ -137,7 +137,7 @@ def new_task(
         debounce_until=_debounce_until(options, now),
         depends_on=tuple(dict.fromkeys(options.depends_on)),
         run_if_dependency_fails=options.run_if_dependency_fails,
-        detached=options.detached,
+        detached=options.detached or checked.detached,
         headless=options.headless,
         on_open_children=options.on_open_children,
         retry=_retry(options, checked.retry or _RETRY),

@@ -278,6 +278,8 @@ async def _upwards(services: Services, session_id: str | None, known: dict[str, 
         return []
     if session_id not in known:
         session = await services.views.session(session_id)
-        above = [] if session is None else [session, *await _upwards(services, session.parent_session_id, known)]
+        above = [] if session is None else [session]
+        if session is not None and session.parent_task_id is not None:  # a peer goes with nobody
+            above += await _upwards(services, session.parent_session_id, known)
         known[session_id] = above
     return known[session_id]

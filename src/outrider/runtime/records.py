@@ -414,12 +414,11 @@ class TaskSnapshot(Record):
 class OrganizationSnapshot(Record):
     """The tasks of an organization that live, the newest first, as the log up to the position `after` left them.
 
-    `is_cut` where more live than are shown. `states` counts all tasks, and may be some moments newer than the rest; it
-    is None for one organization, whose tasks nobody counts.
+    `states` counts them, the newest 1,000 of them at most. `is_cut` where more live than are shown.
     """
 
     after: int
-    states: Mapping[State, int] | None
+    states: Mapping[State, int]
     tasks: tuple[TaskRecord, ...]
     is_cut: bool
 

@@ -242,8 +242,9 @@ class Sessions:
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
         """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.
 
-        Returns how many tasks went. While any of them lives it is refused with NotEnded and nothing is deleted; with
-        `cancel` they are canceled first, detached ones too, and waited for as long as their grace. Raises NotFound.
+        Peers that they opened stay. Returns how many tasks went. While any of them lives it is refused with NotEnded
+        and nothing is deleted; with `cancel` they are canceled first, detached ones too, and waited for as long as
+        their grace. Raises NotFound.
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)

@@ -164,6 +164,9 @@ class Tasks:
         await self._check_exist(list(dict.fromkeys(named)))
         now = services.clock.now()
         checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
+        for each in checked:
+            if each.check_session is not None:
+                each.check_session(session)
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [

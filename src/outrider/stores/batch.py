@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotEnded, NotFound
-from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
+from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedAsked, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Committed,
@@ -977,7 +977,7 @@ class Batch:
         for follow_up in change.follow_ups:
             self._expand(follow_up)
         for awaited in change.watches:
-            self._watch(head.id, awaited)
+            self._watch(head.id, awaited, (change.unasked or {}).get(awaited))
         if change.drives:
             self._drivers[session.number] = head.id
         if change.needs_open:
@@ -1140,9 +1140,10 @@ class Batch:
                 self._pend([follow_up.of], follow_up.event)
         elif follow_up.relation == "watchers":
             if watchers := self._watchers[follow_up.of]:
-                self._ended.append(follow_up.of)
                 self._pend(watchers, follow_up.event)
-                self._watchers[follow_up.of] = {}
+                if isinstance(follow_up.event, WatchedEnded):
+                    self._ended.append(follow_up.of)
+                    self._watchers[follow_up.of] = {}
         elif children := self._children[follow_up.of]:
             self._pend(
                 [
@@ -1157,7 +1158,7 @@ class Batch:
         head = self._tasks.get(task_id)
         return head is None or head.state not in TERMINAL
 
-    def _watch(self, watcher: str, awaited: str) -> None:
+    def _watch(self, watcher: str, awaited: str, unasked: int | None) -> None:
         head = self._tasks.get(awaited)
         if head is None or head.state in TERMINAL:
             self._pend([watcher], WatchedEnded(awaited, State.FAILED if head is None else head.state))
@@ -1165,6 +1166,8 @@ class Batch:
         self._rows["insert_watches"].append((awaited, watcher))
         if awaited in self._watchers:
             self._watchers[awaited][watcher] = None
+        if unasked is not None and head.version > unasked and head.state is State.AWAITING_INPUT:
+            self._pend([watcher], WatchedAsked(awaited))
 
     def _pend(self, task_ids: Iterable[str], event: FollowUpEvent) -> None:
         data = encode(event)

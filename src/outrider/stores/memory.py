@@ -20,7 +20,7 @@ import orjson
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
-from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
+from outrider.core.events import FileWrite, Message, Rung, Step, WatchedAsked, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
@@ -715,7 +715,7 @@ class MemoryLedger:
         for follow_up in change.follow_ups:
             self._follow_up(follow_up, news)
         for awaited in change.watches:
-            self._watch(row, awaited, news)
+            self._watch(row, awaited, (change.unasked or {}).get(awaited), news)
         news.of(row.task)
         news.moved.add(row.task.id)
         core, key = row.task.core, row.task.input.concurrency_key
@@ -896,7 +896,8 @@ class MemoryLedger:
             return ()
         if follow_up.relation == "watchers":
             watchers = tuple(row.watchers)
-            row.watchers.clear()
+            if isinstance(follow_up.event, WatchedEnded):
+                row.watchers.clear()
             return watchers
         children = (self._tables.tasks[task_id].task for task_id in self._tables.children.get(follow_up.of, ()))
         return [
@@ -905,7 +906,7 @@ class MemoryLedger:
             if not child.is_terminal and (follow_up.relation == "children" or not child.input.detached)
         ]
 
-    def _watch(self, watcher: _TaskRow, awaited: str, news: _News) -> None:
+    def _watch(self, watcher: _TaskRow, awaited: str, unasked: int | None, news: _News) -> None:
         found = self._tables.tasks.get(awaited)
         if found is None or found.task.is_terminal:
             state = State.FAILED if found is None else found.task.state
@@ -913,6 +914,9 @@ class MemoryLedger:
             self._pend(watcher.task.id, FollowUp("watchers", awaited, event), news)
         else:
             found.watchers[watcher.task.id] = None
+            core = found.task.core
+            if unasked is not None and core.version > unasked and core.state is State.AWAITING_INPUT:
+                self._pend(watcher.task.id, FollowUp("watchers", awaited, WatchedAsked(awaited)), news)
 
     def _pend(self, task_id: str, follow_up: FollowUp, news: _News) -> None:
         tables = self._tables
@@ -1423,8 +1427,9 @@ def _passes(task: Task, filter: TaskFilter) -> bool:
 
 def _head(row: _SessionRow) -> Head:
     last = row.log[-1] if row.log else None
-    seq = row.session.last_seq
-    return Head(seq, last.position if last is not None and last.seq == seq else 0)
+    session = row.session
+    position = last.position if last is not None and last.seq == session.last_seq else 0
+    return Head(session.last_seq, position, session.organization_id, session.root_session_id)
 
 
 def _size(text: str) -> int:

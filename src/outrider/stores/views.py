@@ -407,7 +407,7 @@ class SqlViews(ABC):
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
         """Where the logs of those of these sessions end that exist, by id."""
         rows = await self._read(len(session_ids), lambda read: read.array("heads", listed(session_ids)))
-        return {session_id: Head(seq, position or 0) for session_id, seq, position in rows}
+        return {session_id: Head(seq, position or 0, *whose) for session_id, seq, position, *whose in rows}
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""

@@ -710,7 +710,7 @@ select greatest((select position from origin), coalesce((
 ), 0));
 
 -- heads --
-select s.id, s.seq, e.position
+select s.id, s.seq, e.position, s.organization_id, s.root_session_id
 from sessions s left join events e on e.session = s.number and e.seq = s.seq
 where s.id {texts};
 

@@ -613,7 +613,7 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
 -- heads --
-select json_group_array(json_array(s.id, s.seq, e.position))
+select json_group_array(json_array(s.id, s.seq, e.position, s.organization_id, s.root_session_id))
 from sessions s left join events e on e.session = s.number and e.seq = s.seq
 where s.id in (select value from json_each(?));
 
