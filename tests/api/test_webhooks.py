@@ -12,6 +12,7 @@ async def test_an_endpoint_is_made_changed_tried_and_deleted(api: Api):
     assert made.status_code == 201
     hook = made.json()
     assert hook["secret"].startswith("whsec_")
+    assert made.headers["Cache-Control"] == "no-store"
     path = f"/v1/webhooks/{hook['id']}"
     assert "secret" not in (await api.get(path)).json()
     changed = await api.patch(path, json={"events": ["message", "progress"]})

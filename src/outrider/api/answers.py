@@ -64,7 +64,7 @@ async def create_answer_link(runtime: Submitting, caller: Asking, request_id: st
     # Whoever has a name cannot have somebody else be recorded alone.
     by = form.by if caller.name is None else f"{form.by or 'somebody'}, by a link of {caller.name}"
     made = await runtime.answer_links.create(request_id, expires=form.expires, choices=form.choices, by=by)
-    return wire.record(made, 201)
+    return wire.record(made, 201, {"Cache-Control": "no-store"})
 
 
 @router.get("/{token}")

@@ -315,7 +315,7 @@ EXAMPLES: dict[str, Any] = {
     "NewWebhookForm": {"url": "https://example.com/outrider", "events": ["terminal", "awaiting_input"]},
     "WebhookForm": {"events": ["terminal"]},
     "DisablingForm": {"reason": "the receiver is being moved"},
-    "RotationForm": {"overlap": 3600},
+    "SecretForm": {"overlap": 3600},
     "ReplayForm": {"delivery_ids": ["dlv_01a2072b4aa27000b1c6c7e5b0b0d3a4"]},
     "LinkForm": {"expires": 3600, "by": "ada@example.com"},
     "Budget": {"tokens": 200000, "cost": 1.5, "soft": 0.8},

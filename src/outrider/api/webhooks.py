@@ -19,6 +19,7 @@ from outrider.runtime.webhooks.records import DeliveryRecord, NewWebhookRecord, 
 from outrider.runtime.webhooks.stored import Event, Status
 
 router = noun("webhooks")
+_SECRET = {"Cache-Control": "no-store"}
 
 Url = Annotated[str, Field(description="Where they are sent, by https or http.", examples=["https://example.com/hook"])]
 Events = Annotated[list[Event], Field(description="What is told.", min_length=1, max_length=4)]
@@ -47,7 +48,7 @@ class DisablingForm(Form):
     reason: str | None = None
 
 
-class RotationForm(Form):
+class SecretForm(Form):
     """How a secret is to be replaced."""
 
     secret: str | None = Field(default=None, description="A secret of your own; a new one without.")
@@ -78,7 +79,7 @@ async def create_webhook(runtime: Administering, caller: Asking, form: NewWebhoo
         secret=form.secret,
         organization_id=caller.organization_id,
     )
-    return wire.record(made, 201)
+    return wire.record(made, 201, _SECRET)
 
 
 @router.get("/webhooks", response_model=Page[WebhookRecord])
@@ -94,7 +95,7 @@ async def create_task_webhook(runtime: Submitting, task_id: str, form: NewWebhoo
     made = await runtime.webhooks.create(
         form.url, events=form.events, description=form.description, secret=form.secret, task_id=task_id
     )
-    return wire.record(made, 201)
+    return wire.record(made, 201, _SECRET)
 
 
 @router.get("/tasks/{task_id}/webhooks", response_model=Page[WebhookRecord], responses=responses(404))
@@ -137,9 +138,10 @@ async def disable_webhook(runtime: Administering, webhook_id: str, form: Disabli
 
 
 @router.post("/webhooks/{webhook_id}/secret", response_model=NewWebhookRecord, responses=responses(404))
-async def rotate_webhook_secret(runtime: Administering, webhook_id: str, form: RotationForm) -> Response:
+async def rotate_webhook_secret(runtime: Administering, webhook_id: str, form: SecretForm) -> Response:
     """Give an endpoint a new secret, which is in this answer and in no other; the old one signs on for a while."""
-    return wire.record(await runtime.webhooks.rotate_secret(webhook_id, secret=form.secret, overlap=form.overlap))
+    made = await runtime.webhooks.rotate_secret(webhook_id, secret=form.secret, overlap=form.overlap)
+    return wire.record(made, headers=_SECRET)
 
 
 @router.post("/webhooks/{webhook_id}/test", response_model=TryRecord, responses=responses(404))
