@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def worker(database: Path, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker in a process of its own, which is killed at the end."""
-    command = [sys.executable, "-m", "outrider.cli", "worker", "--db", str(database), "--app", "tests.webhooks.app:app"]
+async def worker(
+    database: Path, *how: str, command: str = "worker", **variables: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker, or another command, in a process of its own, which is killed at the end."""
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *(sys.executable, "-m", "outrider.cli", command, "--db", str(database), *how),
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, "OUTRIDER_APP": "tests.webhooks.app:app", **variables},
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
@@ -68,3 +69,17 @@ async def test_two_processes_send_each_webhook_once(tmp_path: Path):
             await until(lambda: states(runtime, hook.id, {"delivered": count}))
         assert Counter(receiver.ids).most_common(1)[0][1] == 1
         assert len(receiver.ids) == count
+
+
+async def test_a_server_without_a_worker_sends_them_itself(tmp_path: Path):
+    database = tmp_path / "work.db"
+    async with receiving() as receiver, app.open(str(database), worker=False) as runtime:
+        hook = await runtime.webhooks.create(receiver.url)
+        session = await runtime.sessions.create()
+        task = await session.create("external", {})
+        await runtime.tasks.cancel(task.id)
+        async with worker(database, "--no-worker", "--port", "0", command="serve") as process:
+            await until(lambda: states(runtime, hook.id, {"delivered": 1}))
+            process.terminate()
+            assert await process.wait() == 0
+        assert receiver.requests[0].told["data"]["task"]["state"] == "canceled"
