@@ -47,6 +47,7 @@ NAMES = (
         "neighbours",
         "sse",
         "http",
+        "list",
     ),
     *("costs", "writer"),
 )

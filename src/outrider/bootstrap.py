@@ -310,7 +310,7 @@ class Outrider:
         try:
             if worker:
                 job = asyncio.create_task(keep_working(services, locks=locks_of(ledger)), name="outrider-worker")
-            yield Runtime(services)
+            yield Runtime(services, job)
         finally:
             await see_through(_close(services, ledger, job))
 

@@ -141,6 +141,8 @@ class WorkerSettings:
     """How many tasks one transaction deletes at most."""
     retention_interval: float = 60.0
     """How often a worker looks for some."""
+    index_interval: float = 1.0
+    """How often a worker brings the index of tasks up to date. What it lacks is looked at by whoever lists tasks."""
     iterations: int = 50
     """How many model calls an agent may make, unless it or its task says."""
     model_tries: int = 4

@@ -29,7 +29,6 @@ pytestmark = pytest.mark.anyio
 OWN = "org_a"
 HOOK = "https://hooks.example/"
 COLLECTIONS = ("keys", "audit", "pin", "retention", "webhook", "task_webhook")
-GROWING = ("list_audit", "get_caller")
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,15 @@ class Ids:
     organization_id: str
     receipt: str
     attempt: int
+    pinned_id: str
     webhook_id: str
     delivery_id: str = "dlv_none"
     path: str = "hidden.txt"
 
 
 NOTHING = Ids(
-    "session_none", "task_none", "task_none", "req_none", "key_none", "org_none", "task_none.1.1", 1, "whk_none"
+    *("session_none", "task_none", "task_none", "req_none", "key_none", "org_none", "task_none.1.1", 1),
+    *("session_none", "whk_none"),
 )
 
 BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
@@ -86,6 +87,8 @@ BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
     "rotate_webhook_secret": lambda _: {},
     "replay_deliveries": lambda _: {},
     "create_answer_link": lambda _: {},
+    "set_retention": lambda _: {"age": None},
+    "pin": lambda _: {},
 }
 """What is sent where a body is needed, or names somebody's things."""
 
@@ -174,10 +177,13 @@ async def somebody_elses(runtime: Runtime) -> Ids:
     await session.write_file("/hidden.txt", "xyzzy")
     made = await there.keys.create("xyzzy")
     await there.audit.record("xyzzy", actor={})
+    await there.retention.pin(session.id, reason="xyzzy")
     receipt = f"{task.id}.1.1"
     hook = await there.webhooks.create(HOOK, description="xyzzy")
     await there.webhooks.create(HOOK, task_id=task.id, description="xyzzy")
-    return Ids(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt, hook.id)
+    return Ids(
+        *(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt, session.id, hook.id)
+    )
 
 
 async def state(runtime: Runtime, ids: Ids) -> Any:
@@ -212,7 +218,16 @@ async def test_every_route_takes_ids_of_another_organization_for_ids_of_nothing(
             answers = [await client.call(route, ids) for ids in (theirs, NOTHING)]
             assert "xyzzy" not in answers[0].text, route.name
             assert [each.status_code < 500 for each in answers] == [True, True], (route.name, answers[0].text)
-            if route.name in ("create_session", "create_organization", "create_webhook", "list_webhooks", *GROWING):
+            if route.name in (
+                "create_session",
+                "create_organization",
+                "list_audit",
+                "get_caller",
+                "set_retention",
+                "reset_retention",
+                "create_webhook",
+                "list_webhooks",
+            ):
                 continue  # no ids, or what is told grows with each request
             assert told(answers[0], theirs) == told(answers[1], NOTHING), route.name
             if answers[0].status_code == 422 and route.name not in NEEDS_ANOTHER_BODY:

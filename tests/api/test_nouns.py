@@ -101,3 +101,16 @@ async def test_workers_numbers_and_what_is_wrong_are_told(api: Api):
     assert (await api.get("/v1/workers")).json() == {"items": [], "next": None}
     assert (await api.get("/v1/stats", params={"within": 60})).json()["states"]["queued"] == 1
     assert isinstance((await api.get("/v1/doctor")).json()["items"], list)
+
+
+async def test_what_is_kept_and_for_how_long_is_set_and_told(api: Api):
+    assert (await api.get("/v1/retention")).json()["is_own"] is False
+    told = (await api.put("/v1/retention", json={"age": 60, "count": 5, "by": "ada"})).json()
+    assert (told["age"], told["count"], told["by"]) == (60, 5, "ada")
+    assert len((await api.get("/v1/retention/policies")).json()["items"]) == 1
+    assert (await api.delete("/v1/retention")).json() == {"changed": True}
+    task_id = await api.task(await api.session())
+    assert (await api.put(f"/v1/pins/{task_id}", json={"reason": "audit"})).json()["reason"] == "audit"
+    assert [each["id"] for each in (await api.get("/v1/pins")).json()["items"]] == [task_id]
+    assert (await api.delete(f"/v1/pins/{task_id}")).json() == {"changed": True}
+    assert (await api.put("/v1/pins/task_none")).json()["code"] == "task_not_found"

@@ -505,6 +505,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "write_file": lambda: ledger.write_file(FileWrite(it.session, "/a", b"", "text/plain", now)),
         "delete_file": lambda: ledger.delete_file(it.session, "/secret.txt"),
         "charge": lambda: ledger.charge([]),
+        "index": lambda: ledger.index([], 0, 0),
         "register": lambda: ledger.register(WorkerCard("w", "h", "b", 1, now)),
         "renew": lambda: ledger.renew("w", 1.0),
         "retire": lambda: ledger.retire("w"),
@@ -516,7 +517,7 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
     }
 
 
-REFUSED_TO_ALL = {"journal", "append", "charge", "register", "renew", "retire", "close", "claim"}
+REFUSED_TO_ALL = {"journal", "append", "charge", "index", "register", "renew", "retire", "close", "claim"}
 
 
 async def test_every_verb_of_the_ledger_has_been_decided_on(neighbours: Neighbours):
@@ -617,6 +618,7 @@ REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
     "problems": lambda v: v.problems(),
     "uses": lambda v: v.uses(),
     "due_at": lambda v: v.due_at("notes"),
+    "unindexed": lambda v: v.unindexed(1),
     "newest_ended": lambda v: v.newest_ended("org_a", 0),
 }
 

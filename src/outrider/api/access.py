@@ -111,6 +111,13 @@ async def administering(request: Request) -> Runtime:
     return await _admit(request, "admin")
 
 
+async def measuring(request: Request) -> Runtime:
+    """The runtime for who may see the figures of all organizations. Raises Forbidden for anybody but an operator."""
+    runtime = await _admit(request, "read")
+    runtime.services.operating("what is measured")
+    return runtime
+
+
 async def _admit(request: Request, scope: Scope) -> Runtime:
     gate: Gate = request.app.state.gate
     return await gate.admit(request, scope)

@@ -24,6 +24,9 @@ CALLER = "outrider.caller"
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """What is asked every few seconds for ever: logged at level DEBUG, unless it goes wrong."""
 
+REQUEST_ID = "outrider.request_id"
+"""Where the id of a request is, in its scope."""
+
 HEADER = b"x-request-id"
 _PLAIN = re.compile(r"[A-Za-z0-9._:+=/@-]{1,128}")
 
@@ -56,7 +59,7 @@ class _Line:
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._began = time.perf_counter()
-        self._request = _given(scope["headers"]) or new_id("request")
+        self._request = scope[REQUEST_ID] = _given(scope["headers"]) or new_id("request")
         self._status: int | None = None
         self._is_whole = False
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
 from outrider.api import (
     answers,
@@ -24,20 +22,22 @@ from outrider.api import (
     organizations,
     problems,
     queue,
+    retention,
     sessions,
     tasks,
     webhooks,
     workers,
 )
-from outrider.api.access import Gate
+from outrider.api.access import Gate, measuring
+from outrider.api.access_log import AccessLog
 from outrider.api.examples import EXAMPLES
+from outrider.api.health import health_routes
 from outrider.api.limits import Limits
 from outrider.api.recording import Recording
+from outrider.api.tracing import http_telemetry
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk away, be woken when there is news.
 
@@ -52,6 +52,7 @@ ROUTERS = (
     inbox.router,
     files.router,
     queue.router,
+    retention.router,
     workers.router,
     keys.router,
     audit.router,
@@ -63,8 +64,12 @@ ROUTERS = (
 """The busiest come first: a route is looked for in this order."""
 
 
-def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastAPI:
+def create_api(
+    runtime: Runtime, settings: ServeSettings | None = None, *, registry: CollectorRegistry | None = None
+) -> FastAPI:
     """The ASGI application that serves a runtime. It neither opens nor closes it.
+
+    With a `registry`, which `health.measured` makes before the runtime is opened, there is `/metrics`.
 
     `app.state` has the `runtime`, the `settings`, and `ending`: an event that is set when the server begins to end,
     so that whoever streams or waits says so and leaves.
@@ -82,7 +87,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=http_telemetry(runtime.services.telemetry),
     )
     app.state.runtime = runtime
     app.state.settings = settings
@@ -90,6 +95,9 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
+    # Beside /v1, and no part of what clients are generated from.
+    health = health_routes(runtime, registry=registry, is_draining=app.state.ending.is_set, guard=[Depends(measuring)])
+    app.include_router(health, include_in_schema=False)
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
@@ -114,6 +122,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
                 "X-Request-Id",
             ],
         )
+    app.add_middleware(AccessLog)
     return app
 
 

@@ -42,7 +42,7 @@ TYPE = "urn:outrider:problem:"
 PLACES = 20
 """How many places of a request that is wrong are named."""
 
-_BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
+BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (TooLarge, 413),
     (Outdated, 412),
     (NotFound, 404),
@@ -145,7 +145,7 @@ class Refusal(HTTPException):
 
 def status_of(error: OutriderError) -> int:
     """The status of an error of the façade."""
-    return next((status for kind, status in _BY_ERROR if isinstance(error, kind)), 500)
+    return next((status for kind, status in BY_ERROR if isinstance(error, kind)), 500)
 
 
 def problem(

@@ -16,13 +16,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from outrider.api.problems import problem
 from outrider.api.protocol import HttpProtocol
 from outrider.core.errors import InvalidArguments
 from outrider.settings import ServeSettings
@@ -40,7 +38,7 @@ class Service:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=cast("type[asyncio.Protocol]", partial(_Connection, settings)),
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, settings)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -70,68 +68,6 @@ class Service:
         """Begin to end. Only on the loop's own thread."""
         self._app.state.ending.set()
         self._server.should_exit = True
-
-
-class _Connection(HttpProtocol):
-    """A connection on which the head of a request has to come in time, and to end."""
-
-    def __init__(self, settings: ServeSettings, **given: Any) -> None:
-        super().__init__(**given)
-        self._settings = settings
-        self._patience: asyncio.TimerHandle | None = None
-        self._head = 0
-        """How much of a head has come so far."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._has_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._patience is None:
-            self._await_head()
-
-    def on_headers_complete(self) -> None:
-        self._has_head()
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        self._head += len(data)
-        super().data_received(data)
-        if self._patience is not None and self._head > self._settings.header:
-            self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes")
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, f"this is no HTTP: {msg}")
-
-    def _await_head(self) -> None:
-        self._head = 0
-        self._patience = self.loop.call_later(self._settings.head_timeout, self._give_up)
-
-    def _has_head(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _give_up(self) -> None:
-        if self._head == 0:
-            self.transport.close()
-        else:
-            self._refuse(408, f"the head of the request did not come within {self._settings.head_timeout:g} seconds")
-
-    def _refuse(self, status: int, text: str) -> None:
-        self._has_head()
-        if self.transport.is_closing():
-            return
-        answer = problem({}, status, text)
-        head = [STATUS_LINE[status], b"connection: close\r\n"]
-        head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
-        self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
-        self.transport.close()
 
 
 class _Server(uvicorn.Server):

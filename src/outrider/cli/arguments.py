@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from outrider.cli.exits import UsageError
-from outrider.cli.values import seconds, size, whole
+from outrider.cli.values import moment, seconds, size, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
@@ -35,8 +35,9 @@ IDLE_EXIT = 60.0
 _PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
-    *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step", "host", "socket", "origin", "organization", "age", "allow_host", "expect_head", "id", "key"),
+    *("in_reply_to", "kind", "model", "name", "needs", "organization", "parent", "rate", "reason", "renew", "request"),
+    *("root", "session", "state", "stdin", "step", "text"),
+    *("host", "socket", "origin", "age", "allow_host", "expect_head", "id", "key"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -240,8 +241,18 @@ def _tasks(parser: Parser) -> None:
     parser.add_argument("--state", metavar="STATE", action="append", default=[], help="one or more, with commas")
     parser.add_argument("--kind", metavar="KIND")
     parser.add_argument("--session", metavar="ID")
+    parser.add_argument("--root", metavar="ID", help="of this session and all below it")
+    parser.add_argument("--parent", metavar="TASK", help="the children of this task")
+    parser.add_argument("--organization", metavar="ID")
     _labels(parser)
+    parser.add_argument("--text", metavar="WORDS", help="that have all these words, or this id")
+    parser.add_argument(
+        "--created-after", metavar="WHEN", type=_moment, help="2026-01-31, 2026-01-31T09:30, or 2h ago: 2h"
+    )
+    parser.add_argument("--created-before", metavar="WHEN", type=_moment)
     parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="newest first; default 50")
+    parser.add_argument("--after", metavar="TASK", help="go on after this one, the last of the page before")
+    parser.add_argument("--oldest-first", action="store_true")
 
 
 def _show(parser: Parser) -> None:
@@ -634,6 +645,13 @@ def _whole(text: str) -> int:
 def _time(text: str) -> float:
     try:
         return seconds(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _moment(text: str) -> int:
+    try:
+        return moment(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(error.message) from None
 

@@ -14,6 +14,7 @@ from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
 from outrider.cli.values import pairs
 from outrider.core.errors import NotFound
 from outrider.core.ledger import TaskFilter
+from outrider.core.search import words
 from outrider.core.task import State
 from outrider.runtime.around import Around
 
@@ -28,11 +29,21 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--limit is a whole number of 1 or more")
     wanted = TaskFilter(
         session_id=arguments.session,
+        root_session_id=arguments.root,
+        parent_task_id=arguments.parent,
+        organization_id=arguments.organization,
         states=states_of(arguments.state),
         kind=arguments.kind,
         labels=pairs(arguments.label, "label"),
+        created_after=arguments.created_after,
+        created_before=arguments.created_before,
+        text=arguments.text,
+        after=arguments.after,
         limit=arguments.limit + 1,
+        newest_first=not arguments.oldest_first,
     )
+    if wanted.text is not None and not words(wanted.text):
+        raise UsageError(f"--text {wanted.text!r} has no word in it that could be searched for")
     async with open_store(arguments) as ledger:
         found = list(await ledger.views.list_tasks(wanted))
         around = await Around.look(ledger)
@@ -48,7 +59,8 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
     else:
         screen.hint(f"no tasks in {shown(url_of(arguments))}")
     if len(found) > arguments.limit:
-        screen.hint(f"there are more; --limit {arguments.limit * 2} shows some")
+        last = found[arguments.limit - 1].id
+        screen.hint(f"there are more; --limit {arguments.limit * 2} shows some, --after {last} the next")
     return OK
 
 

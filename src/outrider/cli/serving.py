@@ -11,6 +11,7 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
     try:
         from outrider.api.app import create_api
+        from outrider.api.health import measured
         from outrider.api.serving import Service, bind, bind_path
     except ImportError as error:
         raise InvalidArguments(
@@ -74,6 +76,7 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
     )
     app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
     is_guarded = settings.access is not None
+    registry = measured()
     url = url_of(arguments)
     if arguments.socket is None:
         listener = bind(settings.host, settings.port, is_guarded=is_guarded)
@@ -85,12 +88,16 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         ) as runtime:
             if is_guarded and not await runtime.keys.list(limit=1):
                 screen.note("there is no key yet; make one: outrider keys create --admin")
-            service = Service(create_api(runtime, settings), listener, settings)
+            service = Service(create_api(runtime, settings, registry=registry), listener, settings)
+            if runtime.work is not None:
+                runtime.work.add_done_callback(lambda _: service.end())
             sending = asyncio.create_task(runtime.webhooks.deliver()) if arguments.no_worker else None
             try:
                 await _until_told(
                     service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
                 )
+                if runtime.work is not None and runtime.work.done():
+                    await runtime.work  # which says why the store will never answer again
             finally:
                 if sending is not None:  # what is under way comes to its end
                     sending.cancel()
@@ -98,7 +105,8 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
     finally:
         listener.close()
         if arguments.socket is not None:
-            os.unlink(arguments.socket)
+            with suppress(FileNotFoundError):
+                os.unlink(arguments.socket)
     screen.stamped("the server has ended")
     return OK
 

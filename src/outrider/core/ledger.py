@@ -234,6 +234,17 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """A task as an index finds it: by its terms, of which that of its `state` and the `passing` may be others later."""
+
+    task_id: str
+    created_at: Instant
+    state: str
+    lasting: frozenset[str]
+    passing: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """What is gone. `rest` are those of the tasks named that a transaction of a sensible length did not come to."""
 
@@ -384,9 +395,27 @@ class TaskFilter:
     states: tuple[State, ...] | None = None
     kind: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    created_after: Instant | None = None
+    """From this moment on."""
+    created_before: Instant | None = None
+    text: str | None = None
+    """Words that the task has, or its id; see `search.says`."""
     after: str | None = None
     limit: int = 100
     newest_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unindexed:
+    """What an index of tasks lacks: it stands at the position `after` of the log, and with these tasks at `upto`.
+
+    `more` tells that it lacks others yet, or has tasks that were deleted.
+    """
+
+    after: int
+    upto: int
+    tasks: tuple[Task, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +524,15 @@ class Views(Protocol):
         ...
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
-        """A page in the order of ids, which is the order of creation."""
+        """A page in the order of ids, which is the order of creation; `search.passes` says which tasks are on it.
+
+        However many there are and few of them pass, it takes no longer, as long as the index is up to date. What the
+        index lacks is looked at one by one.
+        """
+        ...
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """The tasks of the next `limit` log entries that the index has not taken in; nothing where a store has none."""
         ...
 
     async def children(self, task_id: str) -> Sequence[Task]:
@@ -823,6 +860,13 @@ class Ledger(Protocol):
 
         It is nothing where any of them is not there in the `version` that it has here, or where another document has
         its `key`. What was written has the next version.
+        """
+        ...
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Take tasks, as they were read by `unindexed`, into the index that lists go by, and forget some deleted ones.
+
+        False, and nothing written, where the index does not stand at `after` any more: somebody else was faster.
         """
         ...
 

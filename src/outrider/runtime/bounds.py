@@ -28,6 +28,7 @@ from outrider.core.ledger import (
     GrantSet,
     Head,
     InboxRow,
+    IndexEntry,
     KeyUse,
     Ledger,
     LimitRemoved,
@@ -50,6 +51,7 @@ from outrider.core.ledger import (
     Statistics,
     TaskFilter,
     TranscriptRow,
+    Unindexed,
     Verdict,
     Views,
     Worker,
@@ -154,6 +156,10 @@ class BoundedViews:
         if narrowed is None:
             return ()
         return await self._whole.list_tasks(replace(filter, organization_id=narrowed[0], root_session_id=narrowed[1]))
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """Refused: the index is of all."""
+        self._refuse("what is not in the index")
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
@@ -611,6 +617,10 @@ class BoundedLedger:
         raise _for_workers()
 
     async def append(self, page: Page) -> bool:
+        """Refused."""
+        raise _for_workers()
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
         """Refused."""
         raise _for_workers()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from os import PathLike, fsdecode, fsencode
@@ -42,8 +43,10 @@ class Runtime:
     what is kept for how long. `organizations`, `keys`, `audit` and `secrets` are what a service needs that others use.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, work: asyncio.Task[None] | None = None) -> None:
         self.services = services
+        self.work = work
+        """The worker inside; None without one. It only ends by itself when the store will never answer again."""
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
         self.inbox = Inbox(services)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 
@@ -12,6 +12,7 @@ from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.ledger import TaskFilter
 from outrider.core.meters import LIMITS
 from outrider.core.queue import NEEDING, route_needing, route_within
+from outrider.core.search import words
 from outrider.core.session import Session
 from outrider.core.task import (
     EXTERNAL,
@@ -90,6 +91,7 @@ DEFAULT_OPTIONS = TaskOptions()
 MOST_PRIORITY = 1000
 MOST_FAILURES = 1_000_000
 LONGEST_PAGE = 10_000
+LONGEST_SEARCH = 500
 MOST_COST = 1e12
 MOST_COUNT = (1 << 63) - 1
 """What every store can count to."""
@@ -312,7 +314,7 @@ def check_filter(filter: TaskFilter) -> None:
     """Raise InvalidArguments for a filter that no list can go by."""
     if not isinstance(filter, TaskFilter):
         raise InvalidArguments(f"a filter is a TaskFilter, not {filter!r:.100}")
-    texts = ("session_id", "root_session_id", "parent_task_id", "organization_id", "kind", "after")
+    texts = ("session_id", "root_session_id", "parent_task_id", "organization_id", "kind", "after", "text")
     check_texts_if_given(**{name: getattr(filter, name) for name in texts})
     check_mappings(labels=filter.labels)
     check_texts(**{f"the label {name}": value for name, value in filter.labels.items()})
@@ -320,6 +322,28 @@ def check_filter(filter: TaskFilter) -> None:
     check_page(filter.limit)
     if filter.states is not None:
         states_of(filter.states)
+    for name in ("created_after", "created_before"):
+        if (moment := getattr(filter, name)) is not None and not is_whole(moment):
+            raise InvalidArguments(f"{name} is a datetime with a time zone, not {moment!r:.100}")
+    if filter.text is not None:
+        if len(filter.text) > LONGEST_SEARCH:
+            raise InvalidArguments(f"the text to search for has {LONGEST_SEARCH} characters at most")
+        if not words(filter.text):
+            raise InvalidArguments(f"{filter.text!r:.100} has no word in it that could be searched for")
+
+
+def filter_of(given: Mapping[str, Any]) -> TaskFilter:
+    """The filter of these fields, with datetimes for moments and names for states. Raises InvalidArguments."""
+    known = [field.name for field in fields(TaskFilter)]
+    for name in given:
+        if name not in known:
+            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
+    if given.get("states") is not None:
+        given = {**given, "states": states_of(given["states"])}
+    for name in ("created_after", "created_before"):
+        if isinstance(given.get(name), datetime):
+            given = {**given, name: instant(given[name])}
+    return TaskFilter(**given)
 
 
 def states_of(given: Any) -> tuple[State, ...]:

@@ -6,7 +6,7 @@ import asyncio
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
@@ -50,6 +50,7 @@ from outrider.runtime.options import (
     check_same,
     check_texts,
     check_texts_if_given,
+    filter_of,
     new_task,
     not_negative,
     states_of,
@@ -150,14 +151,14 @@ class Tasks:
         """
         services = self._services
         limits = services.settings.limits
-        options_before: TaskOptions | None = None
+        fine: object = DEFAULT_OPTIONS
         for order in orders:
             _check_is_no_turn(order.kind)
             services.registry.executor(order.kind)
             check_mappings(spec=order.spec)
-            if order.options is not DEFAULT_OPTIONS and order.options is not options_before:
-                options_before = order.options
+            if order.options is not DEFAULT_OPTIONS and order.options is not fine:
                 check_options(order.options, limits)
+                fine = order.options
         if not isinstance(session, Session):
             session = await self._session(session)
         named = [task_id for order in orders for task_id in _named_by(order.options)]
@@ -236,10 +237,11 @@ class Tasks:
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
         """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
 
+        `created_after` and `created_before` are datetimes; `text` is words that a task has (see docs/operations.md).
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
-        wanted = _filter_of(given) if filter is None else filter
+        wanted = filter_of(given) if filter is None else filter
         check_filter(wanted)
         return await self._records(await self._services.views.list_tasks(wanted))
 
@@ -810,16 +812,6 @@ class Tasks:
         check_texts(task_id=task_id)
         check_count("start", start)
         return read_output(self._services, task_id, start, follow=follow)
-
-
-def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
-    known = [field.name for field in fields(TaskFilter)]
-    for name in given:
-        if name not in known:
-            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
-    if given.get("states") is not None:
-        given = {**given, "states": states_of(given["states"])}
-    return TaskFilter(**given)
 
 
 def _named_by(options: TaskOptions) -> builtins.list[str]:

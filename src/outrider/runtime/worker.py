@@ -32,6 +32,7 @@ from outrider.runtime.context import TaskContext
 from outrider.runtime.counting import keep_counting
 from outrider.runtime.ending import see_through
 from outrider.runtime.ids import new_id
+from outrider.runtime.indexing import Indexing
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id, lock_path
 from outrider.runtime.log import log, log_move
 from outrider.runtime.pruning import Retention
@@ -181,6 +182,7 @@ class Worker:
                 loop.create_task(self._look_after_others()),
                 loop.create_task(Retention(self._services, self.id).run()),
                 loop.create_task(Webhooking(self._services, self.id).run()),
+                loop.create_task(Indexing(self._services, self.id, lambda: self.is_idle).run()),
             ]
             if not self._services.telemetry.is_silent:
                 counted = Counted(lambda: len(self._held), self._services.settings.concurrency)

@@ -25,6 +25,7 @@ from outrider.core.ledger import (
     Existing,
     Fenced,
     InboxRow,
+    IndexEntry,
     NoSession,
     OutputChunk,
     Page,
@@ -71,6 +72,7 @@ from outrider.core.queue import (
 from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
+from outrider.stores.index import forget_unlisted, write_entries
 from outrider.stores.parcel import Parcel
 from outrider.stores.rows import (
     LIVE,
@@ -267,6 +269,8 @@ _OF_TASKS = (
     "prune_files",
     "prune_inputs",
     "prune_meters",
+    "prune_passing_terms",
+    "unlist",
     "prune_tasks",
 )
 """The statements that delete tasks, in an order that lets each find what it looks for."""
@@ -1100,6 +1104,19 @@ class Batch:
 
     def _keep_documents(self) -> None:
         """Have nobody else write documents."""
+
+    # --- the index ---------------------------------------------------------------------------------------
+
+    def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Take tasks into the index that lists go by, if it stands at `after`, and forget some that were deleted."""
+        statements = self._statements
+        if statements.row("lock_index")[0] != after:
+            return False
+        write_entries(statements, entries)
+        forget_unlisted(statements)
+        if upto != after:
+            statements.run("move_index", upto)
+        return True
 
     # --- meters ------------------------------------------------------------------------------------------
 

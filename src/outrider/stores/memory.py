@@ -37,6 +37,7 @@ from outrider.core.ledger import (
     GrantSet,
     Head,
     InboxRow,
+    IndexEntry,
     KeyUse,
     LimitRemoved,
     LimitSet,
@@ -64,6 +65,7 @@ from outrider.core.ledger import (
     Storage,
     TaskFilter,
     TranscriptRow,
+    Unindexed,
     Verdict,
     Waiting,
     Worker,
@@ -97,6 +99,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
+from outrider.core.search import passes
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
@@ -461,6 +464,10 @@ class MemoryLedger:
             kept = evolve(each, data=_plain(each.data), version=each.version + 1)
             tables.documents[each.collection, each.id] = kept
         await self._committed(_News())
+        return True
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Do nothing: all tasks are looked at."""
         return True
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
@@ -996,13 +1003,17 @@ class MemoryViews:
         """Ids of tasks that begin or end with `part`, in their order."""
         wanted = TaskFilter(organization_id=organization_id, root_session_id=root_session_id)
         found = (id for id in self._open().tasks if id.startswith(part) or id.endswith(part))
-        return sorted(id for id in found if _passes(self._tables.tasks[id].task, wanted))[:limit]
+        return sorted(id for id in found if passes(self._tables.tasks[id].task, wanted))[:limit]
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
-        found = [row.task for row in self._open().tasks.values() if _passes(row.task, filter)]
+        found = [row.task for row in self._open().tasks.values() if passes(row.task, filter)]
         found.sort(key=lambda task: task.id, reverse=filter.newest_first)
         return found[: filter.limit]
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """Nothing: all tasks are looked at."""
+        return Unindexed(0, 0)
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
@@ -1207,7 +1218,7 @@ class MemoryViews:
             and since <= row.task.core.finished_at < before
             and row.task.input.organization_id not in but_of
             and pinned.isdisjoint((row.task.id, row.task.session_id, row.task.input.root_session_id))
-            and _passes(row.task, wanted)
+            and passes(row.task, wanted)
         ]
         return [id for _, _, id in sorted(found)[:limit]]
 
@@ -1283,7 +1294,7 @@ class MemoryViews:
         """What the tasks of a session reported together; with `tree`, those of all sessions whose root it is."""
         rows = self._open().tasks.values()
         of = TaskFilter(root_session_id=session_id) if tree else TaskFilter(session_id=session_id)
-        found = [row.task.live.usage for row in rows if _passes(row.task, of)]
+        found = [row.task.live.usage for row in rows if passes(row.task, of)]
         costs = [usage.cost for usage in found if usage.cost is not None]
         return Usage(
             sum(usage.requests for usage in found),
@@ -1408,21 +1419,6 @@ def _enter(index: dict[str, None], key: str, belongs: bool) -> None:
         index[key] = None
     else:
         index.pop(key, None)
-
-
-def _passes(task: Task, filter: TaskFilter) -> bool:
-    given, labels = task.input, task.input.labels
-    beyond = filter.after is None or (task.id < filter.after if filter.newest_first else task.id > filter.after)
-    return (
-        beyond
-        and filter.session_id in (None, given.session_id)
-        and filter.root_session_id in (None, given.root_session_id)
-        and filter.parent_task_id in (None, given.parent_task_id)
-        and filter.organization_id in (None, given.organization_id)
-        and filter.kind in (None, given.kind)
-        and (filter.states is None or task.state in filter.states)
-        and all(labels.get(name) == value for name, value in filter.labels.items())
-    )
 
 
 def _head(row: _SessionRow) -> Head:
