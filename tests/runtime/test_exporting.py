@@ -10,6 +10,7 @@ import pytest
 
 from outrider import Outrider, SessionHandle, TaskContext
 from outrider.core.errors import NotFound
+from outrider.core.values import JSONObject
 from outrider.testing import Reply, TestRuntime, open_test, replies, script
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ async def filled(runtime: TestRuntime) -> SessionHandle:
     return session
 
 
-async def exported(session: SessionHandle, **options: Any) -> list[dict[str, Any]]:
+async def exported(session: SessionHandle, **options: Any) -> list[JSONObject]:
     return [record async for record in session.export(**options)]
 
 
@@ -60,12 +61,11 @@ async def test_all_that_is_in_a_session_and_below_it_is_exported_and_counted(sto
         assert "at work" in {record["text"] for record in between if record["record"] == "output"}
         assert counts["attempt"] == sum([len(await runtime.tasks.attempts(task.id)) for task in await session.tasks()])
         (notes,) = [record for record in between if record.get("path") == "/notes.bin"]
-        assert b64decode(notes["content"]) == b"\x00\xff"
+        assert b64decode(str(notes["content"])) == b"\x00\xff"
         said = [record["message"] for record in between if record["record"] == "transcript"]
         assert "hello" in str(said)
-        log = [
-            record["seq"] for record in between if record["record"] == "event" and record["session_id"] == session.id
-        ]
+        events = [record for record in between if record["record"] == "event"]
+        log = [record["seq"] for record in events if record["session_id"] == session.id]
         assert log == list(range(1, (await session.record()).last_seq + 1))
         steps = {record["position"] for record in between if record["record"] == "step"}
         assert "one" in steps
