@@ -41,10 +41,13 @@ class Ids:
     organization_id: str
     receipt: str
     attempt: int
+    pinned_id: str
     path: str = "hidden.txt"
 
 
-NOTHING = Ids("session_none", "task_none", "task_none", "req_none", "key_none", "org_none", "task_none.1.1", 1)
+NOTHING = Ids(
+    "session_none", "task_none", "task_none", "req_none", "key_none", "org_none", "task_none.1.1", 1, "session_none"
+)
 
 BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
     "create_session": lambda _: {},
@@ -72,6 +75,8 @@ BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
     "create_api_key": lambda it: {"name": "x", "organization_id": it.organization_id},
     "prune_audit": lambda it: {"older_than": 0, "organization_id": it.organization_id},
     "create_organization": lambda _: {"name": "x"},
+    "set_retention": lambda _: {"age": None},
+    "pin": lambda _: {},
 }
 """What is sent where a body is needed, or names somebody's things."""
 
@@ -89,6 +94,10 @@ QUERIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
 
 NEEDS_ANOTHER_BODY = {"import_task", "give_task_away"}
 """What takes a whole document: tests/runtime/test_bounds.py has those of somebody else."""
+
+NOT_THE_SAME_TWICE = {"create_session", "create_organization", "list_audit", "get_caller"}
+NOT_THE_SAME_TWICE |= {"set_retention", "reset_retention"}
+"""They take no ids, or tell of what grows or changes with each request."""
 
 READ_BY_POST = {"wait_for_tasks"}
 FOR_ADMINS = ("/v1/keys", "/v1/audit", "/v1/organizations", "/v1/secrets")
@@ -154,8 +163,9 @@ async def somebody_elses(runtime: Runtime) -> Ids:
     await session.write_file("/hidden.txt", "xyzzy")
     made = await there.keys.create("xyzzy")
     await there.audit.record("xyzzy", actor={})
+    await there.retention.pin(session.id, reason="xyzzy")
     receipt = f"{task.id}.1.1"
-    return Ids(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt)
+    return Ids(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt, session.id)
 
 
 async def state(runtime: Runtime, ids: Ids) -> Any:
@@ -190,7 +200,14 @@ async def test_every_route_takes_ids_of_another_organization_for_ids_of_nothing(
             answers = [await client.call(route, ids) for ids in (theirs, NOTHING)]
             assert "xyzzy" not in answers[0].text, route.name
             assert [each.status_code < 500 for each in answers] == [True, True], (route.name, answers[0].text)
-            if route.name in ("create_session", "create_organization", "list_audit", "get_caller"):
+            if route.name in (
+                "create_session",
+                "create_organization",
+                "list_audit",
+                "get_caller",
+                "set_retention",
+                "reset_retention",
+            ):
                 continue  # no ids, or what is told grows with each request
             assert told(answers[0], theirs) == told(answers[1], NOTHING), route.name
             if answers[0].status_code == 422 and route.name not in NEEDS_ANOTHER_BODY:

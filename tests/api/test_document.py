@@ -12,13 +12,17 @@ import pytest
 
 from outrider.api import create_api
 from outrider.api.examples import EXAMPLES
+from outrider.runtime.audit import Audit
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.inbox import Inbox
+from outrider.runtime.keys import Keys
+from outrider.runtime.organizations import Organizations
 from outrider.runtime.queue import Queue
 from outrider.runtime.retention import RetentionPolicies
+from outrider.runtime.secrets import Secrets
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
 from tests.api.conftest import Api
@@ -44,8 +48,11 @@ ELSEWHERE = {
     "Tasks.events": STREAMS,
     "Tasks.create": "submit, which says whether the task was there",
     "Tasks.create_many": "submit, which takes tasks of any kinds",
-    "Doctor.readiness": "beside the versions, for who looks after the process: /ready",
     "Doctor.is_alive": "in the record of each worker",
+    "Doctor.readiness": "GET /ready, which is no route of the API",
+    "Audit.record": "each request that changes anything is recorded",
+    "Secrets.seal": "for what the server keeps",
+    "Secrets.open_sealed": "for what the server keeps",
     "SessionHandle.events": STREAMS,
     "SessionHandle.spawn": SHORT,
     "SessionHandle.spawn_many": SHORT,
@@ -70,6 +77,10 @@ NOUNS = {
     "runtime.external": ExternalTasks,
     "runtime.doctor": Doctor,
     "runtime.retention": RetentionPolicies,
+    "runtime.organizations": Organizations,
+    "runtime.keys": Keys,
+    "runtime.audit": Audit,
+    "runtime.secrets": Secrets,
     "session": SessionHandle,
     "task": TaskHandle,
 }

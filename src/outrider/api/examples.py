@@ -119,7 +119,68 @@ _MESSAGE = {
 }
 _LIMIT = {"key": "model:gpt-5", "concurrency": 4, "rate": 60, "per": 60.0}
 
+_KEY: dict[str, Any] = {
+    "id": "key_0190f0a2b3c47d5e8f9a0b1c2d3e4f50",
+    "organization_id": "org_default",
+    "name": "ci",
+    "scopes": ["submit"],
+    "session_id": None,
+    "created_at": "2030-01-31T12:00:00Z",
+    "created_by": "ada",
+    "expires_at": "2030-03-01T12:00:00Z",
+    "used_at": None,
+    "revoked_at": None,
+    "overlaps_until": None,
+    "is_active": True,
+}
+_HASH = "9f2c" * 16
+
 EXAMPLES: dict[str, Any] = {
+    "ApiKeyRecord": _KEY,
+    "NewApiKeyRecord": {**_KEY, "token": f"ork_0190f0a2b3c47d5e8f9a0b1c2d3e4f50_{'x' * 49}"},
+    "NewKeyForm": {"name": "ci", "scopes": ["submit"], "expires": 2592000},
+    "RotationForm": {"overlap": 3600},
+    "RotationRecord": {"key_id": "k1a2b3c4d", "sealed": 12, "unused": []},
+    "CallerRecord": {
+        "organization_id": "org_default",
+        "scopes": ["read", "submit"],
+        "session_id": None,
+        "name": "ci",
+        "key_id": _KEY["id"],
+        "subject": None,
+        "via": "key",
+    },
+    "OrganizationRecord": {
+        "id": "org_search",
+        "name": "Search",
+        "created_at": "2030-01-31T12:00:00Z",
+        "suspended_at": None,
+    },
+    "NewOrganizationForm": {"name": "Search", "id": "org_search"},
+    "AuditRecord": {
+        "organization_id": "org_default",
+        "number": 7,
+        "at": "2030-01-31T12:00:00Z",
+        "actor": {"name": "ci", "key_id": _KEY["id"], "via": "key", "address": "192.0.2.7"},
+        "action": "cancel_task",
+        "targets": {"task_id": TASK},
+        "outcome": "ok",
+        "request_id": "0a1b2c3d-7",
+        "previous": "0" * 64,
+        "hash": _HASH,
+    },
+    "AuditVerdict": {
+        "organization_id": "org_default",
+        "is_whole": True,
+        "entries": 7,
+        "first": 1,
+        "last": 7,
+        "head": f"7:{_HASH}",
+        "broken_at": None,
+        "reason": None,
+    },
+    "AuditPruneForm": {"older_than": 31536000},
+    "AuditPruned": {"entries": 1000},
     "TaskRecord": _TASK,
     "TaskWithThread": {**_TASK, "thread": [_MESSAGE]},
     "SessionRecord": _SESSION,
