@@ -30,6 +30,10 @@ class Limits:
     """Characters."""
     process_output: int = 8 * MIB
     """Of a command's output, on disk until a worker has read it."""
+    webhook: int = 64 * KIB
+    """What one webhook says. Over it the longest of its fields are left out, with a mark."""
+    webhook_answer: int = 64 * KIB
+    """How much of what its receiver answers is read; of that the head is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,50 @@ class LeaseTimes:
     cancel: float = 6.0
     end: float = 8.0
     lost: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """How webhooks are sent, and where to. Spans in seconds."""
+
+    deliver: bool = True
+    """Whether this process follows the log and sends; others have to, where it does not."""
+    allow: tuple[str, ...] = ()
+    """What may be reached though it is no public address: addresses, networks (`10.0.0.0/8`), host names, `*.name`."""
+    ports: tuple[int, ...] = (80, 443)
+    """The ports of other hosts."""
+    public_url: str | None = None
+    """Where people reach the server, `https://...`: what links to answer with begin with. Without it there are none."""
+    link_valid: float = 86_400.0
+    """How long such a link answers."""
+    connect_timeout: float = 5.0
+    send_timeout: float = 15.0
+    """From the look for the address to the end of the answer."""
+    at_once: int = 4
+    """How many are sent to one endpoint at once; they are begun in order."""
+    endpoints_at_once: int = 64
+    """How many endpoints one process sends to at once."""
+    first_retry: float = 5.0
+    """How long after a failure it is tried again, at most; twice that after the second, and so on."""
+    longest_retry: float = 3600.0
+    retry_for: float = 86_400.0
+    """After how long it is not tried again, and lies with the dead letters."""
+    claim: float = 30.0
+    """How long a process keeps an endpoint to itself; when it dies, others go on after that."""
+    takeover: float = 5.0
+    """How late webhooks are when processes other than the one on duty help out."""
+    progress_every: float = 1.0
+    """The shortest time between two webhooks of one task's progress."""
+    disable_after: float = 2 * 86_400.0
+    """How long nothing but failures disables an endpoint."""
+    disable_failures: int = 10
+    """And how many of them there are at least."""
+    history: int = 100
+    """How many deliveries that were made are kept of each endpoint."""
+    dead_letters: int = 1000
+    """How many that were given up."""
+    overlap: float = 86_400.0
+    """How long the old secret signs beside a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +170,7 @@ class WorkerSettings:
     inbox_lease: float = 60.0
     """How long what an outside agent receives is kept for it, unless it says."""
     delegation: DelegationLimits = DelegationLimits()
+    webhooks: WebhookSettings = WebhookSettings()
     limits: Limits = Limits()
 
 

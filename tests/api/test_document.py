@@ -12,6 +12,7 @@ import pytest
 
 from outrider.api import create_api
 from outrider.api.examples import EXAMPLES
+from outrider.runtime.answer_links import AnswerLinks
 from outrider.runtime.audit import Audit
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
@@ -25,6 +26,7 @@ from outrider.runtime.retention import RetentionPolicies
 from outrider.runtime.secrets import Secrets
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.webhooks.endpoints import Webhooks
 from tests.api.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +50,7 @@ ELSEWHERE = {
     "Tasks.events": STREAMS,
     "Tasks.create": "submit, which says whether the task was there",
     "Tasks.create_many": "submit, which takes tasks of any kinds",
+    "Webhooks.deliver": "done by every server and worker",
     "Doctor.is_alive": "in the record of each worker",
     "Doctor.readiness": "GET /ready, which is no route of the API",
     "Audit.record": "each request that changes anything is recorded",
@@ -76,6 +79,8 @@ NOUNS = {
     "runtime.queue": Queue,
     "runtime.external": ExternalTasks,
     "runtime.doctor": Doctor,
+    "runtime.webhooks": Webhooks,
+    "runtime.answer_links": AnswerLinks,
     "runtime.retention": RetentionPolicies,
     "runtime.organizations": Organizations,
     "runtime.keys": Keys,

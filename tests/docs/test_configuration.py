@@ -28,6 +28,7 @@ from outrider.settings import (
     LocalModelSettings,
     ServeSettings,
     StreamSettings,
+    WebhookSettings,
     WorkerSettings,
 )
 
@@ -36,8 +37,9 @@ CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens", "rate", "burst"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
 COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures", "detached_live", "detached_total"}
+COUNTS |= {"at_once", "endpoints_at_once", "disable_failures", "history", "dead_letters"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header", "token_size"}
-NESTED = {"lease", "limits", "delegation", "streams", "scopes", "algorithms"}
+NESTED = {"lease", "limits", "delegation", "streams", "webhooks", "scopes", "algorithms"}
 
 
 def rows() -> dict[str, str]:
@@ -52,6 +54,10 @@ def told(name: str, value: Any) -> str:
         return "none"
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return f"{value}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     if name == "retention":
         return f"{value / 86_400:g} days"
     if name in CHARACTERS:
@@ -72,6 +78,7 @@ def told(name: str, value: Any) -> str:
         Limits(),
         LocalModelSettings(),
         ServeSettings(),
+        WebhookSettings(),
         StreamSettings(),
         AccessSettings(),
         IssuerSettings("", ""),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, SessionHandle, TaskOptions
+from outrider import Outrider, SessionHandle, TaskContext, TaskOptions
 from outrider.agents import engine
 from outrider.agents.scripted import Call, Reply, register, replies
 from outrider.core.session import Session
@@ -144,6 +144,23 @@ async def test_the_fragment_of_operations_finds_the_tasks_that_it_describes():
         found = await executed(source, runtime=runtime, datetime=now, timedelta=timedelta, UTC=UTC)
     assert [each.id for each in found["page"]] == [task.id]
     assert [each.id for each in found["more"]] == [older.id]
+
+
+async def test_the_fragment_of_webhooks_makes_a_link_for_a_question():
+    (source,) = fragments("webhooks.md")
+    app = Outrider()
+
+    @app.tool
+    async def publish(task: TaskContext) -> bool:
+        return await task.ask("Publish?", bool)
+
+    async with opened(app) as (runtime, session):
+        task = await session.spawn("publish")
+        await runtime.run_until_idle()
+        question = (await task.record()).input_request
+        assert question is not None
+        link = (await executed(source, runtime=runtime, request_id=question.id))["link"]
+        assert (link.request_id, link.url) == (question.id, None)
 
 
 def test_the_fragments_of_engines_define_what_the_example_and_the_protocol_do():

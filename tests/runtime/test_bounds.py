@@ -43,12 +43,15 @@ from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
 from outrider.runtime.records import EventRecord
 from outrider.runtime.tasks import Order as Submission
+from outrider.settings import WebhookSettings
 from outrider.testing import TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
 
 A, B = Bounds("org_a"), Bounds("org_b")
 FORBIDDEN = ("forbidden",)
+HOOK = "https://hooks.example/"
+COLLECTIONS = ("notes", "keys", "organizations", "audit", "audit_heads", "webhook", "task_webhook")
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,14 @@ class Ids:
     at: int
     key: str
     organization: str
+    webhook: str
+    of_task: str
+    """A webhook of one task."""
 
 
-NOTHING = Ids("session_no", "task_no", "task_no2", "task_no3", "req_no", "task_no.1.1", 0, "key_no", "org_no")
+NOTHING = Ids(
+    "session_no", "task_no", "task_no2", "task_no3", "req_no", "task_no.1.1", 0, "key_no", "org_no", "whk_no", "whk_no2"
+)
 
 
 @dataclass
@@ -95,7 +103,7 @@ class Neighbours:
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
-            [await views.documents(each) for each in ("notes", "keys", "organizations", "audit", "audit_heads")],
+            [await views.documents(each) for each in COLLECTIONS],
         )
 
 
@@ -114,7 +122,7 @@ async def neighbours() -> AsyncIterator[Neighbours]:
     async def ends() -> str:
         return "secret"
 
-    async with open_test(app, store="memory") as runtime:
+    async with open_test(app, store="memory", webhooks=WebhookSettings(deliver=False)) as runtime:
         there = runtime.within(B)
         session = await there.sessions.create(title="secret", labels={"of": "b"})
         asking = await session.spawn("asks", options=TaskOptions(wake="on_activity"))
@@ -139,7 +147,11 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         await runtime.retention.pin(session.id)
         key = await there.keys.create("secret")
         await there.audit.record("secret", actor={})
-        ids = Ids(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b")
+        hook, of_task = await there.webhooks.create(HOOK), await there.webhooks.create(HOOK, task_id=asking.id)
+        ids = Ids(
+            *(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b"),
+            *(hook.id, of_task.id),
+        )
         yield Neighbours(runtime, ours, own, ids, await there.tasks.export(ended.id))
 
 
@@ -221,6 +233,19 @@ FACADE: dict[str, Verb] = {
     "retention.pin": lambda n, it: n.ours.retention.pin(it.session),
     "retention.unpin": lambda n, it: n.ours.retention.unpin(it.session),
     "retention.pins": lambda n, it: n.ours.retention.pins(organization_id=it.organization),
+    "webhooks.create": lambda n, it: n.ours.webhooks.create(HOOK, task_id=it.asking),
+    "webhooks.list": lambda n, it: n.ours.webhooks.list(task_id=it.asking),
+    "webhooks.get": lambda n, it: n.ours.webhooks.get(it.webhook),
+    "webhooks.update": lambda n, it: n.ours.webhooks.update(it.of_task, description="x"),
+    "webhooks.enable": lambda n, it: n.ours.webhooks.enable(it.webhook),
+    "webhooks.disable": lambda n, it: n.ours.webhooks.disable(it.webhook),
+    "webhooks.delete": lambda n, it: n.ours.webhooks.delete(it.of_task),
+    "webhooks.rotate_secret": lambda n, it: n.ours.webhooks.rotate_secret(it.webhook),
+    "webhooks.test": lambda n, it: n.ours.webhooks.test(it.webhook),
+    "webhooks.deliveries": lambda n, it: n.ours.webhooks.deliveries(it.webhook),
+    "webhooks.delivery": lambda n, it: n.ours.webhooks.delivery(it.of_task, "dlv_no"),
+    "webhooks.replay": lambda n, it: n.ours.webhooks.replay(it.webhook),
+    "answer_links.create": lambda n, it: n.ours.answer_links.create(it.request),
     "organizations.list": lambda n, it: n.ours.organizations.list(after=it.organization),
     "organizations.get": lambda n, it: n.ours.organizations.get(it.organization),
     "keys.create": lambda n, it: n.ours.keys.create("x", session_id=it.session),
@@ -249,10 +274,12 @@ FOR_OPERATORS: dict[str, Verb] = {
     "organizations.resume": lambda n, _: n.ours.organizations.resume("org_b"),
     "organizations.delete": lambda n, _: n.ours.organizations.delete("org_b"),
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
+    "webhooks.deliver": lambda n, _: n.ours.webhooks.deliver(),
 }
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
 """Those with tests of their own below; that of `events` is with the snapshots."""
 OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
+OF_NOBODY |= {"answer_links.form", "answer_links.answer"}
 """They take what somebody has in hand, and read nothing."""
 
 

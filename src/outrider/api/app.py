@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from outrider.api import (
+    answers,
     audit,
     external,
     files,
@@ -24,6 +25,7 @@ from outrider.api import (
     retention,
     sessions,
     tasks,
+    webhooks,
     workers,
 )
 from outrider.api.access import Gate, measuring
@@ -55,6 +57,9 @@ ROUTERS = (
     keys.router,
     audit.router,
     organizations.router,
+    webhooks.router,
+    answers.links,
+    answers.router,
 )
 """The busiest come first: a route is looked for in this order."""
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outrider.api.access_log import REQUEST_ID
 from outrider.api.problems import problem
+from outrider.runtime.answer_links import PATH as ANSWER
 from outrider.runtime.log import log
 from outrider.settings import ServeSettings
 
@@ -48,7 +49,8 @@ class Limits:
             await self._app(scope, receive, sending)
         except Exception as error:
             request_id = scope.get(REQUEST_ID)
-            log.error("a request failed", request=request_id, path=scope["path"], exc_info=error)
+            path = ANSWER if scope["path"].startswith(ANSWER) else scope["path"]  # whoever has such a link may answer
+            log.error("a request failed", request=request_id, path=path, exc_info=error)
             if has_begun:
                 raise  # the connection is cut, so that nobody takes what was sent for all of it
             detail = f"this should not have happened; the server's log has more about {request_id}"

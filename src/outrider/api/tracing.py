@@ -14,6 +14,7 @@ from opentelemetry.util.types import Attributes
 from starlette.types import Scope
 
 from outrider.api.access_log import PROBES
+from outrider.runtime.answer_links import PATH as ANSWER
 from outrider.runtime.telemetry import Telemetry
 
 QUERY = "url.query"
@@ -35,7 +36,8 @@ def http_telemetry(told: Telemetry) -> TelemetryConfig:
 
 
 def _is_probe(scope: Scope) -> bool:
-    return scope["path"] in PROBES
+    """What is not traced: probes, and links to answer by, whose path is all that it takes to answer."""
+    return scope["path"] in PROBES or scope["path"].startswith(ANSWER)
 
 
 class _WithoutQueries(TracerProvider):

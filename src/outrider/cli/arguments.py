@@ -24,6 +24,9 @@ KEY_ACTIONS = ("create", "list", "revoke", "rotate")
 STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
+WEBHOOK_ACTIONS = (
+    *("list", "create", "show", "update", "delete", "enable", "disable", "rotate", "test", "deliveries", "replay"),
+)
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
 IDLE_EXIT = 60.0
@@ -339,6 +342,20 @@ def _pause(parser: Parser) -> None:
 
 def _resume(parser: Parser) -> None:
     _scope(parser)
+
+
+def _webhooks(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", nargs="?", choices=WEBHOOK_ACTIONS, default="list")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="the URL of create, else the id of a webhook")
+    parser.add_argument("deliveries", metavar="DELIVERY", nargs="*", help="what to replay; all dead letters without")
+    parser.add_argument("--url", metavar="URL", help="update: where they are sent from now on")
+    parser.add_argument("--events", metavar="LIST", help="create, update: terminal,awaiting_input,message,progress")
+    parser.add_argument("--task", metavar="TASK", help="create, list: of this task alone")
+    parser.add_argument("--description", metavar="TEXT", help="create, update: what it is for")
+    parser.add_argument("--overlap", metavar="TIME", type=_time, help="rotate: how long the old secret signs, too")
+    parser.add_argument("--status", choices=("pending", "delivered", "dead"), help="deliveries: those only")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=20, help="list, deliveries: so many at most")
+    parser.add_argument("--reason", metavar="TEXT", help="disable: why, for others to see")
 
 
 def _scope(parser: Parser) -> None:
@@ -675,6 +692,7 @@ COMMANDS: dict[str, Command] = {
         Command("close", "have a session take nothing any more", "sessions:close", _close),
         Command("reopen", "open a closed session again", "sessions:reopen", _reopen),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
+        Command("webhooks", "tell servers what happens; look at what was sent", "telling:webhooks", _webhooks),
         Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
         Command("fork", "go on from a step of an ended task, or from a session", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),

@@ -11,6 +11,7 @@ import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from outrider.bootstrap import open_ledger
@@ -20,12 +21,22 @@ from outrider.settings import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
+    from outrider.settings import WebhookSettings
 
 
 def url_of(arguments: Namespace) -> str:
     """The database's URL: `--db`, else OUTRIDER_DB, else the default below the current directory."""
     given: str | None = arguments.db or environment("OUTRIDER_DB")
     return given or DEFAULT_DATABASE
+
+
+def with_environment(settings: WebhookSettings) -> WebhookSettings:
+    """The settings of webhooks with what the environment says: where they may go, and where the server is reached."""
+    allowed, public = environment("OUTRIDER_WEBHOOK_ALLOW"), environment("OUTRIDER_PUBLIC_URL")
+    if allowed:
+        names = tuple(each.strip() for each in allowed.split(",") if each.strip())
+        settings = replace(settings, allow=(*settings.allow, *names))
+    return replace(settings, public_url=public) if public else settings
 
 
 @asynccontextmanager
@@ -60,10 +71,11 @@ async def open_runtime(arguments: Namespace, *, create: bool = False) -> AsyncIt
     from outrider.runtime.facade import Runtime
     from outrider.runtime.registry import Registry
     from outrider.runtime.services import Services
-    from outrider.settings import WorkerSettings
+    from outrider.settings import WebhookSettings, WorkerSettings
 
     async with open_store(arguments, create=create) as ledger:
-        services = Services.over(ledger, SystemClock(ledger), Registry(), WorkerSettings())
+        settings = WorkerSettings(webhooks=with_environment(WebhookSettings()))
+        services = Services.over(ledger, SystemClock(ledger), Registry(), settings)
         try:
             yield Runtime(services)
         finally:

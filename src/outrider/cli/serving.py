@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import shown, url_of
+from outrider.cli.database import shown, url_of, with_environment
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.guarding import access_of
 from outrider.cli.terminal import Screen
@@ -74,6 +74,7 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         hosts=tuple(arguments.allow_host),
         access=access_of(arguments),
     )
+    app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
     is_guarded = settings.access is not None
     registry = measured()
     url = url_of(arguments)
@@ -90,11 +91,17 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
             service = Service(create_api(runtime, settings, registry=registry), listener, settings)
             if runtime.work is not None:
                 runtime.work.add_done_callback(lambda _: service.end())
-            await _until_told(
-                service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
-            )
-            if runtime.work is not None and runtime.work.done():
-                await runtime.work  # which says why the store will never answer again
+            sending = asyncio.create_task(runtime.webhooks.deliver()) if arguments.no_worker else None
+            try:
+                await _until_told(
+                    service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
+                )
+                if runtime.work is not None and runtime.work.done():
+                    await runtime.work  # which says why the store will never answer again
+            finally:
+                if sending is not None:  # what is under way comes to its end
+                    sending.cancel()
+                    await asyncio.wait([sending])
     finally:
         listener.close()
         if arguments.socket is not None:

@@ -81,6 +81,7 @@ from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks.hooks import create_with_webhooks
 from outrider.settings import RELEASE_FAILURES, RELEASE_TIMEOUT
 
 if TYPE_CHECKING:
@@ -651,7 +652,7 @@ class TaskContext:
         if self._attempt.journal.owed:
             await self._journal()
         with self._attempt.storing():
-            (made,) = await self._services.lifecycle.create([new], steps=(step,))
+            (made,) = await create_with_webhooks(self._services, [new], [options.webhooks], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
             check_same(new.input, made.task)
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))

@@ -37,12 +37,17 @@ from outrider.runtime.lease import seen_alive
 from outrider.runtime.log import log
 from outrider.runtime.records import Check, Explanation, Finding, Readiness
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks.stored import LANE, disabled_in
 
 LITTLE_SPACE = 256 * 1024 * 1024
 """With fewer bytes free on the disk of the database, it may be full soon."""
 
 LONG_LOG = 256 * 1024 * 1024
 """A WAL of more bytes means that some reader keeps it from being copied back."""
+
+
+LATE = 60 * SECOND
+"""After how long what is to be sent to an endpoint should have been taken up by somebody."""
 
 
 class Doctor:
@@ -75,6 +80,7 @@ class Doctor:
         around = await Around.look(self._services.ledger)
         findings += await self._of_workers(around)
         findings += await self._of_queue(around)
+        findings += await self._of_webhooks()
         return findings
 
     async def _of_storage(self) -> list[Finding]:
@@ -89,6 +95,24 @@ class Doctor:
         if storage.log is not None and storage.log > LONG_LOG:
             text = f"{_bytes(storage.log)} of the database stand in its WAL: some reader has been at it for long"
             findings.append(Finding(level="note", about="database", text=text, advice="end programs that hold it open"))
+        return findings
+
+    async def _of_webhooks(self) -> list[Finding]:
+        now = self._services.clock.now()
+        findings = [
+            Finding(
+                level="problem",
+                about="webhooks",
+                text=f"{endpoint.id} ({endpoint.url}) is disabled since {_moment(told['at'])}: {told['reason']}",
+                advice=f"outrider webhooks enable {endpoint.id}",
+            )
+            async for endpoint, told in disabled_in(self._services.views)
+        ]
+        late = await self._services.views.documents(LANE, due_by=now - LATE, limit=1000)
+        if late:
+            text = f"webhooks to {counted(len(late), 'endpoint')} wait for more than {LATE / SECOND:g} s to be sent"
+            advice = "workers send them, and servers: start one, or look at what they log"
+            findings.append(Finding(level="problem", about="webhooks", text=text, advice=advice))
         return findings
 
     async def _of_workers(self, around: Around) -> list[Finding]:

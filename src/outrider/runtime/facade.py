@@ -9,6 +9,7 @@ from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.answer_links import AnswerLinks
 from outrider.runtime.audit import Audit
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import span
@@ -29,6 +30,7 @@ from outrider.runtime.signals import EVERYTHING
 from outrider.runtime.snapshots import snapshot_of_organization
 from outrider.runtime.stream import LogReader
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.webhooks.endpoints import Webhooks
 
 LOOK = 2_000_000
 """Microseconds between two looks of who follows the log of all sessions, whatever rings."""
@@ -52,6 +54,8 @@ class Runtime:
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
         self.retention = RetentionPolicies(services)
+        self.webhooks = Webhooks(services)
+        self.answer_links = AnswerLinks(services)
         self.organizations = Organizations(services)
         self.keys = Keys(services)
         self.audit = Audit(services)

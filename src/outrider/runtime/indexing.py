@@ -19,9 +19,12 @@ from outrider.runtime.pruning import is_on_duty
 from outrider.runtime.services import Services
 
 SHARE = 0.1
-"""How much of the time it takes at most while tasks run: after a batch it rests for as long as makes that."""
+"""How much of the time it takes at most while tasks run or are made: after a batch it rests as long as makes that."""
 
 SHARE_AT_REST = 0.5
+
+FEW = 2
+"""How many commits of this process there are from one batch to the next while nothing else goes on."""
 
 LATE = 60.0
 """After how many seconds of not having caught up it may take `SHARE_LATE`: the more is missing the slower lists are."""
@@ -49,6 +52,7 @@ class Indexing:
         self._own_id = own_id
         self._is_idle = is_idle
         self._has_news = True
+        self._commits = 0
         self._caught_up_at = self._looked_at = time.monotonic()
 
     async def run(self) -> None:
@@ -88,7 +92,8 @@ class Indexing:
         return took * (1 / self._share(now) - 1)
 
     def _share(self, now: float) -> float:
-        if self._is_idle():
+        commits, self._commits = self._commits, self._services.ledger.counters["commits"]
+        if self._is_idle() and self._commits - commits <= FEW:
             return SHARE_AT_REST
         return SHARE if now - self._caught_up_at < LATE else SHARE_LATE
 

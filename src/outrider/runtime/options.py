@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
@@ -49,6 +49,7 @@ class TaskOptions:
     Only a worker that states the label which a task `needs` runs it, and such a worker runs no others.
     `budget` bounds what the model calls of an agent's task take: any of `tokens`, `cost` (dollars), `requests`,
     `iterations`, `seconds` (from the first call), and `soft`, the share after which its session is told.
+    `webhooks` are told of this task alone: URLs, or mappings with `url`, `events`, `secret`, `description`.
     `max_failures`, `concurrency_key`, `needs` and the `*_timeout`s left at None take the tool's own, then the defaults.
     """
 
@@ -82,6 +83,7 @@ class TaskOptions:
     message_schema: JSONObject | None = None
     retry_of: str | None = None
     budget: Mapping[str, float] | None = None
+    webhooks: Sequence[str | Mapping[str, Any]] = ()
 
 
 DEFAULT_OPTIONS = TaskOptions()

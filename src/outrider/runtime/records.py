@@ -717,7 +717,7 @@ class Finding(Record):
     """Something that the doctor found. A `problem` is work that is lost, stands still or may soon; a `note` is news."""
 
     level: Literal["problem", "note"]
-    about: Literal["database", "disk", "workers", "queue"]
+    about: Literal["database", "disk", "workers", "queue", "webhooks"]
     text: str
     advice: str
 

@@ -78,6 +78,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 from outrider.runtime.trees import tasks_below
+from outrider.runtime.webhooks.hooks import create_with_webhooks, hand_on_webhooks
 
 AHEAD = 100
 """How many of the tasks that somebody waits for are looked at each time."""
@@ -173,7 +174,7 @@ class Tasks:
             new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
             for order, each in zip(orders, checked, strict=True)
         ]
-        made = await services.lifecycle.create(new)
+        made = await create_with_webhooks(services, new, [order.options.webhooks for order in orders])
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):
                 check_same(asked.input, verdict.task)
@@ -395,7 +396,9 @@ class Tasks:
         old = await self._ended(task_id)
         _check_is_no_turn(old.input.kind)
         again = self._again(old)
-        (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
+        new = NewTask(new_id("task"), again)
+        await hand_on_webhooks(self._services, old.id, new)
+        (made,) = await self._services.lifecycle.create([new])
         return made.task
 
     async def retry_many(self, ids: Sequence[str] | None = None, *, filter: TaskFilter | None = None) -> RetryReceipt:
@@ -448,6 +451,7 @@ class Tasks:
         if arguments:
             given = self._with_arguments(given, arguments)
         new = NewTask(new_id("task"), given)
+        await hand_on_webhooks(self._services, old.id, new)
         return await self._services.lifecycle.fork(new, await heritage_of(self._services, old, new.id, from_step))
 
     def _with_arguments(self, given: Input, changes: Mapping[str, Any]) -> Input:

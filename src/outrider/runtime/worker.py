@@ -43,6 +43,7 @@ from outrider.runtime.standing import Condition
 from outrider.runtime.telemetry import Counted
 from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
+from outrider.runtime.webhooks.duty import Webhooking
 
 BATCH = 100
 FOLLOW_UPS = 200
@@ -180,6 +181,7 @@ class Worker:
                 loop.create_task(self._voice.run()),
                 loop.create_task(self._look_after_others()),
                 loop.create_task(Retention(self._services, self.id).run()),
+                loop.create_task(Webhooking(self._services, self.id).run()),
                 loop.create_task(Indexing(self._services, self.id, lambda: self.is_idle).run()),
             ]
             if not self._services.telemetry.is_silent:
