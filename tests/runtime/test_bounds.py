@@ -176,6 +176,7 @@ FACADE: dict[str, Verb] = {
     "sessions.revoke": lambda n, it: n.ours.sessions.revoke(it.session, "tool"),
     "sessions.usage": lambda n, it: n.ours.sessions.usage(it.session, tree=True),
     "snapshot": lambda n, it: n.ours.snapshot(it.organization),
+    "sessions.export": lambda n, it: n.ours.sessions.export(it.session),
     "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
     "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),

@@ -50,6 +50,7 @@ class Receiver:
     scheme: str = "http"
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    jobs: set[asyncio.Task[Any]] = field(default_factory=set)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     came: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -70,6 +71,9 @@ class Receiver:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        job = asyncio.current_task()
+        assert job is not None
+        self.jobs.add(job)
         with suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
@@ -80,6 +84,8 @@ class Receiver:
             await answer(self, writer)
             await writer.drain()
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -93,6 +99,8 @@ async def receiving(*answers: Answer, tls: ssl.SSLContext | None = None) -> Asyn
     finally:
         receiver.released.set()
         server.close()
+        if receiver.jobs:  # none outlives the loop
+            await asyncio.wait(receiver.jobs, timeout=5)
 
 
 def status(code: int, body: bytes = b"", **headers: str) -> Answer:

@@ -40,7 +40,7 @@ async def tried(answer: Answer, tls: ssl.SSLContext | None = None, trust: ssl.SS
     [
         (hang, "it took longer than 0.3 s"),
         (drip, "it took longer than 0.3 s"),
-        (reset, "ReadError|RemoteProtocolError|connection"),
+        (reset, "Error|connection"),
         (raw(b""), "RemoteProtocolError"),
         (raw(b"SSH-2.0-x\r\n\r\n"), "RemoteProtocolError"),
         (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
 
 from fastapi import Query
 from pydantic import Field
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from outrider.api import wire
 from outrider.api.access import Asking, Operating, Reading, Submitting
@@ -18,6 +18,12 @@ from outrider.api.routing import noun
 from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering
+
+LINES = "application/x-ndjson"
+_EXPORT = {
+    "description": "One JSON object a line; the last is of the `end`.",
+    "content": {LINES: {"schema": {"type": "string"}}},
+}
 
 router = noun("sessions")
 
@@ -123,6 +129,29 @@ async def fork_session(runtime: Submitting, session_id: str, form: SessionForkFo
         session_id, upto=given.upto, iteration=given.iteration, title=given.title, id=given.id
     )
     return wire.record(await made.record(), 201)
+
+
+@router.get(
+    "/sessions/{session_id}/export",
+    response_class=Response,
+    status_code=200,
+    responses=responses(404) | {200: _EXPORT},
+)
+async def export_session(
+    runtime: Reading,
+    session_id: str,
+    tree: Annotated[bool, Query(description="With the sessions that its tasks opened.")] = True,
+) -> Response:
+    """Get all that is in a session, one JSON object a line. Without a line of the `end` something is missing."""
+    records = runtime.sessions.export(session_id, tree=tree)
+    first = await anext(records)  # so that a session that is not there is a problem, and no answer cut short
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield wire.line(first)
+        async for record in records:
+            yield wire.line(record)
+
+    return StreamingResponse(lines(), media_type=LINES)
 
 
 @router.post("/sessions/{session_id}/close", response_model=SessionRecord, responses=responses(404, 409))

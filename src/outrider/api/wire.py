@@ -62,6 +62,11 @@ def encoded_task(task: Task, around: Around | None = None) -> bytes:
     return orjson.dumps({**task_fields(task, around=around), "checkpoint": None}, option=_OPTIONS)
 
 
+def line(value: Any) -> bytes:
+    """A plain value as a line of its own."""
+    return orjson.dumps(value, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+
+
 def page(items: Iterable[BaseModel], next: str | int | None = None) -> Response:
     """A page of records, and the cursor of the one after it; None where there is none."""
     return answer(b'{"items":[' + b",".join(map(encoded, items)) + b'],"next":' + orjson.dumps(next) + b"}")
