@@ -10,15 +10,15 @@ WORKER := requirements/worker.txt
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-# Code that is linted and typed; the last three may not exist in every checkout.
-CODE := src tests $(wildcard benchmarks examples deploy)
+# Code that is linted and typed; the last four may not exist in every checkout.
+CODE := src tests $(wildcard benchmarks examples deploy docs)
 
 # `make test ARGS="-n 0 -k park"`, `make demo ARGS=--help`, `make lock ARGS=--upgrade`, `make bench NAME=steps`.
 ARGS ?=
 NAME ?= tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench check format lock clean
+.PHONY: help setup demo test soak bench docs check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,11 @@ soak: $(READY) ## run the long random and crash tests
 bench: $(READY) ## run the benchmark NAME, as JSON on the last line
 	$(BIN)/python -m benchmarks $(NAME) --json $(ARGS)
 
-check: $(READY) ## lint, format check, types, layers, and the tests of the docs and of deploy/
+# The theme has a word to say on versions of mkdocs to come, which are not in the lock.
+docs: $(READY) ## build the site of the documentation into site/, for any web server
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+check: $(READY) ## lint, format check, types, layers, and the tests of the docs, their site and deploy/
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
@@ -59,8 +63,8 @@ lock: $(BIN)/python ## write the hashed locks anew from pyproject.toml (ARGS=--u
 	$(COMPILE) pyproject.toml --extra postgres --constraint $(LOCK) -o $(WORKER)
 
 clean: ## remove the environment, builds and caches
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests $(wildcard benchmarks examples) -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Outrider needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

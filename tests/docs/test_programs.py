@@ -23,6 +23,7 @@ from tests.docs.programs import EXAMPLES, PATIENCE, ROOT, dismiss_workers, envir
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
+PAGES_RUN_ELSEWHERE = {"tutorial.md": "test_tutorial, typed in", "webhooks.md": "test_webhooks: it serves for ever"}
 KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
 KNOWN_COMMANDS |= {"curl", "mkdir", "cat", "grep", "install", "docker", "kubectl", "systemctl"}
 KNOWN_COMMANDS |= {"createuser", "createdb", "pg_dump", "pg_restore", "psql"}
@@ -38,7 +39,7 @@ PROGRAMS = [
     pytest.param(text, id=f"{path.relative_to(ROOT)}-{number}")
     for path in DOCUMENTS
     for number, (info, text) in enumerate(blocks(path, "python"), start=1)
-    if info != "fragment" and text not in RUN_ELSEWHERE and path.name != "tutorial.md"  # typed in by test_tutorial
+    if info != "fragment" and text not in RUN_ELSEWHERE and path.name not in PAGES_RUN_ELSEWHERE
 ]
 
 COMMAND_LINES = [

@@ -130,9 +130,7 @@ class Archive:
     def _open(self) -> Any:
         url = place_of(self._services)
         if url is None:
-            raise InvalidArguments(
-                "there is no archive: set `archive` to the URL of a folder or bucket"
-            )
+            raise InvalidArguments("there is no archive: set `archive` to the URL of a folder or bucket")
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url

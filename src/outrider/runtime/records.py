@@ -132,7 +132,7 @@ class CheckpointRecord(Record):
 
 
 class TaskRecord(Record):
-    """A task, whole. See docs/concepts.md for each field. In a list, `checkpoint` is None; `Tasks.list` says why."""
+    """A task, whole; docs/lifecycle.md has its states and phases. In a list, `checkpoint` is None; see `Tasks.list`."""
 
     id: str
     organization_id: str
