@@ -18,7 +18,7 @@ CLASSES = [
 CODES = """
     already_exists cannot_fork conflict connection_required copy_differs error failure file_not_found
     idempotency_conflict illegal_move
-    invalid_answer invalid_arguments invalid_path invalid_schema lease_lost limit_reached not_ended not_found
+    invalid_answer invalid_arguments invalid_path invalid_schema lease_lost limit_reached not_ended not_found outdated
     refused request_closed request_not_found session_busy session_closed session_not_found store_closed store_corrupt
     store_error store_failed
     store_foreign store_full store_locked store_newer store_read_only store_unavailable task_canceled task_failed

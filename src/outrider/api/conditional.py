@@ -5,12 +5,25 @@ The tag of a task is its `version` and a hash of the rest: the version moves wit
 
 from __future__ import annotations
 
+import re
+from typing import Annotated
 from zlib import crc32
 
+from fastapi import Header
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outrider.api.problems import Refusal
 from outrider.runtime.records import TaskRecord
+
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        description="The ETag of the task: where its `version` is another by now it is refused. Progress is no obstacle.",
+    ),
+]
+_TAG = re.compile(r'\s*"(\d{1,18})-[0-9a-f]{8}"\s*')
 
 BESIDE = {"heartbeat_at"}
 """What is no news of a task."""
@@ -28,6 +41,16 @@ def unless_same(request: Request, etag: str) -> Response | None:
     if given is None or not _names(given, etag):
         return None
     return Response(status_code=304, headers={"ETag": etag})
+
+
+def named_version(if_match: str | None) -> int | None:
+    """The version of the tag in If-Match; None for any. Raises Refusal for what is no tag of a task."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _TAG.fullmatch(if_match)
+    if found is None:
+        raise Refusal(412, "If-Match has no ETag that a task was answered with")
+    return int(found[1])
 
 
 def _names(given: str, etag: str) -> bool:

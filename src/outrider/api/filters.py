@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from outrider.api.forms import Flag, Form, Moment, Whole
 from outrider.api.paging import PAGE
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import TaskFilter
@@ -39,18 +40,20 @@ DESCRIPTIONS = {
 LONGEST = 512
 
 
-def _parameter(field: DataclassField[Any]) -> tuple[Any, Any]:
+def _parameter(field: DataclassField[Any], *, in_query: bool) -> tuple[Any, Any]:
     """The type and the default of a field's parameter."""
     told = DESCRIPTIONS.get(field.name, "")
     match field.name:
         case "states":
-            return list[State], Field(default=[], description=told)
+            return list[State], Field(default_factory=list, description=told)
         case "labels":
-            return list[str], Field(default=[], description=told)
+            kind: Any = list[str] if in_query else dict[str, str]
+            return kind, Field(default_factory=kind, description=told)
         case "limit":
-            return int, Field(default=100, ge=1, le=PAGE, description=told)
-    kind: Any = str
-    for written, meant in (("bool", bool), ("Instant", AwareDatetime), ("int", int), ("float", float)):
+            whole = int if in_query else Whole
+            return whole, Field(default=100, ge=1, le=PAGE, description=told)
+    kind = str
+    for written, meant in (("bool", bool if in_query else Flag), ("Instant", Moment), ("int", int), ("float", float)):
         if written in str(field.type):
             kind = meant
             break
@@ -59,32 +62,40 @@ def _parameter(field: DataclassField[Any]) -> tuple[Any, Any]:
     return (kind | None if default is None else kind), Field(default=default, description=told, max_length=longest)
 
 
-_PARAMETERS: dict[str, Any] = {NAMES.get(field.name, field.name): _parameter(field) for field in fields(TaskFilter)}
-TaskQuery: Any = create_model("TaskQuery", __config__=ConfigDict(extra="forbid"), **_PARAMETERS)
+def _named(field: DataclassField[Any]) -> str:
+    return NAMES.get(field.name, field.name)
+
+
+_QUERY: dict[str, Any] = {_named(field): _parameter(field, in_query=True) for field in fields(TaskFilter)}
+_FORM: dict[str, Any] = {field.name: _parameter(field, in_query=False) for field in fields(TaskFilter)}
+TaskQuery: Any = create_model("TaskQuery", __config__=ConfigDict(extra="forbid"), **_QUERY)
 """The parameters of a list of tasks."""
+
+FilterForm: Any = create_model("FilterForm", __base__=Form, __doc__="Which tasks are meant.", **_FORM)
+"""The same in the body of a request."""
 
 Filtering = Annotated[TaskQuery, Query()]
 
 
-def filter_of(query: BaseModel, **given: Any) -> TaskFilter:
-    """The filter that a query asks for, with what is `given`. Raises InvalidArguments."""
-    asked: dict[str, Any] = {}
+def filter_of(asked: BaseModel, **given: Any) -> TaskFilter:
+    """The filter that a query or a form asks for, with what is `given`. Raises InvalidArguments."""
+    said: dict[str, Any] = {}
     for field in fields(TaskFilter):
-        name = NAMES.get(field.name, field.name)
-        value = getattr(query, name)
-        if name not in query.model_fields_set or value is None:
+        name = field.name if isinstance(asked, FilterForm) else _named(field)
+        value = getattr(asked, name)
+        if name not in asked.model_fields_set or value is None:
             continue
         if field.name == "states":
             value = tuple(value)
-        elif field.name == "labels":
+        elif isinstance(value, list):
             value = labels_of(value)
         elif isinstance(value, datetime):
             value = instant(value)
-        asked[field.name] = value
+        said[field.name] = value
     for name, value in given.items():
-        if asked.setdefault(name, value) != value:
+        if said.setdefault(name, value) != value:
             raise InvalidArguments(f"{name} is said twice, and not the same")
-    return TaskFilter(**asked)
+    return TaskFilter(**said)
 
 
 def labels_of(given: list[str]) -> Mapping[str, str]:

@@ -16,6 +16,8 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Seconds = Annotated[Number, Field(ge=0, description="Seconds.")]
 Labels = dict[str, str]
 Object = dict[str, Any]
+Anything = Any
+"""Any JSON."""
 
 
 def _as_text(value: Any) -> Any:
@@ -31,3 +33,15 @@ class Form(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Deleted(Form):
+    """What was deleted."""
+
+    tasks: int = Field(description="How many tasks went.")
+
+
+class Changed(Form):
+    """Whether anything was changed; false where it was so already."""
+
+    changed: bool

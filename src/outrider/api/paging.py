@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
@@ -24,6 +25,6 @@ Limit = Annotated[int, Query(ge=1, le=PAGE, description="How many items the page
 After = Annotated[str | None, Query(description="The cursor `next` of the page before.", max_length=512)]
 
 
-def cursor_of(items: list[T], limit: int, id_of: str = "id") -> str | None:
+def cursor_of(items: Sequence[T], limit: int, id_of: str = "id") -> str | None:
     """The cursor after a page: the id of its last item, None for a page that is not full."""
     return str(getattr(items[-1], id_of)) if len(items) == limit else None

@@ -19,6 +19,7 @@ from outrider.core.errors import (
     Conflict,
     InvalidArguments,
     NotFound,
+    Outdated,
     OutriderError,
     Refused,
     StoreError,
@@ -37,6 +38,7 @@ PLACES = 20
 
 _BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (TooLarge, 413),
+    (Outdated, 412),
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Asking, Operating, Reading, Submitting
-from outrider.api.forms import Form, Labels, Number, Object, Whole
+from outrider.api.forms import Changed, Deleted, Form, Labels, Number, Object, Whole
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -65,18 +65,6 @@ class RevocationForm(Form):
 
     tool: str
     by: str | None = None
-
-
-class Deleted(Form):
-    """What was deleted."""
-
-    tasks: int = Field(description="How many tasks went.")
-
-
-class Changed(Form):
-    """Whether anything was changed; false where it was so already."""
-
-    changed: bool
 
 
 @router.post("/sessions", status_code=201, response_model=SessionRecord, responses=responses(409))

@@ -80,9 +80,10 @@ def _worker_line(worker: WorkerRecord) -> str:
 
 async def tree(arguments: Namespace, screen: Screen) -> int:
     """Print the tree of tasks of a session, or below a task, as it stands."""
-    from outrider.cli.watching import shown, tree_of
+    from outrider.cli.watching import tree_of
     from outrider.core.errors import NotFound
     from outrider.runtime.around import Around
+    from outrider.runtime.trees import tasks_below
 
     async with open_runtime(arguments) as runtime:
         views = runtime.services.views
@@ -91,7 +92,7 @@ async def tree(arguments: Namespace, screen: Screen) -> int:
         except NotFound:
             await runtime.sessions.get(arguments.target)
             target = None
-        tasks = await shown(views, arguments.target if target is None else target)
+        tasks = await tasks_below(views, arguments.target if target is None else target)
         around = await Around.look(runtime.ledger)
     if screen.as_json:
         from outrider.runtime.fields import task_fields

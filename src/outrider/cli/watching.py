@@ -24,6 +24,7 @@ from outrider.core.task import LIVE_STATES, Progress, Task
 from outrider.core.values import Instant
 from outrider.core.wording import counted
 from outrider.runtime.around import Around
+from outrider.runtime.trees import tasks_below
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -229,7 +230,7 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
         Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
-            tasks = await (everything.look() if target is None else shown(views, target))
+            tasks = await (everything.look() if target is None else tasks_below(views, target))
             live.update(tree_of(tasks, await Around.look(runtime.ledger)), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
@@ -273,30 +274,6 @@ class _Everything:
             self._position = news[-1].position
             found.update(each.task_id for each in news if each.task_id is not None)
         return found
-
-
-async def shown(views: Views, target: Task | str) -> list[Task]:
-    """The tasks of a session, or a task and those below it, oldest first."""
-    if isinstance(target, Task):
-        tasks: list[Task] = []
-        level = [target.id]
-        while level and len(tasks) < SHOWN:
-            found = await views.tasks(level)
-            tasks += found
-            level = [child.id for each in found for child in await views.children(each.id)]
-            level += [
-                task.id
-                for each in found
-                if each.live.links.child_session_id
-                for task in await views.list_tasks(TaskFilter(session_id=each.live.links.child_session_id, limit=SHOWN))
-                if task.id not in level
-            ]
-    else:
-        tasks = list(await views.list_tasks(TaskFilter(root_session_id=target, limit=SHOWN)))
-        if not tasks:  # it is no root: what is below its tasks is in sessions of their own
-            own = await views.list_tasks(TaskFilter(session_id=target, limit=SHOWN))
-            tasks = [each for task in own for each in await shown(views, task)][:SHOWN]
-    return sorted({task.id: task for task in tasks}.values(), key=lambda task: task.id)
 
 
 def tree_of(tasks: Sequence[Task], around: Around) -> Tree:

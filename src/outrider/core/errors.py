@@ -6,6 +6,7 @@
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
+    │   ├── Outdated          outdated: it has moved on since the version that was named
     │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
     │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
     │   ├── AlreadyExists     already_exists: what was to be made is there
@@ -98,6 +99,12 @@ class RequestClosed(Conflict):
     """The input request is no longer pending."""
 
     code = "request_closed"
+
+
+class Outdated(Conflict):
+    """What was asked for is for one version of the task, and it has another by now."""
+
+    code = "outdated"
 
 
 class NotEnded(Conflict):

@@ -18,6 +18,7 @@ from outrider.core.errors import (
     IdempotencyConflict,
     IllegalMove,
     NotFound,
+    Outdated,
     OutriderError,
     SessionClosed,
     Superseded,
@@ -181,14 +182,20 @@ class Lifecycle:
         steps: tuple[Step, ...] = (),
         page: Page | None = None,
         printed: Sequence[OutputChunk] = (),
+        if_version: int | None = None,
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
         `page` is the iteration that the holder of the task ends with, `printed` what it had not written yet. Raises
-        NotFound, and whatever the reducer refuses with.
+        NotFound, whatever the reducer refuses with, and Outdated for a task that has another version than `if_version`.
         """
         current = await self._read(task) if isinstance(task, str) else task
         while True:
+            if if_version is not None and current.core.version != if_version:
+                raise Outdated(
+                    f"{current.id} has moved on: it has version {current.core.version} now, and not {if_version}",
+                    details={"version": current.core.version},
+                )
             change = self._decide(current, event, settles, steps)
             if change is None:
                 return current

@@ -714,6 +714,13 @@ class BulkReceipt(Record):
     left: tuple[str, ...]
 
 
+class RetryReceipt(Record):
+    """What a bulk retry did: the new task of each that was `retried`, and the error code of each that was `left`."""
+
+    retried: Mapping[str, str]
+    left: Mapping[str, str]
+
+
 class PruneReceipt(Record):
     """How many tasks were deleted, and how many sessions that they had opened."""
 

@@ -13,6 +13,7 @@ from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
 from outrider.core.values import evolve
+from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
 from outrider.runtime.ids import check_id, new_id
@@ -27,9 +28,10 @@ from outrider.runtime.options import (
     check_texts_if_given,
 )
 from outrider.runtime.pruning import delete_session, live_in
-from outrider.runtime.records import EventRecord, GrantRecord, SessionRecord, SpentRecord
+from outrider.runtime.records import EventRecord, GrantRecord, SessionRecord, SpentRecord, TaskRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader
+from outrider.runtime.trees import tasks_below
 from outrider.runtime.turns import last_turn
 
 if TYPE_CHECKING:
@@ -143,6 +145,13 @@ class Sessions:
         """
         check_flags(tree=tree)
         return await usage_of_session(self._services.views, await self._session(session_id), tree=tree)
+
+    async def tree(self, session_id: str) -> builtins.list[TaskRecord]:
+        """Return the tasks of a session and those below them, oldest first; of more than 200 some. Raises NotFound."""
+        session = await self._session(session_id)
+        found = await tasks_below(self._services.views, session.id)
+        around = await Around.look(self._services.ledger)
+        return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
 
     async def fork(
         self,

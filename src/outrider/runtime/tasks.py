@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -9,10 +10,12 @@ from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
+    Conflict,
     IllegalMove,
     InvalidAnswer,
     InvalidArguments,
     NotFound,
+    Refused,
     RequestClosed,
     Superseded,
     TaskCanceled,
@@ -61,6 +64,7 @@ from outrider.runtime.records import (
     MessageRecord,
     OutputRecord,
     PruneReceipt,
+    RetryReceipt,
     SpentRecord,
     StepRecord,
     TaskRecord,
@@ -70,6 +74,7 @@ from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
 from outrider.runtime.stream import EventReader, read_output
+from outrider.runtime.trees import tasks_below
 
 AHEAD = 100
 """How many of the tasks that somebody waits for are looked at each time."""
@@ -230,9 +235,15 @@ class Tasks:
         """
         wanted = _filter_of(given) if filter is None else filter
         check_filter(wanted)
-        found = await self._services.views.list_tasks(wanted)
+        return await self._records(await self._services.views.list_tasks(wanted))
+
+    async def _records(self, found: Sequence[Task]) -> builtins.list[TaskRecord]:
         around = await Around.look(self._services.ledger)
         return [TaskRecord.of(task, heartbeat_at=around.beat(task), around=around) for task in found]
+
+    async def tree(self, task_id: str) -> builtins.list[TaskRecord]:
+        """Return a task and those below it, also in the sessions that they opened, oldest first. Raises NotFound."""
+        return await self._records(await tasks_below(self._services.views, await self.get(task_id)))
 
     async def spent(self, task_id: str) -> SpentRecord:
         """Return what a task's model calls have used, and the accounts that bound them. Raises NotFound."""
@@ -290,11 +301,12 @@ class Tasks:
         request_id: str | None = None,
         by: str | None = None,
         via: str | None = None,
+        if_version: int | None = None,
     ) -> TaskRecord:
         """Answer a question of a task: the oldest pending one, or the one of that id. The first answer wins.
 
         Raises InvalidAnswer if it does not fit what is expected, RequestClosed if the request is no longer
-        pending, NotFound if there is no such request.
+        pending, NotFound if there is no such request, Outdated for a task that has another version than `if_version`.
         """
         check_texts_if_given(request_id=request_id, by=by, via=via)
         check_size("who answers, and how,", (by, via), self._services.settings.limits.name)
@@ -313,7 +325,8 @@ class Tasks:
                 f"the answer does not fit what is expected: {problem}", details={"expected": request.expected}
             )
         self._check_edited(request, answer)
-        return TaskRecord.of(await self._services.lifecycle.move(task, Answered(request.id, answer, by, via)))
+        answered = Answered(request.id, answer, by, via)
+        return TaskRecord.of(await self._services.lifecycle.move(task, answered, if_version=if_version))
 
     def _check_edited(self, request: InputRequest, answer: JSON) -> None:
         """Raise InvalidAnswer for arguments that an approver puts in place of others, where this app knows the tool."""
@@ -377,6 +390,35 @@ class Tasks:
         again = self._again(old)
         (made,) = await self._services.lifecycle.create([NewTask(new_id("task"), again)])
         return made.task
+
+    async def retry_many(self, ids: Sequence[str] | None = None, *, filter: TaskFilter | None = None) -> RetryReceipt:
+        """Retry many ended tasks: those of these ids, or a page of those that pass a filter, by default the failed.
+
+        Each is made or left by itself; the receipt says why. Asked again, it makes them again. Raises InvalidArguments
+        unless either ids or a filter are given.
+        """
+        if (ids is None) == (filter is None):
+            raise InvalidArguments("name the tasks to retry by ids or by a filter, not both")
+        if ids is not None:
+            check_ids(ids=ids)
+            wanted = builtins.list(dict.fromkeys(ids))
+        else:
+            assert filter is not None
+            check_filter(filter)
+            filter = filter if filter.states is not None else replace(filter, states=(State.FAILED,))
+            wanted = [task.id for task in await self._services.views.list_tasks(filter)]
+        made: dict[str, str] = {}
+        left: dict[str, str] = {}
+
+        async def again(task_id: str) -> None:
+            try:
+                made[task_id] = (await self.retry(task_id)).id
+            except (Conflict, NotFound, Refused) as error:
+                left[task_id] = error.code
+
+        for start in range(0, len(wanted), BATCH):
+            await asyncio.gather(*map(again, wanted[start : start + BATCH]))
+        return RetryReceipt(retried=made, left=left)
 
     async def fork(
         self, task_id: str, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None
@@ -508,17 +550,19 @@ class Tasks:
         wait: Length | None = None,
         include_detached: bool = False,
         grace: Length | None = None,
+        if_version: int | None = None,
     ) -> CancelReceipt:
         """Cancel a task and the linked children below it; say what became of each.
 
-        With `wait`, give those whose holder has to stop first that long, and say where each ended.
+        With `wait`, give those whose holder has to stop first that long, and say where each ended. Raises NotFound, and
+        Outdated for a task that has another version than `if_version`.
         """
         self._check_cancel(reason, by, include_detached)
         patience = None if wait is None else span(wait)
         before = await self.get(task_id)
         was_terminal = {before.id} if before.is_terminal else set()
         event = CancelRequested(by, reason, include_detached, None if grace is None else not_negative("grace", grace))
-        await self._services.lifecycle.move(before, event)
+        await self._services.lifecycle.move(before, event, if_version=if_version)
         tree, ended_before = await self._cancel_below(task_id, include_detached)
         ids = [task_id, *tree]
         await self._end_lost(ids)
