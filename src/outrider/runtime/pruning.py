@@ -70,9 +70,7 @@ async def prune_ended(
     kind: str | None = None,
 ) -> AsyncIterator[Pruned]:
     """Delete the tasks that ended before a moment, a batch a transaction; yield what went with each."""
-    for state in states or ():
-        if state not in TERMINAL:
-            raise InvalidArguments(f"tasks that are {state} live, and are not pruned; cancel them first")
+    check_ended(states)
     while True:
         ids = await services.views.ended(
             before,
@@ -85,6 +83,13 @@ async def prune_ended(
         if not ids:
             return
         yield await services.ledger.prune(ids, now=services.clock.now())
+
+
+def check_ended(states: Sequence[State] | None) -> None:
+    """Raise InvalidArguments for a state in which tasks live."""
+    for state in states or ():
+        if state not in TERMINAL:
+            raise InvalidArguments(f"tasks that are {state} live, and are not pruned; cancel them first")
 
 
 class Retention:
