@@ -100,3 +100,25 @@ def test_what_is_no_document_is_refused(cli: Cli):
     assert cli.run("import", "broken.json", "--json").error["code"] == "invalid_arguments"
     assert cli.run("import", "-", "--json", stdin="[]").error["code"] == "invalid_arguments"
     assert cli.run("import", "nowhere.json", "--json").code == 2
+
+
+def test_a_policy_is_set_shown_and_taken_back_and_what_is_pinned_is_kept(cli: Cli):
+    (first, second), _ = fill(cli, 1, 2, delayed=6)
+    assert cli.ok("retention").out == "org_default: kept 30 days  (the default; workers may be started with another)\n"
+    assert cli.ok("retention", "--age", "7d", "--count", "100", "--json").record["age"] == 7 * 86_400
+    assert cli.ok("retention").out == "org_default: kept 7 days, no more than 100 tasks\n"
+    assert cli.ok("retention", "--organization", "org_b", "--age", "forever").out == "org_b: kept for ever\n"
+    assert [each["organization_id"] for each in cli.ok("retention", "--json").records] == ["org_b", "org_default"]
+    assert cli.ok("retention", "--reset", "--json").record["is_own"] is False
+    assert cli.run("retention", "--reset", "--age", "1d").code == 2
+    assert cli.run("retention", "--age", "soon").code == 2
+    assert cli.run("retention", "--count", "-1", "--json").error["code"] == "invalid_arguments"
+    assert cli.ok("pin").out == ""
+    assert cli.ok("pin", first, "--reason", "a lawsuit", "--json").record["reason"] == "a lawsuit"
+    assert cli.ok("prune", "--older-than", "0", "--json").record["tasks"] == 1
+    assert cli.run("show", second).code == 4
+    assert [each["id"] for each in cli.ok("pin", "--json").records] == [first]
+    cli.ok("pin", first, "--remove")
+    assert cli.run("pin", "--remove").code == 2
+    assert cli.run("pin", "task_none", "--json").error["code"] == "task_not_found"
+    assert cli.ok("prune", "--older-than", "0", "--json").record["tasks"] == 1

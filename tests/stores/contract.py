@@ -2786,6 +2786,31 @@ class Pruning(Contract):
         ]
         assert list(await views.ended(later, 10, organization_id="org_b")) == ["task_b"]
         assert list(await views.ended(later, 10, kind="other")) == ["task_b"]
+        assert list(await views.ended(later, 10, but_of=("org_b", "org_none"))) == ["task_3", "task_1", "task_2"]
+        assert list(await views.ended(later, 10, since=START + 2 * SECOND)) == ["task_1", "task_2", "task_b"]
+        assert [await views.newest_ended("org_b", place) for place in (0, 1)] == [START + 3 * SECOND, None]
+        own = (await scene.task("task_1")).input.organization_id
+        assert [await views.newest_ended(own, place) for place in (0, 2)] == [START + 3 * SECOND, START + SECOND]
+
+    async def test_what_is_pinned_alone_or_with_its_session_or_tree_is_not_listed_to_be_deleted(self, scene: Scene):
+        await scene.session("session_b", root_session_id=SESSION, parent_session_id=SESSION)
+        await scene.session("session_c")
+        for id, session in (("task_1", SESSION), ("task_2", "session_b"), ("task_3", "session_c")):
+            root = SESSION if session == "session_b" else session
+            await scene.create(id, session, root_session_id=root)
+            await scene.apply(id, CancelRequested())
+
+        async def listed(*pinned: str) -> list[str]:
+            pins = [Document("pin", id, {}) for id in pinned]
+            assert await scene.ledger.keep(pins)
+            found = list(await scene.views.ended(scene.now + 1, 10))
+            assert await scene.ledger.keep([], [replace(pin, version=1) for pin in pins])
+            return found
+
+        assert await listed() == ["task_1", "task_2", "task_3"]
+        assert await listed("task_1") == ["task_2", "task_3"]
+        assert await listed(SESSION) == ["task_3"]
+        assert await listed("session_b", "session_c") == ["task_1"]
 
     async def test_who_waits_for_a_task_is_woken_to_see_it_gone(self, scene: Scene):
         await scene.create("task_1")

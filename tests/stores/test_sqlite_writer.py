@@ -401,7 +401,7 @@ def plans(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 FOR_PEOPLE = {"waiting", "ended_by_kind", "miscounted", "quick_integrity", "integrity"}
 """These look at all that they tell of, on a reader's connection, when a person asks."""
 
-CONDITIONS = {"in_session"}
+CONDITIONS = {"in_session", "unpinned"}
 """What a page of tasks may be asked for; `in_states` and `labelled` look at each task that the others leave."""
 
 

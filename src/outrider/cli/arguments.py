@@ -23,6 +23,7 @@ STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 SHELLS = ("bash", "zsh", "fish")
+FOREVER = "forever"
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
@@ -30,7 +31,7 @@ _PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
     *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step", "host", "socket", "origin"),
+    *("stdin", "step", "host", "socket", "origin", "organization", "age"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -391,6 +392,19 @@ def _prune(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say how many")
 
 
+def _retention(parser: Parser) -> None:
+    parser.add_argument("--organization", metavar="ID", help="default org_default")
+    parser.add_argument("--age", metavar="TIME", help=f"keep what has ended for so long; `{FOREVER}` for no bound")
+    parser.add_argument("--count", metavar="N", type=int, help="keep no more ended tasks than that, the newest")
+    parser.add_argument("--reset", action="store_true", help="as the setting `retention` of the workers says")
+
+
+def _pin(parser: Parser) -> None:
+    parser.add_argument("targets", metavar="SESSION|TASK", nargs="*", help="what to pin; without any, list the pins")
+    parser.add_argument("--remove", action="store_true", help="unpin them")
+    parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks")
+
+
 def _worker(parser: Parser) -> None:
     parser.add_argument(
         "--app",
@@ -589,6 +603,8 @@ COMMANDS: dict[str, Command] = {
         Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
         Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
+        Command("retention", "show and set for how long ended tasks are kept", "retaining:retention", _retention),
+        Command("pin", "keep tasks and sessions whatever retention says", "retaining:pin", _pin),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),

@@ -25,9 +25,6 @@ from outrider.settings import WorkerSettings
 MOST_OF_A_TASK = 1 << 30
 """Bytes of an exported task that are read at most."""
 
-MANY = 1_000_000
-"""More than which a dry run does not count."""
-
 
 async def export(arguments: Namespace, screen: Screen) -> int:
     """Write a task as one document to stdout."""
@@ -108,13 +105,10 @@ async def prune(arguments: Namespace, screen: Screen) -> int:
         kept = WorkerSettings().retention or 0.0
     states = states_of(arguments.state)
     async with open_runtime(arguments) as runtime:
-        if arguments.dry_run:
-            before = runtime.services.clock.now() - round(kept * 1e6)
-            of = {"states": states, "kind": arguments.kind, "session_id": arguments.session}
-            counts = {"tasks": len(await runtime.services.views.ended(before, MANY, **of))}
-        else:
-            receipt = await runtime.tasks.prune(kept, states=states, kind=arguments.kind, session_id=arguments.session)
-            counts = receipt.model_dump()
+        receipt = await runtime.tasks.prune(
+            kept, states=states, kind=arguments.kind, session_id=arguments.session, dry_run=arguments.dry_run
+        )
+        counts = receipt.model_dump(exclude={"sessions"} if arguments.dry_run else None)
     if screen.as_json:
         screen.data({**counts, "dry_run": arguments.dry_run})
     else:

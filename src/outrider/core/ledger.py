@@ -604,12 +604,23 @@ class Views(Protocol):
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first. None means any."""
+        """Ids of tasks that ended before a moment, the longest ended first. None means any.
+
+        Left out are those that are pinned, alone or with their session or the root of its tree, by a document of the
+        collection `pin` with that id; those of the organizations `but_of`; and those that ended before `since`, so that
+        whoever has looked through those before does not do it again.
+        """
+        ...
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task ended that stands at this place, from 0, of an organization's newest; None if none does."""
         ...
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:

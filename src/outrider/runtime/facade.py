@@ -15,6 +15,7 @@ from outrider.runtime.inbox import Inbox
 from outrider.runtime.options import Length
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import StatsRecord, WorkerRecord
+from outrider.runtime.retention import RetentionPolicies
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.tasks import Tasks
@@ -23,7 +24,8 @@ from outrider.runtime.tasks import Tasks
 class Runtime:
     """An open Outrider: `sessions`, `tasks`, `inbox`, `queue` and `workers` of one store.
 
-    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers.
+    `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers; `retention` says
+    what is kept for how long.
     """
 
     def __init__(self, services: Services) -> None:
@@ -34,6 +36,7 @@ class Runtime:
         self.queue = Queue(services)
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
+        self.retention = RetentionPolicies(services)
 
     @property
     def ledger(self) -> Ledger:

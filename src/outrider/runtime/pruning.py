@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderError
 from outrider.core.ledger import Pruned, TaskFilter
@@ -16,6 +17,7 @@ from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
 from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.log import log
+from outrider.runtime.retention import POLICY, Policy, every
 from outrider.runtime.services import Services
 
 SHARE = 0.05
@@ -30,7 +32,12 @@ JUMP: Span = 3600 * SECOND
 BELIEVED: Span = 86_400 * SECOND
 """After how long it is believed all the same."""
 
+LOOK_ANEW: Span = 600 * SECOND
+"""After how long it is looked again at what was passed over: it may not be pinned any more."""
+
 PAGE = 1000
+MANY = 1_000_000
+"""More than which nobody counts."""
 
 
 async def delete_task(services: Services, task: Task) -> int:
@@ -69,8 +76,8 @@ async def prune_ended(
     session_id: str | None = None,
     kind: str | None = None,
 ) -> AsyncIterator[Pruned]:
-    """Delete the tasks that ended before a moment, a batch a transaction; yield what went with each."""
-    check_ended(states)
+    """Delete the tasks that ended before a moment and are not pinned, a batch a transaction; yield what went."""
+    _check_ended(states)
     while True:
         ids = await services.views.ended(
             before,
@@ -85,15 +92,44 @@ async def prune_ended(
         yield await services.ledger.prune(ids, now=services.clock.now())
 
 
-def check_ended(states: Sequence[State] | None) -> None:
-    """Raise InvalidArguments for a state in which tasks live."""
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """Up to where the ended tasks of an organization were looked through, by which policy, and since when."""
+
+    policy: Policy
+    but_of: tuple[str, ...]
+    since: Span
+    upto: Instant = 0
+
+    def holds(self, policy: Policy, but_of: tuple[str, ...], passed: Span) -> bool:
+        return policy == self.policy and but_of == self.but_of and passed - self.since < LOOK_ANEW
+
+
+async def count_ended(
+    services: Services,
+    before: Instant,
+    *,
+    states: tuple[State, ...] | None = None,
+    organization_id: str | None = None,
+    session_id: str | None = None,
+    kind: str | None = None,
+) -> int:
+    """How many `prune_ended` would delete, as far as anybody counts."""
+    _check_ended(states)
+    ids = await services.views.ended(
+        before, MANY, states=states, organization_id=organization_id, session_id=session_id, kind=kind
+    )
+    return len(ids)
+
+
+def _check_ended(states: tuple[State, ...] | None) -> None:
     for state in states or ():
         if state not in TERMINAL:
             raise InvalidArguments(f"tasks that are {state} live, and are not pruned; cancel them first")
 
 
 class Retention:
-    """The duty of a worker: delete what ended longer ago than the settings keep it.
+    """The duty of a worker: delete what ended longer ago than the policy of its organization keeps it.
 
     Of all the workers the one that has been there longest does it, so that they do not get in each other's way.
     """
@@ -103,17 +139,15 @@ class Retention:
         self._own_id = own_id
         self._ahead = self._measure()
         self._doubts_since: Span | None = None
+        self._looked: dict[str | None, _Looked] = {}
 
     async def run(self) -> None:
         """Do it for ever."""
-        settings = self._services.settings
-        if settings.retention is None:
-            return
         while True:
-            rest = settings.retention_interval
+            rest = self._services.settings.retention_interval
             try:
                 if self.trusts_the_clock() and await self.is_on_duty():
-                    rest = await self._look(round(settings.retention * SECOND), rest)
+                    rest = await self.look()
             except OutriderError as error:
                 log.error("old tasks could not be deleted; trying again", reason=str(error))
             await asyncio.sleep(rest)
@@ -143,23 +177,54 @@ class Retention:
         """Whether this worker is the one that has been there longest."""
         return min((each.card.id for each in await self._services.views.workers()), default="") == self._own_id
 
-    async def _look(self, kept: int, interval: float) -> float:
-        """Delete one batch; return how long to rest."""
-        services = self._services
-        batch = services.settings.retention_batch
-        ids = await services.views.ended(services.clock.now() - kept, batch)
+    async def look(self) -> float:
+        """Delete one batch of each organization that has more than it keeps; return how long to rest."""
+        rest = self._services.settings.retention_interval
+        own = {each.id: Policy.of(each) for each in await every(self._services.views, POLICY)}
+        for organization_id, policy in own.items():
+            rest = min(rest, await self._enforce(policy, organization_id))
+        age = self._services.settings.retention
+        everybody_elses = Policy(None if age is None else round(age * SECOND))
+        return min(rest, await self._enforce(everybody_elses, None, tuple(own)))
+
+    async def _enforce(self, policy: Policy, organization_id: str | None, but_of: tuple[str, ...] = ()) -> float:
+        services, began = self._services, time.monotonic()
+        interval, batch = services.settings.retention_interval, services.settings.retention_batch
+        before = await self._keeps_from(policy, organization_id)
+        if before is None:
+            return interval
+        looked = self._looked.get(organization_id)
+        if looked is None or not looked.holds(policy, but_of, services.clock.passed()):
+            looked = _Looked(policy, but_of, services.clock.passed())
+        ids = await services.views.ended(
+            before, batch, since=looked.upto, organization_id=organization_id, but_of=but_of
+        )
+        if len(ids) < batch:  # what is left before this moment is pinned
+            self._looked[organization_id] = evolve(looked, upto=before)
         if not ids:
             return interval
-        began = time.monotonic()
         pruned = await services.ledger.prune(ids, now=services.clock.now())
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
-        return took * (1 / await self.share(kept) - 1) if len(ids) == batch or pruned.rest else interval
+        if len(ids) < batch and not pruned.rest:
+            return interval
+        return took * (1 / await self.share(services.clock.now() - before, organization_id, but_of) - 1)
 
-    async def share(self, kept: Span) -> float:
+    async def _keeps_from(self, policy: Policy, organization_id: str | None) -> Instant | None:
+        """The moment before which what ended goes; None where all is kept."""
+        moments = [] if policy.age is None else [self._services.clock.now() - policy.age]
+        if policy.count is not None and organization_id is not None:
+            newest = 0 if policy.count == 0 else policy.count - 1
+            first = await self._services.views.newest_ended(organization_id, newest)
+            if first is not None:
+                moments.append(first + (policy.count == 0))
+        return max(moments, default=None)
+
+    async def share(self, kept: Span, organization_id: str | None = None, but_of: Sequence[str] = ()) -> float:
         """How much of the time may go to it now: more where it has fallen behind, or the store would grow."""
         for part, share in SHARES_BEHIND:
-            if await self._services.views.ended(self._services.clock.now() - kept - kept // part, 1):
+            before = self._services.clock.now() - kept - kept // part
+            if await self._services.views.ended(before, 1, organization_id=organization_id, but_of=but_of):
                 return share
         return SHARE
 

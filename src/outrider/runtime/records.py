@@ -721,6 +721,30 @@ class RetryReceipt(Record):
     left: Mapping[str, str]
 
 
+class RetentionRecord(Record):
+    """How long an organization's ended tasks are kept, in seconds, and how many; None for no bound.
+
+    `is_own` is False where it is the settings' word, which holds for all who have no policy of their own.
+    """
+
+    organization_id: str
+    age: float | None
+    count: int | None
+    is_own: bool
+    by: str | None = None
+    at: datetime | None = None
+
+
+class PinRecord(Record):
+    """A task or session that is kept whatever the policy of its organization says."""
+
+    id: str
+    organization_id: str
+    at: datetime | None
+    by: str | None
+    reason: str | None
+
+
 class PruneReceipt(Record):
     """How many tasks were deleted, and how many sessions that they had opened."""
 

@@ -58,7 +58,7 @@ from outrider.runtime.options import (
     not_negative,
     states_of,
 )
-from outrider.runtime.pruning import check_ended, delete_task, prune_ended
+from outrider.runtime.pruning import count_ended, delete_task, prune_ended
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -85,9 +85,6 @@ AHEAD = 100
 
 BATCH = 500
 """How many tasks are moved in one transaction."""
-
-MANY_ENDED = 1_000_000
-"""More than which a dry run does not count."""
 
 
 class Order(NamedTuple):
@@ -578,22 +575,32 @@ class Tasks:
         kind: str | None = None,
         dry_run: bool = False,
     ) -> PruneReceipt:
-        """Delete the tasks that ended longer ago than that, in bounded batches. Raises InvalidArguments.
+        """Delete the tasks that ended longer ago than that and are not pinned, in bounded batches.
 
-        `states` are some of the three that a task ends in. A `dry_run` deletes nothing and says how many tasks would
-        go, a million at most; which sessions, only their deletion tells.
+        `states` are some of the three that a task ends in. `dry_run` only counts the tasks. Raises InvalidArguments.
         """
-        check_flags(dry_run=dry_run)
         check_texts_if_given(organization_id=organization_id, session_id=session_id, kind=kind)
-        before = self._services.clock.now() - not_negative("older_than", older_than)
-        wanted = None if states is None else states_of(states)
-        narrowed = {"organization_id": organization_id, "session_id": session_id, "kind": kind}
-        if dry_run:
-            check_ended(wanted)
-            ids = await self._services.views.ended(before, MANY_ENDED, states=wanted, **narrowed)
-            return PruneReceipt(tasks=len(ids), sessions=0)
+        check_flags(dry_run=dry_run)
         tasks = sessions = 0
-        async for pruned in prune_ended(self._services, before, states=wanted, **narrowed):
+        before = self._services.clock.now() - not_negative("older_than", older_than)
+        if dry_run:
+            count = await count_ended(
+                self._services,
+                before,
+                states=None if states is None else states_of(states),
+                organization_id=organization_id,
+                session_id=session_id,
+                kind=kind,
+            )
+            return PruneReceipt(tasks=count, sessions=0)
+        async for pruned in prune_ended(
+            self._services,
+            before,
+            states=None if states is None else states_of(states),
+            organization_id=organization_id,
+            session_id=session_id,
+            kind=kind,
+        ):
             tasks, sessions = tasks + len(pruned.task_ids), sessions + len(pruned.session_ids)
         return PruneReceipt(tasks=tasks, sessions=sessions)
 

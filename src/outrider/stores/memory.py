@@ -1162,22 +1162,33 @@ class MemoryViews:
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first."""
+        """Ids of tasks that ended before a moment, the longest ended first, without those that are pinned."""
+        pinned = {id for collection, id in self._open().documents if collection == "pin"}
         wanted = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
         rows = self._open().tasks.values()
         found = [
             (row.task.core.finished_at, row.number, row.task.id)
             for row in rows
             if row.task.core.finished_at is not None
-            and row.task.core.finished_at < before
+            and since <= row.task.core.finished_at < before
+            and row.task.input.organization_id not in but_of
+            and pinned.isdisjoint((row.task.id, row.task.session_id, row.task.input.root_session_id))
             and _passes(row.task, wanted)
         ]
         return [id for _, _, id in sorted(found)[:limit]]
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task of an organization ended that stands at this place, from 0, of its newest."""
+        rows = (row.task for row in self._open().tasks.values() if row.task.input.organization_id == organization_id)
+        ends = sorted((at for task in rows if (at := task.core.finished_at) is not None), reverse=True)
+        return ends[place] if place < len(ends) else None
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
         """The sessions that these tasks opened, in no particular order."""

@@ -190,17 +190,31 @@ class SqlViews(ABC):
         before: Instant,
         limit: int,
         *,
+        since: Instant = 0,
         states: tuple[State, ...] | None = None,
         organization_id: str | None = None,
+        but_of: Sequence[str] = (),
         session_id: str | None = None,
         kind: str | None = None,
     ) -> Sequence[str]:
-        """Ids of tasks that ended before a moment, the longest ended first."""
-        conditions, values = ["finished_at < ?"], [before]
+        """Ids of tasks that ended before a moment, the longest ended first, without those that are pinned."""
+        conditions: list[str] = ["finished_at < ?", self._texts["unpinned"]]
+        values: list[Any] = [before]
+        if since:
+            conditions.append("finished_at >= ?")
+            values.append(since)
+        for organization in but_of:
+            conditions.append("organization_id <> ?")
+            values.append(organization)
         filter = TaskFilter(session_id=session_id, organization_id=organization_id, states=states, kind=kind)
         self._narrow(filter, conditions, values)
         where = " and ".join(conditions)
         return await self._later(lambda read: cast("list[str]", read.filtered("ended", where, "asc", *values, limit)))
+
+    async def newest_ended(self, organization_id: str, place: int) -> Instant | None:
+        """When the task of an organization ended that stands at this place, from 0, of its newest."""
+        row = await self._later(lambda read: read.row("newest_ended", organization_id, place))
+        return None if row is None else cast(int, row[0])
 
     async def child_sessions(self, task_ids: Sequence[str]) -> Sequence[Session]:
         """The sessions that these tasks opened, in no particular order."""

@@ -689,6 +689,23 @@ from (select * from inbox where session = (select number from sessions where id 
 select json_group_array(id)
 from (select id from tasks where {conditions} order by finished_at {direction}, number {direction} limit ?);
 
+-- unpinned --
+not exists (
+    select 1 from documents pin
+    where
+        pin.collection = 'pin'
+        and pin.id in (
+            tasks.id, tasks.root_session_id, (select own.id from sessions own where own.number = tasks.session)
+        )
+)
+
+-- newest_ended --
+select finished_at
+from tasks
+where organization_id = ? and finished_at is not null
+order by finished_at desc
+limit 1 offset ?;
+
 -- child_sessions --
 select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,

@@ -1,0 +1,183 @@
+"""What is kept for how long: a policy for an organization, and pins on what is kept whatever its policy says.
+
+Without a policy of its own, an organization has that of the settings. `pruning.Retention` is the duty that goes by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from outrider.core.errors import InvalidArguments, NotFound
+from outrider.core.ledger import Document, Views
+from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.values import SECOND, JSONObject, Span, evolve
+from outrider.runtime.clock import as_datetime, span
+from outrider.runtime.options import Length, check_name, check_page, check_texts, check_texts_if_given, is_whole
+from outrider.runtime.records import PinRecord, RetentionRecord
+from outrider.runtime.services import Services
+
+POLICY, PIN = "retention", "pin"
+"""The collections of documents that say so."""
+
+PAGE = 1000
+MOST_ENDED = 100_000_000
+SHORTEST: Span = SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long ended tasks are kept, and how many; None for no bound."""
+
+    age: Span | None
+    count: int | None = None
+
+    @classmethod
+    def of(cls, document: Document) -> Policy:
+        """The policy that a document states."""
+        age, count = document.data.get("age"), document.data.get("count")
+        return cls(age if isinstance(age, int) else None, count if isinstance(count, int) else None)
+
+
+class RetentionPolicies:
+    """The policies and pins of one store."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def policy(self, organization_id: str = DEFAULT_ORGANIZATION) -> RetentionRecord:
+        """Return the policy of an organization, its own or that of the settings."""
+        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        document = await self._services.views.document(POLICY, id=organization_id)
+        if document is None:
+            age = self._services.settings.retention
+            return RetentionRecord(organization_id=organization_id, age=age, count=None, is_own=False)
+        return _record(document)
+
+    async def policies(self, *, after: str | None = None, limit: int = 100) -> list[RetentionRecord]:
+        """Return the organizations that have a policy of their own, in the order of their ids."""
+        check_texts_if_given(after=after)
+        found = await self._services.views.documents(POLICY, after=after, limit=check_page(limit))
+        return [_record(each) for each in found]
+
+    async def set_policy(
+        self,
+        organization_id: str = DEFAULT_ORGANIZATION,
+        *,
+        age: Length | None,
+        count: int | None = None,
+        by: str | None = None,
+    ) -> RetentionRecord:
+        """Have the ended tasks of an organization kept for so long, and no more than `count` of them; None: no bound.
+
+        In the place of the settings' word for it, for all workers. What is over is deleted within minutes, the longest
+        ended first. Raises InvalidArguments.
+        """
+        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        check_texts_if_given(by=by)
+        length = None if age is None else span(age)
+        if length is not None and length < SHORTEST:
+            raise InvalidArguments(
+                "age is a length of time of a second or more, or None to keep what has ended for ever"
+            )
+        if count is not None and not (is_whole(count) and 0 <= count <= MOST_ENDED):
+            raise InvalidArguments(f"count is a whole number from 0 to {MOST_ENDED:,}, or None for no bound")
+        data: JSONObject = {"age": length, "count": count, "by": by, "at": self._services.clock.now()}
+        new = Document(POLICY, organization_id, data, organization_id)
+        return _record(await put(self._services, new))
+
+    async def reset_policy(self, organization_id: str = DEFAULT_ORGANIZATION) -> bool:
+        """Have the settings' word hold again for an organization; False if it did."""
+        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        return await drop(self._services, POLICY, organization_id)
+
+    async def pin(self, id: str, *, by: str | None = None, reason: str | None = None) -> PinRecord:
+        """Keep a task, or a session with all in it and in the sessions that its tasks opened, until it is unpinned.
+
+        Retention and `Tasks.prune` pass over it; whoever deletes it by name does. A pin that is there stays as it is.
+        Raises NotFound.
+        """
+        check_texts(id=id)
+        check_texts_if_given(by=by, reason=reason)
+        views = self._services.views
+        if (there := await views.document(PIN, id=id)) is not None:
+            return _pin(there)
+        task, session = await views.task(id), await views.session(id)
+        if task is not None:
+            owner = task.input.organization_id
+        elif session is not None:
+            owner = session.organization_id
+        else:
+            raise NotFound.of("session" if id.startswith("session") else "task", id)
+        data: JSONObject = {"by": by, "reason": reason, "at": self._services.clock.now()}
+        return _pin(await put(self._services, Document(PIN, id, data, owner)))
+
+    async def unpin(self, id: str) -> bool:
+        """Have a task or session go as its organization's policy says; False if it was not pinned."""
+        check_texts(id=id)
+        return await drop(self._services, PIN, id)
+
+    async def pins(
+        self, *, organization_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[PinRecord]:
+        """Return what is pinned, in the order of ids."""
+        check_texts_if_given(organization_id=organization_id, after=after)
+        found = await self._services.views.documents(
+            PIN, organization_id=organization_id, after=after, limit=check_page(limit)
+        )
+        return [_pin(each) for each in found]
+
+
+async def every(views: Views, collection: str) -> list[Document]:
+    """All documents of a collection that is small."""
+    found: list[Document] = []
+    while page := await views.documents(collection, after=found[-1].id if found else None, limit=PAGE):
+        found += page
+    return found
+
+
+async def put(services: Services, document: Document) -> Document:
+    """Write a document over whatever is there of its id; whoever comes last has the last word."""
+    while True:
+        there = await services.views.document(document.collection, id=document.id)
+        new = evolve(document, version=0 if there is None else there.version)
+        if await services.ledger.keep([new]):
+            return evolve(new, version=new.version + 1)
+
+
+async def drop(services: Services, collection: str, id: str) -> bool:
+    """Drop a document, whatever it says by then; False if there is none."""
+    while (there := await services.views.document(collection, id=id)) is not None:
+        if await services.ledger.keep([], [there]):
+            return True
+    return False
+
+
+def _record(document: Document) -> RetentionRecord:
+    policy = Policy.of(document)
+    return RetentionRecord(
+        organization_id=document.id,
+        age=None if policy.age is None else policy.age / SECOND,
+        count=policy.count,
+        is_own=True,
+        by=_text(document.data.get("by")),
+        at=_moment(document.data.get("at")),
+    )
+
+
+def _pin(document: Document) -> PinRecord:
+    return PinRecord(
+        id=document.id,
+        organization_id=document.organization_id,
+        at=_moment(document.data.get("at")),
+        by=_text(document.data.get("by")),
+        reason=_text(document.data.get("reason")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _moment(value: object) -> datetime | None:
+    return as_datetime(value) if isinstance(value, int) else None
