@@ -120,6 +120,20 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    keep_alive: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -141,6 +155,7 @@ class ServeSettings:
     """How long requests under way have when the server is told to stop; what is left is cut off."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from outrider.settings import (
     Limits,
     LocalModelSettings,
     ServeSettings,
+    StreamSettings,
     WorkerSettings,
 )
 
@@ -31,9 +32,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
 TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures", "port"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most"}
 SIZES = {field.name for field in fields(Limits)} | {"body", "header"}
-NESTED = {"lease", "limits", "delegation"}
+NESTED = {"lease", "limits", "delegation", "streams"}
 
 
 def rows() -> dict[str, str]:
@@ -59,7 +60,15 @@ def told(name: str, value: float | str | tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize(
     "settings",
-    [WorkerSettings(), LeaseTimes(), DelegationLimits(), Limits(), LocalModelSettings(), ServeSettings()],
+    [
+        WorkerSettings(),
+        LeaseTimes(),
+        DelegationLimits(),
+        Limits(),
+        LocalModelSettings(),
+        ServeSettings(),
+        StreamSettings(),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_every_setting_is_listed_with_its_default(settings: object):

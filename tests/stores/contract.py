@@ -50,6 +50,7 @@ from outrider.core.ledger import (
     Existing,
     Fenced,
     GrantSet,
+    Head,
     Ledger,
     LimitRemoved,
     LogRow,
@@ -1900,6 +1901,17 @@ class Logs(Contract):
         assert found == [row for row in whole.rows if row.session_id == "session_b"]
         assert len(found) == 4
         assert after == whole.next == await scene.views.position()
+
+    async def test_where_logs_end_is_told_of_many_sessions_at_once(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now))
+        await scene.create("task_1")
+        await scene.create("task_2", session_id="session_b")
+        found = await scene.views.heads([SESSION, "session_b", "session_c"])
+        last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
+        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        await scene.apply("task_2", CancelRequested())
+        await scene.ledger.prune(["task_2"])
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
 
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")

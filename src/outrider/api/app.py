@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import external, files, inbox, problems, queue, sessions, tasks, workers
+from outrider.api import external, files, inbox, live, problems, queue, sessions, tasks, workers
 from outrider.api.limits import Limits
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
@@ -26,7 +26,16 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
 """
-ROUTERS = (tasks.router, sessions.router, external.router, inbox.router, files.router, queue.router, workers.router)
+ROUTERS = (
+    tasks.router,
+    sessions.router,
+    live.router,
+    external.router,
+    inbox.router,
+    files.router,
+    queue.router,
+    workers.router,
+)
 """The busiest come first: a route is looked for in this order."""
 
 

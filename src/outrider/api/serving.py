@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
+from outrider.api.protocol import HttpProtocol
 from outrider.core.errors import InvalidArguments
 from outrider.settings import ServeSettings
 
@@ -32,7 +33,7 @@ class Service:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -307,6 +307,14 @@ class News:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """Where the log of a session ends: the number of its newest entry, and its position, 0 where that was pruned."""
+
+    seq: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Output from a cursor on. `first` is the offset of the oldest byte kept, `next` the cursor after `rows`."""
 
@@ -555,6 +563,10 @@ class Views(Protocol):
 
         Whoever goes on from `next` misses none and gets none twice.
         """
+        ...
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id; also what `position` does not count yet."""
         ...
 
     async def first_seq(self, session_id: str) -> int:

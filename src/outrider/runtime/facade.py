@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from os import PathLike, fsdecode, fsencode
 
@@ -12,13 +13,19 @@ from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.inbox import Inbox
-from outrider.runtime.options import Length
+from outrider.runtime.options import Length, check_count, check_texts_if_given
 from outrider.runtime.queue import Queue
-from outrider.runtime.records import StatsRecord, WorkerRecord
+from outrider.runtime.records import EventRecord, OrganizationSnapshot, StatsRecord, WorkerRecord
 from outrider.runtime.retention import RetentionPolicies
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
+from outrider.runtime.signals import EVERYTHING
+from outrider.runtime.snapshots import snapshot_of_organization
+from outrider.runtime.stream import LogReader
 from outrider.runtime.tasks import Tasks
+
+LOOK = 2_000_000
+"""Microseconds between two looks of who follows the log of all sessions, whatever rings."""
 
 
 class Runtime:
@@ -65,6 +72,32 @@ class Runtime:
             WorkerRecord.of(worker, holders.get(worker.card.id, 0), self.doctor.is_alive(worker))
             for worker in await self.services.views.workers()
         ]
+
+    async def snapshot(self, organization_id: str | None = None) -> OrganizationSnapshot:
+        """Return what lives, of one organization or all, and the position of the log after which all is new."""
+        check_texts_if_given(organization_id=organization_id)
+        return await snapshot_of_organization(self.services, organization_id)
+
+    async def events(
+        self, organization_id: str | None = None, *, after: int | None = None
+    ) -> AsyncIterator[tuple[int, EventRecord]]:
+        """Yield the events of all sessions, of one organization or all, each once with its position, for ever.
+
+        After a position of the log, from now on without one. What was deleted is not told.
+        """
+        check_texts_if_given(organization_id=organization_id)
+        if after is not None:
+            check_count("after", after)
+        with self.services.signals.listen([EVERYTHING]) as bell:
+            position = await self.services.views.position() if after is None else after
+            reader = LogReader(self.services, organization_id, after=position)
+            while True:
+                events = await reader.read()
+                for each in events:
+                    yield each
+                if not events:
+                    # What a transaction of PostgreSQL wrote may be told of before it can be read.
+                    await bell.wait(self.services.clock.now() + LOOK)
 
     async def stats(self, within: Length = timedelta(hours=1)) -> StatsRecord:
         """Return the store in numbers: what there is, what waits, and what ended within that time."""

@@ -392,6 +392,37 @@ class OutputRecord(Record):
     lost: int = 0
 
 
+class SessionSnapshot(Record):
+    """A session and those of its tasks that live, the newest first, as its events up to the number `after` left them.
+
+    `is_cut` where more live than are shown.
+    """
+
+    after: int
+    session: SessionRecord
+    tasks: tuple[TaskRecord, ...]
+    is_cut: bool
+
+
+class TaskSnapshot(Record):
+    """A task as its events up to the number `after` of its session's log left it."""
+
+    after: int
+    task: TaskRecord
+
+
+class OrganizationSnapshot(Record):
+    """The tasks of an organization that live, the newest first, as the log up to the position `after` left them.
+
+    `is_cut` where more live than are shown. `states` counts all tasks; it may be some moments newer than the rest.
+    """
+
+    after: int
+    states: Mapping[State, int]
+    tasks: tuple[TaskRecord, ...]
+    is_cut: bool
+
+
 class FileRecord(Record):
     """A session's file. `size` in bytes."""
 

@@ -31,8 +31,17 @@ from outrider.runtime.options import (
     check_texts_if_given,
 )
 from outrider.runtime.pruning import delete_session, live_in
-from outrider.runtime.records import EventRecord, FileRecord, GrantRecord, SessionRecord, SpentRecord, TaskRecord
+from outrider.runtime.records import (
+    EventRecord,
+    FileRecord,
+    GrantRecord,
+    SessionRecord,
+    SessionSnapshot,
+    SpentRecord,
+    TaskRecord,
+)
 from outrider.runtime.services import Services
+from outrider.runtime.snapshots import snapshot_of_session
 from outrider.runtime.stream import EventReader
 from outrider.runtime.trees import tasks_below
 from outrider.runtime.turns import Steering, check_steering, last_turn, say
@@ -305,6 +314,11 @@ class Sessions:
         await self._session(session_id)
         async for event in EventReader(self._services, session_id, after=after).follow():
             yield event
+
+    async def snapshot(self, session_id: str) -> SessionSnapshot:
+        """Return a session with its live tasks, and the number of the event after which all is new. Raises NotFound."""
+        check_texts(session_id=session_id)
+        return await snapshot_of_session(self._services, session_id)
 
     async def _cancel(self, live: Sequence[Task]) -> None:
         """Cancel tasks, and wait until all have ended or the longest grace is over."""

@@ -1,6 +1,7 @@
 """Who waits for what: bells by topic, rung by the store's signals.
 
-A topic is the id of a task or session. Signals may be lost, so nobody acts on a ring: who hears one looks.
+A topic is the id of a task or session, or `EVERYTHING`. Signals may be lost, so nobody acts on a ring: who hears one
+looks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 
 from outrider.core.ledger import Ledger, Signal
 from outrider.runtime.clock import Bell, Clock
+
+EVERYTHING = "*"
+"""The topic of whatever is written for any task or session; no id has such a name."""
 
 
 class Signals:
@@ -47,7 +51,8 @@ class Signals:
         if signal.unknown:
             self._ring_all()
             return
-        for topics in (signal.task_ids, signal.session_ids):
+        is_something = bool(signal.task_ids or signal.session_ids)
+        for topics in (signal.task_ids, signal.session_ids, (EVERYTHING,) if is_something else ()):
             for topic in topics:
                 for bell in self._bells.get(topic, ()):
                     bell.ring()

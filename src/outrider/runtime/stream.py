@@ -1,11 +1,13 @@
-"""Reading a session's log from a cursor on: exact resume, full snapshots, news as it comes.
+"""Reading logs and output from a cursor on: exact resume, full snapshots, news as it comes.
 
-The log holds what changed; a reader wants records. `EventReader` folds each task's entries as it goes, and
-fetches the earlier ones of a task that it meets halfway.
+The log holds what changed; a reader wants records. A reader folds each task's entries as it goes, and fetches the
+earlier ones of a task that it meets halfway. Each belongs to one who reads, or to all who read the same together (see
+`live`).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +22,8 @@ from outrider.runtime.records import EventRecord, OutputRecord, TaskRecord
 from outrider.runtime.services import Services
 
 PAGE = 500
+MOST_FOLDED = 1000
+"""Of how many live tasks a reader keeps what the log said; those that it did not meet for longest are read again."""
 
 
 class EventReader:
@@ -27,14 +31,18 @@ class EventReader:
 
     Where entries are missing since their tasks were deleted, a reader of a session is told before it goes on: by an
     event `log.trimmed` under the number of the event before, whose data say from which `first_seq` on nothing is
-    missing. What the log still has before that comes after it.
+    missing. What the log still has before that comes after it. With `output` what was printed is in the events that
+    tell of it, as far as it is kept.
     """
 
-    def __init__(self, services: Services, session_id: str, *, after: int = 0, task_id: str | None = None) -> None:
+    def __init__(
+        self, services: Services, session_id: str, *, after: int = 0, task_id: str | None = None, output: bool = False
+    ) -> None:
         self._services = services
         self._session_id = session_id
         self._task_id = task_id
-        self._snapshots: dict[str, Snapshot | None] = {}
+        self._has_output = output
+        self._folds = Folds(services)
         self._first_seq = 0
         """From where on the log is whole, as far as the reader was told."""
         self.after = after
@@ -44,10 +52,18 @@ class EventReader:
         """Return the next events, none if there are no more yet."""
         rows = await self._services.views.events(self._session_id, after=self.after, limit=limit, task_id=self._task_id)
         events = [] if self._task_id is not None else await self._missing(rows)
-        events += [await self._expand(row) for row in rows]
+        for row in rows:
+            event = await self._folds.expand(row)
+            if self._has_output and row.type == "task.output":
+                event = event.model_copy(update={"data": {**event.data, **await self._printed(row.task_id, event)}})
+            events.append(event)
         if rows:
             self.after = rows[-1].seq
         return events
+
+    def folded(self, task_id: str) -> Task | None:
+        """A live task as what was read last left it; None for one that was not met, or has ended."""
+        return self._folds.task(task_id)
 
     async def follow(self) -> AsyncIterator[EventRecord]:
         """Yield events for ever, waiting for each. Raises NotFound once the session was deleted."""
@@ -81,7 +97,119 @@ class EventReader:
             EventRecord(session_id=self._session_id, seq=self.after, type="log.trimmed", at=at, task_id=None, data=data)
         ]
 
-    async def _expand(self, row: LogRow) -> EventRecord:
+    async def _printed(self, task_id: str | None, event: EventRecord) -> dict[str, Any]:
+        """What was printed between two offsets, and how many bytes of it are not kept any more."""
+        assert task_id is not None
+        start, end = int(event.data["from"]), int(event.data["to"])
+        reader = OutputReader(self._services, task_id, start)
+        pieces: list[dict[str, str]] = []
+        lost = 0
+        while reader.after < end and (found := await reader.read()):
+            for each in found:
+                lost += max(0, min(each.next, end) - each.offset) if each.lost else 0
+                if not each.lost and each.offset < end:
+                    text = each.text.encode()[: end - each.offset].decode(errors="replace")
+                    pieces.append({"stream": each.stream, "text": text})
+        return {"pieces": pieces, "lost": lost}
+
+
+class LogReader:
+    """Reads the log of all sessions, or of those of one organization, in the order of positions, each entry once.
+
+    What was deleted is not told: the log of all sessions has no numbers without gaps.
+    """
+
+    def __init__(self, services: Services, organization_id: str | None = None, *, after: int = 0) -> None:
+        self._services = services
+        self._organization_id = organization_id
+        self._folds = Folds(services)
+        self.after = after
+        """The position up to which it was read."""
+
+    async def read(self, limit: int = PAGE) -> list[tuple[int, EventRecord]]:
+        """Return the next events, each with its position; none if there are no more yet."""
+        views = self._services.views
+        while True:
+            page = await views.log(after=self.after, limit=limit, organization_id=self._organization_id)
+            events = [(row.position, await self._folds.expand(row)) for row in page.rows]
+            is_all = page.next == self.after
+            self.after = page.next
+            if events or is_all:
+                return events
+
+    def folded(self, task_id: str) -> Task | None:
+        """A live task as what was read last left it; None for one that was not met, or has ended."""
+        return self._folds.task(task_id)
+
+
+class OutputReader:
+    """Reads a task's output from a byte offset on."""
+
+    def __init__(self, services: Services, task_id: str, start: int = 0) -> None:
+        self._services = services
+        self._task_id = task_id
+        self.after = start
+        """The offset of the byte after what was read."""
+
+    async def read(self, limit: int = 1000) -> list[OutputRecord]:
+        """Return the next pieces, none if there are no more yet; first how much is not kept any more, if so."""
+        start = self.after
+        output = await self._services.views.output(self._task_id, start=start, limit=limit)
+        pieces: list[OutputRecord] = []
+        if start < output.first:
+            lost = output.first - start
+            pieces.append(
+                OutputRecord(task_id=self._task_id, stream="", offset=start, next=output.first, text="", lost=lost)
+            )
+        for row in output.rows:
+            encoded = row.text.encode()
+            skipped = max(0, start - row.offset)
+            pieces.append(
+                OutputRecord(
+                    task_id=self._task_id,
+                    stream=row.stream,
+                    offset=row.offset + skipped,
+                    next=row.offset + len(encoded),
+                    text=encoded[skipped:].decode(errors="replace") if skipped else row.text,
+                    at=as_datetime(row.at),
+                )
+            )
+        self.after = max(start, output.next)
+        return pieces
+
+
+async def read_output(
+    services: Services, task_id: str, start: int = 0, *, follow: bool = True
+) -> AsyncIterator[OutputRecord]:
+    """Yield a task's output from a byte offset on, until all was read and, with `follow`, the task has ended."""
+    reader = OutputReader(services, task_id, start)
+    with services.signals.listen([task_id]) as bell:
+        while True:
+            task = await services.views.task(task_id)
+            pieces = await reader.read()
+            for piece in pieces:
+                yield piece
+            if pieces:
+                continue
+            if task is None or task.is_terminal or not follow:
+                return
+            await bell.wait()
+
+
+class Folds:
+    """What the log said of each task that a reader met, so far; and what it says next, as events."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._snapshots: OrderedDict[str, Snapshot | None] = OrderedDict()
+
+    def task(self, task_id: str) -> Task | None:
+        """The task as the entries so far left it; None for one that was not met, has ended, or was met long ago."""
+        snapshot = self._snapshots.get(task_id)
+        return None if snapshot is None else task_from(task_id, snapshot)
+
+    async def expand(self, row: LogRow) -> EventRecord:
+        """The event that an entry is, with the task's whole record. To be called for each entry in order."""
         data = decode(row.data)
         record = None
         if row.task_id is not None and row.type in ("task.created", "task.updated", "task.progress"):
@@ -102,51 +230,23 @@ class EventReader:
 
     async def _fold(self, task_id: str, row: LogRow, data: Any) -> Snapshot | None:
         if row.type != "task.created" and task_id not in self._snapshots:
-            earlier = await self._earlier(task_id, row.seq)
+            earlier = await self._earlier(row.session_id, task_id, row.seq)
             self._snapshots[task_id] = replay((each.type, decode(each.data)) for each in earlier)
         snapshot = self._snapshots[task_id] = fold(self._snapshots.get(task_id), row.type, data)
+        self._snapshots.move_to_end(task_id)
+        if len(self._snapshots) > MOST_FOLDED:
+            self._snapshots.popitem(last=False)
         return snapshot
 
-    async def _earlier(self, task_id: str, before: int) -> Sequence[LogRow]:
+    async def _earlier(self, session_id: str, task_id: str, before: int) -> Sequence[LogRow]:
         rows: list[LogRow] = []
         after = 0
         while True:
-            page = await self._services.views.events(self._session_id, after=after, limit=PAGE, task_id=task_id)
+            page = await self._services.views.events(session_id, after=after, limit=PAGE, task_id=task_id)
             rows.extend(row for row in page if row.seq < before)
             if len(page) < PAGE or page[-1].seq >= before:
                 return rows
             after = page[-1].seq
-
-
-async def read_output(
-    services: Services, task_id: str, start: int = 0, *, follow: bool = True
-) -> AsyncIterator[OutputRecord]:
-    """Yield a task's output from a byte offset on, until all was read and, with `follow`, the task has ended."""
-    with services.signals.listen([task_id]) as bell:
-        while True:
-            task = await services.views.task(task_id)
-            output = await services.views.output(task_id, start=start)
-            if start < output.first:
-                yield OutputRecord(
-                    task_id=task_id, stream="", offset=start, next=output.first, text="", lost=output.first - start
-                )
-            for row in output.rows:
-                encoded = row.text.encode()
-                skipped = max(0, start - row.offset)
-                yield OutputRecord(
-                    task_id=task_id,
-                    stream=row.stream,
-                    offset=row.offset + skipped,
-                    next=row.offset + len(encoded),
-                    text=encoded[skipped:].decode(errors="replace") if skipped else row.text,
-                    at=as_datetime(row.at),
-                )
-            start = max(start, output.next)
-            if output.rows:
-                continue
-            if task is None or task.is_terminal or not follow:
-                return
-            await bell.wait()
 
 
 def task_from(task_id: str, snapshot: Snapshot) -> Task:

@@ -72,11 +72,13 @@ from outrider.runtime.records import (
     SpentRecord,
     StepRecord,
     TaskRecord,
+    TaskSnapshot,
     checkpoint_of,
 )
 from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
+from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 from outrider.runtime.trees import tasks_below
 
@@ -841,6 +843,11 @@ class Tasks:
                 if ended:
                     return
                 await bell.wait()
+
+    async def snapshot(self, task_id: str) -> TaskSnapshot:
+        """Return a task, and the number of the event after which all of its events are new. Raises NotFound."""
+        check_texts(task_id=task_id)
+        return await snapshot_of_task(self._services, task_id)
 
     def output(self, task_id: str, *, start: int = 0, follow: bool = True) -> AsyncIterator[OutputRecord]:
         """Yield a task's output from a byte offset on: until it has ended, or without `follow` what is there."""

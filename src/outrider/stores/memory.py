@@ -35,6 +35,7 @@ from outrider.core.ledger import (
     Fenced,
     FileInfo,
     GrantSet,
+    Head,
     InboxRow,
     KeyUse,
     LimitRemoved,
@@ -1097,6 +1098,11 @@ class MemoryViews:
         found = tuple(entry for entry, owner in later if organization_id in (None, owner))
         return LogPage(found, later[-1][0].position if later else after)
 
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        found = ((session_id, self._session(session_id)) for session_id in session_ids)
+        return {session_id: _head(row) for session_id, row in found if row is not None}
+
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole; 1 unless tasks were pruned."""
         row = self._session(session_id)
@@ -1391,6 +1397,12 @@ def _passes(task: Task, filter: TaskFilter) -> bool:
         and (filter.states is None or task.state in filter.states)
         and all(labels.get(name) == value for name, value in filter.labels.items())
     )
+
+
+def _head(row: _SessionRow) -> Head:
+    last = row.log[-1] if row.log else None
+    seq = row.session.last_seq
+    return Head(seq, last.position if last is not None and last.seq == seq else 0)
 
 
 def _size(text: str) -> int:

@@ -17,6 +17,7 @@ from outrider.core.ledger import (
     Document,
     Ended,
     FileInfo,
+    Head,
     InboxRow,
     KeyUse,
     LogPage,
@@ -375,6 +376,11 @@ class SqlViews(ABC):
         rows.sort(key=lambda row: row[0])
         found = tuple(_log_row(session_id, (position, *rest)) for position, session_id, *rest in rows if rest[4])
         return LogPage(found, rows[-1][0] if rows else after)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
+        """Where the logs of those of these sessions end that exist, by id."""
+        rows = await self._read(len(session_ids), lambda read: read.array("heads", listed(session_ids)))
+        return {session_id: Head(seq, position or 0) for session_id, seq, position in rows}
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""

@@ -703,6 +703,11 @@ select greatest((select position from origin), coalesce((
     where position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
 ), 0));
 
+-- heads --
+select s.id, s.seq, e.position
+from sessions s left join events e on e.session = s.number and e.seq = s.seq
+where s.id {texts};
+
 -- news --
 -- Only what no transaction that is still open can come before.
 select e.position, s.id, e.seq, t.id

@@ -602,6 +602,11 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 -- Also where the newest entry was pruned.
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
+-- heads --
+select json_group_array(json_array(s.id, s.seq, e.position))
+from sessions s left join events e on e.session = s.number and e.seq = s.seq
+where s.id in (select value from json_each(?));
+
 -- news --
 select json_group_array(json_array(e.position, s.id, e.seq, t.id))
 from (select position, session, seq, task from events where position > ? order by position limit ?) e

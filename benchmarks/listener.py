@@ -1,0 +1,82 @@
+"""Follows many event streams at once: `python -m benchmarks.listener PORT PATHS` over raw sockets, as cheaply as it can.
+
+Prints a line once all streams have begun; reads a line of JSON with the last id that each path must come to; and prints,
+as JSON, what was lost or came twice, and the lags in milliseconds of the last event of each piece that came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+
+ID, AT = b"\nid: ", b'"at":"'
+
+
+class Follower(asyncio.Protocol):
+    """One stream. Ids are the numbers of a log, so what came is counted against them."""
+
+    def __init__(self, path: str, lags: list[float]) -> None:
+        self._path = path
+        self._lags = lags
+        self._rest = b""
+        self.begun = asyncio.get_running_loop().create_future()
+        self.closed = False
+        self.first = self.last = -1
+        self.count = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the stream."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+
+    def data_received(self, data: bytes) -> None:
+        """Count what came, and time its last event."""
+        data = self._rest + data
+        end = data.rfind(b"\n\n") + 2
+        whole, self._rest = data[:end] if end > 1 else b"", data[end:] if end > 1 else data
+        place = whole.rfind(ID)
+        if place < 0:
+            return
+        number = int(whole[place + len(ID) : whole.index(b"\n", place + 1)])
+        if self.first < 0:
+            self.first = self.last = number
+            self.begun.set_result(None)
+            return
+        self.count += whole.count(ID)
+        self.last = number
+        at = whole.find(AT, place) + len(AT)
+        moment = datetime.fromisoformat(whole[at : whole.index(b'"', at)].decode()).timestamp()
+        self._lags.append((time.time() - moment) * 1000)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that it ended."""
+        self.closed = True
+
+
+async def follow(port: int, paths: list[str]) -> dict[str, object]:
+    """Follow the paths until each has come to where the line says."""
+    loop = asyncio.get_running_loop()
+    lags: list[float] = []
+    followers: list[tuple[str, Follower]] = []
+    for start in range(0, len(paths), 50):
+        some = [Follower(path, lags) for path in paths[start : start + 50]]
+        for each in some:
+            await loop.create_connection(lambda each=each: each, "127.0.0.1", port)  # type: ignore[misc]  # a loop's lambda
+        await asyncio.gather(*(each.begun for each in some))
+        followers += zip(paths[start : start + 50], some, strict=True)
+    print("begun", flush=True)
+    wanted: Mapping[str, int] = json.loads(await asyncio.to_thread(sys.stdin.readline))
+    deadline = loop.time() + 15
+    while loop.time() < deadline and any(each.last < wanted[path] for path, each in followers):
+        await asyncio.sleep(0.02)
+    lost = sum(max(0, wanted[path] - each.first - each.count) for path, each in followers)
+    doubled = sum(max(0, each.count - (each.last - each.first)) for _, each in followers)
+    return {"lost": lost, "doubled": doubled, "cut": sum(each.closed for _, each in followers), "lags": lags}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(follow(int(sys.argv[1]), json.loads(sys.stdin.readline())))))
