@@ -48,7 +48,7 @@ class OptionsForm(Form):
     result_schema: Object | None = Field(default=None, description="A JSON Schema that its result has to fit.")
     message_schema: Object | None = Field(default=None, description="A JSON Schema that messages to it have to fit.")
     retry_of: str | None = Field(default=None, description="The task that this one does again.")
-    budget: dict[str, Number] | None = Field(
+    budget: dict[str, Whole | Number] | None = Field(
         default=None, description="What an agent may spend: tokens, cost, requests, iterations, seconds, soft."
     )
 

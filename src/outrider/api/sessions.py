@@ -20,7 +20,7 @@ from outrider.runtime.turns import Steering
 
 router = noun("sessions")
 
-Budget = dict[str, Number]
+Budget = dict[str, Whole | Number]
 BUDGET = (
     "Any of tokens, cost (dollars), requests, iterations, seconds, and soft, the share at which its session is told."
 )

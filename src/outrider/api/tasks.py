@@ -107,6 +107,7 @@ class AnswerForm(Form):
     answer: Anything = Field(description="What fits the `expected` of the question.")
     request_id: str | None = Field(default=None, description="Which question; the oldest that is pending if left out.")
     by: str | None = Field(default=None, description="Who answers. A caller with a name is who they are.")
+    via: str = Field(default="http", description="By which way, for the record.")
 
 
 class MessageForm(Form):
@@ -489,7 +490,7 @@ async def answer_task(
             form.answer,
             request_id=form.request_id,
             by=caller.signs(form.by),
-            via="http",
+            via=form.via,
             if_version=named_version(if_match),
         )
     )

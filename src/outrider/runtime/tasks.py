@@ -239,7 +239,7 @@ class Tasks:
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
-        wanted = _filter_of(given) if filter is None else filter
+        wanted = filter_of(given) if filter is None else filter
         check_filter(wanted)
         return await self._records(await self._services.views.list_tasks(wanted))
 
@@ -856,7 +856,8 @@ class Tasks:
         return read_output(self._services, task_id, start, follow=follow)
 
 
-def _filter_of(given: Mapping[str, Any]) -> TaskFilter:
+def filter_of(given: Mapping[str, Any]) -> TaskFilter:
+    """The filter with these fields. Raises InvalidArguments for others."""
     known = [field.name for field in fields(TaskFilter)]
     for name in given:
         if name not in known:
