@@ -45,6 +45,8 @@ NAMES = (
         "parked",
         "queue",
         "neighbours",
+        "http",
+        "sse",
     ),
     *("costs", "writer"),
 )

@@ -1,7 +1,7 @@
-"""Follows many event streams at once: `python -m benchmarks.listener PORT PATHS` over raw sockets, as cheaply as it can.
+"""Follows many event streams at once, over raw sockets, as cheaply as it can: `python -m benchmarks.listener PORT`.
 
-Prints a line once all streams have begun; reads a line of JSON with the last id that each path must come to; and prints,
-as JSON, what was lost or came twice, and the lags in milliseconds of the last event of each piece that came.
+Reads the paths to follow, says when all streams have begun, reads to which id each path must come, and says what was
+lost or came twice, and the lags in milliseconds of the last event of each piece that came. All of it lines of JSON.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ async def follow(port: int, paths: list[str]) -> dict[str, object]:
             await loop.create_connection(lambda each=each: each, "127.0.0.1", port)  # type: ignore[misc]  # a loop's lambda
         await asyncio.gather(*(each.begun for each in some))
         followers += zip(paths[start : start + 50], some, strict=True)
-    print("begun", flush=True)
+    print(json.dumps({"begun": len(followers)}), flush=True)
     wanted: Mapping[str, int] = json.loads(await asyncio.to_thread(sys.stdin.readline))
     deadline = loop.time() + 15
-    while loop.time() < deadline and any(each.last < wanted[path] for path, each in followers):
+    while loop.time() < deadline and any(each.last < wanted[path] for path, each in followers):  # noqa: ASYNC110
+        # An event would have to be set by a thousand streams, in the midst of what is timed.
         await asyncio.sleep(0.02)
     lost = sum(max(0, wanted[path] - each.first - each.count) for path, each in followers)
     doubled = sum(max(0, each.count - (each.last - each.first)) for _, each in followers)

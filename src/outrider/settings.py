@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 KIB = 1024
@@ -120,6 +121,57 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """Whose tokens are accepted (OIDC, JWT), and what their claims mean. Spans in seconds, sizes in bytes."""
+
+    issuer: str
+    """Who signs them, to the letter: the claim `iss`."""
+    audience: str
+    """Whom they are for: one of the claim `aud`."""
+    jwks: str | None = None
+    """Where its keys are: an `https` URL, or the path of a file; None asks the issuer's discovery document."""
+    organization_claim: str = "organization"
+    """Which claim names the organization; with dots it is one within objects."""
+    organizations: Mapping[str, str] = field(default_factory=dict)
+    """The organization for a value of that claim; without any, the value is the id of the organization."""
+    scopes_claim: str = "scope"
+    """Which claim has the scopes: a list, or text with blanks between them."""
+    scopes: Mapping[str, str] = field(
+        default_factory=lambda: {f"outrider:{scope}": scope for scope in ("read", "submit", "operate", "admin")}
+    )
+    """The scope for a value of that claim; other values mean nothing."""
+    algorithms: tuple[str, ...] = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+    leeway: float = 30.0
+    """By how much its clock and ours may differ."""
+    token_size: int = 16 * KIB
+    """How large a token may be."""
+    keys_age: float = 600.0
+    """After how long its keys are fetched again."""
+    keys_rest: float = 10.0
+    """How long it is left alone at least between two times; also where a token names a key that nobody knows."""
+    keys_timeout: float = 5.0
+    """How long it has to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who is admitted, and how often. Spans in seconds."""
+
+    issuer: IssuerSettings | None = None
+    """Whose tokens are accepted beside keys."""
+    rate: float = 2000.0
+    """How many requests a second a key or token may make of one server process."""
+    burst: int = 4000
+    """How many of them at once."""
+    failures: int = 30
+    """How many refused tokens a minute an address may send before it is told to wait."""
+    key_cache: float = 2.0
+    """How long a key is believed to be what it was: after so long it is revoked everywhere."""
+    key_used: float = 300.0
+    """How often the use of a key is written down."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSettings:
     """How a server tells who follows. Spans in seconds."""
 
@@ -155,6 +207,8 @@ class ServeSettings:
     """How long requests under way have when the server is told to stop; what is left is cut off."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+    access: AccessSettings | None = None
+    """Who is admitted; None admits everybody, and serves this machine only."""
     streams: StreamSettings = StreamSettings()
 
 

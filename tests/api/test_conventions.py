@@ -2,9 +2,15 @@
 
 import pytest
 
-from tests.api.conftest import Api
+from outrider import Outrider
+from outrider.api.problems import BY_ERROR
+from outrider.core import errors
+from outrider.settings import ServeSettings
+from tests.api.conftest import Api, opened
 
 pytestmark = pytest.mark.anyio
+
+JSON = {"content-type": "application/json"}
 
 
 async def test_every_error_is_a_problem_with_a_stable_code(api: Api):
@@ -63,3 +69,93 @@ async def test_a_list_is_read_page_by_page_to_its_end(api: Api):
     assert found == made[::-1]
     only = await api.get("/v1/tasks", params={"label": "n=3", "state": ["queued", "running"]})
     assert [each["id"] for each in only.json()["items"]] == [made[3]]
+
+
+async def test_ugly_bodies_and_names_are_refused_with_a_reason_and_never_a_fault(api: Api):
+    session_id = await api.session()
+    path = f"/v1/sessions/{session_id}/tasks"
+    bodies = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"kind":"external","spec":{"a":NaN}}',
+        b'{"kind":"external","spec":{"a":1e400}}',
+        b'{"kind":"external","spec":{"a":%d}}' % (1 << 70),
+        b'{"kind":"external","name":"\\ud800"}',
+        b'{"kind":"external","labels":{"a":1}}',
+        b'{"kind":"external","priority":"1"}',
+        b'{"kind":"external","headless":"yes"}',
+        b'{"kind":"external","start_at":5}',
+        b'{"kind":"external","start_at":"2030-01-01T00:00:00"}',
+        b'{"kind":"external","delay":-1}',
+        b'{"kind":"external","delay":1e300}',
+        b'{"kind":"external","spec":' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"kind":"external","spec":' + b'{"a":' * 190 + b"1" + b"}" * 191,
+    ]
+    for body in bodies:
+        told = await api.post(path, content=body, headers=JSON)
+        assert told.status_code in (400, 422) or body == bodies[-1], (body[:80], told.text)
+        assert told.status_code < 500, (body[:80], told.text)
+    for name in ("%00", "%ff", "%ed%a0%80", "..%2f..", "a%0d%0ab", "x" * 4000):
+        for told in (await api.get(f"/v1/tasks/{name}"), await api.get(f"/v1/tasks?kind={name}&session_id={name}")):
+            assert told.status_code in (200, 404, 422), (name, told.text)
+
+
+async def test_a_fault_of_ours_is_a_problem_without_its_stack_and_in_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(type(api.runtime.sessions), "list", broken)
+    told = await api.get("/v1/sessions", headers={"X-Request-Id": "mine-1"})
+    assert (told.status_code, told.json()["code"], told.json()["request_id"]) == (500, "internal", "mine-1")
+    assert "secret" not in told.text
+    assert "a secret of the inside" in caplog.text
+
+
+async def test_each_error_of_the_facade_has_a_status_and_one_that_passes_says_when_to_ask_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    for error, status, after in (
+        (errors.StoreUnavailable("away"), 503, "2"),
+        (errors.StoreFull("full"), 507, "60"),
+        (errors.RateLimited("slower", retry_after=3.2), 429, "4"),
+        (errors.Unauthenticated("who?"), 401, None),
+        (errors.Forbidden("no"), 403, None),
+    ):
+
+        async def broken(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(type(api.runtime.sessions), "list", broken)
+        told = await api.get("/v1/sessions")
+        assert (told.status_code, told.json()["code"], told.headers.get("retry-after")) == (status, error.code, after)
+
+
+def leaves(kind: type[errors.OutriderError]) -> list[type[errors.OutriderError]]:
+    below = [leaf for child in kind.__subclasses__() for leaf in leaves(child)]
+    return below or [kind]
+
+
+def test_no_error_of_the_facade_is_a_fault_of_ours():
+    faults = {leaf.__name__ for leaf in leaves(errors.OutriderError) if leaf.__module__ == errors.__name__}
+    told = {
+        leaf.__name__ for leaf in leaves(errors.OutriderError) if any(issubclass(leaf, kind) for kind, _ in BY_ERROR)
+    }
+    assert faults - told == {"Failure"}, "Failure is raised by the code of tasks alone"
+
+
+async def test_pages_of_other_origins_may_use_it_only_where_they_were_named():
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    async with opened(Outrider()) as closed:
+        assert (await closed.options("/v1/tasks", headers=asked)).status_code == 405
+    async with opened(Outrider(), settings=ServeSettings(origins=("https://app.example",))) as open:
+        told = await open.options("/v1/tasks", headers=asked)
+        assert told.headers["access-control-allow-origin"] == "https://app.example"
+        assert (
+            "access-control-allow-origin"
+            not in (await open.options("/v1/tasks", headers={**asked, "Origin": "https://b"})).headers
+        )

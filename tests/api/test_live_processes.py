@@ -57,7 +57,7 @@ async def followed(client: httpx2.AsyncClient, path: str, last: int, told: list[
                         return
         except httpx2.TransportError:
             pass
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
 
 
 async def until(fact: Callable[[], bool]) -> None:

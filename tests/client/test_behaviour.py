@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,7 +30,7 @@ from outrider.core.errors import (
     UnknownName,
 )
 from outrider.core.ledger import TaskFilter
-from outrider.runtime.tasks import Order
+from outrider.runtime.tasks import Draft
 from tests.client.stage import WAYS, Way, opened
 from tests.facts import until
 
@@ -103,7 +103,7 @@ async def test_ugly_arguments_are_refused_and_change_nothing(idle: Any):
         session.create("external", {}, options=None),
         session.create("external", {}, options=TaskOptions(priority=10**9)),
         session.create("external", {}, options=TaskOptions(delay=-1)),
-        session.create("external", {}, options=TaskOptions(wake="loudly")),
+        session.create("external", {}, options=TaskOptions(wake=cast("Any", "loudly"))),
         session.create("external", {"x": float("nan")}),
         session.create("external", {"x": object()}),
         session.spawn_process(command="ls"),
@@ -236,7 +236,7 @@ async def test_creating_twice_under_one_key_makes_one_task(idle: Any):
     assert told.value.details == {"task_id": first.id}
     mine = await session.create("external", {}, options=TaskOptions(id="task_mine"))
     assert mine.id == (await session.create("external", {}, options=TaskOptions(id="task_mine"))).id == "task_mine"
-    made = await idle.tasks.submit(session.id, [Order("external", {"n": 1}, once), Order("external", {"n": 3})])
+    made = await idle.tasks.submit(session.id, [Draft("external", {"n": 1}, once), Draft("external", {"n": 3})])
     assert [each.is_new for each in made] == [False, True]
     assert len(await session.tasks()) == 3
 

@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = {(EXAMPLES / "hello.py").read_text(): "test_examples, killed on the way"}
 KNOWN_COMMANDS = {"make", "python", "pytest", "pip", "outrider", "git", "cd", "export", ".", "kill", "sleep"}
-KNOWN_COMMANDS |= {"mkdir", "cat", "grep", "install", "docker", "kubectl", "systemctl"}
+KNOWN_COMMANDS |= {"curl", "mkdir", "cat", "grep", "install", "docker", "kubectl", "systemctl"}
 KNOWN_COMMANDS |= {"createuser", "createdb", "pg_dump", "pg_restore", "psql"}
 KEYWORDS = {"until", "do", "done"}
 

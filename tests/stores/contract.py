@@ -163,6 +163,22 @@ class Sessions(Contract):
         assert [session.id for session in await scene.views.sessions(limit=2)] == everything[:2]
         assert [session.id for session in await scene.views.sessions(after="session_c")] == everything[2:]
 
+    async def test_sessions_and_ids_of_tasks_are_found_of_one_organization_and_of_one_tree(self, scene: Scene):
+        await scene.session()
+        for name, above in {"session_x": None, "session_xy": "session_x", "session_z": None}.items():
+            await scene.session(name, organization_id="org_b", root_session_id=above)
+            await scene.create(f"task_{name}", name, organization_id="org_b", root_session_id=above or name)
+        await scene.create("task_of_a")
+        views = scene.views
+        b: dict[str, Any] = {"organization_id": "org_b"}
+        tree: dict[str, Any] = {"root_session_id": "session_x"}
+        assert [each.id for each in await views.sessions(**b)] == ["session_z", "session_xy", "session_x"]
+        assert [each.id for each in await views.sessions(**b, limit=1, after="session_xy")] == ["session_x"]
+        assert [each.id for each in await views.sessions(**tree)] == ["session_xy", "session_x"]
+        assert list(await views.task_ids("task_", 10, **b)) == [f"task_session_{n}" for n in ("x", "xy", "z")]
+        assert list(await views.task_ids("task_", 10, **tree)) == ["task_session_x", "task_session_xy"]
+        assert list(await views.task_ids("_of_a", 1, **b)) == []
+
     async def test_a_session_knows_the_number_of_its_newest_entry(self, scene: Scene):
         await scene.create("task_1")
         scene.later()

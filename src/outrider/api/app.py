@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outrider.api import external, files, inbox, live, problems, queue, sessions, tasks, workers
+from outrider.api import external, files, inbox, live, problems, queue, retention, sessions, tasks, workers
+from outrider.api.examples import EXAMPLES
 from outrider.api.limits import Limits
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
@@ -34,6 +35,7 @@ ROUTERS = (
     inbox.router,
     files.router,
     queue.router,
+    retention.router,
     workers.router,
 )
 """The busiest come first: a route is looked for in this order."""
@@ -64,7 +66,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     app.state.settings = settings
     app.state.ending = asyncio.Event()
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
@@ -104,6 +106,10 @@ def _finished(document: dict[str, Any]) -> dict[str, Any]:
             for status, answer in operation["responses"].items():
                 if int(status) >= 400 and "content" in answer:
                     answer["content"] = {problems.MEDIA_TYPE: next(iter(answer["content"].values()))}
+    schemas: dict[str, Any] = components["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
-        cast("dict[str, Any]", components["schemas"]).pop(unused, None)
+        schemas.pop(unused, None)
+    for name, example in EXAMPLES.items():
+        if name in schemas:
+            schemas[name].setdefault("examples", [example])
     return document

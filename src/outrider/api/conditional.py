@@ -20,7 +20,7 @@ IfMatch = Annotated[
     str | None,
     Header(
         alias="If-Match",
-        description="The ETag of the task: refused where its `version` is another by now. Progress is no obstacle.",
+        description="The ETag of the task. Refused where its `version` is another by now; progress is no obstacle.",
     ),
 ]
 _TAG = re.compile(r'\s*"(\d{1,18})-[0-9a-f]{8}"\s*')

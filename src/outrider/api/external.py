@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Submitting
-from outrider.api.forms import Anything, Flag, Form, Number, Object, Whole
+from outrider.api.forms import Anything, Flag, Form, Id, Number, Object, Whole
 from outrider.api.paging import PAGE, Page
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -24,10 +24,8 @@ Attempt = Annotated[int, Path(ge=0, le=1 << 53, description="The attempt that th
 class ClaimForm(Form):
     """Who takes tasks, of which name, and how many."""
 
-    holder: str = Field(description="Who takes them: letters, digits and any of _ - . : @ + ,")
-    name: str | None = Field(
-        default=None, description="The `name` in the spec of the tasks; those without if left out."
-    )
+    holder: Id = Field(description="Who takes them; its records then name it as `external:HOLDER`.")
+    name: Id | None = Field(default=None, description="The `name` in the spec of the tasks; those without if left out.")
     limit: Annotated[Whole, Field(ge=1, le=PAGE)] = 1
 
 

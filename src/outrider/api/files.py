@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path, Query
 from starlette.requests import Request
@@ -24,7 +24,7 @@ router = noun("files")
 
 FilePath = Annotated[str, Path(description="The path, without the slash it begins with.")]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+BYTES: dict[str, Any] = {"*/*": {"schema": {}}}
 GUARDED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox", "Accept-Ranges": "bytes"}
 """A file may be anything, and comes from anybody: no browser takes it for a page of ours."""
 
@@ -70,7 +70,7 @@ async def download_file(runtime: Reading, request: Request, session_id: str, pat
     "/sessions/{session_id}/files/{path:path}",
     response_model=FileRecord,
     responses=responses(404, 409),
-    openapi_extra={"requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": False, "content": {"*/*": {"schema": {}}}}},
 )
 async def upload_file(runtime: Submitting, request: Request, session_id: str, path: FilePath) -> Response:
     """Write a file whole, in place of the one that is there. Its media type is that of the request."""

@@ -211,7 +211,7 @@ class Audience:
             response.stop()
 
 
-@router.get("/sessions/{session_id}/events", response_class=EventStream, responses=_NAMED)
+@router.get("/sessions/{session_id}/events", status_code=200, response_class=EventStream, responses=_NAMED)
 async def session_events(
     request: Request, runtime: Reading, session_id: SessionId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -221,7 +221,7 @@ async def session_events(
     return EventStream(stream, audience)
 
 
-@router.get("/sessions/{session_id}/live", response_class=EventStream, responses=_NAMED)
+@router.get("/sessions/{session_id}/live", status_code=200, response_class=EventStream, responses=_NAMED)
 async def session_live(
     request: Request, runtime: Reading, session_id: SessionId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -231,7 +231,7 @@ async def session_live(
     return EventStream(stream, audience)
 
 
-@router.get("/tasks/{task_id}/events", response_class=EventStream, responses=_NAMED)
+@router.get("/tasks/{task_id}/events", status_code=200, response_class=EventStream, responses=_NAMED)
 async def task_events(
     request: Request, runtime: Reading, task_id: TaskId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -241,7 +241,7 @@ async def task_events(
     return EventStream(stream, audience)
 
 
-@router.get("/tasks/{task_id}/output", response_class=EventStream, responses=_NAMED)
+@router.get("/tasks/{task_id}/output", status_code=200, response_class=EventStream, responses=_NAMED)
 async def task_output(
     request: Request, runtime: Reading, task_id: TaskId, last_event_id: LastEventId = None, after: After = None
 ) -> Response:
@@ -251,7 +251,7 @@ async def task_output(
     return EventStream(stream, audience)
 
 
-@router.get("/events", response_class=EventStream, responses=_ANSWERS)
+@router.get("/events", status_code=200, response_class=EventStream, responses=_ANSWERS)
 async def events(
     request: Request, runtime: Reading, caller: Asking, last_event_id: LastEventId = None, after: After = None
 ) -> Response:

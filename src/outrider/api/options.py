@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from outrider.api.forms import Flag, Form, Labels, Moment, Number, Object, Seconds, Whole
+from outrider.api.forms import Budget, Flag, Form, Id, Labels, Moment, Name, Object, Seconds, Whole
 from outrider.core.task import ChildPolicy, WakePolicy
 from outrider.runtime.options import DEFAULT_OPTIONS, MOST_FAILURES, MOST_PRIORITY, TaskOptions
 
@@ -17,8 +17,8 @@ Priority = Annotated[Whole, Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY, descripti
 class OptionsForm(Form):
     """How a task is to be treated, apart from what it does."""
 
-    id: str | None = Field(default=None, description="An id of your own; the same one gives the same task.")
-    idempotency_key: str | None = Field(
+    id: Id | None = Field(default=None, description="An id of your own; the same one gives the same task.")
+    idempotency_key: Name | None = Field(
         default=None, description="The same key in a session gives the same task; also the header Idempotency-Key."
     )
     name: str | None = Field(default=None, description="What it is called in lists.")
@@ -26,9 +26,9 @@ class OptionsForm(Form):
     origin: Object = Field(default_factory=dict, description="Where it comes from: copied to later events.")
     wake: WakePolicy = Field(default="silent", description="When its session is told.")
     priority: Priority = 0
-    concurrency_key: str | None = Field(default=None, description="The limit under which it runs.")
+    concurrency_key: Name | None = Field(default=None, description="The limit under which it runs.")
     needs: str | None = Field(default=None, description="Only a worker that states this label runs it.")
-    debounce_key: str | None = Field(default=None, description="Until it starts, the next with this key replaces it.")
+    debounce_key: Name | None = Field(default=None, description="Until it starts, the next with this key replaces it.")
     debounce_max: Seconds | None = Field(default=None, description="And puts it off no further than this, in seconds.")
     delay: Seconds | None = Field(default=None, description="Not before so many seconds have passed.")
     start_at: Moment | None = Field(default=None, description="Not before this moment.")
@@ -48,14 +48,14 @@ class OptionsForm(Form):
     result_schema: Object | None = Field(default=None, description="A JSON Schema that its result has to fit.")
     message_schema: Object | None = Field(default=None, description="A JSON Schema that messages to it have to fit.")
     retry_of: str | None = Field(default=None, description="The task that this one does again.")
-    budget: dict[str, Whole | Number] | None = Field(
-        default=None, description="What an agent may spend: tokens, cost, requests, iterations, seconds, soft."
-    )
+    budget: Budget | None = Field(default=None, description="What an agent's model calls may take.")
 
     def options(self, **given: object) -> TaskOptions:
         """The options, with what is `given` in place of what the form says."""
         said = {name: getattr(self, name) for name in self.model_fields_set & _NAMES}
         said.update(given)
+        if isinstance(said.get("budget"), Budget):
+            said["budget"] = said["budget"].model_dump(exclude_none=True)
         return TaskOptions(**said) if said else DEFAULT_OPTIONS
 
 

@@ -7,6 +7,7 @@ that does not exist, a body that is no JSON, and a fault of ours, whose details 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -14,19 +15,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from outrider.core.errors import (
     Conflict,
+    Forbidden,
     InvalidArguments,
+    IssuerUnavailable,
     NotFound,
     Outdated,
     OutriderError,
+    RateLimited,
     Refused,
     StoreError,
     StoreFull,
     TaskCanceled,
     TaskFailed,
     TooLarge,
+    Unauthenticated,
     WaitTimeout,
 )
 from outrider.runtime.codec import encode
@@ -36,12 +42,16 @@ TYPE = "urn:outrider:problem:"
 PLACES = 20
 """How many places of a request that is wrong are named."""
 
-_BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
+BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (TooLarge, 413),
     (Outdated, 412),
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),
+    (Unauthenticated, 401),
+    (Forbidden, 403),
+    (RateLimited, 429),
+    (IssuerUnavailable, 503),
     (TaskFailed, 409),
     (TaskCanceled, 409),
     (WaitTimeout, 409),
@@ -135,7 +145,7 @@ class Refusal(HTTPException):
 
 def status_of(error: OutriderError) -> int:
     """The status of an error of the façade."""
-    return next((status for kind, status in _BY_ERROR if isinstance(error, kind)), 500)
+    return next((status for kind, status in BY_ERROR if isinstance(error, kind)), 500)
 
 
 def problem(
@@ -168,7 +178,8 @@ def problem(
 
 def problem_of(scope: Mapping[str, Any], error: OutriderError) -> Response:
     """The answer that tells of an error of the façade."""
-    return problem(scope, status_of(error), error.message, code=error.code, details=error.details)
+    wait = {"Retry-After": str(max(1, ceil(error.retry_after)))} if isinstance(error, RateLimited) else None
+    return problem(scope, status_of(error), error.message, code=error.code, details=error.details, headers=wait)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -190,10 +201,23 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and code is None:
         return problem(request.scope, 404, f"there is no {request.scope['path']!r:.200} here; /v1/openapi.json has all")
     if error.status_code == 405:
-        return problem(request.scope, 405, f"{request.method:.20} does not go here", headers=error.headers)
+        allowed = ", ".join(_methods_at(request))
+        text = f"{request.method:.20} does not go here; {allowed} does"
+        return problem(request.scope, 405, text, headers={"Allow": allowed})
     return problem(
         request.scope, error.status_code, str(error.detail), code=code, details=details, headers=error.headers
     )
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What goes at the path of a request. A route that has the path knows only its own."""
+    found = {
+        method
+        for route in request.app.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }
+    return sorted(found)
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:

@@ -1,21 +1,87 @@
-"""uvicorn's HTTP protocol, with one thing more: a response can cut its connection.
+"""uvicorn's HTTP protocol, with two things more: patience has an end, and a response can cut its connection.
 
-ASGI only knows how to go on. A client that reads nothing would keep its connection, and what was written to it, for as
-long as it likes: closing waits for what is not sent yet.
+ASGI begins when the head of a request is there, and only knows how to go on. Who never ends one would keep a connection
+for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet.
 """
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from outrider.api.problems import problem
+from outrider.settings import ServeSettings
 
 ABORT = "outrider.abort"
 """The extension of a request's scope: a function that cuts the connection at once."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """What `serving` runs uvicorn with."""
+    """What `serving` runs uvicorn with: the head of a request has to come in time, and to end."""
+
+    def __init__(self, settings: ServeSettings, **given: Any) -> None:
+        super().__init__(**given)
+        self._settings = settings
+        self._patience: asyncio.TimerHandle | None = None
+        self._head = 0
+        """How much of a head has come so far."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Somebody comes."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """And is gone."""
+        super().connection_lost(exc)
+        self._has_head()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+        if self._patience is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is there."""
+        self._has_head()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request is there."""
+        self._head += len(data)
+        super().data_received(data)
+        if self._patience is not None and self._head > self._settings.header:
+            self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(400, f"this is no HTTP: {msg}")
+
+    def _await_head(self) -> None:
+        self._head = 0
+        self._patience = self.loop.call_later(self._settings.head_timeout, self._give_up)
+
+    def _has_head(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        if self._head == 0:
+            self.transport.close()
+        else:
+            self._refuse(408, f"the head of the request did not come within {self._settings.head_timeout:g} seconds")
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._has_head()
+        if self.transport.is_closing():
+            return
+        answer = problem({}, status, text)
+        head = [STATUS_LINE[status], b"connection: close\r\n"]
+        head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
+        self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
+        self.transport.close()

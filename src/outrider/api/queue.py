@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Asking, Operating, Reading
-from outrider.api.forms import Changed, Flag, Form, Seconds, Whole
+from outrider.api.forms import Changed, Flag, Form, Name, Seconds, Whole
 from outrider.api.paging import Page
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -23,7 +23,7 @@ router = noun("queue")
 class LimitForm(Form):
     """A limit of a concurrency key: so many tasks at once, so many starts in any `per` seconds."""
 
-    key: str = Field(description="One that ends in * means each that begins like it.")
+    key: Name = Field(description="One that ends in * means each that begins like it.")
     concurrency: Annotated[Whole, Field(ge=0, le=MOST)] | None = Field(default=None, description="None for no bound.")
     rate: Annotated[Whole, Field(ge=1, le=MOST)] | None = Field(default=None, description="None for no bound.")
     per: Annotated[Seconds, Field(ge=0.001)] = 1.0
@@ -52,7 +52,7 @@ async def set_limit(runtime: Operating, form: LimitForm) -> Response:
 
 
 @router.delete("/queue/limits", response_model=Changed)
-async def remove_limit(runtime: Operating, key: Annotated[str, Query(max_length=512)]) -> Response:
+async def remove_limit(runtime: Operating, key: Annotated[str, Query(min_length=1, max_length=512)]) -> Response:
     """Remove the limit of a key. Without any limit a key admits one task at a time."""
     return wire.plain({"changed": await runtime.queue.unlimit(key)})
 

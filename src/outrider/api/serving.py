@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,6 +27,8 @@ from outrider.settings import ServeSettings
 
 BACKLOG = 2048
 
+logging.getLogger("uvicorn").addHandler(logging.NullHandler())  # what it has to say is for programs that want it
+
 
 class Service:
     """An application being served on a socket that was bound before."""
@@ -33,7 +38,7 @@ class Service:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=HttpProtocol,
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, settings)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -53,6 +58,11 @@ class Service:
     async def has_started(self) -> None:
         """Wait until connections are accepted."""
         await self._server.accepting.wait()
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are being answered."""
+        return len(self._server.server_state.tasks)
 
     def end(self) -> None:
         """Begin to end. Only on the loop's own thread."""

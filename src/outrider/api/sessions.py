@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Query
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Asking, Operating, Reading, Submitting
-from outrider.api.forms import Changed, Deleted, Form, Labels, Number, Object, Whole
+from outrider.api.forms import Budget, Changed, Deleted, Form, Id, Labels, Name, Object, Whole
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -20,11 +21,6 @@ from outrider.runtime.turns import Steering
 
 router = noun("sessions")
 
-Budget = dict[str, Whole | Number]
-BUDGET = (
-    "Any of tokens, cost (dollars), requests, iterations, seconds, and soft, the share at which its session is told."
-)
-
 
 class NewSessionForm(Form):
     """A session to be made."""
@@ -32,8 +28,8 @@ class NewSessionForm(Form):
     agent: str | None = Field(default=None, description="The agent that takes its turns; none for one driven outside.")
     title: str | None = None
     labels: Labels | None = None
-    id: str | None = Field(default=None, description="An id of your own; the same one gives the same session.")
-    budget: Budget | None = Field(default=None, description="What its tasks may spend together. " + BUDGET)
+    id: Id | None = Field(default=None, description="An id of your own; the same one gives the same session.")
+    budget: Budget | None = Field(default=None, description="What the model calls of its tasks may take together.")
     tree_budget: Budget | None = Field(default=None, description="The same, with all sessions below it.")
 
 
@@ -51,7 +47,7 @@ class SessionForkForm(Form):
     upto: str | None = Field(default=None, description="The id of a turn: the transcript up to the end of it.")
     iteration: Whole | None = Field(default=None, description="With `upto`: up to the end of this iteration.")
     title: str | None = None
-    id: str | None = None
+    id: Id | None = None
 
 
 class CloseForm(Form):
@@ -63,8 +59,12 @@ class CloseForm(Form):
 class RevocationForm(Form):
     """A tool that needs an approval again."""
 
-    tool: str
+    tool: Name
     by: str | None = None
+
+
+def _plain(budget: Budget | None) -> Mapping[str, float] | None:
+    return None if budget is None else budget.model_dump(exclude_none=True)
 
 
 @router.post("/sessions", status_code=201, response_model=SessionRecord, responses=responses(409))
@@ -76,8 +76,8 @@ async def create_session(runtime: Submitting, caller: Asking, form: NewSessionFo
         labels=form.labels,
         id=form.id,
         organization_id=caller.organization_id,
-        budget=form.budget,
-        tree_budget=form.tree_budget,
+        budget=_plain(form.budget),
+        tree_budget=_plain(form.tree_budget),
     )
     return wire.record(await made.record(), 201)
 

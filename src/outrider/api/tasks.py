@@ -36,7 +36,7 @@ from outrider.runtime.records import (
     StepRecord,
     TaskRecord,
 )
-from outrider.runtime.tasks import Order
+from outrider.runtime.tasks import Draft
 
 router = noun("tasks")
 
@@ -67,13 +67,13 @@ class NewTaskForm(OptionsForm):
     kind: str = Field(description="What it does: background_tool, subagent, process, external, or one of your own.")
     spec: Object = Field(default_factory=dict, description="What its kind takes.")
 
-    def order(self, key: str | None = None) -> Order:
+    def draft(self, key: str | None = None) -> Draft:
         """What the façade takes. Raises InvalidArguments for two keys that differ."""
         if key is None:
-            return Order(self.kind, self.spec, self.options())
+            return Draft(self.kind, self.spec, self.options())
         if self.idempotency_key not in (None, key):
             raise InvalidArguments("the header Idempotency-Key and idempotency_key say different things")
-        return Order(self.kind, self.spec, self.options(idempotency_key=key))
+        return Draft(self.kind, self.spec, self.options(idempotency_key=key))
 
 
 class NewTasksForm(Form):
@@ -228,7 +228,7 @@ async def create_task(
     runtime: Submitting, session_id: str, form: NewTaskForm, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a task of any kind. It is idempotent on its `id` or its key."""
-    ((task, is_new),) = await runtime.tasks.submit(session_id, [form.order(idempotency_key)])
+    ((task, is_new),) = await runtime.tasks.submit(session_id, [form.draft(idempotency_key)])
     return wire.answer(wire.encoded_task(task), 201 if is_new else 200, None if is_new else REPLAYED)
 
 
@@ -237,7 +237,7 @@ async def create_task(
 )
 async def create_tasks(runtime: Submitting, session_id: str, form: NewTasksForm) -> Response:
     """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created."""
-    made = await runtime.tasks.submit(session_id, [each.order() for each in form.tasks])
+    made = await runtime.tasks.submit(session_id, [each.draft() for each in form.tasks])
     items = (
         b'{"is_new":%b,"task":%b}' % (b"true" if each.is_new else b"false", wire.encoded_task(each.task))
         for each in made
@@ -272,7 +272,7 @@ async def get_session_tree(runtime: Reading, session_id: str) -> Response:
 # --- many at once --------------------------------------------------------------------------------------------
 
 
-@router.post("/tasks/wait", response_model=Waited, responses=responses(404))
+@router.post("/tasks:wait", response_model=Waited, responses=responses(404))
 async def wait_for_tasks(runtime: Reading, request: Request, form: WaitForm) -> Response:
     """Wait until tasks have ended, for a minute at most; ask again to go on."""
     patience = min(form.timeout, request.app.state.settings.poll)
@@ -285,7 +285,7 @@ async def wait_for_tasks(runtime: Reading, request: Request, form: WaitForm) -> 
     return wire.answer(b'{"is_over":' + told + b',"items":[' + b",".join(found) + b"]}")
 
 
-@router.post("/tasks/cancel", response_model=BulkReceipt)
+@router.post("/tasks:cancel", response_model=BulkReceipt)
 async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm) -> Response:
     """Cancel many tasks, and the linked children below them. An id that nothing has is left out."""
     receipt = await runtime.tasks.cancel_many(
@@ -298,7 +298,7 @@ async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm
     return wire.record(receipt)
 
 
-@router.post("/tasks/retry", response_model=RetryReceipt)
+@router.post("/tasks:retry", response_model=RetryReceipt)
 async def retry_tasks(runtime: Submitting, form: BulkRetryForm) -> Response:
     """Do many ended tasks again. Those that cannot be are left, and the receipt has the code of why."""
     return wire.record(
@@ -306,7 +306,7 @@ async def retry_tasks(runtime: Submitting, form: BulkRetryForm) -> Response:
     )
 
 
-@router.post("/tasks/prune", response_model=PruneReceipt)
+@router.post("/tasks:prune", response_model=PruneReceipt)
 async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
     """Delete the tasks that ended longer ago than that, in bounded batches."""
     states = None if form.states is None else [State(each) for each in form.states]
@@ -317,20 +317,20 @@ async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
     )
 
 
-@router.post("/tasks/import", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
+@router.post("/tasks:import", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
 async def import_task(runtime: Operating, form: LoadForm) -> Response:
     """Make the task of an exported document, under its id; it goes on from its checkpoint here."""
     task = await runtime.tasks.load(form.document, session_id=form.session_id, force=form.force)
     return wire.answer(wire.encoded_task(task), 201)
 
 
-@router.post("/tasks/give-away", response_model=TaskRecord, responses=responses(404, 409))
+@router.post("/tasks:give-away", response_model=TaskRecord, responses=responses(404, 409))
 async def give_task_away(runtime: Operating, form: DocumentForm) -> Response:
     """End here an exported task, as canceled, so that it does not run twice."""
     return wire.answer(wire.encoded_task(await runtime.tasks.give_away(form.document)))
 
 
-@router.get("/find", response_model=TaskRecord, responses=responses(404))
+@router.get("/tasks:find", response_model=TaskRecord, responses=responses(404))
 async def find_task(
     runtime: Reading, part: Annotated[str, Query(max_length=200, description="How the id begins or ends.")]
 ) -> Response:

@@ -12,6 +12,7 @@ from outrider.client.external import ExternalTasks
 from outrider.client.handles import TaskHandle
 from outrider.client.inbox import Inbox
 from outrider.client.queue import Queue
+from outrider.client.retention import RetentionPolicies
 from outrider.client.sessions import Sessions
 from outrider.client.tasks import Tasks
 from outrider.core.errors import InvalidArguments, ServerDiffers
@@ -37,6 +38,7 @@ class Client:
         self.queue = Queue(self._connection)
         self.doctor = Doctor(self._connection)
         self.external = ExternalTasks(self._connection)
+        self.retention = RetentionPolicies(self._connection)
 
     def __repr__(self) -> str:
         return f"<Client {self.url}>"

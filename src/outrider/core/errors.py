@@ -2,7 +2,7 @@
 
     OutriderError
     ├── NotFound              task_not_found, session_not_found, request_not_found, file_not_found,
-    │                         worker_not_found
+    │                         worker_not_found, organization_not_found, key_not_found
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
@@ -10,6 +10,7 @@
     │   ├── NotEnded          not_ended: it lives, and what was asked for is for what has ended
     │   ├── LeaseLost         lease_lost: the attempt that is named no longer holds the task
     │   ├── AlreadyExists     already_exists: what was to be made is there
+    │   ├── InUse             in_use: something still belongs to what was to go
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   ├── SessionBusy       session_busy: its agent takes a turn, and what was said may not wait
     │   ├── SessionClosed     session_closed: it takes nothing any more
@@ -25,6 +26,11 @@
     │   ├── ConnectionRequired  connection_required: the tool or agent needs one that is not there
     │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
     │   └── LimitReached      limit_reached
+    ├── Denied                whoever asks may not; nothing was changed
+    │   ├── Unauthenticated   unauthenticated: nobody knows who asks
+    │   ├── Forbidden         forbidden: it is known who asks, and that one may not do this
+    │   ├── RateLimited       rate_limited: it may, and has asked too often
+    │   └── IssuerUnavailable  issuer_unavailable: whoever signs tokens cannot be asked for its keys
     ├── StoreError            the database cannot do its work
     │   ├── StoreUnavailable  store_unavailable, store_closed
     │   ├── StoreLocked       store_locked
@@ -34,6 +40,7 @@
     │   ├── StoreCorrupt      store_corrupt
     │   ├── StoreForeign      store_foreign: not a database of Outrider
     │   ├── StoreNewer        store_newer: written by a later version than this program knows
+    │   ├── SecretSealed      secret_sealed: none of the keys at hand opens it
     │   └── CopyDiffers       copy_differs: a copy was not what was copied, and was not kept
     ├── ServerError           a server cannot be used; raised by `Client` alone
     │   ├── ServerUnreachable  server_unreachable: it did not answer, or not to the end
@@ -84,7 +91,7 @@ class NotFound(OutriderError):
 
     @classmethod
     def of(cls, noun: str, name: str) -> NotFound:
-        """For a `noun` (task, session, request, file, worker) of that name or id."""
+        """For a `noun` (task, session, request, file, worker, organization, key) of that name or id."""
         return cls(f"there is no {noun} {name!r}", details={noun: name}, code=f"{noun}_not_found")
 
 
@@ -136,6 +143,12 @@ class AlreadyExists(Conflict):
     """What was to be made is there already, and is not replaced."""
 
     code = "already_exists"
+
+
+class InUse(Conflict):
+    """Something still belongs to what was to be deleted."""
+
+    code = "in_use"
 
 
 class IdempotencyConflict(Conflict):
@@ -262,6 +275,40 @@ class LimitReached(Refused):
     code = "limit_reached"
 
 
+class Denied(OutriderError):
+    """Whoever asks may not; nothing was changed."""
+
+    code = "denied"
+
+
+class Unauthenticated(Denied):
+    """Nobody knows who asks: there is no key or token, or it is none, or it holds no longer."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(Denied):
+    """It is known who asks, and that one may not do this, whatever it is done to."""
+
+    code = "forbidden"
+
+
+class RateLimited(Denied):
+    """Whoever asks has asked too often. `retry_after` is in seconds."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: float, details: JSON = None) -> None:
+        super().__init__(message, details=details)
+        self.retry_after = retry_after
+
+
+class IssuerUnavailable(Denied):
+    """A token may be good, and whoever issues them cannot be asked for the keys that would tell."""
+
+    code = "issuer_unavailable"
+
+
 class StoreError(OutriderError):
     """The database cannot do its work. Nothing that was acknowledged is lost."""
 
@@ -320,6 +367,12 @@ class StoreNewer(StoreError):
 
     code = "store_newer"
     is_final = True
+
+
+class SecretSealed(StoreError):
+    """A secret was sealed with a key that is not at hand, or was changed since."""
+
+    code = "secret_sealed"
 
 
 class CopyDiffers(StoreError):

@@ -482,8 +482,13 @@ class Views(Protocol):
         """The tasks of these ids that exist, in no particular order."""
         ...
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
-        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits."""
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
+        """Ids of tasks that begin or end with `part`, in their order. People type no 32 digits.
+
+        Of one organization, or one delegation tree, only, when given.
+        """
         ...
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
@@ -518,8 +523,15 @@ class Views(Protocol):
         """The session of that id."""
         ...
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
-        """Sessions newest first, after the one of that id."""
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
+        """Sessions newest first, after the one of that id; of one organization, or one tree, only, when given."""
         ...
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import SECOND, Instant, Span
 
 AGEING: Span = 10 * SECOND
@@ -245,6 +246,11 @@ NEEDING = " @"
 def route_needing(route: str, label: str | None) -> str:
     """The route of those tasks that need a label: one of its own, so that a claim compares routes and nothing else."""
     return route if label is None else f"{route}{NEEDING}{label}"
+
+
+def route_within(route: str, organization_id: str) -> str:
+    """The route of tasks that no worker runs, for the programs of one organization: in the place of a label."""
+    return route_needing(route, None if organization_id == DEFAULT_ORGANIZATION else organization_id)
 
 
 def split_route(route: str) -> tuple[str, str | None]:

@@ -57,8 +57,10 @@ class Doctor:
         """Look at the database, the workers and the queue. `deep` compares every index of the database too.
 
         Raises a StoreError for a database that cannot even be read, and InvalidArguments where a server has nothing to
-        compare its indexes with.
+        compare its indexes with, and Forbidden but for operators.
         """
+        if self._services.bounds is not None:
+            return await Doctor(self._services.operating("the state")).examine(deep=deep)
         views = self._services.views
         restore = "outrider restore FILE" if hasattr(self._services.ledger, "path") else "pg_restore"
         findings = [
@@ -237,7 +239,8 @@ class Doctor:
         card, alive = worker.card, self.is_alive(worker)
         seen = (now - worker.beat_at) / SECOND
         state = "which is dead; the next worker takes over" if alive is False else f"which was seen {seen:.1f} s ago"
-        return f"attempt {task.core.attempt} runs since {since} on {card.id} ({card.host}, pid {card.pid}), {state}"
+        place = f" ({card.host}, pid {card.pid})" if self._services.is_operator else ""
+        return f"attempt {task.core.attempt} runs since {since} on {card.id}{place}, {state}"
 
     async def _wait_of(self, wait: Wait) -> str:
         match wait:

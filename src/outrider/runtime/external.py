@@ -195,10 +195,10 @@ class ExternalTasks:
 
     async def _free_lost(self) -> None:
         """Look at the clock, as every worker does: there may be none."""
-        views = self._services.views
-        for task in await views.overdue(self._services.clock.now(), OVERDUE):
+        services = self._services.whole  # a duty, done for all
+        for task in await services.views.overdue(services.clock.now(), OVERDUE):
             with suppress(OutriderError):  # somebody else was faster
-                await self._services.lifecycle.move(task, DeadlinePassed(await views.active_at(task.id)))
+                await services.lifecycle.move(task, DeadlinePassed(await services.views.active_at(task.id)))
 
 
 def _number(value: object) -> float:

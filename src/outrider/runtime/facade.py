@@ -8,15 +8,20 @@ from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.audit import Audit
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import span
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
 from outrider.runtime.handles import TaskHandle
 from outrider.runtime.inbox import Inbox
+from outrider.runtime.keys import Keys
 from outrider.runtime.options import Length, check_count, check_texts_if_given
+from outrider.runtime.organizations import Organizations
 from outrider.runtime.queue import Queue
 from outrider.runtime.records import EventRecord, OrganizationSnapshot, StatsRecord, WorkerRecord
 from outrider.runtime.retention import RetentionPolicies
+from outrider.runtime.secrets import Secrets
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Sessions
 from outrider.runtime.signals import EVERYTHING
@@ -32,7 +37,7 @@ class Runtime:
     """An open Outrider: `sessions`, `tasks`, `inbox`, `queue` and `workers` of one store.
 
     `doctor` says what is wrong with it; `external` is for programs that do tasks and are no workers; `retention` says
-    what is kept for how long.
+    what is kept for how long. `organizations`, `keys`, `audit` and `secrets` are what a service needs that others use.
     """
 
     def __init__(self, services: Services) -> None:
@@ -44,6 +49,19 @@ class Runtime:
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
         self.retention = RetentionPolicies(services)
+        self.organizations = Organizations(services)
+        self.keys = Keys(services)
+        self.audit = Audit(services)
+        self.secrets = Secrets(services)
+
+    def within(self, bounds: Bounds) -> Runtime:
+        """The same runtime as somebody sees it who reaches no further than one organization, or one session's tree.
+
+        What lies outside is absent: an id of somebody else's is NotFound, whatever is done with it. What concerns the
+        whole cluster (limits, pauses of kinds, workers, numbers, backups) is Forbidden but for an operator. Raises
+        Forbidden for bounds that reach further than this runtime does.
+        """
+        return Runtime(self.services.within(bounds))
 
     @property
     def ledger(self) -> Ledger:
@@ -57,20 +75,22 @@ class Runtime:
     async def backup(self, path: str | PathLike[str], *, replace: bool = False) -> Saved:
         """Save the database into a file while it is in use; whole, checked and durable when this returns.
 
-        It holds all that was acknowledged before. Raises InvalidArguments where the file exists already, unless
-        `replace`, and for a store that is kept in no file.
+        It holds all that was acknowledged before, of all organizations. Raises InvalidArguments where the file exists
+        already, unless `replace`, and for a store that is kept in no file; Forbidden but for operators.
         """
         name = _path_of(path)
-        if not isinstance(self.ledger, Savable):
+        ledger = self.services.operating("a backup").ledger
+        if not isinstance(ledger, Savable):
             raise InvalidArguments("this store is kept in no file, so there is nothing to save")
-        return await self.ledger.save(name, replace=replace)
+        return await ledger.save(name, replace=replace)
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the registered workers, with what each holds."""
-        holders = await self.services.views.holders()
+        views = self.services.operating("the workers").views
+        holders = await views.holders()
         return [
             WorkerRecord.of(worker, holders.get(worker.card.id, 0), self.doctor.is_alive(worker))
-            for worker in await self.services.views.workers()
+            for worker in await views.workers()
         ]
 
     async def snapshot(self, organization_id: str | None = None) -> OrganizationSnapshot:
@@ -104,7 +124,8 @@ class Runtime:
         length = span(within)
         if length <= 0:
             raise InvalidArguments("within is a length of time, and not none")
-        return StatsRecord.of(await self.services.views.statistics(self.services.clock.now() - length), length)
+        views = self.services.operating("the numbers").views
+        return StatsRecord.of(await views.statistics(self.services.clock.now() - length), length)
 
 
 def _path_of(given: str | PathLike[str]) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from outrider.core.queue import split_route
-from outrider.core.task import InputRequest, Task, phase_of
+from outrider.core.task import EXTERNAL, InputRequest, Task, phase_of
 from outrider.core.values import Instant, Span
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
@@ -42,7 +42,7 @@ def task_fields(task: Task, *, heartbeat_at: Instant | None = None, around: Arou
         "idempotency_key": given.idempotency_key,
         "priority": task.priority,
         "concurrency_key": given.concurrency_key,
-        "needs": split_route(given.route)[1],
+        "needs": None if given.kind == EXTERNAL else split_route(given.route)[1],
         "debounce_key": given.debounce_key,
         "depends_on": given.depends_on,
         "detached": given.detached,

@@ -74,8 +74,23 @@ class Lifecycle:
         self._ledger = ledger
         self._clock = clock
         self._telemetry = telemetry
-        self.starter: Starter | None = None
+        self._of: Lifecycle | None = None
+        self._starter: Starter | None = None
+
+    def over(self, ledger: Ledger) -> Lifecycle:
+        """The same over a part of its store: for what clients do there. Duties are done in all of it."""
+        part = Lifecycle(ledger, self._clock, self._telemetry)
+        part._of = self._of or self
+        return part
+
+    @property
+    def starter(self) -> Starter | None:
         """Who may take new tasks at once, if there is a worker here."""
+        return self._starter if self._of is None else self._of.starter
+
+    @starter.setter
+    def starter(self, starter: Starter | None) -> None:
+        self._starter = starter
 
     @property
     def views(self) -> Views:
@@ -249,6 +264,8 @@ class Lifecycle:
 
     async def apply_follow_ups(self, limit: int = 200, task_ids: Sequence[str] | None = None) -> int:
         """Apply follow-ups that wait; return how many there were. Safe to run in many processes at once."""
+        if self._of is not None:
+            return await self._of.apply_follow_ups(limit, task_ids)
         pending = await self._ledger.views.follow_ups(limit, task_ids)
         if not pending:
             return 0

@@ -19,8 +19,9 @@ from outrider.core.change import AttemptEnd, Change, Heritage, Luggage, OutputRo
 from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound, SessionClosed
 from outrider.core.events import CancelRequested, FileWrite, Message, Step
 from outrider.core.ledger import Committed, Existing, Shut
+from outrider.core.queue import route_within, split_route
 from outrider.core.session import NewSession, Session
-from outrider.core.task import InputRequest, Task, WaitForTasks
+from outrider.core.task import EXTERNAL, InputRequest, Task, WaitForTasks
 from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.files import clean_path
@@ -340,7 +341,15 @@ async def _home(services: Services, document: JSONObject, session_id: str | None
     if there is not None:
         return _Home(there.id, there.root_session_id, there.organization_id)
     # What stood above it stays behind, so it is a root here.
-    new = replace(given, id=wanted, root_session_id=None, parent_session_id=None, parent_task_id=None)
+    organization = given.organization_id if services.bounds is None else services.bounds.organization_id
+    new = replace(
+        given,
+        id=wanted,
+        organization_id=organization,
+        root_session_id=None,
+        parent_session_id=None,
+        parent_task_id=None,
+    )
     return _Home(wanted, wanted, new.organization_id, new)
 
 
@@ -370,6 +379,9 @@ def _adopted(services: Services, task: Task, document: JSONObject, home: _Home, 
     own: dict[str, JSON] = {"task_id": task.id}
     place = {"session_id": home.id, "root_session_id": home.root_session_id, "organization_id": home.organization_id}
     task = evolve(task, input=evolve(task.input, **place))
+    if task.input.kind == EXTERNAL:
+        route = route_within(split_route(task.input.route)[0], home.organization_id)
+        task = evolve(task, input=evolve(task.input, route=route))
     steps = [{**step, **own, "value": None} for step in document["steps"]]
     values = [None if step["value"] is None else encode(step["value"]) for step in document["steps"]]
     heritage = Heritage(

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.ledger import TaskFilter
 from outrider.core.meters import LIMITS
-from outrider.core.queue import NEEDING, route_needing
+from outrider.core.queue import NEEDING, route_needing, route_within
 from outrider.core.session import Session
 from outrider.core.task import (
     EXTERNAL,
@@ -119,7 +119,7 @@ def new_task(
         session_id=session.id,
         root_session_id=session.root_session_id,
         kind=kind,
-        route=_route(kind, checked, options.needs or checked.needs),
+        route=_route(kind, checked, options.needs or checked.needs, session),
         spec=checked.spec,
         created_at=now,
         organization_id=session.organization_id,
@@ -149,11 +149,13 @@ def new_task(
     return NewTask(task_id, given, _not_before(options, now))
 
 
-def _route(kind: str, checked: CheckedSpec, label: str | None) -> str:
+def _route(kind: str, checked: CheckedSpec, label: str | None, session: Session) -> str:
     if NEEDING in checked.route:
         raise InvalidArguments(f"what has {NEEDING!r} in its name cannot be asked for: {checked.route!r:.200}")
     if label is not None and kind == EXTERNAL:
         raise InvalidArguments(f"tasks of kind {EXTERNAL} go to a program by its name, and no label")
+    if kind == EXTERNAL:
+        return route_within(checked.route, session.organization_id)
     return route_needing(checked.route, label)
 
 

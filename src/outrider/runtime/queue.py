@@ -51,22 +51,23 @@ class Queue:
         if rate is not None and length < 1000:
             raise InvalidArguments("per is a length of time of a millisecond or more")
         limit = Limit(key, concurrency, rate, length)
-        await self._services.ledger.control(LimitSet(limit))
+        await self._services.operating("the limits").ledger.control(LimitSet(limit))
         return LimitRecord.of(limit)
 
     async def unlimit(self, key: str) -> bool:
         """Remove the limit of a key; False if there was none. Without any limit a key admits one task at a time."""
         check_name("the key of a limit", key, self._services.settings.limits.name)
-        return await self._services.ledger.control(LimitRemoved(key))
+        return await self._services.operating("the limits").ledger.control(LimitRemoved(key))
 
     async def limits(self) -> list[LimitRecord]:
         """Return all limits, in the order of their keys."""
-        gates = await self._services.views.gates()
+        gates = await self._services.operating("the limits").views.gates()
         return [LimitRecord.of(limit) for _, limit in sorted(gates.limits.items())]
 
     async def keys(self) -> list[KeyRecord]:
         """Return the concurrency keys under which anything runs or waits, in their order."""
-        gates, uses = await self._services.views.gates(), await self._services.views.uses()
+        views = self._services.operating("the keys").views
+        gates, uses = await views.gates(), await views.uses()
         now = self._services.clock.now()
         return [KeyRecord.of(use, gates.limit(use.key), now) for use in uses]
 
@@ -93,16 +94,21 @@ class Queue:
                 check_name(what, text, limits.message)
         if session is not None and await self._services.views.session(session) is None:
             raise NotFound.of("session", session)
-        return await self._services.ledger.control(Paused(Pause(scope, name, self._services.clock.now(), by, reason)))
+        pause = Pause(scope, name, self._services.clock.now(), by, reason)
+        return await self._reaching(scope).ledger.control(Paused(pause))
 
     async def resume(self, *, session: str | None = None, kind: str | None = None, everything: bool = False) -> bool:
         """End that pause, and no other; False if there was none."""
-        return await self._services.ledger.control(Resumed(*self._scope(session, kind, everything)))
+        scope, name = self._scope(session, kind, everything)
+        return await self._reaching(scope).ledger.control(Resumed(scope, name))
 
     async def pauses(self) -> list[PauseRecord]:
-        """Return what is paused."""
-        gates = await self._services.views.gates()
-        return [PauseRecord.of(pause) for _, pause in sorted(gates.pauses().items())]
+        """Return what is paused: kinds and everything, and sessions within reach."""
+        gates, views = await self._services.views.gates(), self._services.views
+        found = [pause for _, pause in sorted(gates.pauses().items())]
+        if self._services.bounds is not None:
+            found = [each for each in found if each.scope != "session" or await views.session(each.name) is not None]
+        return [PauseRecord.of(pause) for pause in found]
 
     # --- places --------------------------------------------------------------------------------------
 
@@ -111,6 +117,9 @@ class Queue:
         check_texts(task_id=task_id)
         check_priority(priority)
         return await self._services.lifecycle.move(task_id, Reprioritized(priority))
+
+    def _reaching(self, scope: Scope) -> Services:
+        return self._services if scope == "session" else self._services.operating("pauses of kinds and of everything")
 
     def _scope(self, session: str | None, kind: str | None, everything: bool) -> tuple[Scope, str]:
         check_flags(everything=everything)

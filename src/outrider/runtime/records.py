@@ -414,11 +414,12 @@ class TaskSnapshot(Record):
 class OrganizationSnapshot(Record):
     """The tasks of an organization that live, the newest first, as the log up to the position `after` left them.
 
-    `is_cut` where more live than are shown. `states` counts all tasks; it may be some moments newer than the rest.
+    `is_cut` where more live than are shown. `states` counts all tasks, and may be some moments newer than the rest; it
+    is None for one organization, whose tasks nobody counts.
     """
 
     after: int
-    states: Mapping[State, int]
+    states: Mapping[State, int] | None
     tasks: tuple[TaskRecord, ...]
     is_cut: bool
 
@@ -626,6 +627,91 @@ class PauseRecord(Record):
     def of(cls, pause: Pause) -> PauseRecord:
         """The public form of a pause."""
         return cls(scope=pause.scope, name=pause.name, since=as_datetime(pause.at), by=pause.by, reason=pause.reason)
+
+
+class OrganizationRecord(Record):
+    """An organization. Nobody is admitted to one that is suspended; what runs in it runs on.
+
+    `org_default` is there without being made: it has neither a name of its own nor a beginning.
+    """
+
+    id: str
+    name: str
+    created_at: datetime | None
+    suspended_at: datetime | None
+
+
+class ApiKeyRecord(Record):
+    """A key that programs are admitted by, without its secret, which nobody can read again.
+
+    With a `session_id` it is good for the tree of that session alone. `used_at` is when it was last used, give or take
+    a few minutes. `overlaps_until` is how long the secret that it had before its last rotation is good as well.
+    """
+
+    id: str
+    organization_id: str
+    name: str
+    scopes: Sequence[str]
+    session_id: str | None
+    created_at: datetime
+    created_by: str | None
+    expires_at: datetime | None
+    used_at: datetime | None
+    revoked_at: datetime | None
+    overlaps_until: datetime | None
+    is_active: bool
+
+
+class NewApiKeyRecord(ApiKeyRecord):
+    """A key with its `token`, which is shown this once."""
+
+    token: str
+
+
+class AuditRecord(Record):
+    """An entry of an organization's audit log: who did what to which things, and what came of it.
+
+    `actor` says who: any of `name`, `key_id`, `subject` (of a token), `via` and `address`. `hash` is over all of the
+    entry, the hash of the one before it included.
+    """
+
+    organization_id: str
+    number: int
+    at: datetime
+    actor: Mapping[str, str]
+    action: str
+    targets: Mapping[str, str]
+    outcome: str
+    request_id: str | None
+    previous: str
+    hash: str
+
+
+class AuditVerdict(Record):
+    """Whether an audit log is whole: `entries` of it were read, from `first` to `last`, which has the `head`.
+
+    `broken_at` is the number of the first entry that is not as it was written, and `reason` says how.
+    """
+
+    organization_id: str
+    is_whole: bool
+    entries: int
+    first: int
+    last: int
+    head: str
+    broken_at: int | None
+    reason: str | None
+
+
+class RotationRecord(Record):
+    """What became of the keys of the secrets: `key_id` seals from now on, and `sealed` texts were sealed anew with it.
+
+    `unused` are the ids of keys of the environment that nothing is sealed with any more.
+    """
+
+    key_id: str
+    sealed: int
+    unused: Sequence[str]
 
 
 class Finding(Record):

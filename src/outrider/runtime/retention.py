@@ -10,7 +10,6 @@ from datetime import datetime
 
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.ledger import Document, Views
-from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import SECOND, JSONObject, Span, evolve
 from outrider.runtime.clock import as_datetime, span
 from outrider.runtime.options import Length, check_name, check_page, check_texts, check_texts_if_given, is_whole
@@ -45,9 +44,9 @@ class RetentionPolicies:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def policy(self, organization_id: str = DEFAULT_ORGANIZATION) -> RetentionRecord:
+    async def policy(self, organization_id: str | None = None) -> RetentionRecord:
         """Return the policy of an organization, its own or that of the settings."""
-        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        organization_id = self._named(organization_id)
         document = await self._services.views.document(POLICY, id=organization_id)
         if document is None:
             age = self._services.settings.retention
@@ -62,7 +61,7 @@ class RetentionPolicies:
 
     async def set_policy(
         self,
-        organization_id: str = DEFAULT_ORGANIZATION,
+        organization_id: str | None = None,
         *,
         age: Length | None,
         count: int | None = None,
@@ -73,7 +72,7 @@ class RetentionPolicies:
         In the place of the settings' word for it, for all workers. What is over is deleted within minutes, the longest
         ended first. Raises InvalidArguments.
         """
-        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        organization_id = self._named(organization_id)
         check_texts_if_given(by=by)
         length = None if age is None else span(age)
         if length is not None and length < SHORTEST:
@@ -86,10 +85,19 @@ class RetentionPolicies:
         new = Document(POLICY, organization_id, data, organization_id)
         return _record(await put(self._services, new))
 
-    async def reset_policy(self, organization_id: str = DEFAULT_ORGANIZATION) -> bool:
+    async def reset_policy(self, organization_id: str | None = None) -> bool:
         """Have the settings' word hold again for an organization; False if it did."""
-        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        organization_id = self._named(organization_id)
         return await drop(self._services, POLICY, organization_id)
+
+    def _named(self, organization_id: str | None) -> str:
+        """That organization, or else one's own, or the default one. Raises InvalidArguments, NotFound."""
+        if organization_id is None:
+            return self._services.organization_id
+        check_name("organization_id", organization_id, self._services.settings.limits.name)
+        if self._services.bounds is not None and organization_id != self._services.organization_id:
+            raise NotFound.of("organization", organization_id)
+        return organization_id
 
     async def pin(self, id: str, *, by: str | None = None, reason: str | None = None) -> PinRecord:
         """Keep a task, or a session with all in it and in the sessions that its tasks opened, until it is unpinned.

@@ -12,7 +12,7 @@ from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeo
 from outrider.core.events import FileWrite
 from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
-from outrider.core.task import DEFAULT_ORGANIZATION, LIVE_STATES, Task
+from outrider.core.task import LIVE_STATES, Task
 from outrider.core.values import evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_session
@@ -72,12 +72,14 @@ class Sessions:
         title: str | None = None,
         labels: Mapping[str, str] | None = None,
         id: str | None = None,
-        organization_id: str = DEFAULT_ORGANIZATION,
+        organization_id: str | None = None,
         budget: Mapping[str, float] | None = None,
         tree_budget: Mapping[str, float] | None = None,
     ) -> SessionHandle:
         """Create a session, or get the one of that id. Raises InvalidArguments or TooLarge.
 
+        It belongs to the organization of this runtime, `org_default` where that reaches everywhere; NotFound is raised
+        for another one that is out of reach, AlreadyExists for an id that is taken there.
         `budget` bounds what the model calls of its tasks take together, `tree_budget` those of its tasks and of all
         sessions that these open, and so on down; see `TaskOptions.budget`.
         """
@@ -92,6 +94,7 @@ class Sessions:
         for what, text in (("agent", agent), ("title", title)):
             if text:
                 check_name(what, text, limits.spec)
+        organization_id = self._services.organization_id if organization_id is None else organization_id
         check_name("organization_id", organization_id, limits.name)
         if labels is not None:
             check_mappings(labels=labels)

@@ -87,7 +87,7 @@ async def snapshot_of_organization(services: Services, organization_id: str | No
     views = services.views
     before = await views.position()
     tasks = await views.list_tasks(TaskFilter(organization_id=organization_id, states=_LIVE, limit=SHOWN + 1))
-    states = await views.count_by_state()
+    states = await views.count_by_state() if services.bounds is None and organization_id is None else None
     position = await _caught_up(views, {task.session_id for task in tasks})
     reader = LogReader(services, organization_id, after=before)
     touched: set[str] = set()

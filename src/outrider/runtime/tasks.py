@@ -89,7 +89,7 @@ BATCH = 500
 """How many tasks are moved in one transaction."""
 
 
-class Order(NamedTuple):
+class Draft(NamedTuple):
     """A task to be created."""
 
     kind: str
@@ -140,38 +140,38 @@ class Tasks:
         parent_task_id: str | None = None,
     ) -> list[Task]:
         """Create many tasks of one kind with the same options, in few transactions."""
-        orders = [Order(kind, spec, options) for spec in specs]
-        return [made.task for made in await self.submit(session, orders, parent_task_id=parent_task_id)]
+        drafts = [Draft(kind, spec, options) for spec in specs]
+        return [made.task for made in await self.submit(session, drafts, parent_task_id=parent_task_id)]
 
     async def submit(
-        self, session: Session | str, orders: Sequence[Order], *, parent_task_id: str | None = None
+        self, session: Session | str, drafts: Sequence[Draft], *, parent_task_id: str | None = None
     ) -> list[Submitted]:
         """Create tasks of any kinds, in few transactions, and say of each whether it was there already.
 
         All are looked at before any is made: raises what `create` raises, for the first that is wrong. Where a key
-        was used for something else those of the other orders may have been made.
+        was used for something else those of the other drafts may have been made.
         """
         services = self._services
         limits = services.settings.limits
-        options_before = DEFAULT_OPTIONS
-        for order in orders:
-            _check_is_no_turn(order.kind)
-            services.registry.executor(order.kind)
-            check_mappings(spec=order.spec)
-            if order.options is not options_before:
-                check_options(order.options, limits)
-                options_before = order.options
+        fine: object = DEFAULT_OPTIONS
+        for draft in drafts:
+            _check_is_no_turn(draft.kind)
+            services.registry.executor(draft.kind)
+            check_mappings(spec=draft.spec)
+            if draft.options is not DEFAULT_OPTIONS and draft.options is not fine:
+                check_options(draft.options, limits)
+                fine = draft.options
         if not isinstance(session, Session):
             session = await self._session(session)
-        named = [task_id for order in orders for task_id in _named_by(order.options)]
+        named = [task_id for draft in drafts for task_id in _named_by(draft.options)]
         await self._check_exist(list(dict.fromkeys(named)))
         now = services.clock.now()
-        checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
+        checked = [services.registry.executor(draft.kind).check(draft.spec) for draft in drafts]
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [
-            new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
-            for order, each in zip(orders, checked, strict=True)
+            new_task(draft.kind, each, session, draft.options, now, limits, parent_task_id)
+            for draft, each in zip(drafts, checked, strict=True)
         ]
         made = await services.lifecycle.create(new)
         for asked, verdict in zip(new, made, strict=True):

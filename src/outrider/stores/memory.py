@@ -986,9 +986,13 @@ class MemoryViews:
         rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
         return [row.task for row in rows if row is not None]
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return sorted(id for id in self._open().tasks if id.startswith(part) or id.endswith(part))[:limit]
+        wanted = TaskFilter(organization_id=organization_id, root_session_id=root_session_id)
+        found = (id for id in self._open().tasks if id.startswith(part) or id.endswith(part))
+        return sorted(id for id in found if _passes(self._tables.tasks[id].task, wanted))[:limit]
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -1032,10 +1036,23 @@ class MemoryViews:
         row = self._session(session_id)
         return None if row is None else row.session
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        ids = sorted((id for id in self._open().sessions if after is None or id < after), reverse=True)
-        return [self._tables.sessions[id].session for id in ids[:limit]]
+        found = (
+            row.session
+            for id, row in self._open().sessions.items()
+            if (after is None or id < after)
+            and organization_id in (None, row.session.organization_id)
+            and root_session_id in (None, row.session.root_session_id)
+        )
+        return sorted(found, key=lambda session: session.id, reverse=True)[:limit]
 
     async def steps(self, task_id: str, *, values: bool = True) -> Sequence[Step]:
         """The task's journal, in the order it was written; without `values`, each value is None and is not read."""

@@ -91,9 +91,12 @@ class SqlViews(ABC):
         """The tasks of these ids that exist, in no particular order."""
         return await self._read(len(ids), lambda read: tasks_of(read.tasks("tasks_by_id", listed(ids))))
 
-    async def task_ids(self, part: str, limit: int) -> Sequence[str]:
+    async def task_ids(
+        self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
+    ) -> Sequence[str]:
         """Ids of tasks that begin or end with `part`, in their order."""
-        return await self._later(lambda read: cast("list[str]", read.array("task_ids", part, limit)))
+        given = part, limit, organization_id, root_session_id
+        return await self._later(lambda read: cast("list[str]", read.array("task_ids", *given)))
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
@@ -342,9 +345,17 @@ class SqlViews(ABC):
         """The session of that id."""
         return await self._short(lambda read: session_by_id(read, session_id))
 
-    async def sessions(self, *, after: str | None = None, limit: int = 100) -> Sequence[Session]:
+    async def sessions(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        organization_id: str | None = None,
+        root_session_id: str | None = None,
+    ) -> Sequence[Session]:
         """Sessions newest first, after the one of that id."""
-        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", after, limit)])
+        given = after, limit, organization_id, root_session_id
+        return await self._read(limit, lambda read: [_session(row) for row in read.array("sessions", *given)])
 
     async def events(
         self, session_id: str, *, after: int = 0, limit: int = 1000, task_id: str | None = None

@@ -600,7 +600,10 @@ where not exists (select 1 from tasks where session = found.number);
 
 -- task_ids --
 select id from tasks
-where substr(id, 1, length(?1)) = ?1 or right(id, length(?1)) = ?1
+where
+    (substr(id, 1, length(?1)) = ?1 or right(id, length(?1)) = ?1)
+    and (?3::text is null or organization_id = ?3)
+    and (?4::text is null or coalesce(root_session_id, (select s.id from sessions s where s.number = session)) = ?4)
 order by id
 limit ?2;
 
@@ -635,7 +638,10 @@ select
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at, budget, closed_at, forked_from
 from sessions
-where ?1::text is null or id < ?1
+where
+    (?1::text is null or id < ?1)
+    and (?3::text is null or organization_id = ?3)
+    and (?4::text is null or root_session_id = ?4)
 order by id desc
 limit ?2;
 

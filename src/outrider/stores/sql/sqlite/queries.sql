@@ -489,7 +489,10 @@ where not exists (select 1 from tasks where session = found.number);
 -- Looks at every id, in the index on them and nowhere else; no LIKE, whose wildcards an id may contain.
 select json_group_array(id) from (
     select id from tasks
-    where substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1
+    where
+        (substr(id, 1, length(?1)) = ?1 or substr(id, -length(?1), length(?1)) = ?1)
+        and (?3 is null or organization_id = ?3)
+        and (?4 is null or ifnull(root_session_id, (select id from sessions where number = session)) = ?4)
     order by id limit ?2
 );
 
@@ -537,7 +540,14 @@ select json_group_array(json_array(
     id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels, driver_task_id,
     seq, created_at, updated_at, budget, closed_at, forked_from
 ))
-from (select * from sessions where id < ifnull(?, x'') order by id desc limit ?);
+from (
+    select *
+    from sessions
+    where
+        id < ifnull(?1, x'') and (?3 is null or organization_id = ?3) and (?4 is null or root_session_id = ?4)
+    order by id desc
+    limit ?2
+);
 
 -- steps --
 select json_group_array(json_array(position, ordinal, verb, attempt, created_at, value, done))

@@ -1,0 +1,196 @@
+"""`outrider serve` as a process: says where it is, works, ends gracefully, starts again; and what bad clients get."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from outrider import Outrider
+from outrider.api import create_api
+from outrider.api.serving import Service, bind, bind_path
+from outrider.core.errors import InvalidArguments
+from outrider.settings import ServeSettings
+from tests.facts import until
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 60
+APP = """
+from outrider import Outrider
+
+app = Outrider()
+
+@app.tool
+def double(number: int) -> int:
+    return 2 * number
+"""
+
+
+class Served:
+    """A server process, and where it is."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "outrider.cli", "serve", "--json", *arguments]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        self.told = json.loads(line)
+        self.url = str(self.told["url"])
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=PATIENCE)
+
+
+@contextmanager
+def served(folder: Path, *arguments: str) -> Iterator[Served]:
+    server = Served(folder, *arguments)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.mark.slow
+async def test_a_server_works_ends_gracefully_amid_requests_and_goes_on_when_it_is_started_again(tmp_path: Path):
+    (tmp_path / "work.py").write_text(APP)
+    with served(tmp_path, "work", "--port", "0") as server:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+            session = (await client.post("/v1/sessions", json={})).json()["id"]
+            path = f"/v1/sessions/{session}/tasks"
+            spec = {"tool": "double", "arguments": {"number": 21}}
+            task = (await client.post(path, json={"kind": "background_tool", "spec": spec})).json()["id"]
+            assert (await client.get(f"/v1/tasks/{task}/result", params={"timeout": 30})).json() == 42
+            command = (await client.post(path, json={"kind": "process", "spec": {"command": ["true"]}})).json()["id"]
+            assert (await client.get(f"/v1/tasks/{command}/wait")).json()["state"] == "succeeded"
+
+            taken = [sys.executable, "-m", "outrider.cli", "serve", "--port", server.url.rpartition(":")[2]]
+            refused = subprocess.run(taken, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+            assert (refused.returncode, "in use" in refused.stderr) == (3, True)
+
+            waited = (await client.post(path, json={"kind": "external"})).json()["id"]
+            polling = asyncio.create_task(client.get(f"/v1/tasks/{waited}/wait", params={"timeout": 50}))
+            half = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            half.sendall(b"GET /v1/tas")
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            assert await asyncio.to_thread(server.end) == 0
+            assert time.monotonic() - began < 10
+            assert (await polling).json()["state"] == "queued"
+            half.close()
+    with (
+        served(tmp_path, "--no-worker", "--socket", "here.sock") as server,
+        httpx2.HTTPTransport(uds=str(tmp_path / "here.sock")) as transport,
+        httpx2.Client(transport=transport, base_url="http://outrider") as client,
+    ):
+        assert client.get(f"/v1/tasks/{waited}").json()["state"] == "queued"
+        assert client.get(f"/v1/tasks/{task}/result").json() == 42
+        assert (tmp_path / "here.sock").stat().st_mode & 0o777 == 0o600
+        assert server.end() == 0
+        assert not (tmp_path / "here.sock").exists()
+
+
+# --- in this process, on a real socket -----------------------------------------------------------------------
+
+HURRY = ServeSettings(body=1000, header=2000, head_timeout=0.3, body_timeout=0.3, shutdown_timeout=1)
+
+
+@asynccontextmanager
+async def listening(settings: ServeSettings = HURRY) -> AsyncIterator[tuple[int, Service]]:
+    async with Outrider().open("memory://", worker=False) as runtime:
+        listener = bind("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        service = Service(create_api(runtime, settings), listener, settings)
+        job = asyncio.create_task(service.run())
+        await service.has_started()
+        try:
+            yield port, service
+        finally:
+            service.end()
+            await job
+
+
+async def said(port: int, *pieces: bytes) -> tuple[int, dict[str, object], bytes]:
+    """What the server says to these bytes, to the end of the connection: a status, a problem, and all of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with suppress(ConnectionError):
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+    told = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    head, _, body = told.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body), told
+
+
+POST = b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_the_server_goes_on():
+    async with listening() as (port, _):
+        for status, pieces in (
+            (408, (b"GET /v1/tasks HTTP/1.1\r\nhos",)),
+            (408, (POST + b"content-length: 20\r\n\r\n{",)),
+            (413, (POST + b"content-length: 100000\r\n\r\n{",)),
+            (413, (POST + b"content-length: 999999999999999999\r\n\r\n{",)),
+            (413, (POST + b"transfer-encoding: chunked\r\n\r\n", *[b"100\r\n" + b" " * 256 + b"\r\n"] * 9)),
+            (431, (b"GET /v1/tasks HTTP/1.1\r\n" + b"x-long: " + b"y" * 1900, b"y" * 1900)),
+            (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
+            (400, (POST + b"content-length: abc\r\n\r\n{}",)),
+        ):
+            found, problem, told = await said(port, *pieces)
+            assert (found, problem["status"]) == (status, status), told
+            assert b"application/problem+json" in told
+            assert b"connection: close" in told.lower()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), 20) == b""  # who says nothing is not waited for
+        writer.close()
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.post("/v1/sessions", json={})).status_code == 201
+
+
+async def test_a_client_that_leaves_ends_its_wait_and_one_that_stays_is_answered_when_the_server_ends():
+    async with listening(ServeSettings(shutdown_timeout=20)) as (port, service):
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            session = (await client.post("/v1/sessions", json={})).json()["id"]
+            task = (await client.post(f"/v1/sessions/{session}/tasks", json={"kind": "external"})).json()["id"]
+        ask = f"GET /v1/tasks/{task}/wait HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+        _, gone = await asyncio.open_connection("127.0.0.1", port)
+        gone.write(ask)
+        staying = asyncio.create_task(said(port, ask))
+        await until(lambda: service.under_way == 2)
+        gone.close()
+        await until(lambda: service.under_way == 1)
+        service.end()
+        status, record, _ = await staying
+        assert (status, record["id"], record["state"]) == (200, task, "queued")
+
+
+async def test_a_place_that_is_taken_or_can_be_reached_by_anybody_is_refused(tmp_path: Path):
+    listener = bind("127.0.0.1", 0)
+    listener.listen()
+    for host, port in (("127.0.0.1", listener.getsockname()[1]), ("0.0.0.0", 0), ("::", 0), ("no such host", 0)):
+        with pytest.raises(InvalidArguments):
+            bind(host, port)
+    listener.close()
+    bind("0.0.0.0", 0, is_guarded=True).close()
+    path = str(tmp_path / "a.sock")
+    left = bind_path(path)
+    left.close()  # its name stays, as after a kill
+    again = bind_path(path)
+    again.listen()
+    with pytest.raises(InvalidArguments, match="in use"):
+        bind_path(path)
+    again.close()
