@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> AsyncIterator[None]:  # type: ignore[misc]  # a plain generator; the plugin's type wants an async one
+def quiet() -> Iterator[None]:
     """What is tried again is not told: structlog would print it."""
     before = stamina.instrumentation.get_on_retry_hooks()
     stamina.instrumentation.set_on_retry_hooks([])
-    yield  # type: ignore[misc]  # likewise
+    yield
     stamina.instrumentation.set_on_retry_hooks(before)
 
 

@@ -151,7 +151,7 @@ class Tasks:
         Raises NotFound, or InvalidArguments when it fits several.
         """
         check_texts(task_id=part)
-        return (await self._connection.ask("GET", "/v1/find", params={"part": part})).record(TaskRecord)
+        return (await self._connection.ask("GET", "/v1/tasks:find", params={"part": part})).record(TaskRecord)
 
     async def record(self, task_id: str) -> TaskRecord:
         """Return a task's whole record. Raises NotFound."""
@@ -268,7 +268,7 @@ class Tasks:
         if (ids is None) == (filter is None):
             raise InvalidArguments("name the tasks to retry by ids or by a filter, not both")
         receipts = [
-            (await self._connection.ask("POST", "/v1/tasks/retry", body=body)).record(RetryReceipt)
+            (await self._connection.ask("POST", "/v1/tasks:retry", body=body)).record(RetryReceipt)
             for body in _meant(ids, filter)
         ]
         return RetryReceipt(
@@ -301,7 +301,7 @@ class Tasks:
     async def give_away(self, document: Mapping[str, Any]) -> TaskRecord:
         """End there an exported task, as canceled, so that it does not run twice; one that has ended stays as it is."""
         check_mappings(document=document)
-        answer = await self._connection.ask("POST", "/v1/tasks/give-away", body={"document": document})
+        answer = await self._connection.ask("POST", "/v1/tasks:give-away", body={"document": document})
         return answer.record(TaskRecord)
 
     async def load(
@@ -310,7 +310,7 @@ class Tasks:
         """Make the task of an exported document, under its id; it goes on from its checkpoint there."""
         check_mappings(document=document)
         body = {"document": document, "session_id": session_id, "force": force}
-        return (await self._connection.ask("POST", "/v1/tasks/import", body=body)).record(TaskRecord)
+        return (await self._connection.ask("POST", "/v1/tasks:import", body=body)).record(TaskRecord)
 
     async def delete(self, task_id: str) -> int:
         """Delete an ended task whole, with the sessions that it opened; return how many tasks went."""
@@ -334,7 +334,7 @@ class Tasks:
             "kind": kind,
             "dry_run": dry_run,
         }
-        return (await self._connection.ask("POST", "/v1/tasks/prune", body=body)).record(PruneReceipt)
+        return (await self._connection.ask("POST", "/v1/tasks:prune", body=body)).record(PruneReceipt)
 
     async def cancel(
         self,
@@ -380,7 +380,7 @@ class Tasks:
         check_texts_if_given(reason=reason, by=by)
         more = {"reason": reason, "by": by, "include_detached": include_detached}
         receipts = [
-            (await self._connection.ask("POST", "/v1/tasks/cancel", body={**body, **more}, again=True)).record(
+            (await self._connection.ask("POST", "/v1/tasks:cancel", body={**body, **more}, again=True)).record(
                 BulkReceipt
             )
             for body in _meant(ids, filter)
@@ -448,7 +448,7 @@ class Tasks:
             waits = self._connection.settings.poll if left is None else min(left, self._connection.settings.poll)
             waited = (
                 await self._connection.ask(
-                    "POST", "/v1/tasks/wait", body={**body, "timeout": waits}, again=True, waits=waits, patience=left
+                    "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, patience=left
                 )
             ).record(_Waited)
             if waited.is_over:
