@@ -45,8 +45,9 @@ NAMES = (
         "parked",
         "queue",
         "neighbours",
-        "http",
         "sse",
+        "http",
+        "list",
     ),
     *("costs", "writer"),
 )

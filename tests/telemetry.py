@@ -40,13 +40,13 @@ class Told:
         scopes = [scope for resource in (data.resource_metrics if data else ()) for scope in resource.scope_metrics]
         return {metric.name: list(metric.data.data_points) for scope in scopes for metric in scope.metrics}
 
-    def counted(self, name: str) -> dict[tuple[Any, ...], float]:
-        """The values of an instrument, or how many were measured, by the values of the attributes."""
-        points = self.metrics().get(name, [])
-        return {
-            tuple((point.attributes or {}).values()): point.count if hasattr(point, "count") else point.value
-            for point in points
-        }
+    def counted(self, name: str, without: str = "outrider.task.route") -> dict[tuple[Any, ...], float]:
+        """The values of an instrument, or how many were measured, by the values of the attributes but one."""
+        found: dict[tuple[Any, ...], float] = {}
+        for point in self.metrics().get(name, []):
+            key = tuple(value for attribute, value in (point.attributes or {}).items() if attribute != without)
+            found[key] = found.get(key, 0) + (point.count if hasattr(point, "count") else point.value)
+        return found
 
 
 @contextmanager

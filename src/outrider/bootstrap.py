@@ -26,7 +26,7 @@ from outrider.settings import LeaseTimes, WorkerSettings
 if TYPE_CHECKING:
     from outrider.runtime.facade import Runtime
     from outrider.runtime.options import Length
-    from outrider.runtime.registry import Isolation
+    from outrider.runtime.registry import Isolation, Tool
     from outrider.runtime.services import Services
     from outrider.stores.copy import Copied, Place, Progress
     from outrider.stores.sqlite.backup import Restored
@@ -48,8 +48,10 @@ class Outrider:
     """
 
     def __init__(self, settings: WorkerSettings | None = None, *, processes: bool = True, version: str = "") -> None:
+        from outrider.kinds.agent_handoff import AgentHandoff
         from outrider.kinds.background_tool import BackgroundTool
         from outrider.kinds.external import External
+        from outrider.kinds.session import PeerSession
         from outrider.kinds.subagent import Subagent
         from outrider.kinds.turn import Turn
         from outrider.runtime.options import check_texts
@@ -60,6 +62,8 @@ class Outrider:
         self.settings = settings or WorkerSettings()
         self.registry.executors["background_tool"] = BackgroundTool(self.registry)
         self.registry.executors["subagent"] = Subagent(self.registry)
+        self.registry.executors["agent_handoff"] = AgentHandoff(self.registry)
+        self.registry.executors["session"] = PeerSession(self.registry)
         self.registry.executors["turn"] = Turn(self.registry)
         if processes:
             from outrider.kinds.process import Process
@@ -146,11 +150,18 @@ class Outrider:
                 needs=needs,
                 connections=_names("connections", connections),
             )
-            if self.registry.tools.setdefault(tool.name, tool) is not tool:
-                raise InvalidArguments(f"there is a tool named {tool.name!r} already")
+            if ":" in tool.name:
+                raise InvalidArguments(
+                    f"the name of a tool has no colon, as {tool.name!r} has: it would be taken for a tool of an agent"
+                )
+            self._keep(tool)
             return fn
 
         return register if fn is None else register(fn)
+
+    def _keep(self, tool: Tool) -> None:
+        if self.registry.tools.setdefault(tool.name, tool) is not tool:
+            raise InvalidArguments(f"there is a tool named {tool.name!r} already")
 
     def resource(self, name: str) -> Callable[[F], F]:
         """Register what releases a resource of that name: a function of `resource_id`; a decorator.
@@ -160,12 +171,13 @@ class Outrider:
         """
         import inspect
 
-        from outrider.runtime.registry import release_tool
+        from outrider.runtime.registry import Tool, release_tool
 
         def register(fn: F) -> F:
             if "resource_id" not in inspect.signature(fn).parameters:
                 raise InvalidArguments(f"{fn.__qualname__}: what releases a resource has a parameter resource_id")
-            return self.tool(name=release_tool(name))(fn)
+            self._keep(Tool.of(fn, release_tool(name)))
+            return fn
 
         return register
 
@@ -298,7 +310,7 @@ class Outrider:
         try:
             if worker:
                 job = asyncio.create_task(keep_working(services, locks=locks_of(ledger)), name="outrider-worker")
-            yield Runtime(services)
+            yield Runtime(services, job)
         finally:
             await see_through(_close(services, ledger, job))
 

@@ -30,6 +30,10 @@ class Limits:
     """Characters."""
     process_output: int = 8 * MIB
     """Of a command's output, on disk until a worker has read it."""
+    webhook: int = 64 * KIB
+    """What one webhook says. Over it the longest of its fields are left out, with a mark."""
+    webhook_answer: int = 64 * KIB
+    """How much of what its receiver answers is read; of that the head is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,9 @@ class DelegationLimits:
     live: int = 16
     """How many tasks live at once."""
     total: int = 200
+    detached_live: int = 8
+    """How many of those that live are detached: nobody's end stops them."""
+    detached_total: int = 50
     foreground_wait: float = 300.0
     """How many seconds an agent waits for one that it starts in the foreground, or for tasks unless it says."""
 
@@ -57,6 +64,50 @@ class LeaseTimes:
     cancel: float = 6.0
     end: float = 8.0
     lost: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """How webhooks are sent, and where to. Spans in seconds."""
+
+    deliver: bool = True
+    """Whether this process follows the log and sends; others have to, where it does not."""
+    allow: tuple[str, ...] = ()
+    """What may be reached though it is no public address: addresses, networks (`10.0.0.0/8`), host names, `*.name`."""
+    ports: tuple[int, ...] = (80, 443)
+    """The ports of other hosts."""
+    public_url: str | None = None
+    """Where people reach the server, `https://...`: what links to answer with begin with. Without it there are none."""
+    link_valid: float = 86_400.0
+    """How long such a link answers."""
+    connect_timeout: float = 5.0
+    send_timeout: float = 15.0
+    """From the look for the address to the end of the answer."""
+    at_once: int = 4
+    """How many are sent to one endpoint at once; they are begun in order."""
+    endpoints_at_once: int = 64
+    """How many endpoints one process sends to at once."""
+    first_retry: float = 5.0
+    """How long after a failure it is tried again, at most; twice that after the second, and so on."""
+    longest_retry: float = 3600.0
+    retry_for: float = 86_400.0
+    """After how long it is not tried again, and lies with the dead letters."""
+    claim: float = 30.0
+    """How long a process keeps an endpoint to itself; when it dies, others go on after that."""
+    takeover: float = 5.0
+    """How late webhooks are when processes other than the one on duty help out."""
+    progress_every: float = 1.0
+    """The shortest time between two webhooks of one task's progress."""
+    disable_after: float = 2 * 86_400.0
+    """How long nothing but failures disables an endpoint."""
+    disable_failures: int = 10
+    """And how many of them there are at least."""
+    history: int = 100
+    """How many deliveries that were made are kept of each endpoint."""
+    dead_letters: int = 1000
+    """How many that were given up."""
+    overlap: float = 86_400.0
+    """How long the old secret signs beside a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +141,8 @@ class WorkerSettings:
     """How many tasks one transaction deletes at most."""
     retention_interval: float = 60.0
     """How often a worker looks for some."""
+    index_interval: float = 1.0
+    """How often a worker brings the index of tasks up to date. What it lacks is looked at by whoever lists tasks."""
     iterations: int = 50
     """How many model calls an agent may make, unless it or its task says."""
     model_tries: int = 4
@@ -117,7 +170,22 @@ class WorkerSettings:
     inbox_lease: float = 60.0
     """How long what an outside agent receives is kept for it, unless it says."""
     delegation: DelegationLimits = DelegationLimits()
+    webhooks: WebhookSettings = WebhookSettings()
     limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a server tells who follows. Spans in seconds."""
+
+    silence: float = 15.0
+    """After how long without news a stream says that it is still there."""
+    stall_limit: float = 30.0
+    """How long a client may read nothing of what was sent to it, before it is cut."""
+    retry: float = 1.0
+    """After how long a client should come again that was cut."""
+    most: int = 5000
+    """How many streams one process has open at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +240,6 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """How a server tells who follows. Spans in seconds."""
-
-    keep_alive: float = 15.0
-    """After how long without news a stream says that it is still there."""
-    stall_limit: float = 30.0
-    """How long a client may read nothing of what was sent to it, before it is cut."""
-    retry: float = 1.0
-    """After how long a client should come again that was cut."""
-    most: int = 5000
-    """How many streams one process has open at once."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How the HTTP API is served. Spans in seconds, sizes in bytes."""
 
@@ -207,9 +261,11 @@ class ServeSettings:
     """How long requests under way have when the server is told to stop; what is left is cut off."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the API (CORS): `https://app.example.org`, or `*` for any."""
+    hosts: tuple[str, ...] = ()
+    """The names by which it is asked for where nobody is asked who they are, beside those of this machine."""
+    streams: StreamSettings = StreamSettings()
     access: AccessSettings | None = None
     """Who is admitted; None admits everybody, and serves this machine only."""
-    streams: StreamSettings = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,3 +159,10 @@ async def test_pages_of_other_origins_may_use_it_only_where_they_were_named():
             "access-control-allow-origin"
             not in (await open.options("/v1/tasks", headers={**asked, "Origin": "https://b"})).headers
         )
+
+
+async def test_a_server_says_that_it_lives_and_is_not_ready_once_it_ends(api: Api):
+    assert (await api.get("/health")).json() == {"status": "alive"}
+    assert (await api.get("/ready")).status_code == 200
+    api.app.state.ending.set()
+    assert (await api.get("/ready")).status_code == 503

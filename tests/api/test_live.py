@@ -5,17 +5,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from outrider import Outrider, SessionHandle, TaskContext
 from outrider.api import create_api
-from outrider.core.errors import StoreUnavailable
-from outrider.runtime import live
+from outrider.api.live import as_sse
+from outrider.core.errors import NotFound, StoreError, StoreUnavailable
+from outrider.runtime import live, snapshots
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
+from outrider.runtime.live import Live
 from outrider.settings import ServeSettings, StreamSettings
 from outrider.testing import open_test
 from tests.api.conftest import Api, opened
 from tests.api.listening import Listener, Told, listening
+from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -114,6 +119,26 @@ async def test_a_stream_of_a_task_ends_with_it_and_says_so_also_to_who_comes_lat
         assert await resumed.until() == [told[-1]]
 
 
+async def test_what_comes_in_while_a_stream_finds_that_its_task_has_ended_is_told_before_the_end(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    task = await (await session_of(api)).create("external", {})
+    views = api.runtime.services.views
+    read = views.task
+
+    async def ending(task_id: str) -> Any:
+        monkeypatch.setattr(views, "task", read)
+        await api.runtime.tasks.cancel(task_id)
+        return await read(task_id)
+
+    async with listening(api.app, f"/v1/tasks/{task.id}/events") as heard:
+        await heard.until(1)
+        (feed,) = api.app.state.audience.live._feeds.values()
+        monkeypatch.setattr(views, "task", ending)
+        feed.ring()
+        assert [each.name for each in await heard.until()] == ["snapshot", "task.updated", "end"]
+
+
 async def test_output_is_followed_from_any_byte_and_told_with_the_events_of_its_session():
     app = Outrider()
 
@@ -163,6 +188,26 @@ async def test_who_follows_an_organization_hears_of_it_all_and_of_no_other(api: 
         assert hidden.id not in str([each.data for each in told])
     async with listening(api.app, "/v1/events", last=told[2].id) as resumed:
         assert await resumed.until(3) == told[3:]
+
+
+async def test_what_others_follow_is_not_shared_with_who_may_not_see_it(api: Api):
+    session = await session_of(api)
+    task = await session.create("external", {})
+    hub = Live(api.runtime.services, as_sse)
+    own, others = (api.runtime.within(Bounds(each)).services for each in ("org_default", "org_b"))
+    streams = [await hub.session(own, session.id), await hub.task(own, task.id), await hub.output(own, task.id)]
+    for refused in (hub.session(others, session.id), hub.task(others, task.id), hub.output(others, task.id)):
+        with pytest.raises(NotFound):
+            await refused
+    for organization_id in ("org_default", "org_b"):
+        streams += [empty := await hub.organization(others, organization_id, bounds="others")]
+        snapshot = await empty.take()
+        assert snapshot is not None
+        assert b'"tasks":[]' in snapshot
+    streams += [full := await hub.organization(own, "org_default")]
+    assert task.id.encode() in (await full.take() or b"")
+    for stream in streams:
+        stream.close()
 
 
 async def test_what_was_deleted_is_told_by_a_marker_and_the_end_of_a_session_by_its_end(api: Api):
@@ -240,7 +285,7 @@ async def test_who_does_not_read_costs_nothing_and_misses_nothing(api: Api, monk
 
 
 async def test_a_client_that_reads_nothing_for_too_long_is_cut_without_an_end_and_may_come_again():
-    settings = ServeSettings(streams=StreamSettings(stall_limit=0.02, keep_alive=0.02, most=2))
+    settings = ServeSettings(streams=StreamSettings(stall_limit=0.02, silence=0.02, most=2))
     async with opened(Outrider(), settings=settings) as api:
         session = await session_of(api)
         path = f"/v1/sessions/{session.id}/events"
@@ -261,7 +306,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_cut_without_an_end_an
 
 
 async def test_who_has_nothing_to_tell_says_that_it_is_still_there():
-    settings = ServeSettings(streams=StreamSettings(keep_alive=0.02))
+    settings = ServeSettings(streams=StreamSettings(silence=0.02))
     async with opened(Outrider(), settings=settings) as api, listening(api.app, "/v1/events") as heard:
         await heard.until(1, comments=3)
         assert [each.name for each in heard.told] == ["snapshot"]
@@ -295,7 +340,9 @@ async def test_a_fault_of_a_feed_is_no_end_of_what_it_tells_of(api: Api, monkeyp
         await heard.until(1)
         monkeypatch.setattr(api.runtime.services.views, "events", broken)
         await worked(session)
-        assert (await heard.until())[-1] == Told("end", None, {"reason": "failed"})
+        async with listening(api.app, f"/v1/sessions/{session.id}/events", last=0) as late:
+            for each in (heard, late):
+                assert (await each.until())[-1] == Told("end", None, {"reason": "failed"})
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -340,3 +387,58 @@ async def test_what_another_process_writes_is_told_at_once_to_all_who_are_concer
         assert events(await one.until(9)) == [(n, "task.updated") for n in range(3, 11)]
         await there.sessions.delete(watched.id)
         assert (await one.until())[-1].data == {"reason": "session_deleted"}
+
+
+async def test_what_an_open_transaction_hides_is_told_when_it_is_over_and_to_who_follows_its_session_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(snapshots, "PATIENCE", 0.1)
+    monkeypatch.setattr(live, "LOOK", 0.05)
+    async with Outrider().open(postgres_url, worker=False) as runtime:
+        api = create_api(runtime)
+        session = await runtime.sessions.create()
+        async with (
+            listening(api, f"/v1/sessions/{session.id}/events") as one,
+            listening(api, "/v1/events") as every,
+            await psycopg.AsyncConnection.connect(postgres_url) as stranger,
+        ):
+            await one.until(1)
+            await every.until(1)
+            await stranger.execute("create table strange (n integer)")  # in a transaction, which goes on
+            await worked(session, 2)
+            assert events(await one.until(5)) == [(n, each) for n, each in enumerate(MADE, start=2)]
+            async with listening(api, "/v1/events") as late:
+                assert len(await late.until(1)) == 1  # after a while, since what it shows is not in the log yet
+                assert [each.name for each in every.told] == ["snapshot"]
+                await stranger.rollback()
+                for each in (every, late):
+                    assert [found.name for found in await each.until(5)] == ["snapshot", *MADE]
+                assert late.told[1].id == every.told[1].id
+
+
+MADE = ["task.created", "task.created", "task.updated", "task.updated"]
+
+
+@pytest.mark.slow
+async def test_streams_go_on_through_a_restart_of_the_database_server(own_postgres: Server):
+    url = own_postgres.create_database("work")
+    async with Outrider().open(url, worker=False) as runtime:
+        api = create_api(runtime)
+        session = await runtime.sessions.create()
+        async with (
+            listening(api, f"/v1/sessions/{session.id}/events") as one,
+            listening(api, "/v1/events") as every,
+        ):
+            await one.until(1)
+            await every.until(1)
+            await worked(session)
+            await one.until(3)
+            await asyncio.to_thread(own_postgres.kill)
+            with pytest.raises(StoreError):  # somebody looks while it is away
+                await runtime.services.views.position()
+            await asyncio.to_thread(own_postgres.start)
+            async with Outrider().open(url, worker=False) as other:
+                await worked(await other.sessions.get(session.id), 3)
+            for each in (one, every):
+                told = await each.until(9, timeout=20)
+                assert [found.data["seq"] for found in told[1:]] == list(range(2, 10))

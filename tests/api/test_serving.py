@@ -63,6 +63,11 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
         server.process.communicate()
 
 
+def client_is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 @pytest.mark.slow
 async def test_a_server_works_ends_gracefully_amid_requests_and_goes_on_when_it_is_started_again(tmp_path: Path):
     (tmp_path / "work.py").write_text(APP)
@@ -98,8 +103,16 @@ async def test_a_server_works_ends_gracefully_amid_requests_and_goes_on_when_it_
         assert client.get(f"/v1/tasks/{waited}").json()["state"] == "queued"
         assert client.get(f"/v1/tasks/{task}/result").json() == 42
         assert (tmp_path / "here.sock").stat().st_mode & 0o777 == 0o600
-        assert server.end() == 0
-        assert not (tmp_path / "here.sock").exists()
+        half = socket.socket(socket.AF_UNIX)
+        half.connect(str(tmp_path / "here.sock"))
+        half.sendall(POST + b"content-length: 20\r\n\r\n{")
+        assert client.get("/v1/tasks").status_code == 200  # so that the other was begun
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stderr is not None
+        while client_is_served(str(tmp_path / "here.sock")):
+            time.sleep(0.01)
+        assert server.end() == 128 + signal.SIGTERM  # at once, whoever has half sent what
+        half.close()
 
 
 # --- in this process, on a real socket -----------------------------------------------------------------------

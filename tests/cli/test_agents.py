@@ -1,11 +1,17 @@
 """`run`: an agent on a prompt, with the tools of an app or with none."""
 
+import io
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outrider import TaskRecord
+from outrider import Outrider, TaskRecord
+from outrider.cli import starting
+from outrider.cli.arguments import parse
 from outrider.cli.exits import UsageError
+from outrider.cli.terminal import Screen
 from outrider.cli.values import budget_of
 from tests.cli.harness import Cli, eventually
 
@@ -99,3 +105,30 @@ def test_a_budget_is_typed_as_names_and_numbers():
     for text in ("tokens", "tokens=many", "tokens=1,tokens=2"):
         with pytest.raises(UsageError):
             budget_of(text)
+
+
+@pytest.mark.anyio
+async def test_a_registered_agent_answers_in_a_peer_that_stays_open_or_takes_a_turn_where_it_is_invited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OUTRIDER_APP", "tests.cli.chat_app")
+    url = f"sqlite:///{tmp_path}/work.db"
+
+    async def run(*typed: str) -> dict[str, Any]:
+        _, arguments = parse(["run", *typed, "--json", f"--db={url}"])
+        out = io.StringIO()
+        assert await starting.run(arguments, Screen(as_json=True, out=out)) == 0
+        record: dict[str, Any] = json.loads(out.getvalue())
+        return record
+
+    for wrong in (["--peer"], ["--invite", "--agent=clerk", "--model=scripted"]):
+        with pytest.raises(UsageError):
+            await run("hi", *wrong)
+    async with Outrider().open(url, worker=False) as runtime:
+        await runtime.sessions.create(id="talk", agent="clerk")
+        peer = await run("hi", "--agent=clerk", "--peer", "--name=hers")
+        opened = await (await runtime.sessions.get(peer["links"]["child_session_id"])).record()
+        assert (peer["kind"], peer["result"], opened.title) == ("session", "You said: hi", "hers")
+        guest = await run("hi", "--agent=clerk", "--invite", "--session=talk")
+        assert (guest["kind"], guest["result"]) == ("agent_handoff", "You said: hi")
+        assert len(await runtime.tasks.list(session_id="talk", kind="turn")) == 1

@@ -84,6 +84,20 @@ def test_tasks_lists_records_newest_first_and_narrowed(cli: Cli):
         assert cli.run("tasks", wrong).code == 2
 
 
+def test_tasks_are_found_by_their_words_and_by_when_they_were_made(cli: Cli):
+    cli.ok("call", "add", "a=1", "--name=Quarterly report")
+    cli.ok("call", "add", "a=2", "--name=Daily report")
+
+    def names(*given: str) -> list[str]:
+        return [record["display_name"] for record in cli.ok("tasks", "--json", *given).records]
+
+    assert names("--text=QUARTERLY rep") == ["Quarterly report"]
+    assert names("--text=report", "--oldest-first", "--created-after=1h") == ["Quarterly report", "Daily report"]
+    assert names("--text=report", "--created-before=2020-01-31T09:30Z") == []
+    for wrong in ("--text=?", "--created-after=tomorrow", "--root="):
+        assert cli.run("tasks", wrong, "--json").error["code"] == "usage"
+
+
 def test_piped_tasks_are_a_line_each_with_the_whole_id_and_no_colour(cli: Cli):
     cli.ok("call", "add", "a=1", "--name=first")
     (record,) = cli.ok("tasks", "--json").records

@@ -30,7 +30,7 @@ from outrider.core.errors import (
     UnknownName,
 )
 from outrider.core.ledger import TaskFilter
-from outrider.runtime.tasks import Draft
+from outrider.runtime.tasks import Order
 from tests.client.stage import WAYS, Way, opened
 from tests.facts import until
 
@@ -236,7 +236,7 @@ async def test_creating_twice_under_one_key_makes_one_task(idle: Any):
     assert told.value.details == {"task_id": first.id}
     mine = await session.create("external", {}, options=TaskOptions(id="task_mine"))
     assert mine.id == (await session.create("external", {}, options=TaskOptions(id="task_mine"))).id == "task_mine"
-    made = await idle.tasks.submit(session.id, [Draft("external", {"n": 1}, once), Draft("external", {"n": 3})])
+    made = await idle.tasks.submit(session.id, [Order("external", {"n": 1}, once), Order("external", {"n": 3})])
     assert [each.is_new for each in made] == [False, True]
     assert len(await session.tasks()) == 3
 

@@ -35,6 +35,7 @@ from outrider.core.events import (
     Stopped,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, apply, create
@@ -102,7 +103,7 @@ requests = st.builds(
 waits = st.one_of(
     st.builds(WaitForAnswer, ids),
     st.builds(WaitUntil, moments),
-    st.builds(WaitForTasks, watched, st.booleans()),
+    st.builds(WaitForTasks, watched, st.booleans(), seen=st.sampled_from([None, {stage.OTHER: 1}])),
     st.builds(WaitForMessage, st.integers(0, 2)),
     st.builds(WaitForNews, st.integers(0, 2)),
 )
@@ -137,6 +138,7 @@ SAMPLES: dict[type, st.SearchStrategy[Any]] = {
         CancelRequested, st.none() | st.just("ada"), grace=maybe, include_detached=st.booleans()
     ),
     DeadlinePassed: st.builds(DeadlinePassed, st.none() | moments),
+    WatchedAsked: st.builds(WatchedAsked, others),
     WatchedEnded: st.builds(WatchedEnded, others, st.sampled_from(sorted(TERMINAL))),
     Rung: st.just(Rung("session_a")),
 }

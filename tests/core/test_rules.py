@@ -31,6 +31,7 @@ from outrider.core.events import (
     Stopped,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, create
@@ -232,8 +233,9 @@ def test_rule_03_an_orphaned_or_released_task_is_due_at_once():
         (WaitForMessage(0), MessageReceived(message())),
         (WaitForTasks((OTHER,)), WatchedEnded(OTHER, State.FAILED)),
         (WaitForTasks((OTHER, "task_c"), every=False), WatchedEnded(OTHER, State.SUCCEEDED)),
+        (WaitForTasks((OTHER, "task_c"), seen={OTHER: 1, "task_c": 1}), WatchedAsked(OTHER)),
     ],
-    ids=["answer", "message", "all tasks", "any task"],
+    ids=["answer", "message", "all tasks", "any task", "a question"],
 )
 class TestNews:
     def test_rule_03_makes_a_parked_task_due(self, wait, news):
@@ -257,6 +259,18 @@ def test_rule_03_a_task_waits_on_until_all_its_tasks_have_ended():
     stage = held().park(WaitForTasks((OTHER, "task_c"))).tell(WatchedEnded(OTHER, State.SUCCEEDED))
     assert stage.task.core.due_at is None
     assert stage.tell(WatchedEnded("task_c", State.CANCELED)).task.core.due_at == stage.now
+
+
+def test_rule_15_who_waits_for_a_task_hears_its_questions_whatever_its_policy_and_those_alone_who_want_to():
+    stage = held(wake_policy="silent").ask()
+    (told,) = stage.last.follow_ups
+    assert (told.relation, told.event) == ("watchers", WatchedAsked(TASK))
+    assert stage.last.inbox == ()
+    assert not held(wake_policy="silent").ask(question(kind="approval")).last.follow_ups
+    waiting = held().park(WaitForTasks((OTHER,), seen={OTHER: 4}))
+    assert waiting.last.unasked == {OTHER: 4}
+    for wait in (WaitForTasks((OTHER,)), WaitForTasks(("task_c",), seen={"task_c": 1})):
+        assert held().park(wait).tell(WatchedAsked(OTHER)).task.core.due_at is None
 
 
 def test_rule_03_a_park_names_the_tasks_to_watch():

@@ -33,6 +33,7 @@ from outrider.core.events import (
     Stopped,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.machine import TRANSITIONS, apply
@@ -83,6 +84,7 @@ SAMPLES: dict[str, Event] = {
     "CancelRequested": CancelRequested(),
     "DeadlinePassed": DeadlinePassed(),
     "WatchedEnded": WatchedEnded(OTHER, State.SUCCEEDED),
+    "WatchedAsked": WatchedAsked(OTHER),
     "Rung": Rung("session_a"),
 }
 
@@ -120,6 +122,7 @@ Debounced       | i     i       i        | i    i    i      i      i        | i 
 CancelRequested | C     C       C        | R    R    C      C      C        | A      C       | S         F      C
 DeadlinePassed  | Q     Q       Q        | R    R    R      R      R        | A      A       | S         F      C
 WatchedEnded    | Q     Q       Q        | R    R    R      R      S        | A      A       | S         F      C
+WatchedAsked    | Q     Q       Q        | R    R    R      R      R        | A      A       | S         F      C
 Rung            | Q     Q       Q        | R    R    R      R      R        | A      A       | t         t      t
 """
 

@@ -104,6 +104,10 @@ def _hand(turn: Turn) -> Reply:
             return Reply("done")
 
 
+def _guest(turn: Turn) -> Reply:
+    return Reply("so") if turn.number == 2 else Reply(calls=(Call("toil", {"word": turn.prompt, "fails": False}),))
+
+
 def _chance(word: str) -> random.Random:
     """The same for the same words in any run: what stands after a # names the run."""
     return random.Random(re.sub(r"#\w+", "", word))
@@ -117,6 +121,9 @@ def _answers(turn: Turn) -> Iterator[Call]:
 scripted.register("tree-chief", _chief)
 scripted.register("tree-lead", _lead_script)
 scripted.register("tree-hand", _hand)
+scripted.register("tree-guest", _guest)
 app.agent("chief", model="scripted:tree-chief", delegates=True)
 app.agent("lead", model="scripted:tree-lead", delegates=True)
 app.agent("hand", model="scripted:tree-hand", tools=["toil"])
+for _name in ("guest", "other guest"):
+    app.agent(_name, model="scripted:tree-guest", tools=["toil"])

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,22 +20,26 @@ from outrider.settings import (
     MIB,
     RELEASE_FAILURES,
     RELEASE_TIMEOUT,
+    AccessSettings,
     DelegationLimits,
+    IssuerSettings,
     LeaseTimes,
     Limits,
     LocalModelSettings,
     ServeSettings,
     StreamSettings,
+    WebhookSettings,
     WorkerSettings,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 CHARACTERS = {"summary", "detail", "name"}
-TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens"}
+TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens", "rate", "burst"}
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
-COUNTS |= {"model_tries", "breaker_failures", "port", "most"}
-SIZES = {field.name for field in fields(Limits)} | {"body", "header"}
-NESTED = {"lease", "limits", "delegation", "streams"}
+COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures", "detached_live", "detached_total"}
+COUNTS |= {"at_once", "endpoints_at_once", "disable_failures", "history", "dead_letters"}
+SIZES = {field.name for field in fields(Limits)} | {"body", "header", "token_size"}
+NESTED = {"lease", "limits", "delegation", "streams", "webhooks", "scopes", "algorithms"}
 
 
 def rows() -> dict[str, str]:
@@ -43,16 +48,22 @@ def rows() -> dict[str, str]:
     return {row[0].strip(): row[1].strip() for row in cells}
 
 
-def told(name: str, value: float | str | tuple[str, ...]) -> str:
+def told(name: str, value: Any) -> str:
     """A default as the page writes it."""
-    if isinstance(value, str | tuple):
-        return value if isinstance(value, str) else "none"
+    if not value and not isinstance(value, int | float):
+        return "none"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return f"{value}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     if name == "retention":
         return f"{value / 86_400:g} days"
     if name in CHARACTERS:
         return f"{value:,} characters"
     if name in TOKENS:
-        return f"{value:,}"
+        return f"{value:,.0f}"
     if name in SIZES:
         return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
     return f"{value:g}" if name in COUNTS else f"{value:g} s"
@@ -67,7 +78,10 @@ def told(name: str, value: float | str | tuple[str, ...]) -> str:
         Limits(),
         LocalModelSettings(),
         ServeSettings(),
+        WebhookSettings(),
         StreamSettings(),
+        AccessSettings(),
+        IssuerSettings("", ""),
     ],
     ids=lambda each: type(each).__name__,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from outrider import Outrider, Runtime, SessionHandle, TaskContext, WorkerSettings
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Reply, Turn
+from outrider.core.task import Task
 from outrider.settings import DelegationLimits
 
 Script = Callable[[Turn], Reply]
@@ -68,3 +69,13 @@ async def turns(runtime: Runtime, session: SessionHandle, count: int) -> list[An
             if len(taken) >= count and all(task.is_terminal for task in taken):
                 return [await (await runtime.task(task.id)).result() for task in taken]
             await asyncio.sleep(0.01)
+
+
+async def until(runtime: Runtime, fits: Callable[[Task], bool], **filter: Any) -> Task:
+    """The task that fits, once one does."""
+    async with asyncio.timeout(10):
+        while True:
+            for record in await runtime.tasks.list(**filter):
+                if fits(task := await runtime.tasks.get(record.id)):
+                    return task
+            await asyncio.sleep(0.005)

@@ -148,7 +148,7 @@ async def test_a_spec_over_its_limit_is_refused():
         assert refused.value.details["limit"] == 262_144
 
 
-def test_parameters_without_a_name_cannot_be_registered():
+def test_parameters_without_a_name_and_names_that_mean_another_cannot_be_registered():
     app = Outrider()
     with pytest.raises(InvalidArguments, match="passed by name"):
 
@@ -162,6 +162,11 @@ def test_parameters_without_a_name_cannot_be_registered():
 
         @app.tool(name="same")
         def two() -> None: ...
+
+    with pytest.raises(InvalidArguments, match="colon"):  # so are tools of an agent's own granted
+
+        @app.tool(name="same:two")
+        def three() -> None: ...
 
 
 # --- what it returns ---------------------------------------------------------------------------------
@@ -196,6 +201,7 @@ def deep() -> list[Any]:
         (lambda: (n for n in range(3)), "generator"),
         (lambda: lambda: 1, "function"),
         (lambda: Exception("as a value"), "Exception"),
+        (lambda: {"a": [2**64]}, "more than 64 bits"),
     ],
     ids=[
         "bytes",
@@ -210,6 +216,7 @@ def deep() -> list[Any]:
         "generator",
         "function",
         "error",
+        "wide",
     ],
 )
 async def test_a_result_that_is_not_json_fails_the_task_for_good(make: Any, said: str, in_thread: bool):
@@ -226,7 +233,7 @@ async def test_a_result_that_is_not_json_fails_the_task_for_good(make: Any, said
 
     app.tool(name="returns")(returns_in_thread if in_thread else returns)
     kind, message = await error_of(app, "returns")
-    assert kind == "exception"
+    assert kind == "invalid_result"
     assert said.lower() in message.lower()
     for each in made:
         if hasattr(each, "close"):
@@ -271,7 +278,7 @@ async def test_a_generator_is_no_tool():
 
     for tool in ("generates", "generates_async"):
         kind, message = await error_of(app, tool)
-        assert kind == "exception"
+        assert kind == "invalid_result"
         assert "generator" in message
 
 

@@ -58,7 +58,9 @@ class Stage:
         @self.app.tool
         async def odd(what: str) -> Any:
             """Return what is not JSON."""
-            return {"object": object(), "bytes": b"\xff", "nan": float("nan"), "half": "\ud800"}[what]
+            return {"object": object(), "bytes": b"\xff", "nan": float("nan"), "half": "\ud800", "huge": [1 << 64]}[
+                what
+            ]
 
     def agent(self, name: str, script: Script, **more: Any) -> None:
         told = self.told[name] = []
@@ -370,14 +372,14 @@ async def test_a_schema_that_the_engine_cannot_follow_is_followed_all_the_same(s
             assert failure.value.kind == "schema_mismatch"
 
 
-@pytest.mark.parametrize("what", ["object", "bytes", "nan", "half"])
+@pytest.mark.parametrize("what", ["object", "bytes", "nan", "half", "huge"])
 async def test_a_tool_that_returns_what_is_not_json_fails_its_agent_at_once_and_says_which(stage: Stage, what: str):
     stage.agent("child", steps(calls("odd", what=what), Reply("went on")), tools=["odd"])
     async with stage.open() as (_, session):
         task = await session.spawn_agent("x", agent="child")
         with pytest.raises(TaskFailed, match="the tool odd returned what is not JSON: ") as failure:
             await task.result()
-        assert failure.value.kind == "exception"
+        assert failure.value.kind == "invalid_result"
         assert len(await task.attempts()) == 1
 
 

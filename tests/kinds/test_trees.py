@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
-from outrider import Runtime, State
+from outrider import State, TaskOptions
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.cli.watching import shown, tree_of
+from outrider.cli.watching import tree_of
 from outrider.core.queue import NO_GATES
 from outrider.core.task import Task
 from outrider.kinds.process import Process
 from outrider.runtime.around import Around
-from tests.kinds.stage import Stage, calls, steps, turns
+from outrider.runtime.trees import tasks_below
+from tests.kinds.stage import Stage, calls, steps, turns, until
 
 pytestmark = pytest.mark.anyio
 _AROUND = Around((), NO_GATES)
@@ -25,16 +25,6 @@ _AROUND = Around((), NO_GATES)
 @pytest.fixture
 def stage() -> Stage:
     return Stage("memory://")
-
-
-async def until(runtime: Runtime, fits: Callable[[Task], bool], **filter: Any) -> Task:
-    """The task that fits, once one does."""
-    async with asyncio.timeout(10):
-        while True:
-            for record in await runtime.tasks.list(**filter):
-                if fits(task := await runtime.tasks.get(record.id)):
-                    return task
-            await asyncio.sleep(0.005)
 
 
 def answering(answer: Reply | None = None) -> Callable[[Turn], Reply]:
@@ -78,9 +68,10 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         agents = await runtime.tasks.list(root_session_id=session.id, kind="subagent")
         assert [each.state for each in agents] == [State.SUCCEEDED] * 2
         assert len({each.session_id for each in agents}) == 2
-        (top,) = (tree := tree_of(await shown(runtime.services.views, session.id), _AROUND)).children
+        (top,) = (tree := tree_of(await tasks_below(runtime.services.views, session.id), _AROUND)).children
         assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
-        below = await shown(runtime.services.views, min(agents, key=lambda each: each.id).links.child_session_id or "")
+        first = min(agents, key=lambda each: each.id).links.child_session_id or ""
+        below = await tasks_below(runtime.services.views, first)
         assert [task.id for task in below] == [max(each.id for each in agents)]
         transcripts = [session.id, *(each.links.child_session_id or "" for each in agents)]
         for each in transcripts:
@@ -350,3 +341,29 @@ async def test_a_graph_is_started_by_an_agent_and_given_no_tools_to_report_with(
         await (await session.send("go")).result(timeout=20)
         (told,) = stage.said["boss"]
         assert told["tasks"][0]["result"] == "drawn"
+
+
+async def test_an_agent_that_is_parked_for_a_silent_child_hears_its_question_and_no_other_news():
+    stage = Stage("memory://")
+    stage.agent("child", steps(calls("work", n=1), calls("ask_parent", question="Which?"), Reply("so")), tools=["work"])
+
+    def boss(turn: Turn) -> Reply:
+        match turn.number:
+            case 1:
+                return calls("spawn_agent", instructions="x", agent="child", wake="silent")
+            case 2:
+                return calls("wait_task", task_ids=[turn.results[0].content["task_id"]])
+        return Reply(str(turn.results[-1].content))
+
+    stage.agent("boss", boss, delegates=True)
+    async with stage.open("boss") as (runtime, session):
+        turn = await session.send("go")
+        await until(runtime, lambda task: bool(task.core.waits), kind="turn")
+        news = await session.create("external", {"name": "news"}, options=TaskOptions(wake="on_terminal"))
+        await news.cancel()
+        await until(runtime, lambda task: task.core.rung > 0, kind="turn")
+        stage.gate.set()
+        told = await turn.result(timeout=10)
+        assert "'prompt': 'Which?'" in told
+        assert "'timed_out': False" in told
+        assert [attempt.ending for attempt in await turn.attempts()] == ["parked", "succeeded"]

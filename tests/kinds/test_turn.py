@@ -16,7 +16,7 @@ from outrider.agents import scripted
 from outrider.agents.engine import is_said
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy
+from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, WaitTimeout
 from outrider.core.events import CancelRequested, Reprioritized, Rung
 from outrider.core.ledger import InboxRow
 from outrider.core.machine import apply
@@ -170,10 +170,13 @@ async def test_what_is_for_after_the_turn_is_heard_in_the_next(stage: Stage):
     async with stage.open() as (runtime, session):
         first = await session.send("think")
         await stage.begun.wait()
-        await session.send("later", steering="after")
+        later = await session.send("later", steering="after")
+        assert later.id == first.id
+        with pytest.raises(WaitTimeout):
+            await later.heard_by(timeout=0)
         stage.gate.set()
+        assert await (await later.heard_by(timeout=10)).result() == "You said later."
         assert await first.result() == "You said think."
-        await settled(session)
         assert [text for kind, text in await said(runtime, session) if kind == "user-prompt"] == ["think", "later"]
         assert len(await session.tasks()) == 2
 
@@ -183,13 +186,11 @@ async def test_an_interrupt_ends_the_turn_and_is_heard_in_the_next_while_backgro
         background = await session.spawn("consult")
         first = await session.send("think")
         await stage.begun.wait()
-        await session.send("stop that", steering="interrupt")
-        assert await ended(first) == "canceled"
-        await settled(session)
-        last = await session.turn()
-        assert last is not None
-        assert last.id != first.id
-        assert await last.result() == "You said stop that."
+        told = await session.send("stop that", steering="interrupt")
+        assert await (await told.heard_by(timeout=10)).result() == "You said stop that."
+        assert (told.id, await ended(first)) == (first.id, "canceled")
+        again = await session.send("once more", steering="interrupt")  # which ends no turn
+        assert (await again.heard_by()).id == again.id
         assert not (await background.record()).state.is_terminal
 
 
@@ -333,3 +334,23 @@ async def test_a_ring_that_lost_a_race_is_not_settled_by_what_won_it():
         assert await runtime.services.views.follow_ups(10) == [ring]
         await lifecycle.apply_follow_ups()
         assert (await runtime.tasks.get(turn.id)).core.rung == 1
+
+
+async def test_what_is_for_the_next_turn_of_a_session_that_is_closed_before_that_is_left_with_this_one():
+    stage = Stage("memory://")
+    async with stage.open() as (_, session):
+        await session.send("think")
+        await stage.begun.wait()
+        told = await session.send("later", steering="after")
+        await session.close()
+        waiting = asyncio.create_task(told.heard_by(timeout=10))
+        stage.gate.set()
+        assert (await waiting).id == told.id
+
+
+async def test_a_turn_of_an_agent_that_nobody_serves_says_so():
+    stage = Stage("memory://")
+    async with stage.app.open(stage.url) as runtime:
+        turn = await (await runtime.sessions.create(agent="nobody")).send("hello")
+        record = await turn.record()
+        assert (record.phase, record.phase_reason) == ("blocked", "no worker serves turn:nobody")

@@ -43,12 +43,15 @@ from outrider.runtime.bounds import Bounds
 from outrider.runtime.handles import SessionHandle
 from outrider.runtime.records import EventRecord
 from outrider.runtime.tasks import Order as Submission
+from outrider.settings import WebhookSettings
 from outrider.testing import TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
 
 A, B = Bounds("org_a"), Bounds("org_b")
 FORBIDDEN = ("forbidden",)
+HOOK = "https://hooks.example/"
+COLLECTIONS = ("notes", "keys", "organizations", "audit", "audit_heads", "webhook", "task_webhook")
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,14 @@ class Ids:
     at: int
     key: str
     organization: str
+    webhook: str
+    of_task: str
+    """A webhook of one task."""
 
 
-NOTHING = Ids("session_no", "task_no", "task_no2", "task_no3", "req_no", "task_no.1.1", 0, "key_no", "org_no")
+NOTHING = Ids(
+    "session_no", "task_no", "task_no2", "task_no3", "req_no", "task_no.1.1", 0, "key_no", "org_no", "whk_no", "whk_no2"
+)
 
 
 @dataclass
@@ -95,7 +103,7 @@ class Neighbours:
             await views.files(self.theirs.session),
             await views.inbox(self.theirs.session),
             await views.gates(),
-            [await views.documents(each) for each in ("notes", "keys", "organizations", "audit", "audit_heads")],
+            [await views.documents(each) for each in COLLECTIONS],
         )
 
 
@@ -114,7 +122,7 @@ async def neighbours() -> AsyncIterator[Neighbours]:
     async def ends() -> str:
         return "secret"
 
-    async with open_test(app, store="memory") as runtime:
+    async with open_test(app, store="memory", webhooks=WebhookSettings(deliver=False)) as runtime:
         there = runtime.within(B)
         session = await there.sessions.create(title="secret", labels={"of": "b"})
         asking = await session.spawn("asks", options=TaskOptions(wake="on_activity"))
@@ -139,7 +147,11 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         await runtime.retention.pin(session.id)
         key = await there.keys.create("secret")
         await there.audit.record("secret", actor={})
-        ids = Ids(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b")
+        hook, of_task = await there.webhooks.create(HOOK), await there.webhooks.create(HOOK, task_id=asking.id)
+        ids = Ids(
+            *(session.id, asking.id, ended.id, held.id, request.id, row.receipt, held.attempt, key.id, "org_b"),
+            *(hook.id, of_task.id),
+        )
         yield Neighbours(runtime, ours, own, ids, await there.tasks.export(ended.id))
 
 
@@ -166,6 +178,7 @@ FACADE: dict[str, Verb] = {
     "snapshot": lambda n, it: n.ours.snapshot(it.organization),
     "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
+    "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
@@ -178,6 +191,7 @@ FACADE: dict[str, Verb] = {
     "tasks.find": lambda n, it: n.ours.tasks.find(it.ended[5:]),
     "tasks.record": lambda n, it: n.ours.tasks.record(it.ended),
     "tasks.list": lambda n, it: n.ours.tasks.list(session_id=it.session),
+    "tasks.tree": lambda n, it: n.ours.tasks.tree(it.asking),
     "tasks.spent": lambda n, it: n.ours.tasks.spent(it.ended),
     "tasks.attempts": lambda n, it: n.ours.tasks.attempts(it.ended),
     "tasks.steps": lambda n, it: n.ours.tasks.steps(it.asking),
@@ -219,6 +233,19 @@ FACADE: dict[str, Verb] = {
     "retention.pin": lambda n, it: n.ours.retention.pin(it.session),
     "retention.unpin": lambda n, it: n.ours.retention.unpin(it.session),
     "retention.pins": lambda n, it: n.ours.retention.pins(organization_id=it.organization),
+    "webhooks.create": lambda n, it: n.ours.webhooks.create(HOOK, task_id=it.asking),
+    "webhooks.list": lambda n, it: n.ours.webhooks.list(task_id=it.asking),
+    "webhooks.get": lambda n, it: n.ours.webhooks.get(it.webhook),
+    "webhooks.update": lambda n, it: n.ours.webhooks.update(it.of_task, description="x"),
+    "webhooks.enable": lambda n, it: n.ours.webhooks.enable(it.webhook),
+    "webhooks.disable": lambda n, it: n.ours.webhooks.disable(it.webhook),
+    "webhooks.delete": lambda n, it: n.ours.webhooks.delete(it.of_task),
+    "webhooks.rotate_secret": lambda n, it: n.ours.webhooks.rotate_secret(it.webhook),
+    "webhooks.test": lambda n, it: n.ours.webhooks.test(it.webhook),
+    "webhooks.deliveries": lambda n, it: n.ours.webhooks.deliveries(it.webhook),
+    "webhooks.delivery": lambda n, it: n.ours.webhooks.delivery(it.of_task, "dlv_no"),
+    "webhooks.replay": lambda n, it: n.ours.webhooks.replay(it.webhook),
+    "answer_links.create": lambda n, it: n.ours.answer_links.create(it.request),
     "organizations.list": lambda n, it: n.ours.organizations.list(after=it.organization),
     "organizations.get": lambda n, it: n.ours.organizations.get(it.organization),
     "keys.create": lambda n, it: n.ours.keys.create("x", session_id=it.session),
@@ -247,10 +274,12 @@ FOR_OPERATORS: dict[str, Verb] = {
     "organizations.resume": lambda n, _: n.ours.organizations.resume("org_b"),
     "organizations.delete": lambda n, _: n.ours.organizations.delete("org_b"),
     "secrets.rotate": lambda n, _: n.ours.secrets.rotate(),
+    "webhooks.deliver": lambda n, _: n.ours.webhooks.deliver(),
 }
-ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load"}
-"""Those with tests of their own below."""
-OF_NOBODY = {"doctor.is_alive", "secrets.seal", "secrets.open_sealed"}
+ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
+"""Those with tests of their own below; that of `events` is with the snapshots."""
+OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
+OF_NOBODY |= {"answer_links.form", "answer_links.answer"}
 """They take what somebody has in hand, and read nothing."""
 
 
@@ -374,6 +403,12 @@ async def test_a_document_ends_and_replaces_nothing_of_somebody_else(neighbours:
     assert (await n.ours.sessions.record("session_copy")).organization_id == "org_a"
 
 
+async def test_of_many_to_retry_those_of_somebody_else_are_left(neighbours: Neighbours):
+    n = neighbours
+    receipt = await n.ours.tasks.retry_many([n.theirs.ended, "task_no"])
+    assert (receipt.retried, set(receipt.left.values())) == ({}, {"task_not_found"})
+
+
 async def test_who_follows_all_that_happens_is_told_of_its_own_alone(neighbours: Neighbours):
     n = neighbours
     await n.whole.within(B).tasks.message(n.theirs.asking, "hello")
@@ -470,18 +505,19 @@ def ledger_verbs(n: Neighbours, it: Ids, stored: Task) -> dict[str, Callable[[],
         "write_file": lambda: ledger.write_file(FileWrite(it.session, "/a", b"", "text/plain", now)),
         "delete_file": lambda: ledger.delete_file(it.session, "/secret.txt"),
         "charge": lambda: ledger.charge([]),
+        "index": lambda: ledger.index([], 0, 0),
         "register": lambda: ledger.register(WorkerCard("w", "h", "b", 1, now)),
         "renew": lambda: ledger.renew("w", 1.0),
         "retire": lambda: ledger.retire("w"),
         "receive": lambda: ledger.receive(it.session, now, now + 1, 10),
         "acknowledge": lambda: ledger.acknowledge(it.session, [Receipt("t", 1, 1)]),
         "prune": lambda: ledger.prune([it.ended], [it.session], now=now),
-        "keep": lambda: ledger.keep([], [Document("notes", "of b" if it.at else "of nobody", {}, "org_a", version=1)]),
+        "keep": lambda: ledger.keep([Document("notes", "x", {}, it.organization)]),
         "close": lambda: ledger.close(),
     }
 
 
-REFUSED_TO_ALL = {"journal", "append", "charge", "register", "renew", "retire", "close", "claim"}
+REFUSED_TO_ALL = {"journal", "append", "charge", "index", "register", "renew", "retire", "close", "claim"}
 
 
 async def test_every_verb_of_the_ledger_has_been_decided_on(neighbours: Neighbours):
@@ -541,6 +577,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "request": lambda v: v.request(it.request),
         "messages": lambda v: v.messages(it.asking),
         "events": lambda v: v.events(it.session),
+        "heads": lambda v: v.heads([it.session]),
         "first_seq": lambda v: v.first_seq(it.session),
         "output": lambda v: v.output(it.asking),
         "file": lambda v: v.file(it.session, "/secret.txt"),
@@ -557,7 +594,6 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "ahead": lambda v: v.ahead(it.asking),
         "document": lambda v: v.document("notes", id="of b" if it is n.theirs else "of nobody"),
         "documents": lambda v: v.documents("notes"),
-        "heads": lambda v: v.heads([it.session]),
         "log": lambda v: _rows(v, it),
     }
 
@@ -569,7 +605,7 @@ async def _rows(views: Views, it: Ids) -> list[str]:
     return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
-SHARED = {"holders", "position", "workers", "gates"}
+SHARED = {"holders", "position", "workers", "gates", "schema"}
 """Facts of the cluster from which the records of one's own tasks are made, and cursors."""
 
 REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
@@ -582,6 +618,7 @@ REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {
     "problems": lambda v: v.problems(),
     "uses": lambda v: v.uses(),
     "due_at": lambda v: v.due_at("notes"),
+    "unindexed": lambda v: v.unindexed(1),
     "newest_ended": lambda v: v.newest_ended("org_a", 0),
 }
 
@@ -652,7 +689,7 @@ async def test_documents_are_of_their_organization_and_of_no_session(neighbours:
     assert (await views.document("notes", key="name")) == replace(mine, version=1)
     assert [each.id for each in await views.documents("notes")] == ["of a"]
     assert list(await views.documents("notes", organization_id="org_b")) == []
-    assert not await ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])
+    assert await outcome(ledger.keep([Document("notes", "of b", {}, "org_a", version=1)])) == ("already_exists",)
     for owner in ("org_b", ""):
         assert await outcome(ledger.keep([Document("notes", "x", {}, owner)])) == ("organization_not_found",)
     bound = n.ours.within(Bounds("org_a", n.own.id)).services

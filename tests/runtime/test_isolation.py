@@ -120,7 +120,7 @@ async def test_every_verb_works_and_is_journaled_across_processes(tmp_path: Path
     [
         ("error", "exception", "ValueError: not like that", {"type": "ValueError"}),
         ("failure", "sold_out", "no seats left", {"row": 3}),
-        ("not json", "exception", "the result is not JSON", {}),
+        ("not json", "invalid_result", "the result is not JSON", {}),
         ("exit", "exception", "exit status 3", {"exit_status": 3}),
         ("sys.exit", "exception", "SystemExit: 4", {"type": "SystemExit"}),
         ("segfault", "exception", "SIGSEGV", {"signal": "SIGSEGV"}),

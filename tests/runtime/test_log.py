@@ -60,6 +60,7 @@ async def test_every_transition_is_one_line_with_where_it_came_from_and_went(sto
             "background_tool",
             "a name",
         )
+        assert each["organization"] == "org_default"
         assert each["trace"] == "0af7651916cd43dd8448eb211c80319c"
 
 

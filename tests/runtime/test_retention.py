@@ -14,7 +14,7 @@ from outrider import Outrider, TaskContext, TaskOptions
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, TaskFailed
 from outrider.core.ledger import WorkerCard
 from outrider.core.task import State
-from outrider.runtime.pruning import Retention
+from outrider.runtime.pruning import Retention, is_on_duty
 from outrider.runtime.records import EventRecord
 from outrider.runtime.stream import EventReader
 from outrider.testing import ManualClock, Reply, Store, TestRuntime, open_test, replies, script
@@ -314,12 +314,11 @@ async def test_nothing_is_deleted_for_a_clock_that_jumped_ahead_unless_it_stays_
 async def test_of_several_workers_the_one_that_has_been_there_longest_is_on_duty():
     async with opened(worker=False) as runtime:
         ledger, now = runtime.ledger, runtime.clock.now()
-        first, second = Retention(runtime.services, "worker_1"), Retention(runtime.services, "worker_2")
         for each in ("worker_2", "worker_1"):
             await ledger.register(WorkerCard(each, "host", "boot", 1, now))
-        assert (await first.is_on_duty(), await second.is_on_duty()) == (True, False)
+        assert [await is_on_duty(runtime.services, f"worker_{n}") for n in (1, 2)] == [True, False]
         await ledger.retire("worker_1")
-        assert (await first.is_on_duty(), await second.is_on_duty()) == (False, True)
+        assert [await is_on_duty(runtime.services, f"worker_{n}") for n in (1, 2)] == [False, True]
 
 
 async def test_two_that_prune_at_the_same_time_delete_each_task_once():

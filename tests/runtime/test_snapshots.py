@@ -8,6 +8,7 @@ import pytest
 from outrider import Outrider, SessionHandle
 from outrider.core.ledger import Ledger, Views
 from outrider.core.values import evolve
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.records import TaskRecord
 from outrider.runtime.services import Services
@@ -137,7 +138,7 @@ async def test_of_more_live_tasks_than_a_snapshot_shows_it_has_the_newest_and_sa
 async def test_who_follows_all_sessions_gets_each_event_once_with_its_position(runtime: Runtime):
     session = await runtime.sessions.create()
     await session.create("external", {})
-    followed = runtime.events("org_default", after=0)
+    followed = runtime.within(Bounds("org_default")).events(after=0)
     first = [await anext(followed) for _ in range(2)]
     assert [event.type for _, event in first] == ["session.created", "task.created"]
     await (await runtime.sessions.create(organization_id="org_b")).create("external", {})

@@ -11,7 +11,8 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from outrider import Failure, Outrider, SyncTaskContext, TaskContext, TaskOptions
-from outrider.runtime.telemetry import trace_id
+from outrider.runtime.counting import look
+from outrider.runtime.telemetry import Counted, trace_id
 from outrider.testing import Call, Reply, open_test, replies, script
 from tests.runtime.isolated_app import app as isolated_app
 from tests.telemetry import Told, attributes_of, ident, listening, parent, traces
@@ -294,10 +295,55 @@ async def test_what_happens_is_counted_and_how_long_it_took_is_measured(store, t
     keys = {key for points in metrics.values() for point in points for key in point.attributes}
     assert keys == {
         "outrider.task.kind",
+        "outrider.task.route",
         "outrider.task.state",
         "outrider.attempt.ending",
         "outrider.step.ending",
     }
+
+
+async def test_how_long_news_stood_in_an_inbox_is_measured_once_for_who_heard_of_it(told: Told):
+    script("hears", replies(*[Reply("yes")] * 3))
+    agents = Outrider()
+    agents.agent("hears", model="scripted:hears")
+    agents.registry.tools.update(app.registry.tools)
+    async with open_test(agents, store="memory") as runtime:
+        session = await runtime.sessions.create(agent="hears")
+        await session.send("go")
+        await runtime.run_until_idle()
+        outside = await runtime.sessions.create()
+        await outside.spawn("nothing", options=TaskOptions(wake="on_terminal"))
+        await runtime.run_until_idle()
+        await runtime.advance(30)
+        (entry,) = await outside.inbox.receive(lease=5)
+        await runtime.advance(10)
+        (again,) = await outside.inbox.receive()
+        assert (entry.seq, again.seq) == (again.seq, entry.seq)
+    points = {tuple(point.attributes.values()): point for point in told.metrics()["outrider.wake.duration"]}
+    assert {key: point.count for key, point in points.items()} == {("user", "agent"): 1, ("terminal", "outside"): 1}
+    assert points["terminal", "outside"].sum == 30
+    assert points["user", "agent"].sum < 1
+
+
+async def test_what_waits_for_whom_and_since_when_is_shown(told: Told):
+    async with open_test(app, store="memory") as runtime:
+        session = await runtime.sessions.create()
+        await session.spawn("asks")
+        await runtime.run_until_idle()
+        await runtime.advance(5)  # past the grace: it parks
+        await session.spawn("nothing", options=TaskOptions(delay=1000))
+        await session.spawn("nothing", options=TaskOptions(needs="gpu"))  # which no worker here has
+        await runtime.advance(60)
+        counted = Counted(counts=await look(runtime.services))
+        stop = runtime.services.telemetry.watch(counted)
+        assert told.counted("outrider.parked.tasks") == {(): 1}
+        assert told.counted("outrider.queue.tasks", "") == {
+            (f"{KIND}:nothing @gpu", "ready"): 1,
+            (f"{KIND}:nothing", "timed"): 1,
+        }
+        assert told.counted("outrider.queue.age", "") == {(f"{KIND}:nothing @gpu",): 60}
+        assert told.counted("outrider.store.size").keys() == {()}
+        stop()
 
 
 async def test_what_a_store_and_its_worker_hold_is_shown_while_the_worker_lives(told: Told, tmp_path):
@@ -309,6 +355,7 @@ async def test_what_a_store_and_its_worker_hold_is_shown_while_the_worker_lives(
     async with app.open(url) as runtime:
         task = await (await runtime.sessions.create()).spawn("hangs_once")
         await until(lambda: told.counted("outrider.worker.held") == {(): 1})
+        assert told.counted("outrider.worker.capacity") == {(): app.settings.concurrency}
         await until(lambda: sum(told.counted("outrider.tasks").values()) >= 3)
         await task.cancel(wait=30)
     assert told.counted("outrider.tasks") == told.counted("outrider.worker.held") == {}

@@ -38,6 +38,7 @@ from outrider.core.events import (
     Rung,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.ledger import (
@@ -93,6 +94,7 @@ from outrider.core.task import (
     phase_of,
 )
 from outrider.core.values import SECOND, difference, evolve
+from outrider.stores.migrate import known
 from tests.stores.metered import Meters
 from tests.stores.scene import ROUTE, SESSION, START, WORKER, Ear, Scene, committed, data_of, receipt_for
 
@@ -1025,6 +1027,25 @@ class FollowUps(Contract):
         await scene.succeed("task_2")
         assert await scene.pending() == [("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
 
+    async def test_who_watches_a_task_hears_what_it_asks_also_as_it_parks_and_watches_on(self, scene: Scene):
+        await scene.running("task_1")
+        await scene.running("task_2")
+        seen = (await scene.task("task_2")).core.version
+        parked = await scene.decide("task_1", Parked(1, (WaitForTasks(("task_2",), seen={"task_2": seen}),)))
+        await scene.apply("task_2", Asked(1, scene.request("req_1", "task_2")))
+        committed(await scene.one(parked))
+        asked = WatchedAsked("task_2")
+        assert await scene.pending() == [("task_1", asked)]
+        for request in ("req_2", "req_3"):
+            await scene.apply("task_2", Asked(1, scene.request(request, "task_2")))
+        assert await scene.pending() == [("task_1", asked)] * 3
+        await scene.apply("task_1", asked)
+        await scene.reclaim("task_1")
+        seen = (await scene.task("task_2")).core.version  # it asks, and that is known
+        await scene.park("task_1", WaitForTasks(("task_2",), seen={"task_2": seen}))
+        await scene.succeed("task_2")
+        assert await scene.pending() == [*[("task_1", asked)] * 3, ("task_1", WatchedEnded("task_2", State.SUCCEEDED))]
+
     async def test_watching_twice_is_heard_once(self, scene: Scene):
         await scene.running("task_1")
         await scene.running("task_2")
@@ -1924,10 +1945,10 @@ class Logs(Contract):
         await scene.create("task_2", session_id="session_b")
         found = await scene.views.heads([SESSION, "session_b", "session_c"])
         last = {id: (await scene.views.events(id))[-1] for id in (SESSION, "session_b")}
-        assert found == {id: Head(row.seq, row.position) for id, row in last.items()}
+        assert found == {id: Head(row.seq, row.position, "org_default", id) for id, row in last.items()}
         await scene.apply("task_2", CancelRequested())
         await scene.ledger.prune(["task_2"])
-        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0)}
+        assert await scene.views.heads(["session_b"]) == {"session_b": Head(3, 0, "org_default", "session_b")}
 
     async def test_the_log_of_one_task_is_the_sessions_log_without_the_others(self, scene: Scene):
         await scene.create("task_1")
@@ -2345,6 +2366,11 @@ class Queries(Contract):
             ({"labels": {"other": "low"}}, ""),
             ({"after": "task_2"}, "10"),
             ({"after": "task_2", "newest_first": False}, "345"),
+            ({"created_after": START + 5 * SECOND}, "54"),
+            ({"created_before": START + 3 * SECOND, "kind": "subagent"}, "10"),
+            ({"text": "low"}, "210"),
+            ({"text": "high pa", "session_id": "session_b"}, ""),
+            ({"text": "task_4"}, "4"),
             ({"limit": 2}, "54"),
             ({"limit": 2, "newest_first": False}, "01"),
             ({"session_id": SESSION, "labels": {"half": "low"}, "after": "task_2", "kind": "subagent"}, "0"),
@@ -2449,6 +2475,13 @@ class Queries(Contract):
         await scene.running("task_1")
         await scene.succeed("task_1")
         assert list(await scene.views.problems()) == []
+
+    async def test_a_store_says_which_migration_is_its_newest_and_can_be_written_by_nobody_in_particular(
+        self, scene: Scene
+    ):
+        newest = {known(dialect)[-1].number for dialect in ("sqlite", "postgres")}
+        assert await scene.views.schema() in {0, *newest}
+        assert await anyio.to_thread.run_sync(scene.ledger.renew, "", 5.0) is False
 
     async def test_overdue_tasks_come_earliest_first(self, scene: Scene):
         for n, seconds in enumerate((3, 1, 2, 9)):

@@ -727,10 +727,11 @@ class Histories(RuleBasedStateMachine):
     def some_waits(self, data: st.DataObject, task: Task) -> tuple[Wait, ...]:
         ids = [request.id for request in task.core.requests]
         others = [id for id in (*self.ids, MISSING) if id != task.id]
+        seen = [None, dict.fromkeys(others, 2)]
         wait: st.SearchStrategy[Wait] = st.one_of(
             st.sampled_from([*ids, "req_none"]).map(WaitForAnswer),
             st.sampled_from([0, SECOND, 5 * SECOND]).map(lambda span: WaitUntil(self.now + span)),
-            st.builds(WaitForTasks, _some_of(others, 3), st.booleans()),
+            st.builds(WaitForTasks, _some_of(others, 3), st.booleans(), seen=st.sampled_from(seen)),
             st.sampled_from([0, 1]).map(lambda n: WaitForMessage(max(task.core.messages - n, 0))),
         )
         return tuple(data.draw(st.lists(wait, max_size=2), "waits"))

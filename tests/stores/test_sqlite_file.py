@@ -496,6 +496,16 @@ async def test_a_later_schema_that_says_it_may_be_tolerated_is(path: Path):
         await scene.create("task_new")
 
 
+async def test_who_has_it_open_can_see_that_a_later_version_has_moved_the_schema_on(path: Path):
+    async with opened(path) as scene:
+        number = await scene.views.schema()
+        record(path, "insert into migrations values (98, 'harmless', 'x', 1, 0)")
+        assert await scene.views.schema() == 98 > number
+        record(path, "insert into migrations values (99, 'later', 'x', 0, 0)")
+        with pytest.raises(StoreNewer, match="schema 99"):
+            await scene.views.schema()
+
+
 async def test_a_migration_that_was_changed_afterwards_is_noticed(path: Path):
     await filled(path)
     record(path, "update migrations set checksum = 'another'")

@@ -8,7 +8,7 @@ refusal is told to the model, which may try something else; it fails no task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -41,7 +41,8 @@ WAITED = "waited!"
 """Prefix of the journal rows, in the open iteration, that name what the agent has heard of by waiting: the tasks that
 ended, the requests that were open."""
 
-STARTED_KINDS = ("subagent", "background_tool", "process")
+AGENT_KINDS = ("subagent", "agent_handoff", "session")
+STARTED_KINDS = (*AGENT_KINDS, "background_tool", "process")
 
 TOOLS = (
     "spawn_agent",
@@ -79,6 +80,11 @@ class SpawnAgent(_Parameters):
     instructions: str = Field(min_length=1, description="What it shall do. Without a seed it knows nothing else.")
     agent: str | None = Field(None, description="Which configured agent; yourself when left out.")
     name: str | None = Field(None, description="A short name for the task.")
+    place: Literal["child", "peer", "here"] = Field(
+        "child",
+        description="Child: in a session of its own, which ends with its answer. Peer: in one of its own that stays "
+        "open for others to talk to. Here: another agent takes a turn after yours, and knows all that was said.",
+    )
     seed: Literal["fresh", "fork", "files"] = Field(
         "fresh", description="Fork: it begins with all that was said to you and by you so far. Files: with your files."
     )
@@ -240,9 +246,7 @@ class Delegation:
             raise InvalidArguments("name the agent: you have no name by which to start another one like you")
         if given.seed == "fork":
             check_goes_on(self.task.services.registry.agents, agent, self.agent)
-        # One like itself is told all that it was told itself, whom to ask for what above all.
-        own = self.task.spec if agent == self.agent else {}
-        spec = {**own, "prompt": given.instructions, "agent": agent, "seed": given.seed}
+        kind, spec = self._place(given, agent)
         options = TaskOptions(
             name=given.name,
             # It may outlast the wait, and would then end unheard.
@@ -252,11 +256,34 @@ class Delegation:
             message_schema=given.message_schema,
             budget=given.budget,
         )
-        started = await self._start("subagent", spec, given, call_id, options)
+        started = await self._start(kind, spec, given, call_id, options)
         if given.mode == "background":
             return _told(started)
         told = await self._wait([started.id], call_id, every=True)
         return {**told, "note": "it goes on in the background"} if told["timed_out"] else told
+
+    def _place(self, given: SpawnAgent, agent: str) -> tuple[str, JSONObject]:
+        """The kind of the task, and its spec."""
+        spec = {"prompt": given.instructions, "agent": agent}
+        match given.place:
+            case "child":
+                # One like itself is told all that it was told itself, whom to ask for what above all.
+                own = self.task.spec if agent == self.agent else {}
+                return "subagent", {**own, **spec, "seed": given.seed}
+            case "peer":
+                if agent == self.agent and self.task.spec.get("require_approval"):
+                    raise InvalidArguments(
+                        "a peer asks for no more than it was registered with, and you do: try a child"
+                    )
+                return "session", {**spec, "seed": given.seed, **({"title": given.name} if given.name else {})}
+            case "here":
+                if agent == self.agent:
+                    raise InvalidArguments("here you speak yourself: name another agent")
+                if given.mode == "foreground" or given.seed != "fresh":
+                    raise InvalidArguments(
+                        "its turn comes after yours, and it knows what was said here: leave out mode and seed"
+                    )
+                return "agent_handoff", {**spec, "invite": True}
 
     async def _spawn_background(self, given: SpawnBackground, call_id: str) -> JSON:
         if (given.tool is None) == (given.command is None):
@@ -300,7 +327,9 @@ class Delegation:
         there = next((each for each in tree if each.input.idempotency_key == key), None)
         if there is not None:  # this very call had started it before it was cut off
             return TaskRecord.of(there)
-        await self._check_limits(kind, tree)
+        detached = given.lifetime == "detached" or checked.detached
+        deepens = kind in AGENT_KINDS and not _is_guest(kind, spec)
+        await self._check_limits(tree, deepens=deepens, detached=detached)
         await check_connections(task.services, self.session, checked.connections)
         if kind == "background_tool":
             spec = await self._approved(checked.spec, call_id)
@@ -310,12 +339,12 @@ class Delegation:
         options = evolve(
             options,
             idempotency_key=key,
-            detached=given.lifetime == "detached",
+            detached=detached,
             origin={"task_id": task.id, "iteration": task.live.iterations + 1, "tool_call_id": call_id},
         )
         parent = task.id if self._is_child else None
         async with _gate(task.services.ledger, self.session.root_session_id):  # many may be called for at once
-            await self._check_limits(kind, await self._tree())
+            await self._check_limits(await self._tree(), deepens=deepens, detached=detached)
             made = await self._tasks.create(self.session, kind, spec, options, parent_task_id=parent)
         return TaskRecord.of(made)
 
@@ -328,16 +357,23 @@ class Delegation:
             found += await views.list_tasks(tree)
         return found
 
-    async def _check_limits(self, kind: str, tree: Sequence[Task]) -> None:
+    async def _check_limits(self, tree: Sequence[Task], *, deepens: bool, detached: bool) -> None:
         """Raise LimitReached where the tree may have no further task."""
         limits = self.task.services.settings.delegation
-        if kind == "subagent" and (depth := await self._depth()) >= limits.depth:
+        if deepens and (depth := await self._depth()) >= limits.depth:
             raise LimitReached(f"agents may be {limits.depth} deep below the first, and you are {depth} deep")
         live = sum(not each.is_terminal for each in tree) - self._is_child
         if len(tree) >= limits.total:
             raise LimitReached(f"the tree has had {len(tree)} tasks, and may have {limits.total} in all")
         if live >= limits.live:
             raise LimitReached(f"{live} tasks of the tree live, and no more may at once; wait for some, or cancel them")
+        apart = [each for each in tree if each.input.detached] if detached else []
+        if detached and len(apart) >= limits.detached_total:
+            raise LimitReached(
+                f"the tree has had {len(apart)} detached tasks, and may have {limits.detached_total} in all"
+            )
+        if detached and (live := sum(not each.is_terminal for each in apart)) >= limits.detached_live:
+            raise LimitReached(f"{live} detached tasks of the tree live, and no more may at once")
 
     async def _depth(self) -> int:
         depth, session = 0, self.session
@@ -405,7 +441,9 @@ class Delegation:
             return "no", "a command reads no messages"
         if core.returned:
             return "no", "it has answered, and waits only for what it started"
-        if kind != "subagent":
+        if kind == "session" or _is_guest(kind, task.spec):
+            return "no", "it only waits for a turn; what is said in that session is heard there"
+        if kind not in AGENT_KINDS:
             return "later", "when it looks for messages, if it does"
         agent = self.task.services.registry.agents.get(str(task.spec.get("agent")))
         if core.requests:
@@ -420,7 +458,10 @@ class Delegation:
         return receipt.model_dump(mode="json")
 
     async def _wait_task(self, given: WaitTask, call_id: str) -> JSON:
-        ids = [(await self._find(each)).id for each in given.task_ids]
+        records = [await self._find(each) for each in given.task_ids]
+        if any(each.session_id == self.task.session_id and _is_guest(each.kind, each.spec) for each in records):
+            raise InvalidArguments("who was invited takes a turn after yours: end it, and you are told of theirs")
+        ids = [each.id for each in records]
         return await self._wait(ids, call_id, every=not given.any, on_question=given.on_question, timeout=given.timeout)
 
     async def _wait(
@@ -511,6 +552,11 @@ def has_heard(task: TaskContext, row: InboxRow) -> bool:
     return of is not None and task.journal.at(f"{OPEN}{WAITED}{of}") is not None
 
 
+def _is_guest(kind: str, spec: Mapping[str, Any]) -> bool:
+    """Whether a task has an agent take a turn in its session."""
+    return kind == "agent_handoff" and spec.get("invite") is True
+
+
 def _asks(record: TaskRecord) -> list[JSON]:
     """What a task asks now."""
     return [
@@ -529,6 +575,7 @@ def _told(record: TaskRecord) -> dict[str, JSON]:
         "phase": record.phase,
         "detail": record.state_detail,
         "summary": record.summary,
+        "session_id": record.links.child_session_id if record.kind == "session" else None,
         "error": None if record.error is None else f"{record.error.kind}: {record.error.message}",
     }
     return {name: value for name, value in told.items() if value is not None}

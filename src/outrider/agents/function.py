@@ -30,6 +30,7 @@ from outrider.agents.engine import (
     said_plainly,
     summed,
 )
+from outrider.agents.telling import calling, in_step, running_agent, tell_request, tool_span
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.task import Effects, ExpiryPolicy, Usage
 from outrider.core.values import JSON, SECOND, JSONObject
@@ -66,7 +67,8 @@ class FunctionEngine:
                     raise UnknownName.of("tool", name, known)
         ctx = AgentContext(brief, run)
         try:
-            answer = jsonable(await agent(ctx))
+            with running_agent(brief):
+                answer = jsonable(await agent(ctx))
         except BaseException as error:
             if not _is_spent(error):
                 raise
@@ -169,12 +171,13 @@ class AgentContext:
         shape = shape_of(fn)
 
         async def body() -> JSON:
-            if inspect.iscoroutinefunction(fn):
-                value = await fn(*args, **kwargs)
-            else:
-                value = await asyncio.to_thread(fn, *args, **kwargs)
-                value = await value if inspect.isawaitable(value) else value
-            return jsonable(value)
+            with in_step(name):
+                if inspect.iscoroutinefunction(fn):
+                    value = await fn(*args, **kwargs)
+                else:
+                    value = await asyncio.to_thread(fn, *args, **kwargs)
+                    value = await value if inspect.isawaitable(value) else value
+                return jsonable(value)
 
         value = await self._step(f"step/{name}", body, effects)
         return value if shape.is_plain else shape.read(encode(value))
@@ -303,6 +306,7 @@ class AgentContext:
                     keeps_journal=True,
                 )
             )
+            tell_request(model or "", provider or "", usage=usage or Usage(requests=1))
 
     def output(self, text: str) -> None:
         """Show a piece of what is being said. Mute while the function does again what an earlier attempt did."""
@@ -325,7 +329,8 @@ class AgentContext:
 
                 async def body() -> JSON:
                     try:
-                        return {"value": await tool.call(given, key)}
+                        with calling(tool.name, tool_span(tool.name, call_id, given)):
+                            return {"value": await tool.call(given, key)}
                     except ToolRetry as error:
                         return {"retry": str(error)}
                     except ToolError as error:

@@ -1,41 +1,94 @@
 """Who asks, and what they may: the dependencies that give a route its `Runtime`.
 
 A route states the scope it needs by the runtime that it takes: `Reading`, `Submitting`, `Operating` or
-`Administering`. Without authentication, which only a loopback address is served without, everybody is the
-administrator of `org_default`.
+`Administering`. What it is given reaches as far as the caller does, so a route cannot reach further by mistake. Without
+authentication, which only this machine is served without, everybody may do everything; only pages of other sites, which
+a browser here has open, may not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from collections import OrderedDict
+from ipaddress import ip_address
+from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends
+from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Scope as Connection
 
-from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.errors import Forbidden
+from outrider.runtime.access import ANYBODY as ANYBODY
+from outrider.runtime.access import Access, Caller
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
+from outrider.runtime.keys import SCOPES as SCOPES
+from outrider.runtime.keys import Scope
+from outrider.runtime.tokens import Tokens
+from outrider.settings import ServeSettings
 
-Scope: TypeAlias = Literal["read", "submit", "operate", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "submit", "operate", "admin")
-"""Each holds those before it: who may operate may submit and read as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: of which organization, how far they may go, bound to one session's tree or not, and their name."""
-
-    organization_id: str = DEFAULT_ORGANIZATION
-    scopes: frozenset[Scope] = frozenset(SCOPES)
-    session_id: str | None = None
-    name: str | None = None
-
-    def signs(self, given: str | None) -> str | None:
-        """Who did it, for the record: a caller with a name is who they are, whatever they say."""
-        return given if self.name is None else self.name
+MOST = 1000
+"""How many runtimes within bounds are kept for the next request."""
 
 
-ANYBODY = Caller()
+class Gate:
+    """Admits the requests of one application."""
+
+    def __init__(self, runtime: Runtime, settings: ServeSettings) -> None:
+        """Raises InvalidArguments for an issuer of tokens that cannot be trusted."""
+        given = settings.access
+        issuer = None if given is None else given.issuer
+        self._runtime = runtime
+        self._settings = settings
+        self._access = None
+        if given is not None:
+            tokens = None if issuer is None else Tokens(issuer, runtime.services.clock)
+            self._access = Access(runtime.services, given, tokens)
+        self._within: OrderedDict[Bounds, Runtime] = OrderedDict()
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether anybody is asked who they are."""
+        return self._access is not None
+
+    async def admit(self, request: Request, scope: Scope) -> Runtime:
+        """Authenticate, check the scope, and return the runtime within the bounds of who asks. Raises a Denied."""
+        connection = request.scope
+        connection["outrider.needs"] = scope
+        if self._access is None:
+            self._check_is_local(request)
+            connection["outrider.caller"] = ANYBODY
+            return self._runtime
+        caller = await self._access.admit(request.headers.get("authorization"), address_of(connection))
+        connection["outrider.caller"] = caller
+        connection["outrider.rate"] = self._access.count(caller)
+        caller.check(scope)
+        return self._runtime_within(caller.bounds)
+
+    async def still_admits(self, connection: Connection) -> bool:
+        """Whether who was admitted with a request, which goes on for long, still is."""
+        return self._access is None or await self._access.admits(Headers(scope=connection).get("authorization"))
+
+    def _runtime_within(self, bounds: Bounds) -> Runtime:
+        found = self._within.get(bounds)
+        if found is None:
+            found = self._within[bounds] = self._runtime.within(bounds)
+            if len(self._within) > MOST:
+                self._within.popitem(last=False)
+        return found
+
+    def _check_is_local(self, request: Request) -> None:
+        """Raise Forbidden for what a page of another site has a browser of this machine send.
+
+        Such a page says where it is from, unless the name of its own site leads here; then that name is asked for.
+        """
+        host, origins = request.headers.get("host", ""), self._settings.origins
+        if not _is_own_name(host, self._settings.hosts):
+            raise Forbidden(f"nobody here is called {host!r:.100}; if somebody is, serve with --allow-host")
+        origin = request.headers.get("origin")
+        if origin is not None and not {origin, "*"} & {*origins} and urlsplit(origin).netloc != host:
+            raise Forbidden(f"pages of {origin!r:.100} may not use this; if they may, serve with --origin")
 
 
 async def reading(request: Request) -> Runtime:
@@ -58,12 +111,16 @@ async def administering(request: Request) -> Runtime:
     return await _admit(request, "admin")
 
 
-async def _admit(request: Request, scope: Scope) -> Runtime:
-    """Authenticate, check the scope, and return the runtime within the bounds of who asks."""
-    del scope
-    request.scope["outrider.caller"] = ANYBODY
-    runtime: Runtime = request.app.state.runtime
+async def measuring(request: Request) -> Runtime:
+    """The runtime for who may see the figures of all organizations. Raises Forbidden for anybody but an operator."""
+    runtime = await _admit(request, "read")
+    runtime.services.operating("what is measured")
     return runtime
+
+
+async def _admit(request: Request, scope: Scope) -> Runtime:
+    gate: Gate = request.app.state.gate
+    return await gate.admit(request, scope)
 
 
 async def caller_of(request: Request) -> Caller:
@@ -77,3 +134,20 @@ Submitting = Annotated[Runtime, Depends(submitting)]
 Operating = Annotated[Runtime, Depends(operating)]
 Administering = Annotated[Runtime, Depends(administering)]
 Asking = Annotated[Caller, Depends(caller_of)]
+
+
+def address_of(connection: Connection) -> str:
+    """Where a request comes from: the address of whoever is connected, be that a proxy."""
+    client = connection.get("client")
+    return str(client[0]) if client else "unix"
+
+
+def _is_own_name(host: str, known: tuple[str, ...]) -> bool:
+    """Whether a site of somebody else's can have no such name: it would be one with dots."""
+    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    if "." not in name or name in known or name.endswith(".localhost"):
+        return True
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False

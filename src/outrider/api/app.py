@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
-from outrider.api import external, files, inbox, live, problems, queue, retention, sessions, tasks, workers
+from outrider.api import (
+    answers,
+    audit,
+    external,
+    files,
+    inbox,
+    keys,
+    live,
+    organizations,
+    problems,
+    queue,
+    retention,
+    sessions,
+    tasks,
+    webhooks,
+    workers,
+)
+from outrider.api.access import Gate, measuring
+from outrider.api.access_log import AccessLog
 from outrider.api.examples import EXAMPLES
+from outrider.api.health import health_routes
 from outrider.api.limits import Limits
+from outrider.api.recording import Recording
+from outrider.api.tracing import http_telemetry
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
 from outrider.settings import ServeSettings
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk away, be woken when there is news.
 
@@ -37,12 +54,22 @@ ROUTERS = (
     queue.router,
     retention.router,
     workers.router,
+    keys.router,
+    audit.router,
+    organizations.router,
+    webhooks.router,
+    answers.links,
+    answers.router,
 )
 """The busiest come first: a route is looked for in this order."""
 
 
-def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastAPI:
+def create_api(
+    runtime: Runtime, settings: ServeSettings | None = None, *, registry: CollectorRegistry | None = None
+) -> FastAPI:
     """The ASGI application that serves a runtime. It neither opens nor closes it.
+
+    With a `registry`, which `health.measured` makes before the runtime is opened, there is `/metrics`.
 
     `app.state` has the `runtime`, the `settings`, and `ending`: an event that is set when the server begins to end,
     so that whoever streams or waits says so and leaves.
@@ -60,13 +87,17 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=http_telemetry(runtime.services.telemetry),
     )
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.ending = asyncio.Event()
+    app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
+    # Beside /v1, and no part of what clients are generated from.
+    health = health_routes(runtime, registry=registry, is_draining=app.state.ending.is_set, guard=[Depends(measuring)])
+    app.include_router(health, include_in_schema=False)
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
@@ -74,6 +105,7 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Recording, runtime=runtime, gate=gate)
     app.add_middleware(Limits, settings=settings)
     if settings.origins:
         app.add_middleware(
@@ -81,8 +113,16 @@ def create_api(runtime: Runtime, settings: ServeSettings | None = None) -> FastA
             allow_origins=settings.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+            expose_headers=[
+                "ETag",
+                "Idempotent-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
+                "X-Request-Id",
+            ],
         )
+    app.add_middleware(AccessLog)
     return app
 
 
@@ -99,7 +139,9 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are."}}
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
+    }
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

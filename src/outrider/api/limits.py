@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request an id, reads its body within bounds, and makes a problem of a fault of ours.
+"""The layer below the log: reads the body of a request within bounds, and makes a problem of a fault of ours.
 
 A body is read whole before a route sees the request: no route is begun for one that is too large or never comes.
 """
@@ -6,19 +6,15 @@ A body is read whole before a route sees the request: no route is begun for one 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-from itertools import count
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from outrider.api.access_log import REQUEST_ID
 from outrider.api.problems import problem
+from outrider.runtime.answer_links import PATH as ANSWER
 from outrider.runtime.log import log
 from outrider.settings import ServeSettings
-
-REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.:@+/=-]{0,127}")
-"""What a client may call its request."""
 
 _CLOSE = {"Connection": "close"}
 
@@ -29,24 +25,19 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
         self._settings = settings
-        chance = os.urandom(4).hex()
-        self._ids = (f"{chance}-{number:x}" for number in count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length, request_id = _told(scope)
-        request_id = scope["outrider.request_id"] = request_id or next(self._ids)
-        named = (b"x-request-id", request_id.encode())
+        length = _told(scope)
         has_begun = False
 
         async def sending(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message.setdefault("headers", []).append(named)
             await send(message)
 
         try:
@@ -57,7 +48,9 @@ class Limits:
                 receive = _again(body, receive)
             await self._app(scope, receive, sending)
         except Exception as error:
-            log.error("a request failed", request=request_id, path=scope["path"], exc_info=error)
+            request_id = scope.get(REQUEST_ID)
+            path = ANSWER if scope["path"].startswith(ANSWER) else scope["path"]  # whoever has such a link may answer
+            log.error("a request failed", request=request_id, path=path, exc_info=error)
             if has_begun:
                 raise  # the connection is cut, so that nobody takes what was sent for all of it
             detail = f"this should not have happened; the server's log has more about {request_id}"
@@ -93,18 +86,15 @@ class Limits:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _told(scope: Scope) -> tuple[int | None, str | None]:
-    """How long the body is said to be, 0 for one in pieces, None for none; and what the request is called."""
+def _told(scope: Scope) -> int | None:
+    """How long the body is said to be, 0 for one in pieces, None for none."""
     length: int | None = None
-    request_id: str | None = None
     for name, value in scope["headers"]:
         if name == b"content-length":
             length = int(value) if value.isdigit() and len(value) < 19 else 1 << 62
         elif name == b"transfer-encoding":
             length = length or 0
-        elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            request_id = value.decode()
-    return length, request_id
+    return length
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -31,6 +31,16 @@ FAREWELL = 1.0
 
 _MOST = 2**63 - 1
 _END = b'event: end\ndata: {"reason":"%s"}\n\n'
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; its `data` is JSON.",
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": (
@@ -40,7 +50,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         ),
         "content": {
             MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": _EVENT,
                 "examples": {
                     "begin and end": {
                         "value": 'retry: 1000\n\nevent: snapshot\nid: 3\ndata: {"after":3,"task":{}}\n\n'
@@ -190,7 +200,7 @@ class Audience:
 
     @property
     def _pause(self) -> float:
-        return min(1.0, self.settings.keep_alive / 4, self.settings.stall_limit / 4)
+        return min(1.0, self.settings.silence / 4, self.settings.stall_limit / 4)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -202,7 +212,7 @@ class Audience:
             if response.is_sending:
                 if silent >= patience:
                     response.cut()
-            elif silent >= self.settings.keep_alive:
+            elif silent >= self.settings.silence:
                 response.keep_alive()
 
     async def _until_the_end(self) -> None:
@@ -267,13 +277,13 @@ def _audience(state: State) -> Audience:
     """The audience of an application: made with its first stream. Raises Refusal where no more may come."""
     audience: Audience | None = getattr(state, "audience", None)
     if audience is None:
-        live = Live(state.runtime.services, told)
+        live = Live(state.runtime.services, as_sse)
         audience = state.audience = Audience(live, state.settings.streams, state.ending)
     audience.check_room()
     return audience
 
 
-def told(cursor: int, name: str, record: BaseModel) -> bytes:
+def as_sse(cursor: int, name: str, record: BaseModel) -> bytes:
     """Something at a cursor as a server-sent event."""
     return b"event: %s\nid: %d\ndata: %s\n\n" % (name.encode(), cursor, record.__pydantic_serializer__.to_json(record))
 

@@ -49,6 +49,11 @@ class OptionsForm(Form):
     message_schema: Object | None = Field(default=None, description="A JSON Schema that messages to it have to fit.")
     retry_of: str | None = Field(default=None, description="The task that this one does again.")
     budget: Budget | None = Field(default=None, description="What an agent's model calls may take.")
+    webhooks: list[str | Object] = Field(
+        default=[],
+        description="Who is told of this task alone: URLs, or objects with url, events, secret, description.",
+        max_length=10,
+    )
 
     def options(self, **given: object) -> TaskOptions:
         """The options, with what is `given` in place of what the form says."""

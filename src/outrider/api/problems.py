@@ -19,7 +19,7 @@ from starlette.routing import Match
 
 from outrider.core.errors import (
     Conflict,
-    Forbidden,
+    Denied,
     InvalidArguments,
     IssuerUnavailable,
     NotFound,
@@ -49,9 +49,9 @@ BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (Conflict, 409),
     (Refused, 422),
     (Unauthenticated, 401),
-    (Forbidden, 403),
     (RateLimited, 429),
     (IssuerUnavailable, 503),
+    (Denied, 403),
     (TaskFailed, 409),
     (TaskCanceled, 409),
     (WaitTimeout, 409),
@@ -172,14 +172,14 @@ def problem(
     if status in RETRY_AFTER:
         given.setdefault("Retry-After", str(RETRY_AFTER[status]))
     if status == 401:
-        given.setdefault("WWW-Authenticate", "Bearer")
+        given.setdefault("WWW-Authenticate", 'Bearer realm="outrider"')
     return Response(_encoded(body), status, given, MEDIA_TYPE)
 
 
 def problem_of(scope: Mapping[str, Any], error: OutriderError) -> Response:
     """The answer that tells of an error of the façade."""
-    wait = {"Retry-After": str(max(1, ceil(error.retry_after)))} if isinstance(error, RateLimited) else None
-    return problem(scope, status_of(error), error.message, code=error.code, details=error.details, headers=wait)
+    headers = {"Retry-After": f"{max(1, ceil(error.retry_after))}"} if isinstance(error, RateLimited) else None
+    return problem(scope, status_of(error), error.message, code=error.code, details=error.details, headers=headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

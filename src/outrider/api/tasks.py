@@ -36,7 +36,7 @@ from outrider.runtime.records import (
     StepRecord,
     TaskRecord,
 )
-from outrider.runtime.tasks import Draft
+from outrider.runtime.tasks import Order
 
 router = noun("tasks")
 
@@ -67,13 +67,13 @@ class NewTaskForm(OptionsForm):
     kind: str = Field(description="What it does: background_tool, subagent, process, external, or one of your own.")
     spec: Object = Field(default_factory=dict, description="What its kind takes.")
 
-    def draft(self, key: str | None = None) -> Draft:
+    def order(self, key: str | None = None) -> Order:
         """What the façade takes. Raises InvalidArguments for two keys that differ."""
         if key is None:
-            return Draft(self.kind, self.spec, self.options())
+            return Order(self.kind, self.spec, self.options())
         if self.idempotency_key not in (None, key):
             raise InvalidArguments("the header Idempotency-Key and idempotency_key say different things")
-        return Draft(self.kind, self.spec, self.options(idempotency_key=key))
+        return Order(self.kind, self.spec, self.options(idempotency_key=key))
 
 
 class NewTasksForm(Form):
@@ -228,7 +228,7 @@ async def create_task(
     runtime: Submitting, session_id: str, form: NewTaskForm, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a task of any kind. It is idempotent on its `id` or its key."""
-    ((task, is_new),) = await runtime.tasks.submit(session_id, [form.draft(idempotency_key)])
+    ((task, is_new),) = await runtime.tasks.submit(session_id, [form.order(idempotency_key)])
     return wire.answer(wire.encoded_task(task), 201 if is_new else 200, None if is_new else REPLAYED)
 
 
@@ -237,7 +237,7 @@ async def create_task(
 )
 async def create_tasks(runtime: Submitting, session_id: str, form: NewTasksForm) -> Response:
     """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created."""
-    made = await runtime.tasks.submit(session_id, [each.draft() for each in form.tasks])
+    made = await runtime.tasks.submit(session_id, [each.order() for each in form.tasks])
     items = (
         b'{"is_new":%b,"task":%b}' % (b"true" if each.is_new else b"false", wire.encoded_task(each.task))
         for each in made

@@ -15,24 +15,33 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from outrider.cli.exits import UsageError
-from outrider.cli.values import seconds, size, whole
+from outrider.cli.values import moment, seconds, size, whole
 
 STATES = ("queued", "running", "awaiting_input", "succeeded", "failed", "canceled")
 WAKES = ("silent", "on_terminal", "on_activity")
+SCOPES = ("read", "submit", "operate", "admin")
+KEY_ACTIONS = ("create", "list", "revoke", "rotate")
 STEERING = ("inject", "after", "interrupt", "reject")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
+WEBHOOK_ACTIONS = (
+    *("list", "create", "show", "update", "delete", "enable", "disable", "rotate", "test", "deliveries", "replay"),
+)
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
-_OF_DATABASE = ("chat", "worker", "serve", "backup", "restore", "copy")
+_OF_DATABASE = (
+    *("chat", "worker", "serve", "backup", "restore", "copy"),
+    *("webhooks", "keys", "organizations", "audit", "secrets"),
+)
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
 _PATHS = ("db", "destination", "file", "key_file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
-    *("in_reply_to", "kind", "model", "name", "needs", "rate", "reason", "renew", "request", "session", "state"),
-    *("stdin", "step", "host", "socket", "origin", "server", "key_file", "organization", "age"),
+    *("in_reply_to", "kind", "model", "name", "needs", "organization", "parent", "rate", "reason", "renew", "request"),
+    *("root", "session", "state", "stdin", "step", "text"),
+    *("host", "socket", "origin", "age", "allow_host", "expect_head", "id", "key", "server", "key_file"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
@@ -231,6 +240,11 @@ def _run(parser: Parser) -> None:
         "--model", metavar="NAME", help="PROVIDER:NAME, or JSON: an object, or a list to fall back on (OUTRIDER_MODEL)"
     )
     parser.add_argument("--agent", metavar="NAME", help="an agent of the app")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--peer", action="store_true", help="the agent answers in a session that stays open")
+    where.add_argument(
+        "--invite", action="store_true", help="the agent takes a turn in --session, whose agent is another"
+    )
     parser.add_argument("--tools", metavar="A,B", default="", help="tools of the app that it may call")
     parser.add_argument("--max-iterations", metavar="N", type=_whole, help="model calls at most; default 50")
     parser.add_argument(
@@ -261,8 +275,18 @@ def _tasks(parser: Parser) -> None:
     parser.add_argument("--state", metavar="STATE", action="append", default=[], help="one or more, with commas")
     parser.add_argument("--kind", metavar="KIND")
     parser.add_argument("--session", metavar="ID")
+    parser.add_argument("--root", metavar="ID", help="of this session and all below it")
+    parser.add_argument("--parent", metavar="TASK", help="the children of this task")
+    parser.add_argument("--organization", metavar="ID")
     _labels(parser)
+    parser.add_argument("--text", metavar="WORDS", help="that have all these words, or this id")
+    parser.add_argument(
+        "--created-after", metavar="WHEN", type=_moment, help="2026-01-31, 2026-01-31T09:30, or 2h ago: 2h"
+    )
+    parser.add_argument("--created-before", metavar="WHEN", type=_moment)
     parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="newest first; default 50")
+    parser.add_argument("--after", metavar="TASK", help="go on after this one, the last of the page before")
+    parser.add_argument("--oldest-first", action="store_true")
 
 
 def _show(parser: Parser) -> None:
@@ -352,6 +376,20 @@ def _pause(parser: Parser) -> None:
 
 def _resume(parser: Parser) -> None:
     _scope(parser)
+
+
+def _webhooks(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", nargs="?", choices=WEBHOOK_ACTIONS, default="list")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="the URL of create, else the id of a webhook")
+    parser.add_argument("deliveries", metavar="DELIVERY", nargs="*", help="what to replay; all dead letters without")
+    parser.add_argument("--url", metavar="URL", help="update: where they are sent from now on")
+    parser.add_argument("--events", metavar="LIST", help="create, update: terminal,awaiting_input,message,progress")
+    parser.add_argument("--task", metavar="TASK", help="create, list: of this task alone")
+    parser.add_argument("--description", metavar="TEXT", help="create, update: what it is for")
+    parser.add_argument("--overlap", metavar="TIME", type=_time, help="rotate: how long the old secret signs, too")
+    parser.add_argument("--status", choices=("pending", "delivered", "dead"), help="deliveries: those only")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=20, help="list, deliveries: so many at most")
+    parser.add_argument("--reason", metavar="TEXT", help="disable: why, for others to see")
 
 
 def _scope(parser: Parser) -> None:
@@ -470,11 +508,70 @@ def _serve(parser: Parser) -> None:
     parser.add_argument(
         "--origin", metavar="URL", action="append", default=[], help="pages from there may use it; may be repeated"
     )
+    parser.add_argument("--auth", action="store_true", help="ask everybody for a key or token (OUTRIDER_AUTH)")
+    parser.add_argument(
+        "--rate", metavar="N", type=_whole, help="with --auth: requests a second of a key; default 2000"
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="without: a name it is asked for by; may be repeated",
+    )
     parser.add_argument("--no-worker", action="store_true", help="run no tasks: others do, by outrider worker")
     parser.add_argument(
         "--serves", metavar="WHAT", action="append", default=[], help="what its worker runs, as outrider worker has it"
     )
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; default the app's, 150")
+
+
+def _keys(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", choices=KEY_ACTIONS, help=_either(KEY_ACTIONS))
+    parser.add_argument("key", metavar="KEY", nargs="?", help="the id of the key to revoke or rotate")
+    parser.add_argument("--name", metavar="TEXT", help="create: whose it is; default you")
+    parser.add_argument(
+        "--scope", metavar="SCOPE", action="append", default=[], choices=SCOPES, help=f"create: {_either(SCOPES)}"
+    )
+    parser.add_argument("--admin", action="store_true", help="create: good for everything, as --scope admin")
+    parser.add_argument("--session", metavar="ID", help="create: good for this session and all below it, and no more")
+    parser.add_argument(
+        "--expires", metavar="TIME", type=_time, help="create: for how long it is good; default for ever"
+    )
+    parser.add_argument(
+        "--organization", metavar="ID", help="whose keys; default org_default, and all of them in a list"
+    )
+    parser.add_argument(
+        "--overlap",
+        metavar="TIME",
+        type=_time,
+        default=86_400.0,
+        help="rotate: the token before is good for; default 1d",
+    )
+
+
+def _organizations(parser: Parser) -> None:
+    actions = ("create", "list", "suspend", "resume", "delete")
+    parser.add_argument("action", metavar="ACTION", choices=actions, help=_either(actions))
+    parser.add_argument("organization", metavar="ORGANIZATION", nargs="?", help="its id; to create one, its name")
+    parser.add_argument("--id", metavar="ID", help="create: an id of your own")
+
+
+def _audit(parser: Parser) -> None:
+    actions = ("list", "verify", "prune")
+    parser.add_argument("action", metavar="ACTION", choices=actions, help=_either(actions))
+    parser.add_argument("--organization", metavar="ID", help="whose log; default org_default")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=100, help="list: newest first; default 100")
+    parser.add_argument("--expect-head", metavar="HEAD", help="verify: what verify printed before, kept elsewhere")
+    parser.add_argument("--older-than", metavar="TIME", type=_time, help="prune: since then")
+
+
+def _secrets(parser: Parser) -> None:
+    parser.add_argument("action", metavar="ACTION", choices=("rotate",), help="rotate")
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _backup(parser: Parser) -> None:
@@ -586,6 +683,13 @@ def _time(text: str) -> float:
         raise argparse.ArgumentTypeError(error.message) from None
 
 
+def _moment(text: str) -> int:
+    try:
+        return moment(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
 def _size(text: str) -> int:
     try:
         return size(text)
@@ -622,6 +726,7 @@ COMMANDS: dict[str, Command] = {
         Command("close", "have a session take nothing any more", "sessions:close", _close),
         Command("reopen", "open a closed session again", "sessions:reopen", _reopen),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),
+        Command("webhooks", "tell servers what happens; look at what was sent", "telling:webhooks", _webhooks),
         Command("retry", "do an ended task again, from its beginning", "steering:retry", _retry),
         Command("fork", "go on from a step of an ended task, or from a session", "steering:fork", _fork),
         Command("wait", "wait until tasks have ended", "steering:wait", _wait),
@@ -638,6 +743,10 @@ COMMANDS: dict[str, Command] = {
         Command("pin", "keep tasks and sessions whatever retention says", "retaining:pin", _pin),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),
+        Command("keys", "make, list, revoke and rotate API keys", "guarding:keys", _keys),
+        Command("organizations", "make, list and suspend organizations", "guarding:organizations", _organizations),
+        Command("audit", "list who did what, and verify that it is all there", "guarding:audit", _audit),
+        Command("secrets", "seal the secrets in the database anew", "guarding:secrets", _secrets),
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),

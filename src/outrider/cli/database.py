@@ -11,6 +11,7 @@ import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from outrider.bootstrap import open_ledger
@@ -22,6 +23,7 @@ from outrider.settings import DEFAULT_DATABASE
 if TYPE_CHECKING:
     from outrider.client import Client
     from outrider.runtime.facade import Runtime
+    from outrider.settings import WebhookSettings
 
 Opened: TypeAlias = "Runtime | Client"
 """What a command works with, here or elsewhere."""
@@ -46,6 +48,15 @@ def server_of(arguments: Namespace) -> str | None:
 def place_of(arguments: Namespace) -> str:
     """Where a command looks, for a line on a screen."""
     return server_of(arguments) or shown(url_of(arguments))
+
+
+def with_environment(settings: WebhookSettings) -> WebhookSettings:
+    """The settings of webhooks with what the environment says: where they may go, and where the server is reached."""
+    allowed, public = environment("OUTRIDER_WEBHOOK_ALLOW"), environment("OUTRIDER_PUBLIC_URL")
+    if allowed:
+        names = tuple(each.strip() for each in allowed.split(",") if each.strip())
+        settings = replace(settings, allow=(*settings.allow, *names))
+    return replace(settings, public_url=public) if public else settings
 
 
 @asynccontextmanager
@@ -117,10 +128,11 @@ async def open_here(arguments: Namespace, *, create: bool = False) -> AsyncItera
     from outrider.runtime.facade import Runtime
     from outrider.runtime.registry import Registry
     from outrider.runtime.services import Services
-    from outrider.settings import WorkerSettings
+    from outrider.settings import WebhookSettings, WorkerSettings
 
     async with open_store(arguments, create=create) as ledger:
-        services = Services.over(ledger, SystemClock(ledger), Registry(), WorkerSettings())
+        settings = WorkerSettings(webhooks=with_environment(WebhookSettings()))
+        services = Services.over(ledger, SystemClock(ledger), Registry(), settings)
         try:
             yield Runtime(services)
         finally:

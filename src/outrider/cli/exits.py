@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outrider.core.errors import (
     Conflict,
+    Denied,
     NotFound,
     OutriderError,
     Refused,
@@ -25,13 +26,15 @@ TASK_FAILED = 7
 TASK_CANCELED = 8
 TIMEOUT = 9
 UNSOUND = 10
-"""`doctor` found a problem."""
+"""`doctor` found a problem, or `audit verify` a log that is not whole."""
+DENIED = 11
 HUNG_UP = 129
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 _BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (Refused, REFUSED),
+    (Denied, DENIED),
     (NotFound, NOT_FOUND),
     (Conflict, CONFLICT),
     (StoreError, STORE),

@@ -14,6 +14,7 @@ from outrider.cli.terminal import Screen, harmless, json_text, on_one_line, told
 from outrider.cli.values import pairs
 from outrider.core.errors import NotFound
 from outrider.core.ledger import TaskFilter
+from outrider.core.search import words
 from outrider.core.task import State
 from outrider.runtime.around import Around
 
@@ -28,11 +29,21 @@ async def tasks(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--limit is a whole number of 1 or more")
     wanted = TaskFilter(
         session_id=arguments.session,
+        root_session_id=arguments.root,
+        parent_task_id=arguments.parent,
+        organization_id=arguments.organization,
         states=states_of(arguments.state),
         kind=arguments.kind,
         labels=pairs(arguments.label, "label"),
+        created_after=arguments.created_after,
+        created_before=arguments.created_before,
+        text=arguments.text,
+        after=arguments.after,
         limit=arguments.limit + 1,
+        newest_first=not arguments.oldest_first,
     )
+    if wanted.text is not None and not words(wanted.text):
+        raise UsageError(f"--text {wanted.text!r} has no word in it that could be searched for")
     if server_of(arguments) is not None:
         async with open_runtime(arguments) as runtime:
             return _list(await runtime.tasks.list(wanted), arguments, screen)

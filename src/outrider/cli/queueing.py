@@ -103,7 +103,8 @@ async def _kinds(runtime: Opened, asked: str) -> set[str]:
     """The kinds that come with Outrider, those that a worker serves, and the one asked for if a task has it."""
     served = {kind_of(route) for worker in await runtime.workers() for route in worker.routes}
     used = {task.kind for task in await runtime.tasks.list(kind=asked, limit=1)}
-    return {"background_tool", "external", "process", "subagent"} | served | used
+    own = {"agent_handoff", "background_tool", "external", "process", "session", "subagent"}
+    return own | served | used
 
 
 def _scope(arguments: Namespace) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import shown, url_of
+from outrider.cli.database import shown, url_of, with_environment
 from outrider.cli.exits import OK, UsageError
+from outrider.cli.guarding import access_of
 from outrider.cli.terminal import Screen
 from outrider.core.errors import InvalidArguments
 from outrider.settings import ServeSettings
@@ -38,6 +40,8 @@ def serve(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--socket takes the place of --host and --port")
     if arguments.no_worker and (arguments.serves or arguments.concurrency is not None):
         raise UsageError("--serves and --concurrency are for the worker, and there is none with --no-worker")
+    if arguments.rate is not None and arguments.rate < 1:
+        raise UsageError("--rate is a whole number of 1 or more")
     app = load_apps(names_of(arguments.app))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(app, arguments, screen))
@@ -55,6 +59,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
     try:
         from outrider.api.app import create_api
+        from outrider.api.health import measured
         from outrider.api.serving import Service, bind, bind_path
     except ImportError as error:
         raise InvalidArguments(
@@ -66,21 +71,42 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         host=arguments.host or settings.host,
         port=settings.port if arguments.port is None else arguments.port,
         origins=tuple(arguments.origin),
+        hosts=tuple(arguments.allow_host),
+        access=access_of(arguments),
     )
+    app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
+    is_guarded = settings.access is not None
+    registry = measured()
     url = url_of(arguments)
-    listener = bind(settings.host, settings.port) if arguments.socket is None else bind_path(arguments.socket)
+    if arguments.socket is None:
+        listener = bind(settings.host, settings.port, is_guarded=is_guarded)
+    else:
+        listener = bind_path(arguments.socket)
     try:
         async with app.open(
             url, worker=not arguments.no_worker, concurrency=arguments.concurrency, serves=arguments.serves
         ) as runtime:
-            service = Service(create_api(runtime, settings), listener, settings)
-            await _until_told(
-                service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
-            )
+            if is_guarded and not await runtime.keys.list(limit=1):
+                screen.note("there is no key yet; make one: outrider keys create --admin")
+            service = Service(create_api(runtime, settings, registry=registry), listener, settings)
+            if runtime.work is not None:
+                runtime.work.add_done_callback(lambda _: service.end())
+            sending = asyncio.create_task(runtime.webhooks.deliver()) if arguments.no_worker else None
+            try:
+                await _until_told(
+                    service.run(), service.has_started(), service.end, _place(listener), url, arguments, screen
+                )
+                if runtime.work is not None and runtime.work.done():
+                    await runtime.work  # which says why the store will never answer again
+            finally:
+                if sending is not None:  # what is under way comes to its end
+                    sending.cancel()
+                    await asyncio.wait([sending])
     finally:
         listener.close()
         if arguments.socket is not None:
-            os.unlink(arguments.socket)
+            with suppress(FileNotFoundError):
+                os.unlink(arguments.socket)
     screen.stamped("the server has ended")
     return OK
 

@@ -77,8 +77,14 @@ async def run(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
     if server_of(arguments) is None:
         _check_model(model, app.registry.agents.get(arguments.agent))
+    if arguments.peer or arguments.invite:
+        _check_is_plain(arguments)
 
     async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
+        if arguments.peer:
+            return await session.open_peer(prompt, agent=arguments.agent, title=arguments.name, options=options)
+        if arguments.invite:
+            return await session.hand_off(arguments.agent, prompt, invite=True, options=options)
         return await session.spawn_agent(
             prompt,
             model=model,
@@ -145,6 +151,14 @@ async def _start_there(
     await hint_at_worker(client, task.id, screen)
     screen.hint(f"see: outrider watch {short(task.id)}")
     return OK
+
+
+def _check_is_plain(arguments: Namespace) -> None:
+    if arguments.agent is None:
+        raise UsageError("which agent? --agent NAME, of the app")
+    given = ("model", "system", "tools", "max_iterations", "require_approval")
+    if any(getattr(arguments, name) for name in given):
+        raise UsageError("with --peer and --invite the agent is as it was registered: name no model, tools or limits")
 
 
 def _check_model(model: JSON, agent: object) -> None:

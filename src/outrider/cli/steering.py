@@ -15,11 +15,10 @@ from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import answer_of, pairs, text_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
-from outrider.core.task import TURN, State, Task
+from outrider.core.task import State, Task
 from outrider.settings import CANCEL_GRACE
 
 if TYPE_CHECKING:
-    from outrider.runtime.handles import SessionHandle, TaskHandle
     from outrider.runtime.records import TaskRecord
 
 
@@ -46,30 +45,18 @@ async def send(arguments: Namespace, screen: Screen) -> int:
     text = text_of("-") if arguments.text == ["-"] else " ".join(arguments.text)
     async with open_runtime(arguments) as runtime:
         session = await runtime.sessions.get(arguments.session)
-        before, seq = await session.turn(), (await session.record()).last_seq
+        seq = (await session.record()).last_seq
         turn = await session.send(text, steering=arguments.steering, sender=user_name())
         await hint_at_worker(runtime, turn.id, screen)
         if arguments.wait:
             from outrider.cli.following import Follower
 
-            if arguments.steering in ("after", "interrupt") and before is not None and before.id == turn.id:
-                turn = await _turn_after(runtime, session, turn, seq)
-            return await Follower(runtime, turn, screen, seq).run()
+            return await Follower(runtime, await turn.heard_by(), screen, seq).run()
         if screen.as_json:
             screen.record(await turn.record())
         else:
             screen.line(turn.id)
     return OK
-
-
-async def _turn_after(runtime: Opened, session: SessionHandle, turn: TaskHandle, seq: int) -> TaskHandle:
-    """The turn that hears what was said for after this one; this one, where the session is closed before that."""
-    async for event in session.events(after=seq):
-        if event.type == "session.closed":
-            break
-        if event.task is not None and event.task.kind == TURN and event.task.id != turn.id:
-            return await runtime.task(event.task.id)
-    return turn
 
 
 async def answer(arguments: Namespace, screen: Screen) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from outrider.cli.exits import UsageError
 from outrider.core.task import InputRequest
-from outrider.core.values import JSON
+from outrider.core.values import JSON, Instant
 from outrider.core.wording import counted
 
 if TYPE_CHECKING:
@@ -37,6 +39,20 @@ def seconds(text: str) -> float:
     if found > LONGEST:
         raise UsageError(f"{text!r} is longer than 100 years")
     return found
+
+
+def moment(text: str) -> Instant:
+    """A moment in microseconds: `2026-01-31` or `2026-01-31T09:30`, here unless it says where; `2h` for so long ago."""
+    try:
+        return round(datetime.fromisoformat(text.strip()).timestamp() * 1e6)
+    except (ValueError, OverflowError, OSError):
+        pass
+    try:
+        return time.time_ns() // 1000 - round(seconds(text) * 1e6)
+    except UsageError:
+        raise UsageError(
+            f"{text!r} is no moment; write 2026-01-31, 2026-01-31T09:30Z, or 2h for two hours ago"
+        ) from None
 
 
 def whole(text: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from outrider.bootstrap import Outrider, open_ledger
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import shown, url_of
+from outrider.cli.database import shown, url_of, with_environment
 from outrider.cli.exits import OK, STORE, UsageError
 from outrider.cli.terminal import Screen
 from outrider.cli.workers import served
@@ -54,6 +54,7 @@ async def worker(arguments: Namespace, screen: Screen) -> int:
         return await Crew(arguments, screen).run()
     if arguments.concurrency is not None:
         app.settings = replace(app.settings, concurrency=arguments.concurrency)
+    app.settings = replace(app.settings, webhooks=with_environment(app.settings.webhooks))
     url = url_of(arguments)
     ledger = await _open(url, arguments.again, screen)
     try:

@@ -12,6 +12,7 @@ from outrider.client.inbox import SessionInbox
 from outrider.client.tasks import Tasks
 from outrider.runtime import handles
 from outrider.runtime.codec import PLAIN, Shape
+from outrider.runtime.options import Length
 from outrider.runtime.records import SessionRecord, TaskRecord
 
 
@@ -20,8 +21,9 @@ class TaskHandle(handles.TaskHandle):
 
     __slots__ = ("_connection", "_name")
 
-    def __init__(self, connection: Connection, task: TaskRecord) -> None:
+    def __init__(self, connection: Connection, task: TaskRecord, *, is_before: bool = False) -> None:
         self._connection = connection
+        self._is_before = is_before
         self._name = task.display_name
         self._tasks = cast("Any", Tasks(connection))  # of the same verbs, which a test compares
         self.id = task.id
@@ -32,6 +34,11 @@ class TaskHandle(handles.TaskHandle):
 
     def _handle(self, task: Any) -> TaskHandle:
         return TaskHandle(self._connection, task)
+
+    async def _turn_after(self, timeout: Length | None) -> Any:
+        from outrider.client.sessions import turn_after
+
+        return await turn_after(self._connection, self, timeout)
 
     def _shape(self) -> Shape:
         return PLAIN
@@ -51,5 +58,5 @@ class SessionHandle(handles.SessionHandle):
         self.inbox = cast("Any", SessionInbox(connection, session.id))  # likewise
         """What the session has yet to be told, and how an outside agent receives it."""
 
-    def _handle(self, task: Any) -> TaskHandle:
-        return TaskHandle(self._connection, task)
+    def _handle(self, task: Any, is_before: bool = False) -> TaskHandle:
+        return TaskHandle(self._connection, task, is_before=is_before)

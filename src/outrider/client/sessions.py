@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
+import time
 from collections.abc import AsyncIterator, Mapping
-from typing import get_args
+from contextlib import suppress
+from typing import NamedTuple, get_args
 from urllib.parse import quote
 
 from outrider.client.connection import Connection, Told, segment
-from outrider.client.handles import SessionHandle
-from outrider.client.tasks import NO_LIMIT, PAGE
-from outrider.core.errors import InvalidArguments, NotFound
+from outrider.client.handles import SessionHandle, TaskHandle
+from outrider.client.inbox import Inbox
+from outrider.client.tasks import NO_LIMIT, PAGE, Tasks
+from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
+from outrider.core.task import TURN
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import (
+    Length,
     check_budget,
     check_count,
     check_flags,
@@ -22,6 +28,7 @@ from outrider.runtime.options import (
     check_page,
     check_texts,
     check_texts_if_given,
+    not_negative,
 )
 from outrider.runtime.records import (
     EventRecord,
@@ -34,6 +41,16 @@ from outrider.runtime.records import (
 )
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering, check_steering
+
+LOOK = 0.1
+"""Seconds between two looks for a turn that is about to be made."""
+
+
+class Said(NamedTuple):
+    """The turn that was told something, or made for it; `is_before` the one that hears it, which follows it then."""
+
+    turn: TaskRecord
+    is_before: bool
 
 
 class Sessions:
@@ -110,7 +127,7 @@ class Sessions:
 
     async def send(
         self, session_id: str, content: Parts, *, steering: Steering = "inject", sender: str | None = None
-    ) -> TaskRecord:
+    ) -> Said:
         """Say something to a session's agent, durably; return the turn that was told or made.
 
         It is said once: where it is in doubt whether it arrived, ServerUnreachable says so and it is not said again.
@@ -118,7 +135,10 @@ class Sessions:
         check_steering(steering)
         check_texts_if_given(sender=sender)
         body = {"content": message_parts(content, NO_LIMIT), "steering": steering, "sender": sender}
-        return (await self._connection.ask("POST", f"{_path(session_id)}/send", body=body)).record(TaskRecord)
+        before = await self.turn(session_id) if steering in ("after", "interrupt") else None
+        answer = await self._connection.ask("POST", f"{_path(session_id)}/send", body=body)
+        turn = answer.record(TaskRecord)
+        return Said(turn, before is not None and before.id == turn.id)
 
     async def turn(self, session_id: str) -> TaskRecord | None:
         """Return the turn that a session's agent takes or took last, None before the first. Raises NotFound."""
@@ -205,6 +225,30 @@ class Sessions:
     async def snapshot(self, session_id: str) -> SessionSnapshot:
         """Return a session with its live tasks, and the number of the event after which all is new. Raises NotFound."""
         return await self._connection.snapshot(f"{_path(session_id)}/events", SessionSnapshot)
+
+
+async def turn_after(connection: Connection, turn: TaskHandle, timeout: Length | None) -> TaskRecord | None:
+    """Wait for the turn after one, which hears what that leaves; None once that is over and leaves nothing, or the
+    session is closed. Raises NotFound once it is deleted, and WaitTimeout.
+    """
+    sessions, tasks, inbox = Sessions(connection), Tasks(connection), Inbox(connection)
+    until = None if timeout is None else time.monotonic() + not_negative("timeout", timeout) / 1e6
+    following = {"session_id": turn.session_id, "kind": TURN, "after": turn.id, "newest_first": False, "limit": 1}
+    while True:
+        own, left = await tasks.record(turn.id), await inbox.list(turn.session_id, limit=1)
+        session = await sessions.record(turn.session_id)  # the last of the three: what was left has made no turn yet
+        if session.turn_id != turn.id and (found := await tasks.list(**following)):
+            return found[0]
+        if own.is_terminal and (session.turn_id != turn.id or not left or session.closed_at is not None):
+            return None
+        rest = None if until is None else until - time.monotonic()
+        if rest is not None and rest <= 0:
+            raise WaitTimeout(f"the turn after {turn.id} has not begun")
+        if own.is_terminal:
+            await asyncio.sleep(LOOK if rest is None else min(LOOK, rest))
+            continue
+        with suppress(WaitTimeout):
+            await tasks.wait([turn.id], timeout=rest)
 
 
 def _path(session_id: str) -> str:

@@ -39,6 +39,7 @@ from outrider.runtime.options import (
     check_mappings,
     check_texts,
     check_texts_if_given,
+    filter_of,
     not_negative,
     states_of,
 )
@@ -59,7 +60,7 @@ from outrider.runtime.records import (
     TaskRecord,
     TaskSnapshot,
 )
-from outrider.runtime.tasks import Draft, filter_of
+from outrider.runtime.tasks import Order
 
 PAGE = 1000
 """How many items one request takes or gives; more go in several."""
@@ -106,7 +107,7 @@ class Tasks:
         It gets its id here, so that it is made once however often it has to be asked for. Raises what the façade
         raises.
         """
-        ((task, _),) = await self.submit(session, [Draft(kind, spec, options)])
+        ((task, _),) = await self.submit(session, [Order(kind, spec, options)])
         return task
 
     async def create_many(
@@ -117,17 +118,17 @@ class Tasks:
         options: TaskOptions = DEFAULT_OPTIONS,
     ) -> list[TaskRecord]:
         """Create many tasks of one kind with the same options, a thousand a request."""
-        drafts = [Draft(kind, spec, options) for spec in specs]
-        return [made.task for made in await self.submit(session, drafts)]
+        orders = [Order(kind, spec, options) for spec in specs]
+        return [made.task for made in await self.submit(session, orders)]
 
-    async def submit(self, session: SessionRecord | str, drafts: Sequence[Draft]) -> builtins.list[Submitted]:
+    async def submit(self, session: SessionRecord | str, orders: Sequence[Order]) -> builtins.list[Submitted]:
         """Create tasks of any kinds, and say of each whether it was there already.
 
         All of a request, a thousand at most, are looked at before any is made.
         """
         session_id = session.id if isinstance(session, SessionRecord) else session
         path = f"/v1/sessions/{segment('session', session_id)}/tasks"
-        forms = [_form_of(draft) for draft in drafts]
+        forms = [_form_of(order) for order in orders]
         if len(forms) == 1:
             answer = await self._connection.ask("POST", path, body=forms[0], again=True)
             task = answer.record(TaskRecord)
@@ -518,14 +519,14 @@ def _path(task_id: str) -> str:
     return f"/v1/tasks/{segment('task', task_id)}"
 
 
-def _form_of(draft: Draft) -> dict[str, Any]:
+def _form_of(order: Order) -> dict[str, Any]:
     """A task to be created, as the body of a request. It has an id, so that asking again makes no second one."""
-    check_texts(kind=draft.kind)
-    check_mappings(spec=draft.spec)
-    options: Any = draft.options
+    check_texts(kind=order.kind)
+    check_mappings(spec=order.spec)
+    options: Any = order.options
     if not isinstance(options, TaskOptions):
         raise InvalidArguments(f"options is a TaskOptions, not {options!r:.100}")
-    said: dict[str, Any] = {"kind": draft.kind, "spec": draft.spec, "id": new_id("task")}
+    said: dict[str, Any] = {"kind": order.kind, "spec": order.spec, "id": new_id("task")}
     for field in fields(TaskOptions):
         value = getattr(options, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default

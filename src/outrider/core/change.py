@@ -171,6 +171,8 @@ class Change:
     inbox: tuple[InboxEntry, ...] = ()
     follow_ups: tuple[FollowUp, ...] = ()
     watches: tuple[str, ...] = ()
+    unasked: Mapping[str, int] | None = None
+    """Which of these shall tell of their questions, too, and the versions in which they asked none."""
     requests: tuple[InputRequest, ...] = ()
     messages: tuple[Message, ...] = ()
     files: tuple[FileWrite, ...] = ()

@@ -2,7 +2,8 @@
 
     OutriderError
     ├── NotFound              task_not_found, session_not_found, request_not_found, file_not_found,
-    │                         worker_not_found, organization_not_found, key_not_found
+    │                         worker_not_found, organization_not_found, key_not_found,
+    │                         webhook_not_found, delivery_not_found
     ├── Conflict
     │   ├── TaskFinished      task_finished: the task has ended and stays as it ended
     │   ├── RequestClosed     request_closed: somebody else answered, or it expired or was withdrawn
@@ -14,6 +15,7 @@
     │   ├── IdempotencyConflict  idempotency_conflict: same key, another payload
     │   ├── SessionBusy       session_busy: its agent takes a turn, and what was said may not wait
     │   ├── SessionClosed     session_closed: it takes nothing any more
+    │   ├── LinkExpired       link_expired: it was good for a time
     │   └── IllegalMove       illegal_move: this event has no meaning in this state
     ├── Refused               the input is wrong; nothing was changed
     │   ├── InvalidArguments  invalid_arguments
@@ -25,6 +27,8 @@
     │   ├── TooLarge          too_large
     │   ├── ConnectionRequired  connection_required: the tool or agent needs one that is not there
     │   ├── CannotFork        cannot_fork: what the task has done is not in its journal alone
+    │   ├── AddressRefused    address_refused: a webhook may not be sent there
+    │   ├── InvalidLink       invalid_link: it was not made here, or what it is about is gone
     │   └── LimitReached      limit_reached
     ├── Denied                whoever asks may not; nothing was changed
     │   ├── Unauthenticated   unauthenticated: nobody knows who asks
@@ -174,6 +178,12 @@ class SessionClosed(Conflict):
         return cls(f"{session_id} is closed; reopen it first", details={"session": session_id})
 
 
+class LinkExpired(Conflict):
+    """The link was good for a time, which is over."""
+
+    code = "link_expired"
+
+
 class IllegalMove(Conflict):
     """The event has no meaning in the task's present state."""
 
@@ -269,6 +279,18 @@ class CannotFork(Refused):
     code = "cannot_fork"
 
 
+class AddressRefused(Refused):
+    """A webhook may not be sent there: it is no public address, or a port that is not allowed."""
+
+    code = "address_refused"
+
+
+class InvalidLink(Refused):
+    """The link was not made by this server, or what it is about is gone."""
+
+    code = "invalid_link"
+
+
 class LimitReached(Refused):
     """A limit on the delegation tree refuses this task."""
 
@@ -298,7 +320,7 @@ class RateLimited(Denied):
 
     code = "rate_limited"
 
-    def __init__(self, message: str, *, retry_after: float, details: JSON = None) -> None:
+    def __init__(self, message: str, *, retry_after: float = 1.0, details: JSON = None) -> None:
         super().__init__(message, details=details)
         self.retry_after = retry_after
 

@@ -255,13 +255,20 @@ class WatchedEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchedAsked:
+    """A task that this one waits for asks a question, or may do so."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rung:
     """Something came into the inbox of a session: its turn shall look, or one be made."""
 
     session_id: str
 
 
-FollowUpEvent: TypeAlias = CancelRequested | WatchedEnded | Rung
+FollowUpEvent: TypeAlias = CancelRequested | WatchedEnded | WatchedAsked | Rung
 
 Event: TypeAlias = (
     HolderEvent
@@ -289,5 +296,6 @@ EVENTS = (
     CancelRequested,
     DeadlinePassed,
     WatchedEnded,
+    WatchedAsked,
     Rung,
 )

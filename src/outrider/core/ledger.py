@@ -234,6 +234,17 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """A task as an index finds it: by its terms, of which that of its `state` and the `passing` may be others later."""
+
+    task_id: str
+    created_at: Instant
+    state: str
+    lasting: frozenset[str]
+    passing: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """What is gone. `rest` are those of the tasks named that a transaction of a sensible length did not come to."""
 
@@ -308,10 +319,13 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the log of a session ends: the number of its newest entry, and its position, 0 where that was pruned."""
+    """Where the log of a session ends, and whose session it is."""
 
     seq: int
     position: int
+    """That of the newest entry, 0 where it was pruned."""
+    organization_id: str
+    root_session_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,9 +395,27 @@ class TaskFilter:
     states: tuple[State, ...] | None = None
     kind: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    created_after: Instant | None = None
+    """From this moment on."""
+    created_before: Instant | None = None
+    text: str | None = None
+    """Words that the task has, or its id; see `search.says`."""
     after: str | None = None
     limit: int = 100
     newest_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unindexed:
+    """What an index of tasks lacks: it stands at the position `after` of the log, and with these tasks at `upto`.
+
+    `more` tells that it lacks others yet, or has tasks that were deleted.
+    """
+
+    after: int
+    upto: int
+    tasks: tuple[Task, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,7 +524,15 @@ class Views(Protocol):
         ...
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
-        """A page in the order of ids, which is the order of creation."""
+        """A page in the order of ids, which is the order of creation; `search.passes` says which tasks are on it.
+
+        However many there are and few of them pass, it takes no longer, as long as the index is up to date. What the
+        index lacks is looked at one by one.
+        """
+        ...
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """The tasks of the next `limit` log entries that the index has not taken in; nothing where a store has none."""
         ...
 
     async def children(self, task_id: str) -> Sequence[Task]:
@@ -715,6 +755,13 @@ class Views(Protocol):
         """
         ...
 
+    async def schema(self) -> int:
+        """The number of the newest migration that was applied, 0 where there are none.
+
+        Raises StoreNewer where a program of a later version has since made of the schema what this one does not know.
+        """
+        ...
+
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
         ...
@@ -813,6 +860,13 @@ class Ledger(Protocol):
 
         It is nothing where any of them is not there in the `version` that it has here, or where another document has
         its `key`. What was written has the next version.
+        """
+        ...
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Take tasks, as they were read by `unindexed`, into the index that lists go by, and forget some deleted ones.
+
+        False, and nothing written, where the index does not stand at `after` any more: somebody else was faster.
         """
         ...
 

@@ -58,6 +58,7 @@ from outrider.core.events import (
     Stopped,
     Succeeded,
     Told,
+    WatchedAsked,
     WatchedEnded,
 )
 from outrider.core.task import (
@@ -99,6 +100,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             CancelRequested: frozenset({C}),
             DeadlinePassed: frozenset({Q, F}),
             WatchedEnded: frozenset({Q, F}),
+            WatchedAsked: frozenset({Q}),
             Rung: frozenset({Q}),
             HolderLost: frozenset({Q}),
         },
@@ -119,6 +121,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             CancelRequested: frozenset({R, C}),
             DeadlinePassed: frozenset({R, F, C}),
             WatchedEnded: frozenset({R, S}),
+            WatchedAsked: frozenset({R}),
             Rung: frozenset({R}),
         },
         A: {
@@ -139,6 +142,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
             CancelRequested: frozenset({A, C}),
             DeadlinePassed: frozenset({A, R, F, C}),
             WatchedEnded: frozenset({A}),
+            WatchedAsked: frozenset({A}),
             Rung: frozenset({A}),
         },
         **{
@@ -146,6 +150,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Any], frozenset[State]]] = MappingProxy
                 CancelRequested: frozenset({terminal}),
                 DeadlinePassed: frozenset({terminal}),
                 WatchedEnded: frozenset({terminal}),
+                WatchedAsked: frozenset({terminal}),
                 HolderLost: frozenset({terminal}),
                 Enriched: frozenset({terminal}),
             }
@@ -456,6 +461,8 @@ def _asked(draft: _Draft, event: Asked) -> _Draft:
     if event.step is not None:
         draft.extra["steps"] = (event.step,)
     draft.wake("question", {"request_id": event.request.id, "kind": event.request.kind, "prompt": event.request.prompt})
+    if event.request.kind == "question":  # the others are for people
+        draft.follow_ups += (FollowUp("watchers", draft.before.id, WatchedAsked(draft.before.id)),)
     return draft
 
 
@@ -491,9 +498,10 @@ def _parked(draft: _Draft, event: Parked) -> _Draft:
         wake_at = min((wait.until for wait in event.waits if isinstance(wait, WaitUntil)), default=None)
         if wake_at is not None:
             draft.due(wake_at)
-        draft.extra["watches"] = tuple(
-            task_id for wait in event.waits if isinstance(wait, WaitForTasks) for task_id in wait.task_ids
-        )
+        for_tasks = [wait for wait in event.waits if isinstance(wait, WaitForTasks)]
+        draft.extra["watches"] = tuple(task_id for wait in for_tasks for task_id in wait.task_ids)
+        if unasked := {task_id: version for wait in for_tasks for task_id, version in (wait.seen or {}).items()}:
+            draft.extra["unasked"] = unasked
     return draft
 
 
@@ -795,6 +803,14 @@ def _waited_task_ended(draft: _Draft, waits: tuple[Wait, ...]) -> None:
         draft.due(draft.now)
 
 
+def _watched_asked(draft: _Draft, event: WatchedAsked) -> _Draft:
+    core = draft.before.core
+    waits = (wait for wait in core.waits if isinstance(wait, WaitForTasks) and event.task_id in wait.task_ids)
+    if not core.is_held and any(wait.seen is not None for wait in waits):
+        draft.due(draft.now)
+    return draft
+
+
 def _rung(draft: _Draft, _: Rung) -> _Draft:
     core = draft.before.core
     draft.core["rung"] = core.rung + 1
@@ -929,6 +945,7 @@ _HANDLERS: Mapping[type[Any], _Handler] = {
     CancelRequested: _cancel_requested,
     DeadlinePassed: _deadline_passed,
     WatchedEnded: _watched_ended,
+    WatchedAsked: _watched_asked,
     Rung: _rung,
 }
 assert set(_HANDLERS) == set(EVENTS)

@@ -178,6 +178,8 @@ class WaitForTasks:
     task_ids: tuple[str, ...]
     every: bool = True
     on: Literal["tasks"] = "tasks"
+    seen: Mapping[str, int] | None = None
+    """Or until one of them asks a question: their versions when none of them did; None where that is no end of it."""
 
 
 @dataclass(frozen=True, slots=True)

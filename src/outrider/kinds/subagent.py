@@ -38,20 +38,19 @@ from outrider.agents.engine import (
 )
 from outrider.agents.models import chain, choose
 from outrider.agents.patience import Patience
-from outrider.agents.registered import RegisteredAgent, check_goes_on
+from outrider.agents.registered import RegisteredAgent
 from outrider.core.change import Page
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
 from outrider.core.ledger import InboxRow
-from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import TURN, Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
 from outrider.kinds.hearing import BETWEEN, said, told, unmarked
-from outrider.runtime.attempt import Scope, cut, shorten
+from outrider.kinds.opening import check_asked, check_seed, open_session, plain_spec, prompts_of_fork, titled
+from outrider.runtime.attempt import Scope, cut
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.context import TaskContext
-from outrider.runtime.ids import new_id
 from outrider.runtime.registry import CheckedSpec, Registry, Tool
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.turns import LOOK
@@ -74,10 +73,6 @@ ASKED = "!ask"
 """After the key of a question, which has a row of its own beside a step of that key."""
 OUTCOME = "outcome!"
 ITERATION = "iteration!"
-SESSION = "session!"
-MOST_ITERATIONS = (1 << 63) - 1
-SEEDS = ("fresh", "fork", "files")
-"""What a child session begins with: nothing, its parent's transcript and files, or its files alone."""
 MESSAGES = "messages!"
 """The journal row that says how many messages the agent has been told, and which was the last."""
 
@@ -86,6 +81,7 @@ class Subagent:
     """Runs agents."""
 
     kind = KIND
+    fields = FIELDS
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -101,14 +97,7 @@ class Subagent:
 
     def check(self, spec: JSONObject) -> CheckedSpec:
         """Check the spec's form, and that its agent and tools are known."""
-        unknown = set(spec) - FIELDS
-        if unknown:
-            raise InvalidArguments(
-                f"a subagent's spec has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(FIELDS))}"
-            )
-        prompt = spec.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidArguments("a subagent's spec needs a prompt, which is text")
+        prompt = check_asked(self.kind, spec, self.fields)
         limit = spec.get("max_iterations")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InvalidArguments("max_iterations is a whole number of 1 or more")
@@ -119,8 +108,7 @@ class Subagent:
             raise InvalidArguments(f"model_settings is an object, not {settings!r:.100}")
         for model in chain(spec.get("model")):
             choose(model, settings)
-        if spec.get("seed", "fresh") not in SEEDS:
-            raise InvalidArguments(f"seed is one of {', '.join(SEEDS)}, not {spec['seed']!r:.100}")
+        check_seed(spec)
         agent = self._agent(spec)
         tools = self._tool_names(spec, agent)
         for name in tools:
@@ -131,14 +119,10 @@ class Subagent:
                 if name not in within_reach:
                     raise UnknownName.of("tool", name, within_reach)
         if agent is None and not spec.get("model"):
-            raise InvalidArguments("a subagent's spec needs a model or a registered agent")
-        route = f"{KIND}:{agent.name}" if agent is not None else f"{KIND}:+{tools[0]}" if tools else KIND
-        try:
-            plain = jsonable({name: value for name, value in spec.items() if (name, value) != ("seed", "fresh")})
-        except TypeError as error:
-            raise InvalidArguments(f"a subagent's spec is JSON: {error}") from None
-        name = shorten(prompt.strip().splitlines()[0], 60)
-        return CheckedSpec(plain, route, name, connections=self._connections(spec, agent))
+            raise InvalidArguments(f"the spec of a task of kind {self.kind} needs a model or a registered agent")
+        own = f":{agent.name}" if agent is not None else f":+{tools[0]}" if tools else ""
+        plain = plain_spec(self.kind, spec)
+        return CheckedSpec(plain, f"{self.kind}{own}", titled(prompt), connections=self._connections(spec, agent))
 
     async def prepare(self) -> None:
         """Import the engines of registered agents, before a worker claims anything."""
@@ -204,56 +188,12 @@ class Subagent:
         """Whether the agent knows what its parent knew; what it is told then is appended before it is asked."""
         is_fork = task.spec.get("seed") == "fork"
         if is_fork and not await task.services.views.last_entry(session_id, task_id=task.id):
-            told = [each for prompt in await _prompts_of_fork(task) for each in engine.said(unmarked(prompt))]
+            told = [each for prompt in await prompts_of_fork(task) for each in engine.said(unmarked(prompt))]
             await AgentTranscript(task, session_id).tell(told)
         return is_fork
 
     async def _session_of(self, task: TaskContext) -> str:
-        session_id = await self._child_session(task)
-        if task.live.links.child_session_id != session_id:  # or the worker was gone before it could say so
-            task.report(links=evolve(task.live.links, child_session_id=session_id))
-        return session_id
-
-    async def _child_session(self, task: TaskContext) -> str:
-        """The session that the agent runs in, made once, with what it begins with.
-
-        Its id is journaled first: one that was planned and not made is made on resume, by the same id.
-        """
-        row = task.journal.at(SESSION)
-        session_id: str = new_id("session") if row is None else decode(row.value or b"null")
-        if row is None:
-            await task.write_own(SESSION, "session", encode(session_id))
-        elif await task.services.views.session(session_id) is not None:
-            return session_id
-        parent = await task.services.views.session(task.session_id)
-        assert parent is not None, "a task's session cannot be gone"
-        tree = None if parent.budget is None else parent.budget.get("tree")
-        new = NewSession(
-            id=session_id,
-            created_at=task.services.clock.now(),
-            organization_id=parent.organization_id,
-            root_session_id=parent.root_session_id,
-            parent_session_id=parent.id,
-            parent_task_id=task.id,
-            agent=task.spec.get("agent"),
-            title=shorten(task.spec["prompt"], 60),
-            budget=None if tree is None else {"tree": tree},
-        )
-        await task.services.ledger.create_session(new, await self._seed(task, parent))
-        return new.id
-
-    async def _seed(self, task: TaskContext, parent: Session) -> Seed | None:
-        match task.spec.get("seed"):
-            case "files":
-                return Seed(parent.id, files=True)
-            case "fork":
-                try:
-                    check_goes_on(self._registry.agents, task.spec.get("agent"), parent.agent)
-                except InvalidArguments as error:
-                    raise AgentFailed(error.message, kind="rejected") from None
-                return Seed(parent.id, await _known_to(task, parent), files=True)
-            case _:
-                return None
+        return await open_session(task, task.spec.get("agent"), self._registry.agents)
 
     async def _drive(
         self, task: TaskContext, engine: Engine, run: AgentTranscript, *, prompt: str, asked: bool = False
@@ -389,38 +329,6 @@ class Subagent:
         return names
 
 
-async def _known_to(task: TaskContext, parent: Session) -> int:
-    """How many entries the parent's transcript had in the iteration that started the task; if none did, has now.
-
-    What that iteration itself appends is not the child's: it would take the calls in there, its own start among them,
-    for calls of its own.
-    """
-    views, (by, iteration) = task.services.views, _start_of(task)
-    if by is None:
-        return await views.last_entry(parent.id)
-    known = await views.last_entry(parent.id, task_id=by, iteration=iteration - 1)
-    return known or (0 if parent.parent_task_id == by else await views.last_entry(parent.id))
-
-
-async def _prompts_of_fork(task: TaskContext) -> list[str]:
-    """What a forked agent is told: its instructions, after those of its parent where no iteration has kept them yet."""
-    views, (by, _) = task.services.views, _start_of(task)
-    parent = await views.session(task.session_id)
-    prompts = [task.spec["prompt"]]
-    if parent is not None and by is not None and parent.parent_task_id == by and not await _known_to(task, parent):
-        above = await views.task(by)
-        prompts = prompts if above is None else [above.spec["prompt"], *prompts]
-    return prompts
-
-
-def _start_of(task: TaskContext) -> tuple[str | None, int]:
-    """The agent's task by which this one was started, and in which iteration; None if none did."""
-    by, iteration = task.origin.get("task_id"), task.origin.get("iteration")
-    if isinstance(by, str) and isinstance(iteration, int) and 0 < iteration <= MOST_ITERATIONS:
-        return by, iteration
-    return None, 0
-
-
 def _gated(spec: JSONObject, agent: RegisteredAgent | None) -> bool | list[str]:
     """The tools that need an approval, or whether all do: what the agent requires, and what the task adds to it.
 
@@ -449,7 +357,8 @@ def _tool_spec(task: TaskContext, tool: Tool, needs_approval: bool) -> ToolSpec:
         try:
             value = jsonable(returned)
         except TypeError as error:  # as often as it is called
-            raise AgentFailed(f"the tool {tool.name} returned what is not JSON: {error}") from None
+            message = f"the tool {tool.name} returned what is not JSON: {error}"
+            raise AgentFailed(message, kind="invalid_result") from None
         limit = task.services.settings.limits.result
         encoded = encode(value)
         if len(encoded) <= limit:
@@ -556,11 +465,12 @@ class AgentTranscript:
             forget=forgotten,
             takes=entries_of(self._taken),
         )
-        self._taken = []
+        taken, self._taken = self._taken, []
         if iteration.outcome is None:
             await task.append(page)
         else:
             task.end_with(page)
+        self.tell_heard(taken, now)
 
     def keep(self, outcome: AgentOutcome) -> None:
         """Have it known with the end how the agent ended, if its engine has not said so with its last iteration."""
@@ -617,6 +527,7 @@ class AgentTranscript:
             takes=entries_of(rows),
         )
         await task.append(page)
+        self.tell_heard(rows, now)
         return text
 
     async def words(self, rows: Sequence[InboxRow]) -> str | None:
@@ -624,6 +535,14 @@ class AgentTranscript:
         words = [told(row) for row in rows if not self.is_known(row)]
         words.extend(await self._messages())
         return BETWEEN.join(words) if words else None
+
+    def tell_heard(self, rows: Iterable[InboxRow], now: Instant) -> None:
+        """Have it measured how long the agent was not told; of what it knew already it was."""
+        telemetry = self._task.services.telemetry
+        if not telemetry.is_silent:
+            for row in rows:
+                if not self.is_known(row):
+                    telemetry.heard(row.reason, "agent", now - row.created_at)
 
     def heard_rows(self, now: Instant) -> tuple[Step, ...]:
         """The journal row that says which messages the agent has been told, if that moved."""

@@ -107,6 +107,7 @@ class Ears(AgentTranscript):
             takes=entries_of(rows),
         )
         await self._task.append(page)
+        self.tell_heard(rows, now)
         return True
 
     def output(self, text: str) -> None:

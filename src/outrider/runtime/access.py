@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, TypeVar
 
-from outrider.core.errors import Forbidden, RateLimited, StoreError, Unauthenticated
+from outrider.core.errors import Denied, Forbidden, IssuerUnavailable, RateLimited, StoreError, Unauthenticated
 from outrider.core.ledger import Document
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import SECOND, Span, evolve
@@ -109,6 +109,18 @@ class Access:
                 ) from error
             raise
 
+    async def admits(self, authorization: str | None) -> bool:
+        """Whether who sent this header is still admitted; without counting it, and so too while nobody can tell."""
+        try:
+            await self._known(authorization)
+        except IssuerUnavailable:
+            return True
+        except Denied:
+            return False
+        except StoreError:
+            return True
+        return True
+
     def count(self, caller: Caller) -> Rate:
         """Count a request of a caller, and say what is left. Raises RateLimited where nothing is."""
         rate = self.rates.take(caller.id, self._services.clock.passed())
@@ -201,11 +213,12 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What is left to somebody: `left` requests of `burst`, all of it again in `reset` seconds."""
+    """What is left to somebody: `left` requests of `burst`; all of them again in `reset` seconds, `full` from none."""
 
     burst: int
     left: int
     reset: float
+    full: float
     is_over: bool
     retry_after: float
 
@@ -233,6 +246,7 @@ class Rates:
             self.burst,
             int(level),
             (self.burst - level) / self.rate,
+            self.burst / self.rate,
             is_over,
             max(0.0, (1 - level) / self.rate),
         )

@@ -126,7 +126,7 @@ class Attempt:
         """The iteration that its code ended with, to be written in one transaction with the end."""
         self._on_news = on_news
         self._is_crowded = is_crowded
-        self._waits: dict[Bell, tuple[Wait, ...]] = {}
+        self._waits: dict[Bell, tuple[Wait | Callable[[], Wait], ...]] = {}
         self._parked_on: tuple[Wait, ...] = ()
         self._busy = 0
         self._alarm: Alarm | None = None
@@ -249,7 +249,7 @@ class Attempt:
 
     async def wait(
         self,
-        wait: Wait,
+        wait: Wait | Callable[[], Wait],
         look: Callable[[], Awaitable[T | None]],
         topics: Iterable[str] = (),
         until: Instant | None = None,
@@ -258,7 +258,7 @@ class Attempt:
         """Wait until `look` finds something: in memory for a while, then by parking. Called inside `busy`.
 
         `look` is asked again at `until` at the latest, however it is waited, and, parked, when a wait of `beside` is
-        over.
+        over. A `wait` may be called for as it parks, after the last look.
         """
         bell = Bell(self.services.clock)
         if isinstance(wait, WaitUntil):
@@ -305,7 +305,9 @@ class Attempt:
         self._alarm = None
         if self.is_idle and not self.is_parking and not self.is_told_to_stop:
             self.is_parking = True
-            self._parked_on = tuple(wait for waits in self._waits.values() for wait in waits)
+            self._parked_on = tuple(
+                wait() if callable(wait) else wait for waits in self._waits.values() for wait in waits
+            )
             self._ring()
 
     def _consider_parking(self) -> None:
@@ -461,7 +463,7 @@ class Attempt:
         try:
             result = None if value is None else encode(value)
         except TypeError as error:
-            return self._failure(TaskError("exception", f"the result is not JSON: {error}"), retryable=False)
+            return self._failure(TaskError("invalid_result", f"the result is not JSON: {error}"), retryable=False)
         if result is not None and len(result) > limits.result:
             message = f"the result has {len(result):,} bytes, more than {limits.result:,}; keep it as an artifact"
             return self._failure(TaskError("too_large", message), retryable=False)

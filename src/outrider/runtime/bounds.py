@@ -28,6 +28,7 @@ from outrider.core.ledger import (
     GrantSet,
     Head,
     InboxRow,
+    IndexEntry,
     KeyUse,
     Ledger,
     LimitRemoved,
@@ -50,6 +51,7 @@ from outrider.core.ledger import (
     Statistics,
     TaskFilter,
     TranscriptRow,
+    Unindexed,
     Verdict,
     Views,
     Worker,
@@ -154,6 +156,10 @@ class BoundedViews:
         if narrowed is None:
             return ()
         return await self._whole.list_tasks(replace(filter, organization_id=narrowed[0], root_session_id=narrowed[1]))
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """Refused: the index is of all."""
+        self._refuse("what is not in the index")
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
@@ -301,7 +307,8 @@ class BoundedViews:
 
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
         """Where the logs of those of these sessions end that exist, by id."""
-        return await self._whole.heads(await self.own_sessions(session_ids))
+        found = await self._whole.heads(session_ids)
+        return {id: head for id, head in found.items() if self._bounds.hold(head)}
 
     async def first_seq(self, session_id: str) -> int:
         """The number from which on the log is whole."""
@@ -420,6 +427,10 @@ class BoundedViews:
     async def problems(self, *, deep: bool = False) -> Sequence[str]:
         """Refused: it reads all."""
         self._refuse("an examination of the database")
+
+    async def schema(self) -> int:
+        """The newest migration, which is no organization's own."""
+        return await self._whole.schema()
 
     # --- how -----------------------------------------------------------------------------------------------
 
@@ -588,7 +599,7 @@ class BoundedLedger:
         return await self._whole.prune(tasks, sessions, now=now)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
-        """Write documents anew and drop others. Raises NotFound for another organization, False for its documents."""
+        """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""
         if self._bounds.session_id is not None:
             raise Forbidden("a key of one session keeps nothing but tasks")
         for each in (*documents, *dropped):
@@ -596,7 +607,7 @@ class BoundedLedger:
                 raise NotFound.of("organization", each.organization_id)
             there = await self._whole.views.document(each.collection, id=each.id)
             if there is not None and not self._views.keeps(there):
-                return False
+                raise _taken(each.collection, each.id)
         return await self._whole.keep(documents, dropped)
 
     # --- what only workers write ---------------------------------------------------------------------------
@@ -606,6 +617,10 @@ class BoundedLedger:
         raise _for_workers()
 
     async def append(self, page: Page) -> bool:
+        """Refused."""
+        raise _for_workers()
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
         """Refused."""
         raise _for_workers()
 

@@ -22,6 +22,7 @@ from outrider.core.errors import InvalidArguments, TooLarge
 from outrider.core.values import JSON
 
 _PLAIN = (None, type(None), Any, object, inspect.Parameter.empty, JSON)
+TOO_WIDE = "a whole number in it has more than 64 bits, which readers of JSON would round; make it a text"
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
 
 
@@ -30,7 +31,8 @@ def encode(value: object) -> bytes:
     try:
         encoded = orjson.dumps(value, _default, _OPTIONS)
     except TypeError as error:
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON: {error}") from None
+        why = TOO_WIDE if "64-bit" in str(error) else error
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON: {why}") from None
     if b"null" in encoded and _has_nan(value):  # orjson writes NaN and infinities as null
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: it has a NaN or an infinity in it")
     return encoded

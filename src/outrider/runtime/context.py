@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from outrider.core import events
-from outrider.core.change import Page
+from outrider.core.change import InboxEntry, Page
 from outrider.core.errors import (
     ConnectionRequired,
     Failure,
@@ -42,6 +42,7 @@ from outrider.core.task import (
     ExpiryPolicy,
     InputRequest,
     Live,
+    NewTask,
     Progress,
     RequestKind,
     Task,
@@ -80,6 +81,7 @@ from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
 from outrider.runtime.schemas import check_schema, mismatch
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks.hooks import create_with_webhooks
 from outrider.settings import RELEASE_FAILURES, RELEASE_TIMEOUT
 
 if TYPE_CHECKING:
@@ -637,6 +639,8 @@ class TaskContext:
         session = await self._services.views.session(parent.session_id)
         if session is None:
             raise NotFound.of("session", parent.session_id)
+        if checked.check_session is not None:
+            checked.check_session(session)
         if checked.connections:
             await check_connections(self._services, session, checked.connections)
         if not options.origin and parent.input.origin:
@@ -648,7 +652,7 @@ class TaskContext:
         if self._attempt.journal.owed:
             await self._journal()
         with self._attempt.storing():
-            (made,) = await self._services.lifecycle.create([new], steps=(step,))
+            (made,) = await create_with_webhooks(self._services, [new], [options.webhooks], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
             check_same(new.input, made.task)
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
@@ -696,8 +700,11 @@ class TaskContext:
                 until = self._services.clock.now() + span(timeout)
                 await self._write(position, encode({"until": until}), done=False)
 
+            seen: dict[str, int] = {}
+
             async def look() -> list[Task] | None:
                 found = {task.id: task for task in await self._services.views.tasks(ids)}
+                seen.update((task.id, task.core.version) for task in found.values())
                 for task_id in ids:
                     if task_id not in found:
                         raise NotFound.of("task", task_id)
@@ -709,9 +716,10 @@ class TaskContext:
                     return [found[task_id] for task_id in ids]
                 return None
 
-            news = (WaitForNews(self._attempt.record.core.rung),) if on_question else ()
-            wait = WaitForTasks(tuple(dict.fromkeys(ids)), not any)
-            found = await self._attempt.wait(wait, look, ids, until, news)
+            def wait() -> WaitForTasks:
+                return WaitForTasks(tuple(dict.fromkeys(ids)), not any, seen=dict(seen) if on_question else None)
+
+            found = await self._attempt.wait(wait, look, ids, until)
             records = [TaskRecord.of(task) for task in found]
             live = {record.id: record for record in records if not record.is_terminal}
             ended = [record.id for record in records if record.is_terminal]
@@ -903,8 +911,6 @@ class TaskContext:
     ) -> Sequence[TaskRecord]:
         """Do as `wait_for` does, and with `on_question` until one of them asks something, too; what is for a person to
         approve is no such thing.
-
-        For who drives the session of these tasks: of others it would not hear that they ask, once it is parked.
         """
         return await self._wait_for(tasks, any=any, timeout=timeout, on_question=on_question)
 
@@ -959,6 +965,35 @@ class TaskContext:
             beside = WaitForNews(self._attempt.record.core.rung), WaitForMessage(messages)
             await self._attempt.wait(WaitForTasks(tuple(tasks), False), look, tasks, beside=beside)
 
+    @_verb
+    async def end_of(self, task_id: str) -> Task | None:
+        """Wait until a task has ended, and return it as it then stands; None for one that was deleted.
+
+        Parked where that is long; not journaled, so whoever calls it knows what it waits for.
+        """
+        with self._open():
+
+            async def look() -> tuple[Task | None] | None:
+                found = await self._services.views.task(task_id)
+                return (found,) if found is None or found.is_terminal else None
+
+            (found,) = await self._attempt.wait(WaitForTasks((task_id,)), look, (task_id,))
+            return found
+
+    async def start(self, new: NewTask, position: str, entry: InboxEntry) -> Task | None:
+        """Make a task, what it is to hear in the inbox of its session, and the journal row that names it, in one.
+
+        None where there is one of its key already: nothing is written then. Raises NotFound, SessionClosed.
+        """
+        own = self._attempt.journal.own(position, "start")
+        row = self._row(own.name, own.ordinal, own.verb, encode({"task_id": new.id}))
+        with self._open(), self._attempt.storing():
+            (made,) = await self._services.lifecycle.create([new], steps=(row,), inbox=(entry,))
+        if isinstance(made, Existing):
+            return None
+        self._attempt.journal.note(row)
+        return made.task
+
     async def remember(self, position: str, verb: str, value: bytes) -> Step:
         """Journal at a position of the executor's own what is no progress: failures go on counting."""
         own = self._attempt.journal.own(position, verb)
@@ -970,6 +1005,11 @@ class TaskContext:
             raise Superseded(self.id, self.attempt)
         self._attempt.journal.note(row, is_progress=False)
         return row
+
+    @property
+    def budget(self) -> JSONObject | None:
+        """What it may spend, with what its session and its tree may; see `meters.taps_of`."""
+        return self._attempt.record.input.budget
 
     @property
     def result_schema(self) -> JSONObject | None:

@@ -6,11 +6,14 @@ somebody should know; whoever finds nothing finds an empty list.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
+from outrider.core.errors import OutriderError, StoreError
 from outrider.core.ledger import Worker
 from outrider.core.queue import kind_of, next_return, split_route, starts_left
 from outrider.core.task import (
@@ -31,14 +34,20 @@ from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.labels import LABEL, NO_LABEL
 from outrider.runtime.lease import seen_alive
-from outrider.runtime.records import Explanation, Finding
+from outrider.runtime.log import log
+from outrider.runtime.records import Check, Explanation, Finding, Readiness
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks.stored import LANE, disabled_in
 
 LITTLE_SPACE = 256 * 1024 * 1024
 """With fewer bytes free on the disk of the database, it may be full soon."""
 
 LONG_LOG = 256 * 1024 * 1024
 """A WAL of more bytes means that some reader keeps it from being copied back."""
+
+
+LATE = 60 * SECOND
+"""After how long what is to be sent to an endpoint should have been taken up by somebody."""
 
 
 class Doctor:
@@ -71,6 +80,7 @@ class Doctor:
         around = await Around.look(self._services.ledger)
         findings += await self._of_workers(around)
         findings += await self._of_queue(around)
+        findings += await self._of_webhooks()
         return findings
 
     async def _of_storage(self) -> list[Finding]:
@@ -85,6 +95,24 @@ class Doctor:
         if storage.log is not None and storage.log > LONG_LOG:
             text = f"{_bytes(storage.log)} of the database stand in its WAL: some reader has been at it for long"
             findings.append(Finding(level="note", about="database", text=text, advice="end programs that hold it open"))
+        return findings
+
+    async def _of_webhooks(self) -> list[Finding]:
+        now = self._services.clock.now()
+        findings = [
+            Finding(
+                level="problem",
+                about="webhooks",
+                text=f"{endpoint.id} ({endpoint.url}) is disabled since {_moment(told['at'])}: {told['reason']}",
+                advice=f"outrider webhooks enable {endpoint.id}",
+            )
+            async for endpoint, told in disabled_in(self._services.views)
+        ]
+        late = await self._services.views.documents(LANE, due_by=now - LATE, limit=1000)
+        if late:
+            text = f"webhooks to {counted(len(late), 'endpoint')} wait for more than {LATE / SECOND:g} s to be sent"
+            advice = "workers send them, and servers: start one, or look at what they log"
+            findings.append(Finding(level="problem", about="webhooks", text=text, advice=advice))
         return findings
 
     async def _of_workers(self, around: Around) -> list[Finding]:
@@ -153,6 +181,44 @@ class Doctor:
                 text = f"{counted(waiting.count, 'ready task')} of {waiting.route}, the oldest for {waited:.0f} s"
                 findings.append(Finding(level="note", about="queue", text=text, advice="its workers may be too few"))
         return findings
+
+    # --- this process --------------------------------------------------------------------------------
+
+    async def readiness(self, patience: float = 2.0) -> Readiness:
+        """Say whether this process can do what it is there for: use the store, and work, if it is to work.
+
+        It writes to the store, and changes nothing there. Takes no longer than about twice `patience`, in seconds. The
+        texts are for anybody: they name no path and no address; the log has the whole reason.
+        """
+        checks = [await self._can_write(patience), await self._knows_schema(patience)]
+        if self._services.standing.is_wanted or self._services.standing.worker is not None:
+            checks.append(self._has_worker())
+        return Readiness(is_ready=all(each.is_well for each in checks), checks=tuple(checks))
+
+    async def _can_write(self, patience: float) -> Check:
+        try:
+            # The beat of a worker that there is not: a transaction like that of any lease, in which no row changes.
+            renewal = asyncio.to_thread(self._services.whole.ledger.renew, "", patience)
+            await asyncio.wait_for(renewal, 2 * patience)
+        except (StoreError, TimeoutError) as error:
+            return _unwell("store", "the store cannot be written", error)
+        return Check(name="store", is_well=True, text="the store answers and can be written")
+
+    async def _knows_schema(self, patience: float) -> Check:
+        try:
+            number = await asyncio.wait_for(self._services.whole.views.schema(), patience)
+        except (StoreError, TimeoutError) as error:
+            return _unwell("schema", "the schema of the store cannot be used", error)
+        return Check(name="schema", is_well=True, text=f"migration {number} is the newest")
+
+    def _has_worker(self) -> Check:
+        worker, lease = self._services.standing.worker, self._services.settings.lease
+        if worker is None:
+            return Check(name="worker", is_well=False, text="no worker runs in this process, and one should")
+        age, condition = worker.lease_age, worker.condition
+        is_well = condition == "working" and age is not None and age < lease.cancel
+        text = f"{worker.id} is {condition}" + ("" if age is None else f"; its lease was renewed {age:.1f} s ago")
+        return Check(name="worker", is_well=is_well, text=text)
 
     # --- one task ------------------------------------------------------------------------------------
 
@@ -251,7 +317,7 @@ class Doctor:
             case WaitForMessage():
                 return "it waits for a message: outrider message"
             case WaitForNews():
-                return "it hears what its own tasks ask meanwhile"
+                return "it hears what comes into its inbox meanwhile"
             case WaitForTasks():
                 found = await self._services.views.tasks(wait.task_ids[:10])
                 named = ", ".join(f"{task.id} ({task.state})" for task in found)
@@ -281,6 +347,12 @@ class Doctor:
             for card, worker in zip(cards, serving, strict=True)
         ]
         return f"it is served by {counted(len(serving), 'worker')}: {'; '.join(room)}"
+
+
+def _unwell(name: Literal["store", "schema"], text: str, error: Exception) -> Check:
+    code = error.code if isinstance(error, OutriderError) else "store_unavailable"
+    log.warning("this process is not ready", check=name, reason=str(error) or "no answer in time")
+    return Check(name=name, is_well=False, text=f"{text} ({code})", code=code)
 
 
 def start_one(route: str = "") -> str:

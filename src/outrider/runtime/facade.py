@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from os import PathLike, fsdecode, fsencode
 
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
+from outrider.runtime.answer_links import AnswerLinks
 from outrider.runtime.audit import Audit
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import span
@@ -28,6 +30,7 @@ from outrider.runtime.signals import EVERYTHING
 from outrider.runtime.snapshots import snapshot_of_organization
 from outrider.runtime.stream import LogReader
 from outrider.runtime.tasks import Tasks
+from outrider.runtime.webhooks.endpoints import Webhooks
 
 LOOK = 2_000_000
 """Microseconds between two looks of who follows the log of all sessions, whatever rings."""
@@ -40,8 +43,10 @@ class Runtime:
     what is kept for how long. `organizations`, `keys`, `audit` and `secrets` are what a service needs that others use.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, work: asyncio.Task[None] | None = None) -> None:
         self.services = services
+        self.work = work
+        """The worker inside; None without one. It only ends by itself when the store will never answer again."""
         self.sessions = Sessions(services)
         self.tasks = Tasks(services)
         self.inbox = Inbox(services)
@@ -49,6 +54,8 @@ class Runtime:
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
         self.retention = RetentionPolicies(services)
+        self.webhooks = Webhooks(services)
+        self.answer_links = AnswerLinks(services)
         self.organizations = Organizations(services)
         self.keys = Keys(services)
         self.audit = Audit(services)

@@ -16,7 +16,7 @@ from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
 from outrider.runtime.context import NOTHING, Parts, tool_spec
 from outrider.runtime.inbox import SessionInbox
-from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_lists, check_mappings
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_lists, check_mappings, not_negative
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -35,16 +35,17 @@ from outrider.runtime.services import Services
 from outrider.runtime.sessions import Remaining, Sessions
 from outrider.runtime.specs import agent_spec, process_spec
 from outrider.runtime.tasks import Tasks
-from outrider.runtime.turns import Steering
+from outrider.runtime.turns import Steering, turn_after
 
 
 class TaskHandle:
     """One task."""
 
-    __slots__ = ("_input", "_services", "_tasks", "id", "session_id")
+    __slots__ = ("_input", "_is_before", "_services", "_tasks", "id", "session_id")
 
-    def __init__(self, services: Services, task: Task) -> None:
+    def __init__(self, services: Services, task: Task, *, is_before: bool = False) -> None:
         self._services = services
+        self._is_before = is_before
         self._tasks = Tasks(services)
         self._input = task.input
         self.id = task.id
@@ -69,6 +70,18 @@ class TaskHandle:
         """Wait until the task has ended, or asks something with `on_question`. Raises WaitTimeout."""
         await self._tasks.wait([self.id], timeout=timeout, on_question=on_question)
         return await self.record()
+
+    async def heard_by(self, *, timeout: Length | None = None) -> TaskHandle:
+        """Return the turn that hears what `send` said, of which this is the turn that it returned.
+
+        That is this one; or, where it was ended for it, or is to end `after` which it is heard, the next, once there is
+        one. This one, too, where it took what was said along as it ended, or the session was closed before the next.
+        Raises WaitTimeout.
+        """
+        if not self._is_before:
+            return self
+        turn = await self._turn_after(timeout)
+        return self if turn is None else self._handle(turn)
 
     async def answer(
         self, answer: JSON, *, request_id: str | None = None, by: str | None = None, via: str | None = None
@@ -153,6 +166,10 @@ class TaskHandle:
 
     def _handle(self, task: Task) -> TaskHandle:
         return TaskHandle(self._services, task)
+
+    async def _turn_after(self, timeout: Length | None) -> Task | None:
+        until = None if timeout is None else self._services.clock.now() + not_negative("timeout", timeout)
+        return await turn_after(self._services, await self._tasks.get(self.id), until)
 
     def _shape(self) -> Shape:
         executor = self._services.registry.executors.get(self._input.kind)
@@ -260,6 +277,42 @@ class SessionHandle:
         )
         return await self.create("subagent", spec, options=options)
 
+    async def hand_off(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        invite: bool = False,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Hand something to a registered agent, as it is registered (kind `agent_handoff`).
+
+        It runs in a session of its own, which begins with the `seed`; see `spawn_agent`. With `invite` it takes a turn
+        in this one instead, once nobody else does: it goes on from what was said here, and is heard here. Raises
+        ConnectionRequired where it lacks one, and IllegalMove for an invitation to where no turns are taken.
+        """
+        given = {"agent": agent, "prompt": prompt, "invite": invite, "seed": seed}
+        return await self.create("agent_handoff", given, options=options)
+
+    async def open_peer(
+        self,
+        prompt: str,
+        *,
+        agent: str | None = None,
+        title: str | None = None,
+        seed: Literal["fresh", "fork", "files"] = "fresh",
+        options: TaskOptions = DEFAULT_OPTIONS,
+    ) -> TaskHandle:
+        """Open a peer of this session, which stays open, and have its agent answer the prompt (kind `session`).
+
+        The agent is this session's own unless named. The task's `links.child_session_id` is the peer, its result the
+        first answer, and its budget the peer's. The peer is in the tree of this session, and outlives it.
+        """
+        given = {"prompt": prompt, "agent": agent or self._session.agent, "title": title, "seed": seed}
+        spec = {name: value for name, value in given.items() if value is not None}
+        return await self.create("session", spec, options=options)
+
     async def spawn_process(
         self,
         command: Sequence[str] | None = None,
@@ -319,10 +372,12 @@ class SessionHandle:
 
         Where no turn is taken one is made for it. During one, `steering` says what becomes of it: the agent hears it at
         its next iteration (`inject`), in the turn `after`, in one for which this turn is ended (`interrupt`; background
-        tasks go on), or it is refused (`reject`). Returns the turn that was told or made. Raises NotFound,
-        SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where the session has no agent.
+        tasks go on), or it is refused (`reject`). Returns the turn that was told or made; its `heard_by` is the one
+        that hears it. Raises NotFound, SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where
+        the session has no agent.
         """
-        return self._handle(await self._sessions.send(self.id, content, steering=steering, sender=sender))
+        turn, is_before = await self._sessions.send(self.id, content, steering=steering, sender=sender)
+        return self._handle(turn, is_before)
 
     async def turn(self) -> TaskHandle | None:
         """Return the turn that the agent takes or took last, None before the first. Raises NotFound."""
@@ -374,5 +429,5 @@ class SessionHandle:
         """Delete a file; False if there was none."""
         return await self._sessions.delete_file(self.id, path)
 
-    def _handle(self, task: Task) -> TaskHandle:
-        return TaskHandle(self._services, task)
+    def _handle(self, task: Task, is_before: bool = False) -> TaskHandle:
+        return TaskHandle(self._services, task, is_before=is_before)

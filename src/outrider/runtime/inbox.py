@@ -56,6 +56,9 @@ class Inbox:
                 free_at = await views.receivable_at(session_id, now)
                 if free_at is not None and free_at <= now:
                     if found := await self._services.ledger.receive(session_id, now, now + length, limit):
+                        for row in found:
+                            if row.deliveries == 1:
+                                self._services.telemetry.heard(row.reason, "outside", now - row.created_at)
                         tasks = {task.id: task for task in await views.tasks([row.task_id for row in found])}
                         return [InboxRecord.received(row, tasks.get(row.task_id)) for row in found]
                     continue  # somebody was faster, and has a lease now

@@ -73,7 +73,7 @@ def _perform(line: Line, setup: Frame) -> Any:
     try:
         return orjson.loads(encode(value))
     except TypeError as error:
-        raise Failure(f"the result is not JSON: {error}") from error
+        raise Failure(f"the result is not JSON: {error}", kind="invalid_result") from error
 
 
 def _call(line: Line, tool: Tool, arguments: Any) -> Any:

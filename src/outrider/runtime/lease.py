@@ -174,6 +174,11 @@ class LeaseThread(threading.Thread):
         self._named = False
         self._lost_at: float | None = None
 
+    @property
+    def age(self) -> float:
+        """Seconds since the lease was last renewed."""
+        return time.monotonic() - self._renewed
+
     def stop(self) -> None:
         """End the thread; it is gone when this returns."""
         self._halt.set()

@@ -112,7 +112,8 @@ class Lifecycle:
         """Create tasks, each whole or not at all; one that exists already is returned as it stands or was changed to.
 
         For a single new task: `steps` are journal rows of the task that spawns it, `inbox` is what comes into its
-        session's with it, and `settles` names the follow-ups that it answers, which stay where it exists already.
+        session's with it, and `settles` names the follow-ups that it answers, which stay where it exists already. What
+        brings something along for the inbox comes from outside, whoever makes it: a closed session does not take it.
         Raises NotFound for an unknown session, SessionClosed for a closed one, in which only its own tasks make more,
         Superseded when the spawning attempt is over.
         """
@@ -122,7 +123,7 @@ class Lifecycle:
         claims = [None if starter is None else starter.reserve(each) for each in new]
         changes = [machine.create(each, now, claim, inbox) for each, claim in zip(new, claims, strict=True)]
         if steps:
-            changes = [evolve(change, steps=steps, needs_open=False) for change in changes]
+            changes = [evolve(change, steps=steps, needs_open=bool(inbox)) for change in changes]
         try:
             answers = _answers(changes[0].task, settles) if settles else ()
             verdicts = (await self._commit([*changes, *answers]))[: len(changes)]
@@ -161,7 +162,7 @@ class Lifecycle:
                 case _:
                     assert_never(verdict)
             change = machine.create(new, self._clock.now(), inbox=inbox)
-            (verdict,) = await self._commit([evolve(change, steps=steps, needs_open=False) if steps else change])
+            (verdict,) = await self._commit([evolve(change, steps=steps, needs_open=bool(inbox)) if steps else change])
 
     async def _debounce(self, new: NewTask, there: Task) -> Committed | Existing | None:
         """Change the task that stands for this one until it starts; None when it just has.

@@ -46,7 +46,7 @@ RING, ROOM = 1024 * 1024, 16 * 1024 * 1024
 TURNS = 8
 """How many of those who are behind read at the same time."""
 
-SPARE_READERS = 4
+SPARE_READERS = 16
 """How many readers a feed keeps for those who were behind and come for the next page."""
 
 LOOK = 2.0
@@ -64,6 +64,9 @@ HIDDEN = 0.02, 0.08, 0.3
 KEPT_SNAPSHOT = 0.5
 """Seconds for which a snapshot serves whoever comes, if nothing was written since."""
 
+CLOSED = "store_closed"
+"""The code of a store that this process has closed: nothing more comes from it."""
+
 _MOST_CURSOR = 2**63 - 1
 
 Reason: TypeAlias = Literal["task_ended", "task_deleted", "session_deleted", "server_stopping", "failed"]
@@ -78,8 +81,8 @@ Entries: TypeAlias = "list[tuple[int, bytes]]"
 class Live:
     """The feeds of one process, over its store. Belongs to one loop.
 
-    Whoever opens a stream hands in the services within which it may see what it asks for. Streams of the same share
-    what the first of them may see, so a key of a feed names all that bounds it.
+    Whoever opens a stream hands in the services within which it may see what it asks for; a session or task that lies
+    within them is then read as it is, for all who may see it. What an organization has is read within them.
     """
 
     def __init__(self, services: Services, tell: Tell) -> None:
@@ -118,10 +121,10 @@ class Live:
         head, first = (await session_of(services.views, session_id)).last_seq, b""
         if after is None:
             shared: Hashable = ("session", session_id)
-            head, first = await self._snapshot(shared, head, lambda: snapshot_of_session(services, session_id))
+            head, first = await self._snapshot(shared, head, lambda: snapshot_of_session(self._services, session_id))
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _SessionSource(services, session_id, at, output), after, first)
+        return self._open(key, head, lambda at: _SessionSource(self._services, session_id, at, output), after, first)
 
     async def task(self, services: Services, task_id: str, after: int | None = None) -> Stream:
         """A task's events after that number of its session's log, or a snapshot and what follows, until it has ended.
@@ -135,10 +138,10 @@ class Live:
         session_id, key = task.session_id, ("task", task_id)
         head, first = (await session_of(services.views, session_id)).last_seq, b""
         if after is None:
-            head, first = await self._snapshot(key, head, lambda: snapshot_of_task(services, task_id))
+            head, first = await self._snapshot(key, head, lambda: snapshot_of_task(self._services, task_id))
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _TaskSource(services, session_id, task_id, at), after, first)
+        return self._open(key, head, lambda at: _TaskSource(self._services, session_id, task_id, at), after, first)
 
     async def output(self, services: Services, task_id: str, start: int | None = None) -> Stream:
         """A task's output from a byte offset on, or all that is kept, until it has ended.
@@ -151,7 +154,8 @@ class Live:
         end = (await services.views.output(task_id, start=_MOST_CURSOR, limit=1)).next
         if start is not None:
             _check_cursor(start, end)
-        return self._open(("output", task_id), end, lambda at: _OutputSource(services, task_id, at), start or 0, b"")
+        key = ("output", task_id)
+        return self._open(key, end, lambda at: _OutputSource(self._services, task_id, at), start or 0, b"")
 
     async def organization(
         self, services: Services, organization_id: str | None, after: int | None = None, *, bounds: Hashable = None
@@ -168,11 +172,6 @@ class Live:
             after = head
         _check_cursor(after, head)
         return self._open(key, head, lambda at: _LogSource(services, organization_id, at), after, first)
-
-    def close(self) -> None:
-        """End all streams, since the process stops."""
-        for feed in list(self._feeds.values()):
-            feed.end("server_stopping")
 
     # --- feeds ---------------------------------------------------------------------------------------
 
@@ -391,8 +390,13 @@ class Feed:
         reading = self._behind.get(cursor)
         if reading is None:
             reading = self._behind[cursor] = asyncio.get_running_loop().create_task(self._read_behind(cursor))
-            reading.add_done_callback(lambda _: self._behind.pop(cursor, None))
+            reading.add_done_callback(lambda done: self._has_read(cursor, done))
         return await asyncio.shield(reading)
+
+    def _has_read(self, cursor: int, reading: asyncio.Task[tuple[int, bytes]]) -> None:
+        self._behind.pop(cursor, None)
+        if not reading.cancelled():
+            reading.exception()  # whoever still waits for it is told
 
     async def _read_behind(self, cursor: int) -> tuple[int, bytes]:
         async with self._live.turns:
@@ -402,7 +406,9 @@ class Feed:
             while found is None:
                 try:
                     found = await source.read(PAGE)
-                except (StoreUnavailable, StoreLocked):
+                except (StoreUnavailable, StoreLocked) as error:
+                    if error.code == CLOSED:
+                        raise
                     source = self._new_source(cursor)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRIES[1])
@@ -427,9 +433,8 @@ class Feed:
                         self._read_later()
                     pause = RETRIES[0]
                 except (StoreUnavailable, StoreLocked) as error:
-                    if error.code == "store_closed":
-                        self.end("server_stopping")
-                        return
+                    if error.code == CLOSED:
+                        raise
                     # What was folded on the way may be half done, so read on with nothing in hand.
                     self._source = self._new_source(self._head)
                     self._has_rung = True
@@ -439,10 +444,16 @@ class Feed:
                 if pace > 0.001:
                     await asyncio.sleep(pace)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who follow are told that this is no end
-            log.error("a live feed failed", feed=str(self.key), exc_info=error)
-            self.end("failed")
+            self.end(self.reason_of(error))
         finally:
             self._pump = None
+
+    def reason_of(self, error: Exception) -> Reason:
+        """Why a stream ends whose log could not be read."""
+        if isinstance(error, StoreUnavailable) and error.code == CLOSED:
+            return "server_stopping"
+        log.error("a live stream failed", feed=str(self.key), exc_info=error)
+        return "failed"
 
     @property
     def _head(self) -> int:
@@ -556,7 +567,11 @@ class Stream:
         while self.reason is None:
             found = self._feed.after(self.cursor)
             is_behind = found is None
-            cursor, told = found or await self._feed.behind(self.cursor)
+            try:
+                cursor, told = found or await self._feed.behind(self.cursor)
+            except Exception as error:  # noqa: BLE001 - whatever it is, who follows is told that this is no end
+                self.reason = self._feed.reason_of(error)
+                break
             self.cursor = max(self.cursor, cursor)
             if told:
                 return told

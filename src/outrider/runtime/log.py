@@ -42,6 +42,7 @@ def log_move(before: Task | None, after: Task, event: Event | None) -> None:
     fields: dict[str, Any] = {
         "task": after.id,
         "session": given.session_id,
+        "organization": given.organization_id,
         "kind": given.kind,
         "name": given.display_name,
         "by": "Created" if event is None else type(event).__name__,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 
@@ -12,6 +12,7 @@ from outrider.core.errors import IdempotencyConflict, InvalidArguments, TooLarge
 from outrider.core.ledger import TaskFilter
 from outrider.core.meters import LIMITS
 from outrider.core.queue import NEEDING, route_needing, route_within
+from outrider.core.search import words
 from outrider.core.session import Session
 from outrider.core.task import (
     EXTERNAL,
@@ -48,6 +49,7 @@ class TaskOptions:
     Only a worker that states the label which a task `needs` runs it, and such a worker runs no others.
     `budget` bounds what the model calls of an agent's task take: any of `tokens`, `cost` (dollars), `requests`,
     `iterations`, `seconds` (from the first call), and `soft`, the share after which its session is told.
+    `webhooks` are told of this task alone: URLs, or mappings with `url`, `events`, `secret`, `description`.
     `max_failures`, `concurrency_key`, `needs` and the `*_timeout`s left at None take the tool's own, then the defaults.
     """
 
@@ -81,6 +83,7 @@ class TaskOptions:
     message_schema: JSONObject | None = None
     retry_of: str | None = None
     budget: Mapping[str, float] | None = None
+    webhooks: Sequence[str | Mapping[str, Any]] = ()
 
 
 DEFAULT_OPTIONS = TaskOptions()
@@ -88,6 +91,7 @@ DEFAULT_OPTIONS = TaskOptions()
 MOST_PRIORITY = 1000
 MOST_FAILURES = 1_000_000
 LONGEST_PAGE = 10_000
+LONGEST_SEARCH = 500
 MOST_COST = 1e12
 MOST_COUNT = (1 << 63) - 1
 """What every store can count to."""
@@ -135,7 +139,7 @@ def new_task(
         debounce_until=_debounce_until(options, now),
         depends_on=tuple(dict.fromkeys(options.depends_on)),
         run_if_dependency_fails=options.run_if_dependency_fails,
-        detached=options.detached,
+        detached=options.detached or checked.detached,
         headless=options.headless,
         on_open_children=options.on_open_children,
         retry=_retry(options, checked.retry or _RETRY),
@@ -310,7 +314,7 @@ def check_filter(filter: TaskFilter) -> None:
     """Raise InvalidArguments for a filter that no list can go by."""
     if not isinstance(filter, TaskFilter):
         raise InvalidArguments(f"a filter is a TaskFilter, not {filter!r:.100}")
-    texts = ("session_id", "root_session_id", "parent_task_id", "organization_id", "kind", "after")
+    texts = ("session_id", "root_session_id", "parent_task_id", "organization_id", "kind", "after", "text")
     check_texts_if_given(**{name: getattr(filter, name) for name in texts})
     check_mappings(labels=filter.labels)
     check_texts(**{f"the label {name}": value for name, value in filter.labels.items()})
@@ -318,6 +322,28 @@ def check_filter(filter: TaskFilter) -> None:
     check_page(filter.limit)
     if filter.states is not None:
         states_of(filter.states)
+    for name in ("created_after", "created_before"):
+        if (moment := getattr(filter, name)) is not None and not is_whole(moment):
+            raise InvalidArguments(f"{name} is a datetime with a time zone, not {moment!r:.100}")
+    if filter.text is not None:
+        if len(filter.text) > LONGEST_SEARCH:
+            raise InvalidArguments(f"the text to search for has {LONGEST_SEARCH} characters at most")
+        if not words(filter.text):
+            raise InvalidArguments(f"{filter.text!r:.100} has no word in it that could be searched for")
+
+
+def filter_of(given: Mapping[str, Any]) -> TaskFilter:
+    """The filter of these fields, with datetimes for moments and names for states. Raises InvalidArguments."""
+    known = [field.name for field in fields(TaskFilter)]
+    for name in given:
+        if name not in known:
+            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
+    if given.get("states") is not None:
+        given = {**given, "states": states_of(given["states"])}
+    for name in ("created_after", "created_before"):
+        if isinstance(given.get(name), datetime):
+            given = {**given, name: instant(given[name])}
+    return TaskFilter(**given)
 
 
 def states_of(given: Any) -> tuple[State, ...]:

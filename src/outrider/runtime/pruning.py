@@ -128,6 +128,11 @@ def _check_ended(states: tuple[State, ...] | None) -> None:
             raise InvalidArguments(f"tasks that are {state} live, and are not pruned; cancel them first")
 
 
+async def is_on_duty(services: Services, worker_id: str) -> bool:
+    """Whether a worker is the one that has been there longest: it does what one does for all."""
+    return min((each.card.id for each in await services.views.workers()), default="") == worker_id
+
+
 class Retention:
     """The duty of a worker: delete what ended longer ago than the policy of its organization keeps it.
 
@@ -146,7 +151,7 @@ class Retention:
         while True:
             rest = self._services.settings.retention_interval
             try:
-                if self.trusts_the_clock() and await self.is_on_duty():
+                if self.trusts_the_clock() and await is_on_duty(self._services, self._own_id):
                     rest = await self.look()
             except OutriderError as error:
                 log.error("old tasks could not be deleted; trying again", reason=str(error))
@@ -172,10 +177,6 @@ class Retention:
     def _measure(self) -> int:
         """How far the clock is ahead of the time that has passed, in microseconds."""
         return self._services.clock.now() - self._services.clock.passed()
-
-    async def is_on_duty(self) -> bool:
-        """Whether this worker is the one that has been there longest."""
-        return min((each.card.id for each in await self._services.views.workers()), default="") == self._own_id
 
     async def look(self) -> float:
         """Delete one batch of each organization that has more than it keeps; return how long to rest."""
@@ -278,6 +279,8 @@ async def _upwards(services: Services, session_id: str | None, known: dict[str, 
         return []
     if session_id not in known:
         session = await services.views.session(session_id)
-        above = [] if session is None else [session, *await _upwards(services, session.parent_session_id, known)]
+        above = [] if session is None else [session]
+        if session is not None and session.parent_task_id is not None:  # a peer goes with nobody
+            above += await _upwards(services, session.parent_session_id, known)
         known[session_id] = above
     return known[session_id]

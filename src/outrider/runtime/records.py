@@ -414,12 +414,11 @@ class TaskSnapshot(Record):
 class OrganizationSnapshot(Record):
     """The tasks of an organization that live, the newest first, as the log up to the position `after` left them.
 
-    `is_cut` where more live than are shown. `states` counts all tasks, and may be some moments newer than the rest; it
-    is None for one organization, whose tasks nobody counts.
+    `states` counts them, the newest 1,000 of them at most. `is_cut` where more live than are shown.
     """
 
     after: int
-    states: Mapping[State, int] | None
+    states: Mapping[State, int]
     tasks: tuple[TaskRecord, ...]
     is_cut: bool
 
@@ -718,9 +717,25 @@ class Finding(Record):
     """Something that the doctor found. A `problem` is work that is lost, stands still or may soon; a `note` is news."""
 
     level: Literal["problem", "note"]
-    about: Literal["database", "disk", "workers", "queue"]
+    about: Literal["database", "disk", "workers", "queue", "webhooks"]
     text: str
     advice: str
+
+
+class Check(Record):
+    """One thing that has to be well for a process to be of use: whether it is, and in words."""
+
+    name: Literal["store", "schema", "worker"]
+    is_well: bool
+    text: str
+    code: str | None = None
+
+
+class Readiness(Record):
+    """Whether a process can do what it is there for, by each thing that it takes."""
+
+    is_ready: bool
+    checks: tuple[Check, ...]
 
 
 class Explanation(Record):
@@ -831,13 +846,6 @@ class BulkReceipt(Record):
     left: tuple[str, ...]
 
 
-class RetryReceipt(Record):
-    """What a bulk retry did: the new task of each that was `retried`, and the error code of each that was `left`."""
-
-    retried: Mapping[str, str]
-    left: Mapping[str, str]
-
-
 class RetentionRecord(Record):
     """How long an organization's ended tasks are kept, in seconds, and how many; None for no bound.
 
@@ -860,6 +868,13 @@ class PinRecord(Record):
     at: datetime | None
     by: str | None
     reason: str | None
+
+
+class RetryReceipt(Record):
+    """What a bulk retry did: the new task of each that was `retried`, and the error code of each that was `left`."""
+
+    retried: Mapping[str, str]
+    left: Mapping[str, str]
 
 
 class PruneReceipt(Record):

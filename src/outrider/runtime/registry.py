@@ -21,6 +21,7 @@ from outrider.runtime.codec import Shape, shape_of
 from outrider.runtime.labels import LABEL, NO_LABEL, check_label
 
 if TYPE_CHECKING:
+    from outrider.core.session import Session
     from outrider.runtime.connections import Connection
     from outrider.runtime.context import TaskContext
     from outrider.runtime.services import Services
@@ -94,6 +95,10 @@ class CheckedSpec:
     needs: str | None = None
     connections: tuple[str, ...] = ()
     """Those that have to be there before it starts."""
+    detached: bool = False
+    """Whether it outlives who starts it, whatever they say."""
+    check_session: Callable[[Session], None] | None = None
+    """Raises an OutriderError for a session in which it makes no sense; nothing is written then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from outrider.runtime.records import RotationRecord
 from outrider.runtime.services import Services
 
 VARIABLE = "OUTRIDER_SECRET_KEYS"
-SEALED = ("webhooks",)
+SEALED = ("webhook", "task_webhook", "secret")
 """The collections whose documents have sealed texts in them."""
 
 _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")

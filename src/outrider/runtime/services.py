@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from outrider.core.errors import Forbidden
 from outrider.core.ledger import Ledger, Views
@@ -13,6 +13,7 @@ from outrider.runtime.glance import Glance
 from outrider.runtime.lifecycle import Lifecycle
 from outrider.runtime.registry import Registry
 from outrider.runtime.signals import Signals
+from outrider.runtime.standing import Standing
 from outrider.runtime.telemetry import Telemetry, telemetry
 from outrider.runtime.trail import Trail
 from outrider.settings import WorkerSettings
@@ -31,6 +32,7 @@ class Services:
     settings: WorkerSettings
     telemetry: Telemetry
     trail: Trail
+    standing: Standing = field(default_factory=Standing)
     bounds: Bounds | None = None
     """How far it reaches; None for everywhere."""
     beyond: Services | None = None

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeout
 from outrider.core.events import FileWrite
@@ -57,6 +57,13 @@ _LEEWAY = timedelta(seconds=2)
 _PAGE = 1000
 ROUNDS = 5
 """How often the tasks of a session that is being deleted are canceled."""
+
+
+class Said(NamedTuple):
+    """The turn that was told something, or made for it; `is_before` the one that hears it, which follows it then."""
+
+    turn: Task
+    is_before: bool
 
 
 class Sessions:
@@ -163,7 +170,7 @@ class Sessions:
 
     async def send(
         self, session_id: str, content: Parts, *, steering: Steering = "inject", sender: str | None = None
-    ) -> Task:
+    ) -> Said:
         """Say something to a session's agent, durably; return the turn that was told or made.
 
         See `SessionHandle.send`. Raises NotFound, SessionBusy, SessionClosed, InvalidArguments, TooLarge, and
@@ -176,7 +183,8 @@ class Sessions:
         if all(part["type"] == "text" and not str(part["text"]).strip() for part in parts):
             raise InvalidArguments("say something: there is nothing in it")
         body = {"parts": parts, "steering": steering, "sender": sender}
-        return await say(self._services.lifecycle, session_id, body, steering)
+        turn, was_taken = await say(self._services.lifecycle, session_id, body, steering)
+        return Said(turn, was_taken and steering in ("after", "interrupt"))
 
     async def turn(self, session_id: str) -> Task | None:
         """Return the turn that a session's agent takes or took last, None before the first. Raises NotFound."""
@@ -294,8 +302,9 @@ class Sessions:
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
         """Delete a session with its tasks, files, transcript, inbox and log, and the sessions that its tasks opened.
 
-        Returns how many tasks went. While any of them lives it is refused with NotEnded and nothing is deleted; with
-        `cancel` they are canceled first, detached ones too, and waited for as long as their grace. Raises NotFound.
+        Peers that they opened stay. Returns how many tasks went. While any of them lives it is refused with NotEnded
+        and nothing is deleted; with `cancel` they are canceled first, detached ones too, and waited for as long as
+        their grace. Raises NotFound.
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)

@@ -7,6 +7,7 @@ the log, so that a snapshot is exactly of the place that it names, however busy 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from outrider.core.errors import NotFound
@@ -28,6 +29,9 @@ from outrider.runtime.turns import last_turn
 SHOWN = 100
 """How many live tasks a snapshot shows."""
 
+COUNTED = 1000
+"""How many of an organization's it counts."""
+
 PATIENCE = 2.0
 """How long, in seconds, what was read is waited for in the log of all sessions; see `snapshot_of_organization`."""
 
@@ -48,7 +52,8 @@ async def snapshot_of_session(services: Services, session_id: str) -> SessionSna
         touched |= _touched(await reader.read(min(PAGE, session.last_seq - was_at)))
         if reader.after == was_at:  # what was written meanwhile is deleted already
             break
-    shown, is_cut = _shown(tasks, touched, reader)
+    live = _live(tasks, touched, reader)
+    shown, is_cut = live[:SHOWN], max(len(tasks), len(live)) > SHOWN
     turn = next((task for task in shown if task.id == session.driver_task_id), None)
     if turn is None and is_cut:
         turn = await last_turn(services.lifecycle, session)
@@ -86,8 +91,7 @@ async def snapshot_of_organization(services: Services, organization_id: str | No
     """
     views = services.views
     before = await views.position()
-    tasks = await views.list_tasks(TaskFilter(organization_id=organization_id, states=_LIVE, limit=SHOWN + 1))
-    states = await views.count_by_state() if services.bounds is None and organization_id is None else None
+    tasks = await views.list_tasks(TaskFilter(organization_id=organization_id, states=_LIVE, limit=COUNTED))
     position = await _caught_up(views, {task.session_id for task in tasks})
     reader = LogReader(services, organization_id, after=before)
     touched: set[str] = set()
@@ -96,9 +100,12 @@ async def snapshot_of_organization(services: Services, organization_id: str | No
         if not events:
             break
         touched |= _touched(event for _, event in events)
-    shown, is_cut = _shown(tasks, touched, reader)
+    live = _live(tasks, touched, reader)
     return OrganizationSnapshot(
-        after=reader.after, states=states, tasks=tuple(map(TaskRecord.of, shown)), is_cut=is_cut
+        after=reader.after,
+        states=Counter(task.state for task in live[:COUNTED]),
+        tasks=tuple(map(TaskRecord.of, live[:SHOWN])),
+        is_cut=len(live) > SHOWN,
     )
 
 
@@ -137,8 +144,8 @@ def _touched(events: Iterable[EventRecord]) -> set[str]:
     }
 
 
-def _shown(tasks: Sequence[Task], touched: set[str], reader: EventReader | LogReader) -> tuple[Sequence[Task], bool]:
-    """The live tasks as the reader left those that it came across, the newest first, and whether there are more."""
+def _live(tasks: Sequence[Task], touched: set[str], reader: EventReader | LogReader) -> Sequence[Task]:
+    """The live tasks, the newest first; those that the reader came across as it left them."""
     found = {task.id: task for task in tasks}
     for task_id in touched:
         folded = reader.folded(task_id)
@@ -146,5 +153,4 @@ def _shown(tasks: Sequence[Task], touched: set[str], reader: EventReader | LogRe
             found[task_id] = folded
         else:
             found.pop(task_id, None)
-    shown = sorted(found.values(), key=lambda task: task.id, reverse=True)
-    return shown[:SHOWN], max(len(tasks), len(shown)) > SHOWN
+    return sorted(found.values(), key=lambda task: task.id, reverse=True)

@@ -127,7 +127,10 @@ class LogReader:
         """The position up to which it was read."""
 
     async def read(self, limit: int = PAGE) -> list[tuple[int, EventRecord]]:
-        """Return the next events, each with its position; none if there are no more yet."""
+        """Return the next events, each with its position; none if there are no more yet.
+
+        At most `limit`, or a page where that many entries of others came before them.
+        """
         views = self._services.views
         while True:
             page = await views.log(after=self.after, limit=limit, organization_id=self._organization_id)
@@ -136,6 +139,7 @@ class LogReader:
             self.after = page.next
             if events or is_all:
                 return events
+            limit = max(limit, min(2 * limit, PAGE))
 
     def folded(self, task_id: str) -> Task | None:
         """A live task as what was read last left it; None for one that was not met, or has ended."""

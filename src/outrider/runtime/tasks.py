@@ -7,7 +7,7 @@ import builtins
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
@@ -54,6 +54,7 @@ from outrider.runtime.options import (
     check_same,
     check_texts,
     check_texts_if_given,
+    filter_of,
     new_task,
     not_negative,
     states_of,
@@ -81,6 +82,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 from outrider.runtime.trees import tasks_below
+from outrider.runtime.webhooks.hooks import create_with_webhooks, hand_on_webhooks
 
 AHEAD = 100
 """How many of the tasks that somebody waits for are looked at each time."""
@@ -89,7 +91,7 @@ BATCH = 500
 """How many tasks are moved in one transaction."""
 
 
-class Draft(NamedTuple):
+class Order(NamedTuple):
     """A task to be created."""
 
     kind: str
@@ -140,40 +142,43 @@ class Tasks:
         parent_task_id: str | None = None,
     ) -> list[Task]:
         """Create many tasks of one kind with the same options, in few transactions."""
-        drafts = [Draft(kind, spec, options) for spec in specs]
-        return [made.task for made in await self.submit(session, drafts, parent_task_id=parent_task_id)]
+        orders = [Order(kind, spec, options) for spec in specs]
+        return [made.task for made in await self.submit(session, orders, parent_task_id=parent_task_id)]
 
     async def submit(
-        self, session: Session | str, drafts: Sequence[Draft], *, parent_task_id: str | None = None
+        self, session: Session | str, orders: Sequence[Order], *, parent_task_id: str | None = None
     ) -> list[Submitted]:
         """Create tasks of any kinds, in few transactions, and say of each whether it was there already.
 
         All are looked at before any is made: raises what `create` raises, for the first that is wrong. Where a key
-        was used for something else those of the other drafts may have been made.
+        was used for something else those of the other orders may have been made.
         """
         services = self._services
         limits = services.settings.limits
         fine: object = DEFAULT_OPTIONS
-        for draft in drafts:
-            _check_is_no_turn(draft.kind)
-            services.registry.executor(draft.kind)
-            check_mappings(spec=draft.spec)
-            if draft.options is not DEFAULT_OPTIONS and draft.options is not fine:
-                check_options(draft.options, limits)
-                fine = draft.options
+        for order in orders:
+            _check_is_no_turn(order.kind)
+            services.registry.executor(order.kind)
+            check_mappings(spec=order.spec)
+            if order.options is not DEFAULT_OPTIONS and order.options is not fine:
+                check_options(order.options, limits)
+                fine = order.options
         if not isinstance(session, Session):
             session = await self._session(session)
-        named = [task_id for draft in drafts for task_id in _named_by(draft.options)]
+        named = [task_id for order in orders for task_id in _named_by(order.options)]
         await self._check_exist(list(dict.fromkeys(named)))
         now = services.clock.now()
-        checked = [services.registry.executor(draft.kind).check(draft.spec) for draft in drafts]
+        checked = [services.registry.executor(order.kind).check(order.spec) for order in orders]
+        for each in checked:
+            if each.check_session is not None:
+                each.check_session(session)
         if needed := {name for each in checked for name in each.connections}:
             await check_connections(services, session, sorted(needed))
         new = [
-            new_task(draft.kind, each, session, draft.options, now, limits, parent_task_id)
-            for draft, each in zip(drafts, checked, strict=True)
+            new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
+            for order, each in zip(orders, checked, strict=True)
         ]
-        made = await services.lifecycle.create(new)
+        made = await create_with_webhooks(services, new, [order.options.webhooks for order in orders])
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):
                 check_same(asked.input, verdict.task)
@@ -236,6 +241,7 @@ class Tasks:
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
         """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
 
+        `created_after` and `created_before` are datetimes; `text` is words that a task has (see docs/operations.md).
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
@@ -433,7 +439,9 @@ class Tasks:
         old = await self._ended(task_id)
         _check_is_no_turn(old.input.kind)
         again = self._again(old)
-        (made,) = await self._services.lifecycle.create([NewTask(new_task_id, again)])
+        new = NewTask(new_task_id, again)
+        await hand_on_webhooks(self._services, old.id, new)
+        (made,) = await self._services.lifecycle.create([new])
         return _made_of(made.task, old)
 
     async def retry_many(self, ids: Sequence[str] | None = None, *, filter: TaskFilter | None = None) -> RetryReceipt:
@@ -493,6 +501,7 @@ class Tasks:
         if arguments:
             given = self._with_arguments(given, arguments)
         new = NewTask(new_task_id, given)
+        await hand_on_webhooks(self._services, old.id, new)
         heritage = await heritage_of(self._services, old, new.id, from_step)
         return _made_of(await self._services.lifecycle.fork(new, heritage), old)
 
@@ -854,17 +863,6 @@ class Tasks:
         check_texts(task_id=task_id)
         check_count("start", start)
         return read_output(self._services, task_id, start, follow=follow)
-
-
-def filter_of(given: Mapping[str, Any]) -> TaskFilter:
-    """The filter with these fields. Raises InvalidArguments for others."""
-    known = [field.name for field in fields(TaskFilter)]
-    for name in given:
-        if name not in known:
-            raise InvalidArguments(f"tasks cannot be filtered by {name!r}; known: {', '.join(known)}")
-    if given.get("states") is not None:
-        given = {**given, "states": states_of(given["states"])}
-    return TaskFilter(**given)
 
 
 def _message_id(task_id: str, key: str) -> str:

@@ -11,16 +11,19 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakSet
 
 from outrider.core import events
 from outrider.core.events import Event, HolderEvent
-from outrider.core.task import NewTask, State, Task
-from outrider.core.values import SECOND, Span, evolve
+from outrider.core.ledger import Storage, Waiting
+from outrider.core.task import NewTask, State, Task, Usage
+from outrider.core.values import SECOND, Instant, Span, evolve
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 NAME = "outrider"
+OPERATION = "gen_ai.operation.name"
+KIND, ROUTE, STATE = "outrider.task.kind", "outrider.task.route", "outrider.task.state"
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 """The keys of a task's `origin` that hold the trace context of whoever made it, in the form of W3C."""
 
@@ -39,6 +44,21 @@ COUNT_INTERVAL = 15.0
 LONGEST_MESSAGE = 500
 """Characters of an error's message on a span."""
 
+MOST_VALUES = 100
+"""How many values of one attribute are told apart in metrics, by each process; the rest count as `OTHER`."""
+
+LONGEST_VALUE = 128
+"""Characters of such a value."""
+
+OTHER = "_OTHER"
+
+MOMENTS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""The bounds of what is done at once if all is well: a commit, a wake, a step. In seconds."""
+
+LENGTHS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400)
+"""The bounds of what may take long."""
+
+_Value: TypeAlias = "tuple[float, dict[str, str]]"
 _FORM = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _ENDINGS: Mapping[type, str] = {
     events.Succeeded: "succeeded",
@@ -88,12 +108,41 @@ def _ids_of(task_id: str) -> tuple[bytes, bytes]:
     return ids[:16], ids[16:]
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a store held at a moment. `parked` are those that no worker has nor is wanted for: they wait for others."""
+
+    at: Instant
+    states: Mapping[State, int]
+    waiting: tuple[Waiting, ...]
+    parked: int
+    storage: Storage
+
+
 @dataclass(eq=False)
 class Counted:
-    """What one worker has for the gauges."""
+    """What one worker, or who looks for want of one, has for the gauges."""
 
-    held: Callable[[], int]
-    by_state: Mapping[State, int] = field(default_factory=dict)
+    held: Callable[[], int] | None = None
+    capacity: int = 0
+    counts: Counts | None = None
+
+
+Hearer: TypeAlias = Literal["agent", "outside"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One request to a model, as metrics tell of it. `usage` is that of it alone, None where that is not known.
+
+    `seconds` is None where nobody knows how long it took, `error` the kind of what came of it, if that was one.
+    """
+
+    model: str
+    provider: str
+    seconds: float | None = None
+    usage: Usage | None = None
+    error: str | None = None
 
 
 class AttemptSpan:
@@ -117,7 +166,25 @@ class StepSpan:
         """The step is over: it returned, raised an Exception, or was left by any other."""
 
 
+class Operation:
+    """The span of something that an agent does, in the words of the GenAI conventions; this one is silent."""
+
+    __slots__ = ()
+
+    def current(self) -> AbstractContextManager[object]:
+        """What is begun in here hangs on it."""
+        return _NO_SCOPE
+
+    def tell(self, attributes: Attributes) -> None:
+        """Add what is known by now. None stands for what is not."""
+
+    def end(self, error: str | None = None) -> None:
+        """It is over; `error` is the kind of what came of it, if that was one."""
+
+
+Attributes: TypeAlias = "Mapping[str, str | int | float | Sequence[str] | None]"
 NO_SPAN = AttemptSpan()
+NO_OPERATION = Operation()
 _NO_STEP = StepSpan()
 _NO_SCOPE = nullcontext()
 
@@ -148,6 +215,15 @@ class Telemetry:
     def lease_lost(self) -> None:
         """A worker of this process could not keep its lease."""
 
+    def heard(self, reason: str, hearer: Hearer, waited: Span) -> None:
+        """What stood in an inbox for so long was told: to an agent of ours, or to one outside."""
+
+    def asked(self, task: Task, request: ModelRequest) -> None:
+        """A request to a model was made, or failed."""
+
+    def called(self, task: Task, tool: str, seconds: float, error: str | None) -> None:
+        """An agent's task called a tool, which took so many seconds; `error` is the kind of what came of it, if any."""
+
     def watch(self, counted: Counted) -> Callable[[], None]:
         """Show a worker in the gauges; returns what ends it."""
         return lambda: None
@@ -163,6 +239,18 @@ class Telemetry:
     def open_step(self, task: Task, name: str) -> StepSpan:
         """A step runs from now on, somewhere else: its span is not the current one."""
         return _NO_STEP
+
+    def operate(
+        self, operation: str, subject: str, attributes: Attributes, *, below: Operation = NO_OPERATION
+    ) -> Operation:
+        """An agent begins an operation: `chat` of a model, `execute_tool` of a tool, `invoke_agent` of itself.
+
+        Its span hangs on that of another one, or on the current.
+        """
+        return NO_OPERATION
+
+    def mark(self, operation: str, error: str) -> None:
+        """The operation whose span is the current one comes to an error; nothing where that is another span."""
 
 
 _latest = Telemetry()
@@ -181,8 +269,10 @@ class _Listening(Telemetry):
         self.traces, self.meters = traces, meters
         self._tracer: Tracer = trace.get_tracer(NAME, __version__, traces or trace.NoOpTracerProvider())
         meter = metrics.get_meter(NAME, __version__, meters or metrics.NoOpMeterProvider())
-        self._counted: set[Counted] = set()
+        self._counted: WeakSet[Counted] = WeakSet()
+        self._seen: defaultdict[str, set[str]] = defaultdict(set)
         self._make_instruments(meter)
+        self._make_gauges(meter)
 
     def _make_instruments(self, meter: Meter) -> None:
         self._created = meter.create_counter("outrider.task.created", "{task}", "Tasks made")
@@ -192,43 +282,103 @@ class _Listening(Telemetry):
         self._claims = meter.create_counter("outrider.task.claimed", "{claim}", "Claims, resumptions included")
         self._recovered = meter.create_counter("outrider.task.recovered", "{task}", "Tasks taken from lost workers")
         self._leases = meter.create_counter("outrider.lease.lost", "{lease}", "Leases that workers could not keep")
+        self._tokens = meter.create_counter("outrider.agent.tokens", "{token}", "Tokens of requests to models")
+        self._cost = meter.create_counter("outrider.agent.cost", "{USD}", "What these cost, where a price is known")
 
-        def durations(name: str, description: str) -> Any:
-            return meter.create_histogram(name, "s", description)
+        def durations(name: str, description: str, bounds: Sequence[float] = LENGTHS) -> Any:
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=bounds)
 
         self._queue = durations("outrider.task.queue.duration", "From due to claimed")
         self._duration = durations("outrider.task.duration", "From creation to the end of a task")
         self._run = durations("outrider.attempt.duration", "One attempt, from its claim to its end being written")
         self._input = durations("outrider.input.duration", "From a question to its answer, expiry or withdrawal")
         self._step = durations("outrider.step.duration", "One run of a step's function")
-        self._commit = durations("outrider.commit.duration", "A commit, from being handed over to being durable")
-        meter.create_observable_gauge(
-            "outrider.tasks", [self._observe_tasks], "{task}", "Tasks in the store, by state; the same for all workers"
-        )
+        self._request = durations("outrider.agent.request.duration", "One request to a model")
+        self._tool = durations("outrider.agent.tool.duration", "One call of a tool by an agent")
+        self._wake = durations("outrider.wake.duration", "From an entry in an inbox to its being told", MOMENTS)
+        self._commit = durations("outrider.commit.duration", "A commit, until it is durable", MOMENTS)
+
+    # --- the gauges ----------------------------------------------------------------------------------
+
+    def _make_gauges(self, meter: Meter) -> None:
+        def gauge(name: str, unit: str, description: str, observe: Callable[[Counts], Iterator[_Value]]) -> None:
+            """Of the store; the same from all who look at it."""
+            from opentelemetry.metrics import Observation
+
+            def observed(_: CallbackOptions) -> Iterator[Observation]:
+                counts = max((each.counts for each in tuple(self._counted) if each.counts), key=_at, default=None)
+                for value, attributes in observe(counts) if counts is not None else ():
+                    yield Observation(value, attributes)
+
+            meter.create_observable_gauge(name, [observed], unit, description)
+
+        gauge("outrider.tasks", "{task}", "Tasks in the store, by state", _tasks_by_state)
+        gauge("outrider.parked.tasks", "{task}", "Tasks that wait without a worker for others", _parked)
+        gauge("outrider.queue.tasks", "{task}", "Tasks that want a worker, now or later", self._queued)
+        gauge("outrider.queue.age", "s", "For how long the oldest ready task of a route has been due", self._ages)
+        gauge("outrider.store.size", "By", "The database", _size)
+        gauge("outrider.store.log.size", "By", "What stands beside a database in a file and is not yet in it", _log)
         meter.create_observable_gauge(
             "outrider.worker.held", [self._observe_held], "{task}", "Tasks that the workers of this process hold"
         )
-
-    # --- the gauges ----------------------------------------------------------------------------------
+        meter.create_observable_gauge(
+            "outrider.worker.capacity", [self._observe_capacity], "{task}", "Tasks that they can run at once"
+        )
 
     def watch(self, counted: Counted) -> Callable[[], None]:
         self._counted.add(counted)
         return lambda: self._counted.discard(counted)
 
-    def _observe_tasks(self, _: CallbackOptions) -> Iterator[Observation]:
-        from opentelemetry.metrics import Observation
+    def _queued(self, counts: Counts) -> Iterator[_Value]:
+        found: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for each in counts.waiting:
+            found[self._value(ROUTE, each.route), each.readiness] += each.count
+        for (route, readiness), count in found.items():
+            yield count, {ROUTE: route, "outrider.queue.readiness": readiness}
 
-        latest: dict[State, int] = {}
-        for each in tuple(self._counted):
-            latest.update(each.by_state)
-        for state, count in latest.items():
-            yield Observation(count, {"outrider.task.state": str(state)})
+    def _ages(self, counts: Counts) -> Iterator[_Value]:
+        found: dict[str, Span] = {}
+        for each in counts.waiting:
+            if each.readiness == "ready" and each.oldest_due_at is not None:
+                route = self._value(ROUTE, each.route)
+                found[route] = max(found.get(route, 0), counts.at - each.oldest_due_at)
+        for route, age in found.items():
+            yield age / SECOND, {ROUTE: route}
 
     def _observe_held(self, _: CallbackOptions) -> Iterator[Observation]:
         from opentelemetry.metrics import Observation
 
-        if workers := tuple(self._counted):
-            yield Observation(sum(each.held() for each in workers))
+        if workers := [each.held for each in tuple(self._counted) if each.held is not None]:
+            yield Observation(sum(held() for held in workers))
+
+    def _observe_capacity(self, _: CallbackOptions) -> Iterator[Observation]:
+        from opentelemetry.metrics import Observation
+
+        if workers := [each.capacity for each in tuple(self._counted) if each.held is not None]:
+            yield Observation(sum(workers))
+
+    # --- attributes of metrics -----------------------------------------------------------------------
+
+    def _value(self, attribute: str, value: str) -> str:
+        """A value that may be told: of one attribute there are only so many, whatever callers think up."""
+        value, seen = value[:LONGEST_VALUE], self._seen[attribute]
+        if value not in seen:
+            if len(seen) >= MOST_VALUES:
+                return OTHER
+            seen.add(value)
+        return value
+
+    def _bounded(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        return {attribute: self._value(attribute, value) for attribute, value in attributes.items()}
+
+    def _what(self, task: Task) -> dict[str, str]:
+        """What every measurement of a task tells."""
+        return self._bounded({KIND: task.input.kind, ROUTE: task.input.route})
+
+    def _whose(self, task: Task) -> dict[str, str]:
+        """What every measurement of an agent tells."""
+        agent = task.input.spec.get("agent")
+        return {KIND: task.input.kind, "gen_ai.agent.name": agent if isinstance(agent, str) else ""}
 
     # --- transitions ---------------------------------------------------------------------------------
 
@@ -242,7 +392,7 @@ class _Listening(Telemetry):
         return evolve(new, input=evolve(new.input, origin={**origin, **carrier}))
 
     def created(self, task: Task) -> None:
-        self._created.add(1, _kind(task))
+        self._created.add(1, self._what(task))
         if task.is_terminal:
             self._end(task)
 
@@ -252,20 +402,20 @@ class _Listening(Telemetry):
             pending = {request.id for request in after.core.requests}
             for request in before.core.requests:
                 if request.id not in pending:
-                    self._input.record((now - request.created_at) / SECOND, _kind(after))
+                    self._input.record((now - request.created_at) / SECOND, self._what(after))
         if isinstance(event, events.HolderLost):
-            self._recovered.add(1, _kind(after))
+            self._recovered.add(1, self._what(after))
         elif (failure := _retried(before, after, event)) is not None:
-            self._retried.add(1, {**_kind(after), "error.type": failure})
+            self._retried.add(1, {**self._what(after), **self._bounded({"error.type": failure})})
         if after.is_terminal and not before.is_terminal:
             self._end(after)
 
     def claimed(self, task: Task, waited: Span) -> None:
-        kind = _kind(task)
-        self._claims.add(1, kind)
+        what = self._what(task)
+        self._claims.add(1, what)
         if task.core.attempt == 1:
-            self._started.add(1, kind)
-        self._queue.record(max(0, waited) / SECOND, kind)
+            self._started.add(1, what)
+        self._queue.record(max(0, waited) / SECOND, what)
 
     def committed(self, seconds: float) -> None:
         self._commit.record(seconds)
@@ -273,16 +423,37 @@ class _Listening(Telemetry):
     def lease_lost(self) -> None:
         self._leases.add(1)
 
+    def heard(self, reason: str, hearer: Hearer, waited: Span) -> None:
+        self._wake.record(max(0, waited) / SECOND, {"outrider.wake.reason": reason, "outrider.wake.hearer": hearer})
+
+    def asked(self, task: Task, request: ModelRequest) -> None:
+        told = {"gen_ai.request.model": request.model, "gen_ai.provider.name": request.provider}
+        whose = self._bounded({**self._whose(task), **told})
+        if request.seconds is not None:
+            failed = {} if request.error is None else self._bounded({"error.type": request.error})
+            self._request.record(request.seconds, {**whose, **failed})
+        if (usage := request.usage) is None:
+            return
+        counts = {"input": usage.input_tokens, "cached": usage.cached_tokens, "output": usage.output_tokens}
+        for what, count in counts.items():
+            if count > 0:
+                self._tokens.add(count, {**whose, "gen_ai.token.type": what})
+        if usage.cost:
+            self._cost.add(usage.cost, whose)
+
+    def called(self, task: Task, tool: str, seconds: float, error: str | None) -> None:
+        told = {**self._whose(task), "gen_ai.tool.name": tool, **({} if error is None else {"error.type": error})}
+        self._tool.record(seconds, self._bounded(told))
+
     def _end(self, task: Task) -> None:
         from opentelemetry.trace import SpanKind
 
         given, core, error = task.input, task.core, task.outcome.error
         end = core.finished_at or core.updated_at
-        how = {**_kind(task), "outrider.task.state": str(core.state)}
-        if error is not None:
-            how["error.type"] = error.kind
-        self._ended.add(1, how)
-        self._duration.record((end - given.created_at) / SECOND, how)
+        how = {STATE: str(core.state), **({} if error is None else {"error.type": error.kind})}
+        measured = {**self._what(task), **self._bounded(how)}
+        self._ended.add(1, measured)
+        self._duration.record((end - given.created_at) / SECOND, measured)
         span = self._tracer.start_span(
             "outrider.task",
             _context_of(task),
@@ -311,7 +482,7 @@ class _Listening(Telemetry):
         )
         # Never detached: it ends with the context of the asyncio task that runs the attempt and nothing else.
         context.attach(trace.set_span_in_context(span))
-        return _LiveSpan(span, self._run, _kind(task))
+        return _LiveSpan(span, self._run, self._what(task))
 
     @contextmanager
     def step(self, task: Task, name: str) -> Iterator[None]:
@@ -326,22 +497,44 @@ class _Listening(Telemetry):
             raise
         step.end()
 
+    def operate(
+        self, operation: str, subject: str, attributes: Attributes, *, below: Operation = NO_OPERATION
+    ) -> _LiveOperation:
+        from opentelemetry import trace
+
+        span = self._tracer.start_span(
+            f"{operation} {subject}".strip(),
+            trace.set_span_in_context(below.span) if isinstance(below, _LiveOperation) else None,
+            trace.SpanKind.CLIENT if operation == "chat" else trace.SpanKind.INTERNAL,
+            {OPERATION: operation},
+        )
+        live = _LiveOperation(span)
+        live.tell(attributes)
+        return live
+
+    def mark(self, operation: str, error: str) -> None:
+        from opentelemetry import trace
+
+        span = trace.get_current_span()
+        if getattr(span, "attributes", {}).get(OPERATION) == operation:
+            span.set_attribute("error.type", error)
+
     def open_step(self, task: Task, name: str) -> _LiveStep:
         told: dict[str, str | int] = {
             "outrider.task.id": task.id,
             "outrider.task.attempt": task.core.attempt,
             "outrider.step.name": name,
         }
-        return _LiveStep(self._tracer.start_span("outrider.step", attributes=told), self._step, _kind(task))
+        return _LiveStep(self._tracer.start_span("outrider.step", attributes=told), self._step, self._what(task))
 
 
 class _LiveSpan(AttemptSpan):
-    __slots__ = ("_began", "_ending", "_kind", "_run", "_span")
+    __slots__ = ("_began", "_ending", "_run", "_span", "_what")
 
-    def __init__(self, span: TraceSpan, run: Any, kind: Mapping[str, str]) -> None:
+    def __init__(self, span: TraceSpan, run: Any, what: Mapping[str, str]) -> None:
         self._span = span
         self._run = run
-        self._kind = kind
+        self._what = what
         self._ending = "superseded"
         self._began = time.perf_counter()
 
@@ -356,16 +549,16 @@ class _LiveSpan(AttemptSpan):
     def end(self) -> None:
         self._span.set_attribute("outrider.attempt.ending", self._ending)
         self._span.end()
-        self._run.record(time.perf_counter() - self._began, {**self._kind, "outrider.attempt.ending": self._ending})
+        self._run.record(time.perf_counter() - self._began, {**self._what, "outrider.attempt.ending": self._ending})
 
 
 class _LiveStep(StepSpan):
-    __slots__ = ("_began", "_kind", "_run", "span")
+    __slots__ = ("_began", "_run", "_what", "span")
 
-    def __init__(self, span: TraceSpan, run: Any, kind: Mapping[str, str]) -> None:
+    def __init__(self, span: TraceSpan, run: Any, what: Mapping[str, str]) -> None:
         self.span = span
         self._run = run
-        self._kind = kind
+        self._what = what
         self._began = time.perf_counter()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -374,12 +567,49 @@ class _LiveStep(StepSpan):
             _fail(self.span, type(error).__name__, str(error))
         self.span.set_attribute("outrider.step.ending", ending)
         self.span.end()
-        self._run.record(time.perf_counter() - self._began, {**self._kind, "outrider.step.ending": ending})
+        self._run.record(time.perf_counter() - self._began, {**self._what, "outrider.step.ending": ending})
 
 
-def _kind(task: Task) -> dict[str, str]:
-    """What every measurement tells: few values, whatever runs."""
-    return {"outrider.task.kind": task.input.kind}
+class _LiveOperation(Operation):
+    __slots__ = ("span",)
+
+    def __init__(self, span: TraceSpan) -> None:
+        self.span = span
+
+    def current(self) -> AbstractContextManager[object]:
+        from opentelemetry import trace
+
+        return trace.use_span(self.span, record_exception=False, set_status_on_exception=False)
+
+    def tell(self, attributes: Attributes) -> None:
+        self.span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def end(self, error: str | None = None) -> None:
+        if error is not None:
+            _fail(self.span, error, "")  # what it says may quote what was said
+        self.span.end()
+
+
+def _at(counts: Counts) -> Instant:
+    return counts.at
+
+
+def _tasks_by_state(counts: Counts) -> Iterator[_Value]:
+    for state, count in counts.states.items():
+        yield count, {STATE: str(state)}
+
+
+def _parked(counts: Counts) -> Iterator[_Value]:
+    yield counts.parked, {}
+
+
+def _size(counts: Counts) -> Iterator[_Value]:
+    yield counts.storage.size, {}
+
+
+def _log(counts: Counts) -> Iterator[_Value]:
+    if counts.storage.log is not None:
+        yield counts.storage.log, {}
 
 
 def _told(task: Task) -> dict[str, str | int]:
@@ -413,7 +643,7 @@ def _fail(span: TraceSpan, kind: str, message: str) -> None:
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", kind)
-    span.set_status(StatusCode.ERROR, message[:LONGEST_MESSAGE])
+    span.set_status(StatusCode.ERROR, message[:LONGEST_MESSAGE] or None)
 
 
 def _context_of(task: Task) -> Context:

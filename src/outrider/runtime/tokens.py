@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -120,9 +119,13 @@ class Tokens:
             raise Unauthenticated("the token is signed by a key that its issuer does not have")
         return found
 
+    def _passed(self) -> float:
+        """Seconds of a clock that goes on evenly."""
+        return self._clock.passed() / 1_000_000
+
     @property
     def _is_old(self) -> bool:
-        return time.monotonic() - self._fetched_at > self._settings.keys_age
+        return self._passed() - self._fetched_at > self._settings.keys_age
 
     def _find(self, header: Mapping[str, Any]) -> Any:
         keys = [] if self._keys is None else [each for each in self._keys if _may_sign(each, header["alg"])]
@@ -134,19 +137,19 @@ class Tokens:
     async def _refresh(self) -> None:
         """Fetch the keys anew, unless that was tried just now. Those that there were stay where it fails."""
         async with self._fetching:
-            if time.monotonic() - self._tried_at < self._settings.keys_rest:
+            if self._passed() - self._tried_at < self._settings.keys_rest:
                 if self._keys is None:
                     raise IssuerUnavailable("the keys of the issuer could not be fetched; try again in a moment")
                 return
             try:
                 self._keys = await asyncio.to_thread(self._fetch)
-                self._fetched_at = time.monotonic()
+                self._fetched_at = self._passed()
             except Exception as error:
                 log.error("the keys of the issuer of tokens could not be fetched", reason=f"{error}"[:200])
                 if self._keys is None:
                     raise IssuerUnavailable("the keys of the issuer could not be fetched") from error
             finally:
-                self._tried_at = time.monotonic()
+                self._tried_at = self._passed()
 
     def _fetch(self) -> KeySet:
         from joserfc.jwk import KeySet

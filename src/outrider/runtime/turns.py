@@ -13,16 +13,25 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from outrider.core import machine
 from outrider.core.change import InboxEntry
-from outrider.core.errors import IllegalMove, InvalidArguments, NotFound, SessionBusy, SessionClosed, TaskFinished
+from outrider.core.errors import (
+    IllegalMove,
+    InvalidArguments,
+    NotFound,
+    SessionBusy,
+    SessionClosed,
+    TaskFinished,
+    WaitTimeout,
+)
 from outrider.core.events import Rung, Told
-from outrider.core.ledger import Committed
+from outrider.core.ledger import Committed, TaskFilter, Views
 from outrider.core.session import Session
 from outrider.core.task import TURN, Input, NewTask, Task
-from outrider.core.values import Instant, JSONObject
+from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.ids import new_id
 
 if TYPE_CHECKING:
     from outrider.runtime.lifecycle import Lifecycle
+    from outrider.runtime.services import Services
 
 Steering: TypeAlias = Literal["inject", "after", "interrupt", "reject"]
 """What becomes of something said during a turn: it is told at the next iteration, after the turn, after the turn was
@@ -38,8 +47,9 @@ def check_steering(steering: object) -> None:
         raise InvalidArguments(f"steering is one of {', '.join(get_args(Steering))}, not {steering!r:.100}")
 
 
-async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering: Steering) -> Task:
-    """Put something that a client says into a session's inbox; return the turn that was told, or made for it.
+async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering: Steering) -> tuple[Task, bool]:
+    """Put something that a client says into a session's inbox; return the turn that was told, or made for it, and
+    whether it was taken before.
 
     Raises NotFound, SessionBusy, SessionClosed, and IllegalMove where the session has no agent.
     """
@@ -56,12 +66,12 @@ async def say(lifecycle: Lifecycle, session_id: str, body: JSONObject, steering:
         if turn is None or turn.is_terminal:
             (made,) = await lifecycle.create([next_turn(session, lifecycle.now())], inbox=(entry,))
             if isinstance(made, Committed):
-                return made.task
+                return made.task, False
             continue  # somebody else made it, without this entry
         if steering == "reject":
             raise SessionBusy(f"the agent of {session_id} takes its turn: {turn.id}", details={"task_id": turn.id})
         try:
-            return await lifecycle.move(turn, Told(entry.task_id, body, steering == "interrupt"))
+            return await lifecycle.move(turn, Told(entry.task_id, body, steering == "interrupt")), True
         except (NotFound, TaskFinished):
             continue
 
@@ -105,26 +115,64 @@ async def _settle_in_closed(lifecycle: Lifecycle, session: Session, turn: Task |
         await answer_rings(lifecycle, session.id, ())
 
 
+async def turn_after(services: Services, turn: Task, until: Instant | None = None) -> Task | None:
+    """Wait for the turn after one, which hears what that leaves; None once that is over and leaves nothing.
+
+    Nothing, too, where the session is closed. Raises NotFound once it is deleted, and WaitTimeout at `until`.
+    """
+    views, clock = services.views, services.clock
+    with services.signals.listen([turn.session_id, turn.id]) as bell:
+        while True:
+            found = await views.task(turn.id)
+            left = bool(await views.inbox(turn.session_id, limit=1))
+            session = await views.session(turn.session_id)  # the last of the three: what was left has made no turn yet
+            if session is None:
+                raise NotFound.of("session", turn.session_id)
+            if session.driver_task_id != turn.id and (after := await _made_after(views, turn)) is not None:
+                return after
+            is_over = found is None or found.is_terminal
+            if is_over and (session.driver_task_id != turn.id or not left or session.closed_at is not None):
+                return None
+            if until is not None and clock.now() >= until:
+                raise WaitTimeout(f"the turn after {turn.id} has not begun")
+            await bell.wait(until)
+
+
+async def _made_after(views: Views, turn: Task) -> Task | None:
+    page = TaskFilter(session_id=turn.session_id, kind=TURN)
+    while found := await views.list_tasks(page):
+        for each in found:
+            if each.input.idempotency_key == _key_after(turn.id):
+                return each
+        page = evolve(page, after=found[-1].id)
+    return None
+
+
 async def last_turn(lifecycle: Lifecycle, session: Session) -> Task | None:
     """The turn that a session takes or took last; None before the first, and once it is deleted."""
     return None if session.driver_task_id is None else await lifecycle.views.task(session.driver_task_id)
 
 
-def next_turn(session: Session, now: Instant) -> NewTask:
-    """The turn after the one that drives the session now."""
-    assert session.agent is not None
+def next_turn(session: Session, now: Instant, agent: str | None = None) -> NewTask:
+    """The turn after the one that drives the session now: of its own agent, unless another one takes it."""
+    agent = agent or session.agent
+    assert agent is not None
     return NewTask(
         new_id("task"),
         Input(
             session_id=session.id,
             root_session_id=session.root_session_id,
             kind=TURN,
-            route=f"{TURN}:{session.agent}",
-            spec={"agent": session.agent},
+            route=f"{TURN}:{agent}",
+            spec={"agent": agent},
             created_at=now,
             organization_id=session.organization_id,
-            display_name=f"turn of {session.agent}",
-            idempotency_key=f"turn after {session.driver_task_id or 'none'}",
+            display_name=f"turn of {agent}",
+            idempotency_key=_key_after(session.driver_task_id),
             budget=session.budget,
         ),
     )
+
+
+def _key_after(turn_id: str | None) -> str:
+    return f"turn after {turn_id or 'none'}"

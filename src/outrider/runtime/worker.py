@@ -29,17 +29,21 @@ from outrider.core.task import NewTask, Task, TaskError
 from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.context import TaskContext
+from outrider.runtime.counting import keep_counting
 from outrider.runtime.ending import see_through
 from outrider.runtime.ids import new_id
+from outrider.runtime.indexing import Indexing
 from outrider.runtime.lease import LeaseThread, Lock, Watched, Will, boot_id, lock_path
 from outrider.runtime.log import log, log_move
 from outrider.runtime.pruning import Retention
 from outrider.runtime.recovery import Recovery, has_journaled
 from outrider.runtime.registry import Tending
 from outrider.runtime.services import Services
-from outrider.runtime.telemetry import COUNT_INTERVAL, Counted
+from outrider.runtime.standing import Condition
+from outrider.runtime.telemetry import Counted
 from outrider.runtime.threads import Threads
 from outrider.runtime.voice import Voice
+from outrider.runtime.webhooks.duty import Webhooking
 
 BATCH = 100
 FOLLOW_UPS = 200
@@ -100,6 +104,7 @@ class Worker:
         """Let go of, and their code may still run."""
         self._claiming: asyncio.Task[Claims] | None = None
         self._context = Context()
+        self._lease: LeaseThread | None = None
         self.claims_in_flight = 0
 
     @property
@@ -116,6 +121,20 @@ class Worker:
     def abandoned(self) -> int:
         """How many attempts ignored every order to stop and still run somewhere in this process."""
         return sum(attempt.is_running for attempt in tuple(self._strays))
+
+    @property
+    def condition(self) -> Condition:
+        """What it is up to."""
+        if self._is_lost or self._ruin is not None:
+            return "lost"
+        if self._is_draining or self._has_gone:
+            return "draining"
+        return "working" if self._services.lifecycle.starter is self else "starting"
+
+    @property
+    def lease_age(self) -> float | None:
+        """Seconds since it last renewed its lease; None before it has one."""
+        return None if self._lease is None else self._lease.age
 
     @property
     def is_at_rest(self) -> bool:
@@ -154,31 +173,33 @@ class Worker:
         lock = None if self._locks is None else Lock(lock_path(self._locks, self.id))
         restore = _follow_tasks(loop)
         stop_listening = self._services.ledger.listen(self._on_signal)
-        lease: LeaseThread | None = None
+        self._services.standing.worker = self
         helpers: list[asyncio.Task[None]] = []
         try:
-            lease = await self._present_itself(lock)
+            self._lease = await self._present_itself(lock)
             helpers = [
                 loop.create_task(self._voice.run()),
                 loop.create_task(self._look_after_others()),
                 loop.create_task(Retention(self._services, self.id).run()),
+                loop.create_task(Webhooking(self._services, self.id).run()),
+                loop.create_task(Indexing(self._services, self.id, lambda: self.is_idle).run()),
             ]
             if not self._services.telemetry.is_silent:
-                helpers.append(loop.create_task(self._count()))
+                counted = Counted(lambda: len(self._held), self._services.settings.concurrency)
+                helpers.append(loop.create_task(keep_counting(self._services, counted)))
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
             self._services.lifecycle.starter = self
             await self._work()
         finally:
             self._stop_starting()
-            await see_through(self._leave(lock, lease, helpers, (stop_listening, restore)))
+            await see_through(self._leave(lock, helpers, (stop_listening, restore)))
         if self._ruin is not None:
             raise self._ruin
 
     async def _leave(
         self,
         lock: Lock | None,
-        lease: LeaseThread | None,
         helpers: list[asyncio.Task[None]],
         undo: Iterable[Callable[[], object]],
     ) -> None:
@@ -190,8 +211,10 @@ class Worker:
             each()
         self._has_gone = True
         await self._sign_off(lock)
-        if lease is not None:
-            lease.stop()
+        if self._lease is not None:
+            self._lease.stop()
+        if self._services.standing.worker is self:
+            self._services.standing.worker = None
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _present_itself(self, lock: Lock | None) -> LeaseThread:
@@ -598,18 +621,6 @@ class Worker:
                 log.error("recovery failed; trying again", reason=str(error))
             await asyncio.sleep(self._recovery.pause)
 
-    async def _count(self) -> None:
-        """Keep what the gauges show up to date."""
-        counted = Counted(lambda: len(self._held))
-        stop = self._services.telemetry.watch(counted)
-        try:
-            while True:
-                with suppress(StoreError):  # not known; the next look will tell
-                    counted.by_state = await self._services.views.count_by_state()
-                await asyncio.sleep(COUNT_INTERVAL)
-        finally:
-            stop()
-
     async def _tend(self, *, at_once: bool = False) -> None:
         for executor in self._tending:
             await executor.tend(self._services, at_once=at_once)
@@ -695,6 +706,7 @@ async def keep_working(
 
     Raises the StoreError after which the store answers no more.
     """
+    services.standing.is_wanted = True
     while True:
         worker = Worker(services, locks=locks, host=host, on_end=on_end)
         try:

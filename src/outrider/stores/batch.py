@@ -18,13 +18,14 @@ from typing import Any, TypeAlias
 from outrider.core.change import AttemptEnd, FollowUp, InboxEntry, Luggage
 from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotEnded, NotFound
-from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedEnded
+from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedAsked, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Committed,
     Existing,
     Fenced,
     InboxRow,
+    IndexEntry,
     NoSession,
     OutputChunk,
     Page,
@@ -71,6 +72,7 @@ from outrider.core.queue import (
 from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import TERMINAL, Core, Input, State, Task
 from outrider.core.values import Instant, difference, evolve
+from outrider.stores.index import forget_unlisted, write_entries
 from outrider.stores.parcel import Parcel
 from outrider.stores.rows import (
     LIVE,
@@ -267,6 +269,8 @@ _OF_TASKS = (
     "prune_files",
     "prune_inputs",
     "prune_meters",
+    "prune_passing_terms",
+    "unlist",
     "prune_tasks",
 )
 """The statements that delete tasks, in an order that lets each find what it looks for."""
@@ -977,7 +981,7 @@ class Batch:
         for follow_up in change.follow_ups:
             self._expand(follow_up)
         for awaited in change.watches:
-            self._watch(head.id, awaited)
+            self._watch(head.id, awaited, (change.unasked or {}).get(awaited))
         if change.drives:
             self._drivers[session.number] = head.id
         if change.needs_open:
@@ -1101,6 +1105,19 @@ class Batch:
     def _keep_documents(self) -> None:
         """Have nobody else write documents."""
 
+    # --- the index ---------------------------------------------------------------------------------------
+
+    def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Take tasks into the index that lists go by, if it stands at `after`, and forget some that were deleted."""
+        statements = self._statements
+        if statements.row("lock_index")[0] != after:
+            return False
+        write_entries(statements, entries)
+        forget_unlisted(statements)
+        if upto != after:
+            statements.run("move_index", upto)
+        return True
+
     # --- meters ------------------------------------------------------------------------------------------
 
     def charge(self, charge: Charge) -> ChargeVerdict:
@@ -1140,9 +1157,10 @@ class Batch:
                 self._pend([follow_up.of], follow_up.event)
         elif follow_up.relation == "watchers":
             if watchers := self._watchers[follow_up.of]:
-                self._ended.append(follow_up.of)
                 self._pend(watchers, follow_up.event)
-                self._watchers[follow_up.of] = {}
+                if isinstance(follow_up.event, WatchedEnded):
+                    self._ended.append(follow_up.of)
+                    self._watchers[follow_up.of] = {}
         elif children := self._children[follow_up.of]:
             self._pend(
                 [
@@ -1157,7 +1175,7 @@ class Batch:
         head = self._tasks.get(task_id)
         return head is None or head.state not in TERMINAL
 
-    def _watch(self, watcher: str, awaited: str) -> None:
+    def _watch(self, watcher: str, awaited: str, unasked: int | None) -> None:
         head = self._tasks.get(awaited)
         if head is None or head.state in TERMINAL:
             self._pend([watcher], WatchedEnded(awaited, State.FAILED if head is None else head.state))
@@ -1165,6 +1183,8 @@ class Batch:
         self._rows["insert_watches"].append((awaited, watcher))
         if awaited in self._watchers:
             self._watchers[awaited][watcher] = None
+        if unasked is not None and head.version > unasked and head.state is State.AWAITING_INPUT:
+            self._pend([watcher], WatchedAsked(awaited))
 
     def _pend(self, task_ids: Iterable[str], event: FollowUpEvent) -> None:
         data = encode(event)

@@ -2,7 +2,8 @@
 
 What is copied is rows, as they are: ids, versions, positions and the database's own numbers stay, so that every cursor
 goes on where it stood. Rows have one form here, which both SQL stores read and write; by it what was written is
-compared with what was read. Workers are not copied: they belong to where they run.
+compared with what was read. Workers are not copied: they belong to where they run; nor is the index of tasks, which
+they make anew.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from outrider.core.ledger import (
     Decide,
     Document,
     InboxRow,
+    IndexEntry,
     Listener,
     Order,
     OutputChunk,
@@ -78,6 +79,10 @@ class SqlLedger(ABC):
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
         """Write documents anew and drop others: all of it, or nothing and False."""
         return await self._do(operations.keep(documents, dropped))
+
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Take tasks into the index that lists go by; False where it does not stand at `after` any more."""
+        return await self._do(operations.index(entries, after, upto))
 
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""

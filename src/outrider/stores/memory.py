@@ -20,7 +20,7 @@ import orjson
 from outrider.core.change import AttemptEnd, Change, FollowUp, InboxEntry, LogType, Luggage
 from outrider.core.delivery import Receipt, Standing
 from outrider.core.errors import NotEnded, NotFound, StoreUnavailable
-from outrider.core.events import FileWrite, Message, Rung, Step, WatchedEnded
+from outrider.core.events import FileWrite, Message, Rung, Step, WatchedAsked, WatchedEnded
 from outrider.core.ledger import (
     Barred,
     Beat,
@@ -37,6 +37,7 @@ from outrider.core.ledger import (
     GrantSet,
     Head,
     InboxRow,
+    IndexEntry,
     KeyUse,
     LimitRemoved,
     LimitSet,
@@ -64,6 +65,7 @@ from outrider.core.ledger import (
     Storage,
     TaskFilter,
     TranscriptRow,
+    Unindexed,
     Verdict,
     Waiting,
     Worker,
@@ -97,6 +99,7 @@ from outrider.core.queue import (
     starts_left,
     turn_after,
 )
+from outrider.core.search import passes
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import Direction, InputRequest, Live, Readiness, State, Task, Usage
 from outrider.core.values import Instant, difference, evolve
@@ -463,6 +466,10 @@ class MemoryLedger:
         await self._committed(_News())
         return True
 
+    async def index(self, entries: Sequence[IndexEntry], after: int, upto: int) -> bool:
+        """Do nothing: all tasks are looked at."""
+        return True
+
     async def report(self, reports: Sequence[Report]) -> Sequence[bool]:
         """Write live values; False for each whose attempt no longer holds its task."""
         self._tables.check_open()
@@ -715,7 +722,7 @@ class MemoryLedger:
         for follow_up in change.follow_ups:
             self._follow_up(follow_up, news)
         for awaited in change.watches:
-            self._watch(row, awaited, news)
+            self._watch(row, awaited, (change.unasked or {}).get(awaited), news)
         news.of(row.task)
         news.moved.add(row.task.id)
         core, key = row.task.core, row.task.input.concurrency_key
@@ -896,7 +903,8 @@ class MemoryLedger:
             return ()
         if follow_up.relation == "watchers":
             watchers = tuple(row.watchers)
-            row.watchers.clear()
+            if isinstance(follow_up.event, WatchedEnded):
+                row.watchers.clear()
             return watchers
         children = (self._tables.tasks[task_id].task for task_id in self._tables.children.get(follow_up.of, ()))
         return [
@@ -905,7 +913,7 @@ class MemoryLedger:
             if not child.is_terminal and (follow_up.relation == "children" or not child.input.detached)
         ]
 
-    def _watch(self, watcher: _TaskRow, awaited: str, news: _News) -> None:
+    def _watch(self, watcher: _TaskRow, awaited: str, unasked: int | None, news: _News) -> None:
         found = self._tables.tasks.get(awaited)
         if found is None or found.task.is_terminal:
             state = State.FAILED if found is None else found.task.state
@@ -913,6 +921,9 @@ class MemoryLedger:
             self._pend(watcher.task.id, FollowUp("watchers", awaited, event), news)
         else:
             found.watchers[watcher.task.id] = None
+            core = found.task.core
+            if unasked is not None and core.version > unasked and core.state is State.AWAITING_INPUT:
+                self._pend(watcher.task.id, FollowUp("watchers", awaited, WatchedAsked(awaited)), news)
 
     def _pend(self, task_id: str, follow_up: FollowUp, news: _News) -> None:
         tables = self._tables
@@ -992,13 +1003,17 @@ class MemoryViews:
         """Ids of tasks that begin or end with `part`, in their order."""
         wanted = TaskFilter(organization_id=organization_id, root_session_id=root_session_id)
         found = (id for id in self._open().tasks if id.startswith(part) or id.endswith(part))
-        return sorted(id for id in found if _passes(self._tables.tasks[id].task, wanted))[:limit]
+        return sorted(id for id in found if passes(self._tables.tasks[id].task, wanted))[:limit]
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
-        found = [row.task for row in self._open().tasks.values() if _passes(row.task, filter)]
+        found = [row.task for row in self._open().tasks.values() if passes(row.task, filter)]
         found.sort(key=lambda task: task.id, reverse=filter.newest_first)
         return found[: filter.limit]
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """Nothing: all tasks are looked at."""
+        return Unindexed(0, 0)
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
@@ -1203,7 +1218,7 @@ class MemoryViews:
             and since <= row.task.core.finished_at < before
             and row.task.input.organization_id not in but_of
             and pinned.isdisjoint((row.task.id, row.task.session_id, row.task.input.root_session_id))
-            and _passes(row.task, wanted)
+            and passes(row.task, wanted)
         ]
         return [id for _, _, id in sorted(found)[:limit]]
 
@@ -1279,7 +1294,7 @@ class MemoryViews:
         """What the tasks of a session reported together; with `tree`, those of all sessions whose root it is."""
         rows = self._open().tasks.values()
         of = TaskFilter(root_session_id=session_id) if tree else TaskFilter(session_id=session_id)
-        found = [row.task.live.usage for row in rows if _passes(row.task, of)]
+        found = [row.task.live.usage for row in rows if passes(row.task, of)]
         costs = [usage.cost for usage in found if usage.cost is not None]
         return Usage(
             sum(usage.requests for usage in found),
@@ -1323,6 +1338,11 @@ class MemoryViews:
         """What is wrong with the tables: nothing, in memory."""
         self._open()
         return ()
+
+    async def schema(self) -> int:
+        """There are no migrations in memory."""
+        self._open()
+        return 0
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
         """What becomes of these keys, or of all under which anything is held or set aside; in the order of keys."""
@@ -1401,25 +1421,11 @@ def _enter(index: dict[str, None], key: str, belongs: bool) -> None:
         index.pop(key, None)
 
 
-def _passes(task: Task, filter: TaskFilter) -> bool:
-    given, labels = task.input, task.input.labels
-    beyond = filter.after is None or (task.id < filter.after if filter.newest_first else task.id > filter.after)
-    return (
-        beyond
-        and filter.session_id in (None, given.session_id)
-        and filter.root_session_id in (None, given.root_session_id)
-        and filter.parent_task_id in (None, given.parent_task_id)
-        and filter.organization_id in (None, given.organization_id)
-        and filter.kind in (None, given.kind)
-        and (filter.states is None or task.state in filter.states)
-        and all(labels.get(name) == value for name, value in filter.labels.items())
-    )
-
-
 def _head(row: _SessionRow) -> Head:
     last = row.log[-1] if row.log else None
-    seq = row.session.last_seq
-    return Head(seq, last.position if last is not None and last.seq == seq else 0)
+    session = row.session
+    position = last.position if last is not None and last.seq == session.last_seq else 0
+    return Head(session.last_seq, position, session.organization_id, session.root_session_id)
 
 
 def _size(text: str) -> int:

@@ -22,6 +22,7 @@ from outrider.core.ledger import (
     Document,
     GrantSet,
     InboxRow,
+    IndexEntry,
     LimitRemoved,
     LimitSet,
     Order,
@@ -349,6 +350,16 @@ def keep(documents: Sequence[Document], dropped: Sequence[Document]) -> Operatio
 
     def run(batch: Batch) -> bool:
         return is_sound and batch.keep(rows, expected, keys)
+
+    return Operation(run, is_late=True)
+
+
+def index(entries: Sequence[IndexEntry], after: int, upto: int) -> Operation[bool]:
+    """Take tasks into the index that lists go by; after all the writes of its transaction, so it sees them."""
+
+    def run(batch: Batch) -> bool:
+        batch.finish()
+        return batch.index(entries, after, upto)
 
     return Operation(run, is_late=True)
 

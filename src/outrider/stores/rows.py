@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, assert_never, cast
 import orjson
 
 from outrider.core.change import AttemptEnd, AttemptEnding
-from outrider.core.events import CancelRequested, FollowUpEvent, Message, Rung, WatchedEnded
+from outrider.core.events import CancelRequested, FollowUpEvent, Message, Rung, WatchedAsked, WatchedEnded
 from outrider.core.ledger import WorkerCard
 from outrider.core.meters import (
     MODEL,
@@ -183,7 +183,7 @@ def _wait(data: dict[str, Any]) -> Wait:
         case "time":
             return WaitUntil(data["until"])
         case "tasks":
-            return WaitForTasks(tuple(data["task_ids"]), data["every"])
+            return WaitForTasks(tuple(data["task_ids"]), data["every"], seen=data.get("seen"))
         case "message":
             return WaitForMessage(data["seen"])
         case "news":
@@ -322,6 +322,8 @@ def read_follow_up(data: dict[str, Any]) -> FollowUpEvent:
     """Read what a follow-up carries."""
     if "state" in data:
         return WatchedEnded(data["task_id"], STATES[data["state"]])
+    if "task_id" in data:
+        return WatchedAsked(**data)
     return Rung(**data) if "session_id" in data else CancelRequested(**data)
 
 

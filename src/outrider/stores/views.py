@@ -1,4 +1,5 @@
-"""Reading, for both SQL stores. Each view is one statement, so what it returns is one moment of the database.
+"""Reading, for both SQL stores. Each view is one statement, so what it returns is one moment of the database; but for
+lists that go by the index (see `finder`).
 
 A store says where a read runs, and how one reads what only it has.
 """
@@ -30,15 +31,19 @@ from outrider.core.ledger import (
     Storage,
     TaskFilter,
     TranscriptRow,
+    Unindexed,
     Waiting,
     Worker,
 )
 from outrider.core.meters import Meter
 from outrider.core.queue import Gates
+from outrider.core.search import says
 from outrider.core.session import Grant, Session
 from outrider.core.task import Direction, InputRequest, State, Task, Usage
 from outrider.core.values import Instant
 from outrider.stores.batch import AFTER_ANY, TASKS_FOLDER, gates_of, owner_of, spent_of, tasks_of
+from outrider.stores.finder import Finder, admitted, goes_by_index, looked_at
+from outrider.stores.migrate import check, known
 from outrider.stores.rows import (
     STATES,
     decode,
@@ -53,6 +58,9 @@ from outrider.stores.rows import (
 from outrider.stores.statements import Statements, listed
 
 T = TypeVar("T")
+
+FEW = 1000
+"""How many tasks are looked at one by one rather than found by the index."""
 
 SHORT = 100
 """Up to how many rows a read counts as short."""
@@ -100,9 +108,24 @@ class SqlViews(ABC):
 
     async def list_tasks(self, filter: TaskFilter) -> Sequence[Task]:
         """A page in the order of ids, which is the order of creation."""
-        found = await self._read(filter.limit, lambda read: self._page(read, filter))
+        # What goes by the index takes several reads, or has to look at all there are.
+        rows = SHORT + 1 if goes_by_index(filter) else filter.limit
+        found = await self._read(rows, lambda read: self._page(read, filter))
         found.sort(key=lambda task: task.id, reverse=filter.newest_first)
         return found[: filter.limit]
+
+    async def unindexed(self, limit: int) -> Unindexed:
+        """The tasks of the next `limit` log entries that the index has not taken in."""
+
+        def read_all(read: Statements) -> Unindexed:
+            (after,) = read.row("indexed")
+            rows = read.array("unindexed", after, limit)
+            moved = sorted({task for _, task in rows if task is not None})
+            tasks = tuple(tasks_of(read.tasks("tasks_by_number", listed(moved)))) if moved else ()
+            upto = max((position for position, _ in rows), default=after)
+            return Unindexed(after, upto, tasks, len(rows) == limit or bool(read.array("unlisted", 1)))
+
+        return await self._later(read_all)
 
     async def children(self, task_id: str) -> Sequence[Task]:
         """The tasks whose parent this is, ended ones too."""
@@ -323,6 +346,21 @@ class SqlViews(ABC):
 
         return await self._later(read_all)
 
+    async def schema(self) -> int:
+        """The number of the newest migration. Raises StoreNewer for one that this program does not know."""
+
+        def read_all(read: Statements) -> int:
+            applied = {number: rest for number, *rest in read.array("applied")}
+            check(applied, known(self._dialect), "the database")
+            return max(applied, default=0)
+
+        return await self._short(read_all)
+
+    @property
+    @abstractmethod
+    def _dialect(self) -> str:
+        """What its migrations are kept under."""
+
     @abstractmethod
     def _damage(self, read: Statements, deep: bool) -> list[str]:
         """What is wrong with the files of the database."""
@@ -391,7 +429,7 @@ class SqlViews(ABC):
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, Head]:
         """Where the logs of those of these sessions end that exist, by id."""
         rows = await self._read(len(session_ids), lambda read: read.array("heads", listed(session_ids)))
-        return {session_id: Head(seq, position or 0) for session_id, seq, position in rows}
+        return {session_id: Head(seq, position or 0, *whose) for session_id, seq, position, *whose in rows}
 
     async def first_seq(self, session_id: str) -> int:
         """The number of the oldest entry kept; 1 unless the log was trimmed."""
@@ -451,7 +489,31 @@ class SqlViews(ABC):
     # --- a page of tasks ---------------------------------------------------------------------------------
 
     def _page(self, read: Statements, filter: TaskFilter) -> list[Task]:
-        """At least the page asked for, unsorted. A tree is its root session and what is below: one range each."""
+        """At least the page asked for, unsorted."""
+        if goes_by_index(filter) and not self._is_of_few(read, filter):
+            found = Finder(read, filter, lambda page, numbers: self._among(read, page, numbers)).page()
+            if found is not None:
+                return found
+        if (text := filter.text) is None:
+            return self._scan(read, filter)
+        return admitted(lambda page: self._scan(read, page), looked_at(filter), lambda task: says(task, text))
+
+    def _is_of_few(self, read: Statements, filter: TaskFilter) -> bool:
+        """Whether there are so few in its session, tree or below its parent that these are looked at the sooner."""
+        if filter.text is not None:
+            return False
+        counts = []
+        if filter.session_id is not None:
+            counts.append(("count_in_session", filter.session_id))
+        if filter.root_session_id is not None:
+            counts.append(("count_below_root", filter.root_session_id))
+            counts.append(("count_in_session", filter.root_session_id))
+        elif filter.parent_task_id is not None:
+            counts.append(("count_of_parent", filter.parent_task_id))
+        return bool(counts) and all(read.row(name, id, FEW)[0] < FEW for name, id in counts)
+
+    def _scan(self, read: Statements, filter: TaskFilter) -> list[Task]:
+        """At least the page, whatever its text. A tree is its root session and what is below: one range each."""
         if filter.root_session_id is None:
             return self._range(read, filter, [], [])
         root = filter.root_session_id
@@ -466,6 +528,17 @@ class SqlViews(ABC):
         direction = "desc" if filter.newest_first else "asc"
         where = " and ".join(conditions) or "true"
         return tasks_of(read.filtered_tasks("tasks_where", where, direction, *values, filter.limit, states))
+
+    def _among(self, read: Statements, filter: TaskFilter, numbers: Sequence[int]) -> list[Task]:
+        """The page of what is among these tasks, whatever its text."""
+        conditions, values = list[str](), list[Any]()
+        if (root := filter.root_session_id) is not None:
+            conditions.append(f"(root_session_id = ? or root_session_id is null and {self._texts['in_session']})")
+            values += [root, root]
+        self._narrow(filter, conditions, values)
+        where = " and ".join(conditions) or "true"
+        direction = "desc" if filter.newest_first else "asc"
+        return tasks_of(read.filtered_tasks("tasks_among", where, direction, *values, listed(numbers), filter.limit))
 
     def _narrow(self, filter: TaskFilter, conditions: list[str], values: list[Any]) -> None:
         """Add the conditions of a filter on the table of tasks, and their values."""
@@ -486,6 +559,10 @@ class SqlViews(ABC):
             add("kind = ?", filter.kind)
         for name, value in filter.labels.items():
             add(self._texts["labelled"], name, value)
+        if filter.created_after is not None:
+            add("created_at >= ?", filter.created_after)
+        if filter.created_before is not None:
+            add("created_at < ?", filter.created_before)
         if filter.after is not None:
             add("id < ?" if filter.newest_first else "id > ?", filter.after)
 

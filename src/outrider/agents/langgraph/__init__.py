@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun, said_plainly
 from outrider.agents.langgraph.attempt import Attempt
+from outrider.agents.telling import running_agent
 from outrider.core.values import JSON
 
 __all__ = ["LangGraph"]
@@ -24,4 +25,5 @@ class LangGraph:
 
     async def run(self, brief: AgentBrief, run: AgentRun) -> AgentOutcome:
         """See `Engine.run`."""
-        return await Attempt(brief, run).drive()
+        with running_agent(brief):
+            return await Attempt(brief, run).drive()

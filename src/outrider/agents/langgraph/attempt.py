@@ -8,9 +8,7 @@ import json
 from contextlib import aclosing
 from typing import Any, cast
 
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
@@ -22,6 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from outrider.agents.engine import SAID, AgentBrief, AgentFailed, AgentOutcome, AgentRun, ModelFailed
 from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
+from outrider.agents.langgraph.telling import Listener
 from outrider.core.values import JSON, JSONObject
 
 OUTCOME = "outcome"
@@ -254,7 +253,7 @@ class Attempt:
         configurable: dict[str, Any] = {**brief.model_settings, "thread_id": brief.session_id}
         if brief.model is not None:
             configurable["model"] = brief.model
-        return {"configurable": configurable, "callbacks": [_Listener(self.checkpoints)]}
+        return {"configurable": configurable, "callbacks": [Listener(self.checkpoints)]}
 
     def _graph(self) -> Pregel[Any, Any, Any, Any]:
         brief = self.brief
@@ -282,20 +281,6 @@ class Attempt:
         if self.line_open:
             self.run.output("\n")
             self.line_open = False
-
-
-class _Listener(BaseCallbackHandler):
-    """Hears what models answer, also where it comes into no state."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-        self.run_inline = True
-
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        for generations in response.generations:
-            for generation in generations[:1]:
-                if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    self._checkpoints.hear(generation.message)
 
 
 def _last_text(values: Any) -> str:

@@ -30,6 +30,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
 from outrider.agents.engine import AgentBrief, AgentRun, Iteration, summed
+from outrider.agents.telling import tell_request
 from outrider.core.task import Usage
 from outrider.core.values import JSON, JSONObject
 
@@ -109,6 +110,7 @@ class Checkpoints:
         if message.id and message.id not in self._counted:
             self._counted.add(message.id)
             self._heard[message.id] = _usage_of(message)
+            tell_request(self.model or "", self.provider or "unknown", usage=self._heard[message.id])
 
     @property
     def is_between(self) -> bool:

@@ -59,6 +59,7 @@ from outrider.agents.engine import (
 from outrider.agents.models import ModelChoice, choose
 from outrider.agents.pydantic_ai.durability import Durability, GivenTools
 from outrider.agents.pydantic_ai.serving import resolve, text_of
+from outrider.agents.telling import shows_content
 from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
@@ -538,7 +539,7 @@ def ungrouped(error: BaseException) -> BaseException:
 
 
 def _instrumentation(agent: AbstractAgent[Any, Any]) -> list[AbstractCapability[Any]]:
-    """The engine's own spans and metrics, without what is said in them, unless the agent has been told otherwise."""
+    """The engine's own spans and metrics; none of ours where the program instruments the agent, or all, by itself."""
     if telemetry().is_silent:
         return []
     while isinstance(agent, WrapperAgent):
@@ -546,9 +547,8 @@ def _instrumentation(agent: AbstractAgent[Any, Any]) -> list[AbstractCapability[
     # There is no public way to ask for what `Agent.instrument_all` was told.
     if isinstance(agent, Agent) and agent._resolve_instrumentation_settings() is not None:
         return []
-    return [
-        Instrumentation(settings=InstrumentationSettings(include_content=False, include_model_request_parameters=False))
-    ]
+    settings = InstrumentationSettings(include_content=shows_content(), include_model_request_parameters=False)
+    return [Instrumentation(settings=settings)]
 
 
 def _settings(settings: JSONObject) -> ModelSettings | None:

@@ -33,6 +33,7 @@ from pydantic_core import SchemaValidator, core_schema
 
 from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
 from outrider.agents.pydantic_ai.serving import ServingModel, all_well_formed
+from outrider.agents.telling import calling, error_type, listening
 from outrider.core.task import Effects
 from outrider.core.values import JSON
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "outrider"
 """Where a user's own tool declares its effects: `metadata={"outrider": {"effects": "once"}}`."""
+
+_TOLD = {"retry": ToolRetry.__name__, "failed": ToolError.__name__}
+"""What an outcome that the model is told of counts as."""
 
 _RETURN: TypeAdapter[ToolReturn[Any]] = TypeAdapter(ToolReturn)
 _CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
@@ -116,8 +120,16 @@ class Durability(BaseDurabilityCapability[Any]):
         """Journal a tool call, what it tells the model included."""
 
         async def body() -> JSON:
-            with durable_unit_scope():
-                return await _outcome_of(handler(args))
+            with durable_unit_scope(), calling(call.tool_name) as told:
+                try:
+                    outcome = await _outcome_of(handler(args))
+                except Exception as error:
+                    listening().mark("execute_tool", error_type(error))
+                    raise
+                told.error = next((error for name, error in _TOLD.items() if name in outcome), None)
+                if told.error is not None:
+                    listening().mark("execute_tool", told.error)
+                return outcome
 
         effects = effects_of(tool_def, self._attempt.brief.tools)
         journaled = await self._attempt.step(f"tool/{call.tool_call_id}", body, effects=effects)
@@ -235,7 +247,7 @@ class GivenTools(AbstractToolset[Any]):
         )
 
 
-async def _outcome_of(call: Awaitable[Any]) -> JSON:
+async def _outcome_of(call: Awaitable[Any]) -> dict[str, JSON]:
     """Return what a tool did as JSON: what it returned, or what it told the model. Other exceptions pass."""
     try:
         returned = await call

@@ -6,6 +6,7 @@ are new since: to measure all of it for every request would take longer with eac
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from pydantic_ai.usage import RequestUsage
 from pydantic_core import to_json
 
 from outrider.agents.engine import ModelCall, ModelFailed, Permit
+from outrider.agents.telling import error_type, listening, tell_request
 from outrider.core.task import Usage
+from outrider.core.values import evolve
 
 if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
@@ -60,18 +63,21 @@ async def paying(
     )
     permit = await attempt.runtime(attempt.run.reserve(call))
     payment = Payment(_bounded(settings, permit))
+    began = time.perf_counter()
     try:
         yield payment
-    except (ModelAPIError, FallbackExceptionGroup) as error:
-        told = attempt.explain(error)
+    except Exception as error:
+        told = attempt.explain(error) if isinstance(error, ModelAPIError | FallbackExceptionGroup) else error
+        tell_request(name, provider, seconds=time.perf_counter() - began, error=told)
+        listening().mark("chat", error_type(told))
         failure = told if isinstance(told, ModelFailed) else None
         await attempt.runtime(attempt.run.settle(permit, None, failure))
         raise
-    except Exception:
-        await attempt.runtime(attempt.run.settle(permit, None))
-        raise
+    seconds = time.perf_counter() - began
     if (response := payment.response) is not None:
-        cost = await attempt.runtime(attempt.run.settle(permit, usage_of(response)))
+        used = usage_of(response)
+        cost = await attempt.runtime(attempt.run.settle(permit, used))
+        tell_request(name, provider, seconds=seconds, usage=evolve(used, cost=cost))
         if cost is not None and response.usage.cost is None:
             response.usage.cost = Decimal(str(cost))
 

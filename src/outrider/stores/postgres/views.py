@@ -91,6 +91,10 @@ class PostgresViews(SqlViews):
 
     # --- what only PostgreSQL has ------------------------------------------------------------------------
 
+    @property
+    def _dialect(self) -> str:
+        return "postgres"
+
     def _storage(self, read: Statements) -> Storage:
         return Storage(read.row("storage")[0])
 

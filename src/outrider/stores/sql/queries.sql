@@ -58,6 +58,26 @@ select ?1, path, media_type, size, created_at, task_id, content from files where
 update sessions set closed_at = ? where number = ?;
 
 
+-- move_index --
+update indexed set position = ?;
+
+-- delete_passing_terms --
+delete from passing_terms where task {numbers};
+
+-- listed_in --
+-- Whether any task of a range of numbers is there.
+select exists (select 1 from tasks where number between ? and ?);
+
+-- delete_block --
+delete from blocks where block = ?;
+
+-- delete_terms_of_block --
+delete from terms where block = ?;
+
+-- leave_index --
+delete from unlisted where task {numbers};
+
+
 -- === claims ===
 
 -- set_aside --
@@ -136,6 +156,15 @@ delete from inputs where task {numbers};
 delete from meters
 where name in (select 'task:' || id from tasks where number {numbers});
 
+-- prune_passing_terms --
+delete from passing_terms where task {numbers};
+
+-- unlist --
+-- They leave the index later: see `Batch.index`.
+insert into unlisted (task)
+select number from tasks where number {numbers}
+on conflict do nothing;
+
 -- prune_tasks --
 delete from tasks where number {numbers};
 
@@ -183,6 +212,20 @@ delete from sessions where number {numbers};
 select {task}
 from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
 where t.id {texts};
+
+-- indexed --
+select position from indexed;
+
+-- count_in_session --
+-- How many tasks a session has, up to a number.
+select count(*)
+from (select 1 from tasks where session = (select number from sessions where id = ?) limit ?) few;
+
+-- count_below_root --
+select count(*) from (select 1 from tasks where root_session_id = ? limit ?) few;
+
+-- count_of_parent --
+select count(*) from (select 1 from tasks where parent_task_id = ? limit ?) few;
 
 -- in_session --
 session = (select number from sessions where id = ?)

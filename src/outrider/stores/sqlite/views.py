@@ -97,6 +97,10 @@ class SqliteViews(SqlViews):
 
     # --- what only SQLite has ----------------------------------------------------------------------------
 
+    @property
+    def _dialect(self) -> str:
+        return "sqlite"
+
     def _storage(self, read: Statements) -> Storage:
         pages, free, page = read.row("storage")
         return Storage(pages * page, free * page, self._file.log_size())

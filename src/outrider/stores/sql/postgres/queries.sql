@@ -170,6 +170,26 @@ select task, first, next from outputs where task {numbers};
 
 -- === what a transaction writes ===
 
+-- lock_index --
+select position from indexed for update;
+
+-- numbers_of --
+select id, number from tasks where id {texts};
+
+-- passing_terms --
+select task, terms::json from passing_terms where task {numbers};
+
+-- terms_at --
+select t.block, t.term, t.tasks
+from json_array_elements(?::json) wanted
+join terms t on t.block = (wanted ->> 0)::bigint and t.term = wanted ->> 1;
+
+-- terms_of_block --
+select block, term, tasks from terms where block = ?;
+
+-- unlisted --
+select task from unlisted order by task limit ?;
+
 -- insert_sessions --
 insert into sessions (
     number, id, organization_id, root_session_id, parent_session_id, parent_task_id, agent, title, labels,
@@ -296,6 +316,28 @@ on conflict (task, position) do update set
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error)
 select * from {rows:bigint,bigint,text,bigint,bigint,text,text};
+
+-- upsert_terms --
+insert into terms (block, term, tasks)
+select * from {rows:bigint,text,bytea}
+on conflict (block, term) do update set tasks = excluded.tasks;
+
+-- delete_terms --
+delete from terms t
+using json_array_elements(?::json) going
+where t.block = (going ->> 0)::bigint and t.term = going ->> 1;
+
+-- upsert_blocks --
+insert into blocks (block, first_id, last_id, first_at, last_at)
+select * from {rows:bigint,text,text,bigint,bigint}
+on conflict (block) do update set
+    first_id = least(blocks.first_id, excluded.first_id), last_id = greatest(blocks.last_id, excluded.last_id),
+    first_at = least(blocks.first_at, excluded.first_at), last_at = greatest(blocks.last_at, excluded.last_at);
+
+-- upsert_passing_terms --
+insert into passing_terms (task, terms)
+select * from {rows:bigint,text}
+on conflict (task) do update set terms = excluded.terms;
 
 -- grants --
 select session_id, tool, is_allowed, at, by, via, task_id from grants where session_id {texts} order by session_id, tool;
@@ -618,6 +660,49 @@ from (
 ) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
+-- tasks_among --
+select {task}
+from (
+    select number as found
+    from tasks
+    where {conditions} and number {numbers}
+    order by id {direction}
+    limit ?::bigint
+) page
+join tasks t on t.number = found
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- not_indexed --
+select count(*) from (select from events where position > ? limit ?) found;
+
+-- moved_since --
+select distinct task
+from events
+where position > ? and task is not null and type in ('task.created', 'task.updated', 'task.progress');
+
+-- unindexed --
+-- Only what no transaction that is still open can come before.
+select position, case when type in ('task.created', 'task.updated', 'task.progress') then task end
+from events
+where
+    position > ?
+    and position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
+order by position
+limit ?;
+
+-- blocks --
+select block, first_id, last_id, first_at, last_at from blocks;
+
+-- terms --
+select block, term, tasks
+from terms
+where block {numbers} and term {texts};
+
+-- terms_between --
+select block, term, tasks
+from terms
+where block {numbers} and term >= ? and term < ?;
+
 -- labelled --
 exists (select 1 from inputs i where i.task = tasks.number and i.labels ->> ? = ?)
 
@@ -710,7 +795,7 @@ select greatest((select position from origin), coalesce((
 ), 0));
 
 -- heads --
-select s.id, s.seq, e.position
+select s.id, s.seq, e.position, s.organization_id, s.root_session_id
 from sessions s left join events e on e.session = s.number and e.seq = s.seq
 where s.id {texts};
 
@@ -856,6 +941,9 @@ order by key.value collate "C";
 
 
 -- === for people: these look at everything that they tell of ===
+
+-- applied --
+select number, checksum, tolerated from migrations;
 
 -- waiting --
 select route, readiness, blocked_by, count(*), min(due_at)

@@ -100,6 +100,28 @@ select json_group_array(json_array(t.id, r.attempt, r.ordinal, json(r.amounts)))
 from tasks t join reservations r on r.task = t.number
 where t.id in (select value from json_each(?));
 
+-- lock_index --
+-- Where the index stands.
+select position from indexed;
+
+-- numbers_of --
+select json_group_array(json_array(id, number)) from tasks where id in (select value from json_each(?));
+
+-- passing_terms --
+select json_group_array(json_array(task, json(terms)))
+from passing_terms where task in (select value from json_each(?));
+
+-- terms_at --
+-- Who has these terms in these blocks. Bytes are no JSON.
+select json_group_array(json_array(block, term, hex(tasks)))
+from json_each(?) wanted join terms on block = wanted.value ->> 0 and term = wanted.value ->> 1;
+
+-- terms_of_block --
+select json_group_array(json_array(block, term, hex(tasks))) from terms where block = ?;
+
+-- unlisted --
+select json_group_array(task) from (select task from unlisted order by task limit ?);
+
 -- last_numbers --
 -- The newest numbers given out, which are never given twice.
 select
@@ -197,6 +219,22 @@ on conflict (task, position) do update set
 
 -- insert_attempts --
 insert into attempts (task, attempt, worker_id, started_at, ended_at, ending, error) values {rows:7};
+
+-- upsert_terms --
+insert into terms (block, term, tasks) values {rows:3} on conflict (block, term) do update set tasks = excluded.tasks;
+
+-- delete_terms --
+delete from terms where (block, term) in (select value ->> 0, value ->> 1 from json_each(?));
+
+-- upsert_blocks --
+insert into blocks (block, first_id, last_id, first_at, last_at)
+values {rows:5}
+on conflict (block) do update set
+    first_id = min(first_id, excluded.first_id), last_id = max(last_id, excluded.last_id),
+    first_at = min(first_at, excluded.first_at), last_at = max(last_at, excluded.last_at);
+
+-- upsert_passing_terms --
+insert into passing_terms (task, terms) values {rows:2} on conflict (task) do update set terms = excluded.terms;
 
 -- grants --
 -- What was said of the tools of these sessions, by session and name.
@@ -509,6 +547,51 @@ from (
 ) t
 join sessions s on s.number = t.session join inputs i on i.task = t.number;
 
+-- tasks_among --
+-- A page of these tasks that meet conditions, found by their numbers: in the order of ids it might look at all there are.
+select {task}
+from (
+    select number as found
+    from tasks
+    where {conditions} and number in (select value from json_each(?))
+    order by +id {direction}
+    limit ?
+)
+join tasks t on t.number = found
+join sessions s on s.number = t.session join inputs i on i.task = t.number;
+
+-- not_indexed --
+-- How many log entries the index has not taken in, up to a number.
+select count(*) from (select 1 from events where position > ? limit ?);
+
+-- moved_since --
+-- The tasks that moved after a position.
+select json_group_array(distinct task)
+from events
+where position > ? and type in ('task.created', 'task.updated', 'task.progress');
+
+-- unindexed --
+-- The next log entries after a position, with the tasks that moved.
+select json_group_array(json_array(
+    position, case when type in ('task.created', 'task.updated', 'task.progress') then task end
+))
+from (select position, task, type from events where position > ? order by position limit ?);
+
+-- blocks --
+select json_group_array(json_array(block, first_id, last_id, first_at, last_at)) from blocks;
+
+-- terms --
+-- Who has these terms in these blocks.
+select json_group_array(json_array(block, term, hex(tasks)))
+from terms
+where block in (select value from json_each(?)) and term in (select value from json_each(?));
+
+-- terms_between --
+-- Who has any term of a range in these blocks.
+select json_group_array(json_array(block, term, hex(tasks)))
+from terms
+where block in (select value from json_each(?)) and term >= ? and term < ?;
+
 -- labelled --
 exists (select 1 from inputs i, json_each(i.data, '$.labels') label
 where i.task = tasks.number and label.key = ? and label.value = ?)
@@ -613,7 +696,7 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
 -- heads --
-select json_group_array(json_array(s.id, s.seq, e.position))
+select json_group_array(json_array(s.id, s.seq, e.position, s.organization_id, s.root_session_id))
 from sessions s left join events e on e.session = s.number and e.seq = s.seq
 where s.id in (select value from json_each(?));
 
@@ -756,6 +839,10 @@ from (select value from json_each(?) order by value);
 
 
 -- === for people: these look at everything that they tell of ===
+
+-- applied --
+-- The migrations of the schema.
+select json_group_array(json_array(number, checksum, tolerated)) from migrations;
 
 -- waiting --
 -- What wants a worker, by route and by what holds it back.

@@ -1,0 +1,158 @@
+"""Answering a question by a signed link: a page of plain HTML for a phone, and the form on it.
+
+Opening the page changes nothing, for whatever shows a preview of a link opens it too; only the form answers. The token
+in the path is all that admits; it is neither logged here nor sent on to anybody.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+from html import escape
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from outrider.api import wire
+from outrider.api.access import Asking, Submitting
+from outrider.api.forms import Form, Seconds
+from outrider.api.problems import responses
+from outrider.api.routing import noun
+from outrider.core.errors import InvalidAnswer, InvalidLink, LinkExpired, OutriderError, RequestClosed, TaskFinished
+from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord
+from outrider.runtime.facade import Runtime
+
+links = noun("answers")
+router = APIRouter(prefix="/answer", tags=["answers"], include_in_schema=False, responses=responses())
+
+LONGEST_FORM = 256 * 1024
+_STYLE = (
+    "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "h1{font-size:1.3rem}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f3f3f3;padding:.7rem}"
+    "button,textarea,input{font:inherit;width:100%;box-sizing:border-box;padding:.7rem;margin:.3rem 0}"
+    "p.wrong{color:#a00}"
+)
+HEADERS = {
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-robots-tag": "noindex, nofollow, noarchive",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
+
+
+class LinkForm(Form):
+    """A link that answers a question."""
+
+    expires: Seconds | None = Field(default=None, description="For how many seconds it is good; a day without.")
+    choices: list[Any] | None = Field(default=None, description="The only answers that it gives.", max_length=20)
+    by: str | None = Field(default=None, description="Who it is for: recorded as who answered.")
+
+
+@links.post(
+    "/requests/{request_id}/links", status_code=201, response_model=AnswerLinkRecord, responses=responses(404, 409)
+)
+async def create_answer_link(runtime: Submitting, caller: Asking, request_id: str, form: LinkForm) -> Response:
+    """Make a link by which whoever has it answers a question, on a page for a phone."""
+    # Whoever has a name cannot have somebody else be recorded alone.
+    by = form.by if caller.name is None else f"{form.by or 'somebody'}, by a link of {caller.name}"
+    made = await runtime.answer_links.create(request_id, expires=form.expires, choices=form.choices, by=by)
+    return wire.record(made, 201, {"Cache-Control": "no-store"})
+
+
+@router.get("/{token}")
+async def show_question(request: Request, token: str) -> Response:
+    """Show a question and how it can be answered."""
+    runtime: Runtime = request.app.state.runtime
+    try:
+        return _question(await runtime.answer_links.form(token))
+    except OutriderError as error:
+        return _refusal(error)
+
+
+@router.post("/{token}")
+async def answer_question(request: Request, token: str) -> Response:
+    """Answer a question by its form."""
+    runtime: Runtime = request.app.state.runtime
+    try:
+        choice, typed = _said(await request.body())
+        try:
+            await runtime.answer_links.answer(token, choice=choice, typed=typed)
+        except InvalidAnswer as error:
+            return _question(await runtime.answer_links.form(token), wrong=error.message, typed=typed)
+    except OutriderError as error:
+        return _refusal(error)
+    return _page("Answered", "<p>Thank you. The task goes on.</p>")
+
+
+def _said(body: bytes) -> tuple[int | None, str | None]:
+    """What a form says: which of the choices, or what was typed."""
+    if len(body) > LONGEST_FORM:
+        raise InvalidAnswer("the answer is too long")
+    try:
+        fields = parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=10)
+    except ValueError:
+        raise InvalidAnswer("this is no answer of the form") from None
+    chosen, typed = fields.get("choice", [""])[0], fields.get("typed", [None])[0]
+    if chosen.isascii() and chosen.isdigit() and len(chosen) < 4:
+        return int(chosen), None
+    return None, None if typed is None else typed.replace("\r\n", "\n")
+
+
+def _question(form: AnswerFormRecord, wrong: str | None = None, typed: str | None = None) -> Response:
+    request = form.request
+    said = f"<p>{escape(form.task_name)} asks:</p><h1>{escape(request.prompt)}</h1>"
+    if request.details is not None:
+        said += f"<pre>{escape(_details(request.details))}</pre>"
+    if request.status != "pending":
+        by = f" by {escape(request.answered_by)}" if request.answered_by else ""
+        return _page("Closed", said + f"<p>This was {request.status}{by} already.</p>", 409)
+    if wrong is not None:
+        said += f'<p class="wrong" role="alert">{escape(wrong)}</p>'
+    said += '<form method="post" autocomplete="off">'
+    for number, choice in enumerate(form.choices):
+        said += f'<button name="choice" value="{number}">{escape(choice.label)}</button>'
+    if form.typing == "number":
+        said += f'<input name="typed" inputmode="decimal" value="{escape(typed or "")}" aria-label="Answer">'
+    elif form.typing is not None:
+        label = "Answer" if form.typing == "text" else "Answer, as JSON"
+        said += f'<textarea name="typed" rows="4" aria-label="{label}">\n{escape(typed or "")}</textarea>'
+    if form.typing is not None:
+        said += "<button>Send</button>"
+    return _page("Question", said + "</form>", 200 if wrong is None else 422)
+
+
+def _details(details: object) -> str:
+    from outrider.runtime.codec import encode
+
+    return details if isinstance(details, str) else encode(details).decode()
+
+
+def _refusal(error: OutriderError) -> Response:
+    match error:
+        case LinkExpired():
+            return _page("Expired", f"<p>{escape(error.message)}.</p>", 410)
+        case InvalidLink():
+            return _page("Not found", f"<p>{escape(error.message)}.</p>", 404)
+        case RequestClosed() | TaskFinished():
+            return _page("Closed", f"<p>{escape(error.message)}.</p>", 409)
+        case InvalidAnswer():
+            return _page("Not an answer", f"<p>{escape(error.message)}.</p>", 422)
+        case _:
+            raise error
+
+
+def _page(title: str, body: str, status: int = 200) -> Response:
+    content = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="robots" content="noindex">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>{body}</body></html>"
+    )
+    return HTMLResponse(content, status, HEADERS)
