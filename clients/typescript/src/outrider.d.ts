@@ -22,6 +22,33 @@ export interface AnswerForm {
   via?: string;
 }
 
+/** A link. `path` is its place on any server of the store; `url` is whole where the server's address is known. */
+export interface AnswerLinkRecord {
+  request_id: string;
+  task_id: string;
+  path: string;
+  url: string | null;
+  expires_at: string;
+}
+
+/** A key that programs are admitted by, without its secret, which nobody can read again.
+With a `session_id` it is good for the tree of that session alone. `used_at` is when it was last used, give or take
+a few minutes. `overlaps_until` is how long the secret that it had before its last rotation is good as well. */
+export interface ApiKeyRecord {
+  id: string;
+  organization_id: string;
+  name: string;
+  scopes: Array<string>;
+  session_id: string | null;
+  created_at: string;
+  created_by: string | null;
+  expires_at: string | null;
+  used_at: string | null;
+  revoked_at: string | null;
+  overlaps_until: string | null;
+  is_active: boolean;
+}
+
 /** Something the task made. `size` in bytes. */
 export interface ArtifactRecord {
   name: string;
@@ -40,6 +67,46 @@ export interface AttemptRecord {
   ended_at: string | null;
   ending: string | null;
   error: ErrorRecord | null;
+}
+
+/** What of the audit log is too old. */
+export interface AuditPruneForm {
+  older_than: number;
+  organization_id?: string | null;
+}
+
+/** What went of the audit log. */
+export interface AuditPruned {
+  entries: number;
+}
+
+/** An entry of an organization's audit log: who did what to which things, and what came of it.
+`actor` says who: any of `name`, `key_id`, `subject` (of a token), `via` and `address`. `hash` is over all of the
+entry, the hash of the one before it included. */
+export interface AuditRecord {
+  organization_id: string;
+  number: number;
+  at: string;
+  actor: Record<string, string>;
+  action: string;
+  targets: Record<string, string>;
+  outcome: string;
+  request_id: string | null;
+  previous: string;
+  hash: string;
+}
+
+/** Whether an audit log is whole: `entries` of it were read, from `first` to `last`, which has the `head`.
+`broken_at` is the number of the first entry that is not as it was written, and `reason` says how. */
+export interface AuditVerdict {
+  organization_id: string;
+  is_whole: boolean;
+  entries: number;
+  first: number;
+  last: number;
+  head: string;
+  broken_at: number | null;
+  reason: string | null;
 }
 
 /** What may be spent at most: one of these, or more. */
@@ -72,6 +139,17 @@ export interface BulkReceipt {
 export interface BulkRetryForm {
   ids?: Array<string> | null;
   filter?: FilterForm | null;
+}
+
+/** Who asks, and how far they reach. */
+export interface CallerRecord {
+  organization_id: string;
+  scopes: Array<"read" | "submit" | "operate" | "admin">;
+  session_id: string | null;
+  name: string | null;
+  key_id: string | null;
+  subject: string | null;
+  via: string;
 }
 
 /** How a task is to be canceled. */
@@ -120,6 +198,28 @@ export interface CloseForm {
 /** What was deleted. */
 export interface Deleted {
   tasks: number;
+}
+
+/** A webhook that was, is or will be sent. Its `id` is the `webhook-id` of each try, and of each replay.
+A `pending` one is tried at `next_try_at`. `tries` are the last ones, of `tried` in all. */
+export interface DeliveryRecord {
+  id: string;
+  webhook_id: string;
+  type: string;
+  task_id: string | null;
+  session_id: string | null;
+  status: "pending" | "delivered" | "dead";
+  created_at: string;
+  next_try_at: string | null;
+  ended_at: string | null;
+  tried: number;
+  tries: Array<TryRecord>;
+  payload: any;
+}
+
+/** Why an endpoint is to be left alone. */
+export interface DisablingForm {
+  reason?: string | null;
 }
 
 /** An exported task. */
@@ -181,6 +281,9 @@ export interface FilterForm {
   states?: Array<State>;
   kind?: string | null;
   labels?: Record<string, string>;
+  created_after?: string | null;
+  created_before?: string | null;
+  text?: string | null;
   after?: string | null;
   limit?: number;
   newest_first?: boolean;
@@ -189,7 +292,7 @@ export interface FilterForm {
 /** Something that the doctor found. A `problem` is work that is lost, stands still or may soon; a `note` is news. */
 export interface Finding {
   level: "problem" | "note";
-  about: "database" | "disk" | "workers" | "queue";
+  about: "database" | "disk" | "workers" | "queue" | "webhooks";
   text: string;
   advice: string;
 }
@@ -274,6 +377,13 @@ export interface LimitRecord {
   per: number | null;
 }
 
+/** A link that answers a question. */
+export interface LinkForm {
+  expires?: number | null;
+  choices?: Array<any> | null;
+  by?: string | null;
+}
+
 /** Where the work goes on. */
 export interface LinksRecord {
   child_session_id: string | null;
@@ -305,6 +415,38 @@ export interface MessageRecord {
   created_at: string;
   sender: string | null;
   in_reply_to: string | null;
+}
+
+/** A key with its `token`, which is shown this once. */
+export interface NewApiKeyRecord {
+  id: string;
+  organization_id: string;
+  name: string;
+  scopes: Array<string>;
+  session_id: string | null;
+  created_at: string;
+  created_by: string | null;
+  expires_at: string | null;
+  used_at: string | null;
+  revoked_at: string | null;
+  overlaps_until: string | null;
+  is_active: boolean;
+  token: string;
+}
+
+/** A key to be made. */
+export interface NewKeyForm {
+  name: string;
+  scopes?: Array<"read" | "submit" | "operate" | "admin">;
+  session_id?: string | null;
+  expires?: number | null;
+  organization_id?: string | null;
+}
+
+/** An organization to be made. */
+export interface NewOrganizationForm {
+  name: string;
+  id?: string | null;
 }
 
 /** A session to be made. */
@@ -349,6 +491,7 @@ export interface NewTaskForm {
   message_schema?: Record<string, any> | null;
   retry_of?: string | null;
   budget?: Budget | null;
+  webhooks?: Array<string | Record<string, any>>;
   kind: string;
   spec?: Record<string, any>;
 }
@@ -356,6 +499,41 @@ export interface NewTaskForm {
 /** Tasks to be created, in few transactions. */
 export interface NewTasksForm {
   tasks: Array<NewTaskForm>;
+}
+
+/** An endpoint to be made. */
+export interface NewWebhookForm {
+  url: string;
+  events?: Array<"terminal" | "awaiting_input" | "message" | "progress">;
+  description?: string;
+  secret?: string | null;
+}
+
+/** An endpoint with a `secret` that was just made or given, which is told here and never again. */
+export interface NewWebhookRecord {
+  id: string;
+  organization_id: string;
+  task_id: string | null;
+  url: string;
+  events: Array<"terminal" | "awaiting_input" | "message" | "progress">;
+  description: string;
+  created_at: string;
+  updated_at: string;
+  disabled_at: string | null;
+  disabled_reason: string | null;
+  failing_since: string | null;
+  failures: number;
+  secrets: number;
+  secret: string;
+}
+
+/** An organization. Nobody is admitted to one that is suspended; what runs in it runs on.
+`org_default` is there without being made: it has neither a name of its own nor a beginning. */
+export interface OrganizationRecord {
+  id: string;
+  name: string;
+  created_at: string | null;
+  suspended_at: string | null;
 }
 
 /** A page of a task's output. `next` is the byte to go on from, which is also where the output ends so far. */
@@ -376,8 +554,23 @@ export interface OutputRecord {
   lost?: number;
 }
 
+export interface Page_ApiKeyRecord {
+  items: Array<ApiKeyRecord>;
+  next?: string | null;
+}
+
 export interface Page_AttemptRecord {
   items: Array<AttemptRecord>;
+  next?: string | null;
+}
+
+export interface Page_AuditRecord {
+  items: Array<AuditRecord>;
+  next?: string | null;
+}
+
+export interface Page_DeliveryRecord {
+  items: Array<DeliveryRecord>;
   next?: string | null;
 }
 
@@ -421,6 +614,11 @@ export interface Page_MessageRecord {
   next?: string | null;
 }
 
+export interface Page_OrganizationRecord {
+  items: Array<OrganizationRecord>;
+  next?: string | null;
+}
+
 export interface Page_PauseRecord {
   items: Array<PauseRecord>;
   next?: string | null;
@@ -448,6 +646,11 @@ export interface Page_StepRecord {
 
 export interface Page_TaskRecord {
   items: Array<TaskRecord>;
+  next?: string | null;
+}
+
+export interface Page_WebhookRecord {
+  items: Array<WebhookRecord>;
   next?: string | null;
 }
 
@@ -572,6 +775,16 @@ export interface RenewalForm {
   lease?: number | null;
 }
 
+/** What is to be sent again. */
+export interface ReplayForm {
+  delivery_ids?: Array<string> | null;
+}
+
+/** What is sent again. */
+export interface Replayed {
+  count: number;
+}
+
 /** How far it is; with nothing, only that it is still at it. */
 export interface ReportForm {
   current?: number | null;
@@ -619,6 +832,19 @@ export interface RevocationForm {
   by?: string | null;
 }
 
+/** How a key is given another token. */
+export interface RotationForm {
+  overlap?: number;
+}
+
+/** What became of the keys of the secrets: `key_id` seals from now on, and `sealed` texts were sealed anew with it.
+`unused` are the ids of keys of the environment that nothing is sealed with any more. */
+export interface RotationRecord {
+  key_id: string;
+  sealed: number;
+  unused: Array<string>;
+}
+
 /** What wants a worker on a route. `oldest_due_at` is since when the oldest of them does. */
 export interface RouteStats {
   route: string;
@@ -633,6 +859,12 @@ export interface SaidForm {
   content: string | Record<string, any> | Array<Record<string, any>>;
   steering?: "inject" | "after" | "interrupt" | "reject";
   sender?: string | null;
+}
+
+/** How a secret is to be replaced. */
+export interface SecretForm {
+  secret?: string | null;
+  overlap?: number | null;
 }
 
 /** How much of a session another one begins with. */
@@ -842,6 +1074,16 @@ export interface TimeoutsRecord {
   total: number | null;
 }
 
+/** One try of a delivery: the receiver's `status`, how many `seconds` it took, and how its answer begins.
+`error` says why it failed, None if it was taken. */
+export interface TryRecord {
+  at: string;
+  status: number | null;
+  seconds: number;
+  head: string;
+  error: string | null;
+}
+
 /** What models cost. `cost` in US dollars, None when no price is known. */
 export interface UsageRecord {
   requests: number;
@@ -865,6 +1107,32 @@ export interface Waited {
   items: Array<TaskRecord>;
 }
 
+/** What is to be changed of an endpoint; what is left out stays. */
+export interface WebhookForm {
+  url?: string | null;
+  events?: Array<"terminal" | "awaiting_input" | "message" | "progress"> | null;
+  description?: string | null;
+}
+
+/** An endpoint: whose `events` are sent to which `url`, of one task or of all of its organization.
+From `disabled_at` on nothing is sent, for the reason given, until it is enabled. `failures` is how many tries have
+failed since the last that did not, the first of them at `failing_since`. */
+export interface WebhookRecord {
+  id: string;
+  organization_id: string;
+  task_id: string | null;
+  url: string;
+  events: Array<"terminal" | "awaiting_input" | "message" | "progress">;
+  description: string;
+  created_at: string;
+  updated_at: string;
+  disabled_at: string | null;
+  disabled_reason: string | null;
+  failing_since: string | null;
+  failures: number;
+  secrets: number;
+}
+
 /** A registered worker. It `held` so many tasks when this was read, and is lost `lost_after` seconds without a beat.
 It takes only tasks that need one of its `labels`; None among them is for those that need none.
 `is_alive` is None for one of another machine, or where no file is shared: then only a `beat` that grows tells. */
@@ -886,6 +1154,18 @@ export interface WorkerRecord {
 }
 
 export declare class Outrider extends Transport {
+  /** List the entries of the audit log, the newest first. */
+  listAudit(query?: { organization_id?: string | null; after?: string | null; limit?: number }, asked?: Asked): Promise<Page_AuditRecord>;
+
+  /** Delete entries that are older than that, but the last. */
+  pruneAudit(body: AuditPruneForm, asked?: Asked): Promise<AuditPruned>;
+
+  /** Read the whole audit log, and say which is the first entry that is not as it was written. */
+  verifyAudit(query?: { organization_id?: string | null; expect_head?: string | null }, asked?: Asked): Promise<AuditVerdict>;
+
+  /** Get who asks: what a key is good for. */
+  getCaller(asked?: Asked): Promise<CallerRecord>;
+
   /** Look at the database, the workers and the queue, and say what is wrong. */
   examine(query?: { deep?: boolean }, asked?: Asked): Promise<Page_Finding>;
 
@@ -894,6 +1174,39 @@ export declare class Outrider extends Transport {
 
   /** Take tasks of kind `external` that are due. The `attempt` of each is the token for everything else. */
   claimTasks(body: ClaimForm, asked?: Asked): Promise<Page_TaskRecord>;
+
+  /** List keys, the oldest first: those of an organization, or all within reach. */
+  listApiKeys(query?: { organization_id?: string | null; after?: string | null; limit?: number }, asked?: Asked): Promise<Page_ApiKeyRecord>;
+
+  /** Make a key. Its token is in the answer, and is never shown again. */
+  createApiKey(body: NewKeyForm, asked?: Asked): Promise<NewApiKeyRecord>;
+
+  /** Get a key, without its token. */
+  getApiKey(key_id: string, asked?: Asked): Promise<ApiKeyRecord>;
+
+  /** Have a key be good no more, from within seconds everywhere. Its record stays. */
+  revokeApiKey(key_id: string, asked?: Asked): Promise<ApiKeyRecord>;
+
+  /** Give a key another token, which is in the answer and never shown again; the one before is good for a while. */
+  rotateApiKey(key_id: string, body?: RotationForm | null, asked?: Asked): Promise<NewApiKeyRecord>;
+
+  /** List organizations in the order of their ids. */
+  listOrganizations(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_OrganizationRecord>;
+
+  /** Make an organization. */
+  createOrganization(body: NewOrganizationForm, asked?: Asked): Promise<OrganizationRecord>;
+
+  /** Delete an organization that has no session left, with its keys. Its audit log stays. */
+  deleteOrganization(organization_id: string, asked?: Asked): Promise<void>;
+
+  /** Get an organization. */
+  getOrganization(organization_id: string, asked?: Asked): Promise<OrganizationRecord>;
+
+  /** Admit those again whose keys and tokens are good. */
+  resumeOrganization(organization_id: string, asked?: Asked): Promise<OrganizationRecord>;
+
+  /** Admit nobody to an organization until it is resumed. What runs in it runs on. */
+  suspendOrganization(organization_id: string, asked?: Asked): Promise<OrganizationRecord>;
 
   /** List what is kept whatever the policy says, in the order of ids. */
   listPins(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_PinRecord>;
@@ -925,6 +1238,9 @@ export declare class Outrider extends Transport {
   /** Start no more tasks of a session, of a kind, or any at all; what runs goes on. */
   pause(body: PauseForm, asked?: Asked): Promise<Changed>;
 
+  /** Make a link by which whoever has it answers a question, on a page for a phone. */
+  createAnswerLink(request_id: string, body: LinkForm, asked?: Asked): Promise<AnswerLinkRecord>;
+
   /** Have the settings' word hold again for the organization. */
   resetRetention(asked?: Asked): Promise<Changed>;
 
@@ -936,6 +1252,9 @@ export declare class Outrider extends Transport {
 
   /** List the policies that organizations have of their own. */
   listRetention(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_RetentionRecord>;
+
+  /** Seal the secrets in the database anew with the first of its keys, a new one where those are in a file. */
+  rotateSecrets(asked?: Asked): Promise<RotationRecord>;
 
   /** List sessions, newest first. */
   listSessions(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_SessionRecord>;
@@ -998,7 +1317,7 @@ export declare class Outrider extends Transport {
   sendToSession(session_id: string, body: SaidForm, asked?: Asked): Promise<TaskRecord>;
 
   /** List tasks of a session, newest first. `checkpoint` is left out. */
-  listSessionTasks(session_id: string, query?: { session_id?: string | null; root_session_id?: string | null; parent_task_id?: string | null; organization_id?: string | null; state?: Array<State>; kind?: string | null; label?: Array<string>; after?: string | null; limit?: number; newest_first?: boolean }, asked?: Asked): Promise<Page_TaskRecord>;
+  listSessionTasks(session_id: string, query?: { session_id?: string | null; root_session_id?: string | null; parent_task_id?: string | null; organization_id?: string | null; state?: Array<State>; kind?: string | null; label?: Array<string>; created_after?: string | null; created_before?: string | null; text?: string | null; after?: string | null; limit?: number; newest_first?: boolean }, asked?: Asked): Promise<Page_TaskRecord>;
 
   /** Create a task of any kind. It is idempotent on its `id` or its key. */
   createTask(session_id: string, body: NewTaskForm, asked?: Asked): Promise<TaskRecord>;
@@ -1019,7 +1338,7 @@ export declare class Outrider extends Transport {
   getStats(query?: { within?: number }, asked?: Asked): Promise<StatsRecord>;
 
   /** List tasks of the organization, newest first. `checkpoint` is left out. */
-  listTasks(query?: { session_id?: string | null; root_session_id?: string | null; parent_task_id?: string | null; organization_id?: string | null; state?: Array<State>; kind?: string | null; label?: Array<string>; after?: string | null; limit?: number; newest_first?: boolean }, asked?: Asked): Promise<Page_TaskRecord>;
+  listTasks(query?: { session_id?: string | null; root_session_id?: string | null; parent_task_id?: string | null; organization_id?: string | null; state?: Array<State>; kind?: string | null; label?: Array<string>; created_after?: string | null; created_before?: string | null; text?: string | null; after?: string | null; limit?: number; newest_first?: boolean }, asked?: Asked): Promise<Page_TaskRecord>;
 
   /** Delete an ended task whole, with the sessions that it opened. */
   deleteTask(task_id: string, asked?: Asked): Promise<Deleted>;
@@ -1102,6 +1421,12 @@ export declare class Outrider extends Transport {
   /** Wait until a task has ended, and get it as it then stands; its `state` says whether it has ended. */
   waitForTask(task_id: string, query?: { timeout?: number; on_question?: boolean }, asked?: Asked): Promise<TaskRecord>;
 
+  /** List the endpoints of one task. */
+  listTaskWebhooks(task_id: string, query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_WebhookRecord>;
+
+  /** Have what happens to one task be told to a URL. It goes with the task. */
+  createTaskWebhook(task_id: string, body: NewWebhookForm, asked?: Asked): Promise<NewWebhookRecord>;
+
   /** Cancel many tasks, and the linked children below them. An id that nothing has is left out. */
   cancelTasks(body: BulkCancelForm, asked?: Asked): Promise<BulkReceipt>;
 
@@ -1122,6 +1447,42 @@ export declare class Outrider extends Transport {
 
   /** Wait until tasks have ended, for a minute at most; ask again to go on. */
   waitForTasks(body: WaitForm, asked?: Asked): Promise<Waited>;
+
+  /** List the endpoints of the organization. */
+  listWebhooks(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_WebhookRecord>;
+
+  /** Have what happens in the organization be told to a URL. The secret is in this answer and in no other. */
+  createWebhook(body: NewWebhookForm, asked?: Asked): Promise<NewWebhookRecord>;
+
+  /** Delete an endpoint with all that was sent to it, or waits to be. */
+  deleteWebhook(webhook_id: string, asked?: Asked): Promise<void>;
+
+  /** Get an endpoint, and how it has been doing. */
+  getWebhook(webhook_id: string, asked?: Asked): Promise<WebhookRecord>;
+
+  /** Change an endpoint. */
+  updateWebhook(webhook_id: string, body: WebhookForm, asked?: Asked): Promise<WebhookRecord>;
+
+  /** List what was, is or will be sent to an endpoint, newest first. */
+  listDeliveries(webhook_id: string, query?: { status?: "pending" | "delivered" | "dead" | null; after?: string | null; limit?: number }, asked?: Asked): Promise<Page_DeliveryRecord>;
+
+  /** Get one of them. */
+  getDelivery(webhook_id: string, delivery_id: string, asked?: Asked): Promise<DeliveryRecord>;
+
+  /** Send nothing to an endpoint until it is enabled. */
+  disableWebhook(webhook_id: string, body: DisablingForm, asked?: Asked): Promise<WebhookRecord>;
+
+  /** Send to an endpoint again: what still waits, and what happens from now on. */
+  enableWebhook(webhook_id: string, asked?: Asked): Promise<WebhookRecord>;
+
+  /** Send again, under the same ids. */
+  replayDeliveries(webhook_id: string, body: ReplayForm, asked?: Asked): Promise<Replayed>;
+
+  /** Give an endpoint a new secret, which is in this answer and in no other; the old one signs on for a while. */
+  rotateWebhookSecret(webhook_id: string, body: SecretForm, asked?: Asked): Promise<NewWebhookRecord>;
+
+  /** Send a signed ping now, and say what became of it. */
+  testWebhook(webhook_id: string, asked?: Asked): Promise<TryRecord>;
 
   /** List the registered workers, with what each holds. */
   listWorkers(asked?: Asked): Promise<Page_WorkerRecord>;

@@ -6,6 +6,22 @@ export { OutriderError, ServerError, newId } from "./transport.js";
 const part = encodeURIComponent;
 
 export class Outrider extends Transport {
+  listAudit(query = {}, asked = {}) {
+    return this.request("GET", `/v1/audit`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  pruneAudit(body, asked = {}) {
+    return this.request("POST", `/v1/audit/prune`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  verifyAudit(query = {}, asked = {}) {
+    return this.request("GET", `/v1/audit/verify`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  getCaller(asked = {}) {
+    return this.request("GET", `/v1/caller`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
   examine(query = {}, asked = {}) {
     return this.request("GET", `/v1/doctor`, { query, headers: asked.headers, again: true, signal: asked.signal });
   }
@@ -16,6 +32,50 @@ export class Outrider extends Transport {
 
   claimTasks(body, asked = {}) {
     return this.request("POST", `/v1/external/claim`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  listApiKeys(query = {}, asked = {}) {
+    return this.request("GET", `/v1/keys`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  createApiKey(body, asked = {}) {
+    return this.request("POST", `/v1/keys`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  getApiKey(key_id, asked = {}) {
+    return this.request("GET", `/v1/keys/${part(key_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  revokeApiKey(key_id, asked = {}) {
+    return this.request("POST", `/v1/keys/${part(key_id)}/revoke`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  rotateApiKey(key_id, body = {}, asked = {}) {
+    return this.request("POST", `/v1/keys/${part(key_id)}/rotate`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  listOrganizations(query = {}, asked = {}) {
+    return this.request("GET", `/v1/organizations`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  createOrganization(body, asked = {}) {
+    return this.request("POST", `/v1/organizations`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  deleteOrganization(organization_id, asked = {}) {
+    return this.request("DELETE", `/v1/organizations/${part(organization_id)}`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  getOrganization(organization_id, asked = {}) {
+    return this.request("GET", `/v1/organizations/${part(organization_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  resumeOrganization(organization_id, asked = {}) {
+    return this.request("POST", `/v1/organizations/${part(organization_id)}/resume`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  suspendOrganization(organization_id, asked = {}) {
+    return this.request("POST", `/v1/organizations/${part(organization_id)}/suspend`, { headers: asked.headers, signal: asked.signal });
   }
 
   listPins(query = {}, asked = {}) {
@@ -58,6 +118,10 @@ export class Outrider extends Transport {
     return this.request("PUT", `/v1/queue/pauses`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
+  createAnswerLink(request_id, body, asked = {}) {
+    return this.request("POST", `/v1/requests/${part(request_id)}/links`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
   resetRetention(asked = {}) {
     return this.request("DELETE", `/v1/retention`, { headers: asked.headers, signal: asked.signal });
   }
@@ -72,6 +136,10 @@ export class Outrider extends Transport {
 
   listRetention(query = {}, asked = {}) {
     return this.request("GET", `/v1/retention/policies`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  rotateSecrets(asked = {}) {
+    return this.request("POST", `/v1/secrets/rotate`, { headers: asked.headers, signal: asked.signal });
   }
 
   listSessions(query = {}, asked = {}) {
@@ -294,6 +362,14 @@ export class Outrider extends Transport {
     return this.request("GET", `/v1/tasks/${part(task_id)}/wait`, { query, headers: asked.headers, again: true, signal: asked.signal });
   }
 
+  listTaskWebhooks(task_id, query = {}, asked = {}) {
+    return this.request("GET", `/v1/tasks/${part(task_id)}/webhooks`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  createTaskWebhook(task_id, body, asked = {}) {
+    return this.request("POST", `/v1/tasks/${part(task_id)}/webhooks`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
   cancelTasks(body, asked = {}) {
     return this.request("POST", `/v1/tasks:cancel`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
@@ -320,6 +396,54 @@ export class Outrider extends Transport {
 
   waitForTasks(body, asked = {}) {
     return this.request("POST", `/v1/tasks:wait`, { body, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  listWebhooks(query = {}, asked = {}) {
+    return this.request("GET", `/v1/webhooks`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  createWebhook(body, asked = {}) {
+    return this.request("POST", `/v1/webhooks`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  deleteWebhook(webhook_id, asked = {}) {
+    return this.request("DELETE", `/v1/webhooks/${part(webhook_id)}`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  getWebhook(webhook_id, asked = {}) {
+    return this.request("GET", `/v1/webhooks/${part(webhook_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  updateWebhook(webhook_id, body, asked = {}) {
+    return this.request("PATCH", `/v1/webhooks/${part(webhook_id)}`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  listDeliveries(webhook_id, query = {}, asked = {}) {
+    return this.request("GET", `/v1/webhooks/${part(webhook_id)}/deliveries`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  getDelivery(webhook_id, delivery_id, asked = {}) {
+    return this.request("GET", `/v1/webhooks/${part(webhook_id)}/deliveries/${part(delivery_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  disableWebhook(webhook_id, body, asked = {}) {
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/disable`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  enableWebhook(webhook_id, asked = {}) {
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/enable`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  replayDeliveries(webhook_id, body, asked = {}) {
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/replay`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  rotateWebhookSecret(webhook_id, body, asked = {}) {
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/secret`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  testWebhook(webhook_id, asked = {}) {
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/test`, { headers: asked.headers, signal: asked.signal });
   }
 
   listWorkers(asked = {}) {

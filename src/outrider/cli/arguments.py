@@ -65,22 +65,14 @@ class Command:
     code: str
     describe: Callable[[Parser], None]
 
-    @property
-    def is_of_machine(self) -> bool:
-        """Whether it is about this machine, or the database's own, so that no server can be asked."""
-        return self.name in (*_OF_DATABASE, "completion", "demo")
-
     def parser(self) -> Parser:
         """The parser of this command."""
         parser = Parser(f"outrider {self.name}", description=self.summary, allow_abbrev=False)
         self.describe(parser)
         common = parser.add_argument_group("of every command")
         common.add_argument("--db", metavar="URL", help="the database (OUTRIDER_DB); default .outrider/outrider.db")
-        if self.is_of_machine:
-            parser.set_defaults(server=None, key_file=None)
-        else:
-            common.add_argument("--server", metavar="URL", help="a server, in place of a database (OUTRIDER_SERVER)")
-            common.add_argument("--key-file", metavar="PATH", help="the file with the key for it (OUTRIDER_KEY)")
+        common.add_argument("--server", metavar="URL", help="a server, in place of a database (OUTRIDER_SERVER)")
+        common.add_argument("--key-file", metavar="PATH", help="the file with the key for it (OUTRIDER_KEY)")
         common.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
         common.add_argument("--log-level", choices=LEVELS, default="warning", help="what is logged to stderr")
         common.add_argument("--log-format", choices=FORMATS, help="how (OUTRIDER_LOG_FORMAT); default text")
@@ -106,8 +98,6 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         raise UsageError(f"unknown command {name!r}{_nearest(name)}\ntry: outrider --help")
     parser = command.parser()
     typed: list[str] = []
-    if command.is_of_machine and any(each.partition("=")[0] == "--server" for each in (*before, *rest)):
-        raise _of_machine(name)
     if name == "run":
         rest = _with_approvals(rest)
     elif name == "exec" and "--" in rest:
@@ -164,17 +154,15 @@ def _check_place(command: Command, arguments: argparse.Namespace) -> None:
     """Raise UsageError for two places at once, and for a server where only the machine of the database will do."""
     if arguments.db is not None and arguments.server is not None:
         raise UsageError("--server takes the place of --db")
+    if arguments.server is not None and command.name == "demo":
+        raise UsageError("demo uses a database of its own; leave out --server")
     if command.name not in _OF_DATABASE or arguments.db is not None:
         return
-    if environment("OUTRIDER_SERVER") and not environment("OUTRIDER_DB"):
-        raise _of_machine(command.name)
-
-
-def _of_machine(name: str) -> UsageError:
-    return UsageError(
-        f"outrider {name} is for the machine of the database, and no server can do it; run it there, or name a "
-        "database with --db"
-    )
+    if arguments.server or (environment("OUTRIDER_SERVER") and not environment("OUTRIDER_DB")):
+        raise UsageError(
+            f"outrider {command.name} is for the machine of the database, and no server can do it; run it there, or "
+            "name a database with --db"
+        )
 
 
 def _tell(text: str) -> NoReturn:

@@ -15,6 +15,7 @@ from outrider.client.handles import SessionHandle, TaskHandle
 from outrider.client.inbox import Inbox
 from outrider.client.tasks import NO_LIMIT, PAGE, Tasks
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
+from outrider.core.ledger import TaskFilter
 from outrider.core.task import TURN
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.files import clean_path, file_content, task_of
@@ -233,11 +234,11 @@ async def turn_after(connection: Connection, turn: TaskHandle, timeout: Length |
     """
     sessions, tasks, inbox = Sessions(connection), Tasks(connection), Inbox(connection)
     until = None if timeout is None else time.monotonic() + not_negative("timeout", timeout) / 1e6
-    following = {"session_id": turn.session_id, "kind": TURN, "after": turn.id, "newest_first": False, "limit": 1}
+    following = TaskFilter(session_id=turn.session_id, kind=TURN, after=turn.id, limit=1, newest_first=False)
     while True:
         own, left = await tasks.record(turn.id), await inbox.list(turn.session_id, limit=1)
         session = await sessions.record(turn.session_id)  # the last of the three: what was left has made no turn yet
-        if session.turn_id != turn.id and (found := await tasks.list(**following)):
+        if session.turn_id != turn.id and (found := await tasks.list(following)):
             return found[0]
         if own.is_terminal and (session.turn_id != turn.id or not left or session.closed_at is not None):
             return None
