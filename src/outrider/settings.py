@@ -301,7 +301,7 @@ class ClientSettings:
     """How long one attempt to connect may take."""
     answer_timeout: float = 30.0
     """How long an answer may take, beyond what the request itself waits for."""
-    poll: float = 30.0
+    poll_time: float = 30.0
     """How long one request waits for news; then the next one does."""
-    silence: float = 45.0
+    stream_silence: float = 45.0
     """How long a stream may say nothing, not even that it lives, until it is taken for dead and resumed."""

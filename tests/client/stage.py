@@ -17,7 +17,7 @@ from outrider.settings import ClientSettings, ServeSettings
 Way: TypeAlias = Literal["runtime", "client"]
 WAYS: tuple[Way, ...] = ("runtime", "client")
 
-QUICK = ClientSettings(poll=0.2, patience=5.0)
+QUICK = ClientSettings(poll_time=0.2, patience=5.0)
 """Polls are short, so that a wait takes several."""
 
 

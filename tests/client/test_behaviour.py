@@ -566,6 +566,15 @@ async def test_an_agent_hears_what_is_said_and_its_turn_has_the_answer(outrider:
         await (await outrider.sessions.create()).send("is anybody there?")
 
 
+async def test_the_turn_that_hears_what_was_said_after_another_is_told(outrider: Any):
+    session = await outrider.sessions.create(agent="echo")
+    first = await session.send("one")
+    said = await session.send("two", steering="after")
+    hears = await said.heard_by(timeout=20)
+    assert (await hears.result(timeout=20)).endswith("two.")  # the first turn may hear both
+    assert (await first.heard_by()).id == first.id
+
+
 async def test_an_agent_and_a_command_run_in_the_background(outrider: Any):
     session = await outrider.sessions.create()
     agent = await session.spawn_agent("hello", model="scripted:client-echo")

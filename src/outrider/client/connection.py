@@ -212,7 +212,7 @@ class Connection:
         headers = {"Accept": STREAM_TYPE}
         if after is not None:
             headers["Last-Event-ID"] = str(after)
-        timeout = httpx2.Timeout(self.settings.silence, connect=self.settings.connect_timeout)
+        timeout = httpx2.Timeout(self.settings.stream_silence, connect=self.settings.connect_timeout)
         request = self._http.build_request("GET", path, headers=headers, timeout=timeout)
         return await self._send(request, True, stream=True)
 

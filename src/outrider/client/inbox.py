@@ -42,7 +42,7 @@ class Inbox:
         while True:
             waits = 0.0
             if until is not None:
-                waits = min(max(0.0, until - time.monotonic()), self._connection.settings.poll)
+                waits = min(max(0.0, until - time.monotonic()), self._connection.settings.poll_time)
                 body["wait"] = waits
             answer = await self._connection.ask("POST", path, body=body, again=True, waits=waits)
             found = answer.page(InboxRecord)

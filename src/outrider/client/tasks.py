@@ -446,7 +446,9 @@ class Tasks:
         body = {"task_ids": task_ids, "any": any, "on_question": on_question}
         while True:
             left = None if until is None else max(0.0, until - time.monotonic())
-            waits = self._connection.settings.poll if left is None else min(left, self._connection.settings.poll)
+            waits = (
+                self._connection.settings.poll_time if left is None else min(left, self._connection.settings.poll_time)
+            )
             waited = (
                 await self._connection.ask(
                     "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, patience=left
