@@ -139,6 +139,8 @@ class WorkerSettings:
     """How long ended tasks are kept; None for ever. Of several workers the one that is there longest decides."""
     retention_batch: int = 1000
     """How many tasks one transaction deletes at most."""
+    archive: str | None = None
+    """Where archived sessions are: the URL of a folder (`file:///…`) or a bucket (`s3://…`, `gs://…`, `az://…`)."""
     retention_interval: float = 60.0
     """How often a worker looks for some."""
     index_interval: float = 1.0

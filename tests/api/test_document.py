@@ -13,6 +13,7 @@ import pytest
 from outrider.api import create_api
 from outrider.api.examples import EXAMPLES
 from outrider.runtime.answer_links import AnswerLinks
+from outrider.runtime.archive import Archive
 from outrider.runtime.audit import Audit
 from outrider.runtime.doctor import Doctor
 from outrider.runtime.external import ExternalTasks
@@ -82,6 +83,7 @@ NOUNS = {
     "runtime.webhooks": Webhooks,
     "runtime.answer_links": AnswerLinks,
     "runtime.retention": RetentionPolicies,
+    "runtime.archive": Archive,
     "runtime.organizations": Organizations,
     "runtime.keys": Keys,
     "runtime.audit": Audit,

@@ -122,3 +122,11 @@ def test_a_policy_is_set_shown_and_taken_back_and_what_is_pinned_is_kept(cli: Cl
     assert cli.run("pin", "--remove").code == 2
     assert cli.run("pin", "task_none", "--json").error["code"] == "task_not_found"
     assert cli.ok("prune", "--older-than", "0", "--json").record["tasks"] == 1
+
+
+def test_a_session_is_exported_whole_one_record_a_line(cli: Cli):
+    (done,), live = fill(cli, 1, delayed=6)
+    records = cli.ok("export", "session_default").records
+    assert [records[0]["session_id"], records[-1]["record"]] == ["session_default", "end"]
+    assert {record["id"] for record in records if record["record"] == "task"} == {done, live}
+    assert cli.run("export", "session_default", "--move").code == 2

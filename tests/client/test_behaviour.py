@@ -148,6 +148,16 @@ async def test_a_session_forks_with_its_files(idle: Any):
     assert await fork.read_file("/notes.txt") == b"kept"
 
 
+async def test_a_session_is_exported_to_its_end(idle: Any):
+    session = await idle.sessions.create(title="kept")
+    await session.create("external", {})
+    records = [record async for record in session.export()]
+    assert [record["record"] for record in records].count("task") == 1
+    assert (records[0]["record"], records[-1]["record"]) == ("export", "end")
+    with pytest.raises(NotFound):
+        await anext(idle.sessions.export("session_none"))
+
+
 async def test_usage_grants_and_the_tree_of_a_session_are_told(idle: Any):
     session = await idle.sessions.create(budget={"tokens": 100})
     task = await session.create("external", {})

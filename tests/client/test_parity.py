@@ -40,6 +40,7 @@ ABSENT = {
     "Runtime.ledger": "there is no store underneath",
     "Runtime.within": "the key says how far it reaches",
     "Runtime.answer_links": "not here yet; its route is",
+    "Runtime.archive": "not here yet; its routes are",
     "Runtime.audit": "not here yet; its routes are",
     "Runtime.keys": "not here yet; its routes are",
     "Runtime.organizations": "not here yet; its routes are",

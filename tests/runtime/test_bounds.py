@@ -145,6 +145,8 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         await runtime.organizations.create("secret", id="org_b")
         await runtime.retention.set_policy("org_b", age=None)
         await runtime.retention.pin(session.id)
+        archived = {"key": "k", "size": 1, "sha256": "0", "at": 1}
+        await runtime.ledger.keep([Document("archive", session.id, archived, "org_b")])
         key = await there.keys.create("secret")
         await there.audit.record("secret", actor={})
         hook, of_task = await there.webhooks.create(HOOK), await there.webhooks.create(HOOK, task_id=asking.id)
@@ -176,6 +178,7 @@ FACADE: dict[str, Verb] = {
     "sessions.revoke": lambda n, it: n.ours.sessions.revoke(it.session, "tool"),
     "sessions.usage": lambda n, it: n.ours.sessions.usage(it.session, tree=True),
     "snapshot": lambda n, it: n.ours.snapshot(it.organization),
+    "sessions.export": lambda n, it: n.ours.sessions.export(it.session),
     "sessions.snapshot": lambda n, it: n.ours.sessions.snapshot(it.session),
     "tasks.snapshot": lambda n, it: n.ours.tasks.snapshot(it.asking),
     "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),
@@ -246,6 +249,11 @@ FACADE: dict[str, Verb] = {
     "webhooks.delivery": lambda n, it: n.ours.webhooks.delivery(it.of_task, "dlv_no"),
     "webhooks.replay": lambda n, it: n.ours.webhooks.replay(it.webhook),
     "answer_links.create": lambda n, it: n.ours.answer_links.create(it.request),
+    "archive.store": lambda n, it: n.ours.archive.store(it.session),
+    "archive.list": lambda n, it: n.ours.archive.list(organization_id=it.organization),
+    "archive.get": lambda n, it: n.ours.archive.get(it.session),
+    "archive.read": lambda n, it: n.ours.archive.read(it.session),
+    "archive.delete": lambda n, it: n.ours.archive.delete(it.session),
     "organizations.list": lambda n, it: n.ours.organizations.list(after=it.organization),
     "organizations.get": lambda n, it: n.ours.organizations.get(it.organization),
     "keys.create": lambda n, it: n.ours.keys.create("x", session_id=it.session),

@@ -49,6 +49,17 @@ export interface ApiKeyRecord {
   is_active: boolean;
 }
 
+/** A session in the archive: under which `key`, how large in bytes, and the SHA-256 of its file. */
+export interface ArchiveRecord {
+  session_id: string;
+  organization_id: string;
+  key: string;
+  size: number;
+  sha256: string;
+  at: string | null;
+  by: string | null;
+}
+
 /** Something the task made. `size` in bytes. */
 export interface ArtifactRecord {
   name: string;
@@ -559,6 +570,11 @@ export interface Page_ApiKeyRecord {
   next?: string | null;
 }
 
+export interface Page_ArchiveRecord {
+  items: Array<ArchiveRecord>;
+  next?: string | null;
+}
+
 export interface Page_AttemptRecord {
   items: Array<AttemptRecord>;
   next?: string | null;
@@ -696,6 +712,7 @@ export interface PinRecord {
 export interface PolicyForm {
   age: number | null;
   count?: number | null;
+  archive?: boolean;
   by?: string | null;
 }
 
@@ -797,11 +814,13 @@ export interface ReportForm {
 }
 
 /** How long an organization's ended tasks are kept, in seconds, and how many; None for no bound.
+With `archive` it is for how long its sessions are kept in which nothing happens, until they go into the archive.
 `is_own` is False where it is the settings' word, which holds for all who have no policy of their own. */
 export interface RetentionRecord {
   organization_id: string;
   age: number | null;
   count: number | null;
+  archive?: boolean;
   is_own: boolean;
   by?: string | null;
   at?: string | null;
@@ -1154,6 +1173,18 @@ export interface WorkerRecord {
 }
 
 export declare class Outrider extends Transport {
+  /** List the archived sessions, in the order of their ids. */
+  listArchive(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_ArchiveRecord>;
+
+  /** Delete an archived session from the archive, for good. */
+  deleteArchived(session_id: string, asked?: Asked): Promise<Changed>;
+
+  /** Get what is known of an archived session. */
+  getArchived(session_id: string, asked?: Asked): Promise<ArchiveRecord>;
+
+  /** Get all that was in an archived session, one JSON object a line; without the `end` something is missing. */
+  readArchived(session_id: string, asked?: Asked): Promise<Uint8Array>;
+
   /** List the entries of the audit log, the newest first. */
   listAudit(query?: { organization_id?: string | null; after?: string | null; limit?: number }, asked?: Asked): Promise<Page_AuditRecord>;
 
@@ -1268,11 +1299,17 @@ export declare class Outrider extends Transport {
   /** Get a session. */
   getSession(session_id: string, asked?: Asked): Promise<SessionRecord>;
 
+  /** Write a session with all in and below it into the archive, and delete it. Refused while anything in it lives. */
+  archiveSession(session_id: string, asked?: Asked): Promise<ArchiveRecord>;
+
   /** Have a session take nothing any more. Closing it again changes nothing. */
   closeSession(session_id: string, body?: CloseForm | null, asked?: Asked): Promise<SessionRecord>;
 
   /** Follow a session: first it and its live tasks, then its events. */
   sessionEvents(session_id: string, options?: { after?: number; signal?: AbortSignal }): AsyncGenerator<StreamEvent<any>, string>;
+
+  /** Get all that is in a session, one JSON object a line. Without a line of the `end` something is missing. */
+  exportSession(session_id: string, query?: { tree?: boolean }, asked?: Asked): Promise<Uint8Array>;
 
   /** List a session's files below a prefix. */
   listFiles(session_id: string, query?: { prefix?: string }, asked?: Asked): Promise<Page_FileRecord>;

@@ -6,6 +6,22 @@ export { OutriderError, ServerError, newId } from "./transport.js";
 const part = encodeURIComponent;
 
 export class Outrider extends Transport {
+  listArchive(query = {}, asked = {}) {
+    return this.request("GET", `/v1/archive`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  deleteArchived(session_id, asked = {}) {
+    return this.request("DELETE", `/v1/archive/${part(session_id)}`, { headers: asked.headers, signal: asked.signal });
+  }
+
+  getArchived(session_id, asked = {}) {
+    return this.request("GET", `/v1/archive/${part(session_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
+  }
+
+  readArchived(session_id, asked = {}) {
+    return this.request("GET", `/v1/archive/${part(session_id)}/records`, { headers: asked.headers, again: true, binary: true, signal: asked.signal });
+  }
+
   listAudit(query = {}, asked = {}) {
     return this.request("GET", `/v1/audit`, { query, headers: asked.headers, again: true, signal: asked.signal });
   }
@@ -158,12 +174,20 @@ export class Outrider extends Transport {
     return this.request("GET", `/v1/sessions/${part(session_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
+  archiveSession(session_id, asked = {}) {
+    return this.request("POST", `/v1/sessions/${part(session_id)}/archive`, { headers: asked.headers, signal: asked.signal });
+  }
+
   closeSession(session_id, body = {}, asked = {}) {
     return this.request("POST", `/v1/sessions/${part(session_id)}/close`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
   sessionEvents(session_id, { after, signal } = {}) {
     return this.stream(`/v1/sessions/${part(session_id)}/events`, { after, signal });
+  }
+
+  exportSession(session_id, query = {}, asked = {}) {
+    return this.request("GET", `/v1/sessions/${part(session_id)}/export`, { query, headers: asked.headers, again: true, binary: true, signal: asked.signal });
   }
 
   listFiles(session_id, query = {}, asked = {}) {

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from outrider.api import (
     answers,
+    archive,
     audit,
     external,
     files,
@@ -53,6 +54,7 @@ ROUTERS = (
     files.router,
     queue.router,
     retention.router,
+    archive.router,
     workers.router,
     keys.router,
     audit.router,

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Administering, Asking, Operating, Reading
-from outrider.api.forms import Changed, Form, Number, Whole
+from outrider.api.forms import Changed, Flag, Form, Number, Whole
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -23,6 +23,7 @@ class PolicyForm(Form):
 
     age: Annotated[Number, Field(ge=1)] | None = Field(description="Seconds since their end.")
     count: Annotated[Whole, Field(ge=0)] | None = None
+    archive: Flag = Field(default=False, description="Whole sessions go, into the archive, in the place of tasks.")
     by: str | None = None
 
 
@@ -44,7 +45,7 @@ async def set_retention(runtime: Administering, caller: Asking, form: PolicyForm
     """Set the policy of the organization. What is over is deleted within minutes, the longest ended first."""
     return wire.record(
         await runtime.retention.set_policy(
-            caller.organization_id, age=form.age, count=form.count, by=caller.signs(form.by)
+            caller.organization_id, age=form.age, count=form.count, archive=form.archive, by=caller.signs(form.by)
         )
     )
 

@@ -125,6 +125,21 @@ async def fork_session(runtime: Submitting, session_id: str, form: SessionForkFo
     return wire.record(await made.record(), 201)
 
 
+@router.get(
+    "/sessions/{session_id}/export",
+    response_class=Response,
+    status_code=200,
+    responses=responses(404) | {200: wire.EXPORT},
+)
+async def export_session(
+    runtime: Reading,
+    session_id: str,
+    tree: Annotated[bool, Query(description="With the sessions that its tasks opened.")] = True,
+) -> Response:
+    """Get all that is in a session, one JSON object a line. Without a line of the `end` something is missing."""
+    return await wire.lines(runtime.sessions.export(session_id, tree=tree))
+
+
 @router.post("/sessions/{session_id}/close", response_model=SessionRecord, responses=responses(404, 409))
 async def close_session(runtime: Submitting, session_id: str, form: CloseForm | None = None) -> Response:
     """Have a session take nothing any more. Closing it again changes nothing."""

@@ -5,14 +5,14 @@ Strict: UTF-8, no NaN, no halves of characters, no numbers that a reader would r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import orjson
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.requests import Request as StarletteRequest
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from outrider.api.problems import Refusal
 from outrider.core.task import Task
@@ -20,6 +20,12 @@ from outrider.runtime.around import Around
 from outrider.runtime.fields import task_fields
 
 JSON_TYPE = "application/json"
+LINES = "application/x-ndjson"
+EXPORT: dict[str, Any] = {
+    "description": "One JSON object a line; the last is of the `end`.",
+    "content": {LINES: {"schema": {"type": "string"}}},
+}
+"""The answer that `lines` is, as the OpenAPI document has it."""
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
 
 
@@ -60,6 +66,18 @@ def encoded(found: BaseModel) -> bytes:
 def encoded_task(task: Task, around: Around | None = None) -> bytes:
     """The record of a task, without what is derived of its journal: what `TaskRecord.of` says, without making one."""
     return orjson.dumps({**task_fields(task, around=around), "checkpoint": None}, option=_OPTIONS)
+
+
+async def lines(records: AsyncIterator[Any]) -> Response:
+    """An answer of plain values, each a line of its own. What raises before the first raises here."""
+    first = await anext(records)
+
+    async def told() -> AsyncIterator[bytes]:
+        yield orjson.dumps(first, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+        async for record in records:
+            yield orjson.dumps(record, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+
+    return StreamingResponse(told(), media_type=LINES)
 
 
 def page(items: Iterable[BaseModel], next: str | int | None = None) -> Response:

@@ -424,7 +424,7 @@ def _wait(parser: Parser) -> None:
 
 
 def _export(parser: Parser) -> None:
-    _task(parser)
+    parser.add_argument("target", metavar="SESSION|TASK", help="a task by the beginning or end of its id")
     parser.add_argument("--move", action="store_true", help="end it here, as canceled, once it is written")
     parser.add_argument("--events", action="store_true", help="its log entries too")
 
@@ -723,7 +723,7 @@ COMMANDS: dict[str, Command] = {
         Command("tree", "print the tasks of a session or below a task", "operating:tree", _tree),
         Command("usage", "show what was used, and what is spent of which budget", "looking:usage", _usage),
         Command("stats", "show rates, waits, failures and size", "operating:stats", _stats),
-        Command("export", "write a task with its checkpoint as one document", "keeping:export", _export),
+        Command("export", "write a task with its checkpoint, or all of a session", "keeping:export", _export),
         Command("import", "make a task of such a document, and go on with it", "keeping:load", _import),
         Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),

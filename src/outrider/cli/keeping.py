@@ -29,9 +29,15 @@ MOST_OF_A_TASK = 1 << 30
 
 
 async def export(arguments: Namespace, screen: Screen) -> int:
-    """Write a task as one document to stdout."""
+    """Write a task as one document to stdout, or a session as a stream of them."""
     async with open_runtime(arguments) as runtime:
-        task = await runtime.tasks.find(arguments.task)
+        task = await target_of(runtime, arguments.target)
+        if isinstance(task, str):
+            if arguments.move or arguments.events:
+                raise UsageError("--move and --events are for tasks; a session is copied, with its log")
+            async for record in runtime.sessions.export(task):
+                screen.data(record)
+            return OK
         if arguments.move and task.is_terminal:
             raise IllegalMove(
                 f"{task.id} has ended as {task.state}, so there is nothing left to go on with elsewhere; "

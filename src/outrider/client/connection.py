@@ -41,6 +41,7 @@ Params: TypeAlias = Mapping[str, Any]
 
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
 FINAL = ("task_ended", "task_deleted", "session_deleted")
 """Why a stream ends for good. After any other end the same stream is asked for again."""
 
@@ -214,7 +215,29 @@ class Connection:
             headers["Last-Event-ID"] = str(after)
         timeout = httpx2.Timeout(self.settings.stream_silence, connect=self.settings.connect_timeout)
         request = self._http.build_request("GET", path, headers=headers, timeout=timeout)
-        return await self._send(request, True, stream=True)
+        return await self._send(request, True, stream=STREAM_TYPE)
+
+    async def lines(self, path: str, params: Params) -> AsyncGenerator[Any]:
+        """Yield the JSON objects of an answer that has one in each line. Raises ServerUnreachable where it is cut."""
+
+        async def once() -> httpx2.Response:
+            timeout = httpx2.Timeout(self.settings.stream_silence, connect=self.settings.connect_timeout)
+            request = self._http.build_request("GET", path, params=_said(params), timeout=timeout)
+            return await self._send(request, True, stream=LINES_TYPE)
+
+        response = await self._until_it_works(once, True)
+        last: Any = None
+        try:
+            async for line in response.aiter_lines():
+                if line:
+                    last = orjson.loads(line)
+                    yield last
+        except (httpx2.TransportError, orjson.JSONDecodeError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            await response.aclose()
+        if not isinstance(last, dict) or last.get("record") != "end":
+            raise self._unreachable(OSError("the end of what it sends is missing"))
 
     async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, patience: float | None = None) -> T:
         """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over."""
@@ -241,11 +264,11 @@ class Connection:
             raise trouble.error from trouble.__cause__
         raise AssertionError("the last try returns or raises")
 
-    async def _send(self, request: httpx2.Request, again: bool, *, stream: bool = False) -> httpx2.Response:
+    async def _send(self, request: httpx2.Request, again: bool, *, stream: str | None = None) -> httpx2.Response:
         """Ask once. Raises _Trouble."""
         asked = f"{request.method} {request.url.path}"
         try:
-            response = await self._http.send(request, stream=stream)
+            response = await self._http.send(request, stream=stream is not None)
             if stream and response.status_code != 200:
                 await response.aread()
                 await response.aclose()
@@ -255,10 +278,9 @@ class Connection:
             raise _Trouble(trouble, is_certain=is_certain, is_passing=_is_passing(error)) from error
         status, kind = response.status_code, response.headers.get("content-type", "")
         if 200 <= status < 300:
-            if stream and not kind.startswith(STREAM_TYPE):
-                await response.aclose()
-            if kind.startswith(STREAM_TYPE if stream else JSON_TYPE) or "x-request-id" in response.headers:
+            if kind.startswith(stream or JSON_TYPE) or (stream is None and "x-request-id" in response.headers):
                 return response
+            await response.aclose()
             told: OutriderError = ServerForeign(
                 f"{self.url} answered {asked} with {kind or 'nothing'}, and not as a server of Outrider does: is the "
                 "address right?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outrider.client.connection import Connection, segment
 from outrider.runtime.clock import span
-from outrider.runtime.options import Length, check_page, check_texts_if_given
+from outrider.runtime.options import Length, check_flags, check_page, check_texts_if_given
 from outrider.runtime.records import PinRecord, RetentionRecord
 
 
@@ -25,14 +25,15 @@ class RetentionPolicies:
         return (await self._connection.ask("GET", "/v1/retention/policies", params=params)).page(RetentionRecord)
 
     async def set_policy(
-        self, *, age: Length | None, count: int | None = None, by: str | None = None
+        self, *, age: Length | None, count: int | None = None, archive: bool = False, by: str | None = None
     ) -> RetentionRecord:
         """Have the ended tasks of the organization kept for so long, and no more than `count` of them; None: no bound.
 
-        Raises InvalidArguments.
+        With `archive` whole sessions go, into the archive, in the place of tasks. Raises InvalidArguments.
         """
         check_texts_if_given(by=by)
-        body = {"age": None if age is None else span(age) / 1e6, "count": count, "by": by}
+        check_flags(archive=archive)
+        body = {"age": None if age is None else span(age) / 1e6, "count": count, "archive": archive, "by": by}
         return (await self._connection.ask("PUT", "/v1/retention", body=body)).record(RetentionRecord)
 
     async def reset_policy(self) -> bool:

@@ -17,6 +17,7 @@ from outrider.client.tasks import NO_LIMIT, PAGE, Tasks
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import TURN
+from outrider.core.values import JSONObject
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import check_id, new_id
@@ -222,6 +223,12 @@ class Sessions:
             if not isinstance(told, Told):
                 raise NotFound.of("session", session_id)
             yield told.record(EventRecord)
+
+    async def export(self, session_id: str, *, tree: bool = True) -> AsyncIterator[JSONObject]:
+        """Yield all that is in a session as JSON objects; the last one is of the `end`, without which it raises."""
+        check_flags(tree=tree)
+        async for record in self._connection.lines(f"{_path(session_id)}/export", {"tree": tree}):
+            yield record
 
     async def snapshot(self, session_id: str) -> SessionSnapshot:
         """Return a session with its live tasks, and the number of the event after which all is new. Raises NotFound."""

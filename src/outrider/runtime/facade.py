@@ -10,6 +10,7 @@ from os import PathLike, fsdecode, fsencode
 from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger, Savable, Saved
 from outrider.runtime.answer_links import AnswerLinks
+from outrider.runtime.archive import Archive
 from outrider.runtime.audit import Audit
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import span
@@ -54,6 +55,7 @@ class Runtime:
         self.doctor = Doctor(services)
         self.external = ExternalTasks(services)
         self.retention = RetentionPolicies(services)
+        self.archive = Archive(services)
         self.webhooks = Webhooks(services)
         self.answer_links = AnswerLinks(services)
         self.organizations = Organizations(services)

@@ -397,6 +397,10 @@ class SessionHandle:
         """Make a session that goes on from where this one is; see `Sessions.fork`."""
         return await self._sessions.fork(self.id, upto=upto, iteration=iteration, title=title)
 
+    def export(self, *, tree: bool = True) -> AsyncIterator[JSONObject]:
+        """Yield all that is in it as JSON objects; see `Sessions.export`."""
+        return self._sessions.export(self.id, tree=tree)
+
     async def close(self, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have the session take nothing any more; see `Sessions.close`. Raises NotEnded with `refuse`."""
         return await self._sessions.close(self.id, tasks=tasks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderError
@@ -17,7 +18,7 @@ from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
 from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.log import log
-from outrider.runtime.retention import POLICY, Policy, every
+from outrider.runtime.retention import PIN, POLICY, Policy, every
 from outrider.runtime.services import Services
 
 SHARE = 0.05
@@ -36,6 +37,9 @@ LOOK_ANEW: Span = 600 * SECOND
 """After how long it is looked again at what was passed over: it may not be pinned any more."""
 
 PAGE = 1000
+SESSIONS = 100
+"""How many sessions are looked at together, whether they are to be archived."""
+
 MANY = 1_000_000
 """More than which nobody counts."""
 
@@ -145,6 +149,8 @@ class Retention:
         self._ahead = self._measure()
         self._doubts_since: Span | None = None
         self._looked: dict[str | None, _Looked] = {}
+        self._archived: dict[str, str | None] = {}
+        """Up to which session it has looked through those of an organization."""
 
     async def run(self) -> None:
         """Do it for ever."""
@@ -183,7 +189,8 @@ class Retention:
         rest = self._services.settings.retention_interval
         own = {each.id: Policy.of(each) for each in await every(self._services.views, POLICY)}
         for organization_id, policy in own.items():
-            rest = min(rest, await self._enforce(policy, organization_id))
+            enforce = self._archive if policy.archives else self._enforce
+            rest = min(rest, await enforce(policy, organization_id))
         age = self._services.settings.retention
         everybody_elses = Policy(None if age is None else round(age * SECOND))
         return min(rest, await self._enforce(everybody_elses, None, tuple(own)))
@@ -210,6 +217,29 @@ class Retention:
         if len(ids) < batch and not pruned.rest:
             return interval
         return took * (1 / await self.share(services.clock.now() - before, organization_id, but_of) - 1)
+
+    async def _archive(self, policy: Policy, organization_id: str) -> float:
+        """Archive those of a page of an organization's sessions in which nothing has happened for long."""
+        from outrider.runtime.archive import Archive, place_of
+
+        services, began = self._services, time.monotonic()
+        interval = services.settings.retention_interval
+        if place_of(services) is None or policy.age is None:
+            return interval
+        after = self._archived.get(organization_id)
+        page = await services.views.sessions(organization_id=organization_id, after=after, limit=SESSIONS)
+        before = services.clock.now() - policy.age
+        for session in page:
+            if session.root_session_id != session.id or session.updated_at >= before:
+                continue
+            if await services.views.document(PIN, id=session.id) is not None:
+                continue
+            tree = await services.views.sessions(root_session_id=session.id, limit=PAGE)
+            if all(each.updated_at < before for each in tree):
+                with suppress(NotEnded, NotFound):
+                    await Archive(services).store(session.id, by="retention")
+        self._archived[organization_id] = page[-1].id if page else None
+        return interval if not page else (time.monotonic() - began) * (1 / SHARE - 1)
 
     async def _keeps_from(self, policy: Policy, organization_id: str | None) -> Instant | None:
         """The moment before which what ended goes; None where all is kept."""

@@ -849,15 +849,30 @@ class BulkReceipt(Record):
 class RetentionRecord(Record):
     """How long an organization's ended tasks are kept, in seconds, and how many; None for no bound.
 
+    With `archive` it is for how long its sessions are kept in which nothing happens, until they go into the archive.
+
     `is_own` is False where it is the settings' word, which holds for all who have no policy of their own.
     """
 
     organization_id: str
     age: float | None
     count: int | None
+    archive: bool = False
     is_own: bool
     by: str | None = None
     at: datetime | None = None
+
+
+class ArchiveRecord(Record):
+    """A session in the archive: under which `key`, how large in bytes, and the SHA-256 of its file."""
+
+    session_id: str
+    organization_id: str
+    key: str
+    size: int
+    sha256: str
+    at: datetime | None
+    by: str | None
 
 
 class PinRecord(Record):

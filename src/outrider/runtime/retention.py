@@ -12,7 +12,15 @@ from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.ledger import Document, Views
 from outrider.core.values import SECOND, JSONObject, Span, evolve
 from outrider.runtime.clock import as_datetime, span
-from outrider.runtime.options import Length, check_name, check_page, check_texts, check_texts_if_given, is_whole
+from outrider.runtime.options import (
+    Length,
+    check_flags,
+    check_name,
+    check_page,
+    check_texts,
+    check_texts_if_given,
+    is_whole,
+)
 from outrider.runtime.records import PinRecord, RetentionRecord
 from outrider.runtime.services import Services
 
@@ -30,12 +38,15 @@ class Policy:
 
     age: Span | None
     count: int | None = None
+    archives: bool = False
+    """Whether whole sessions go, into the archive, in which nothing has happened for so long, in the place of tasks."""
 
     @classmethod
     def of(cls, document: Document) -> Policy:
         """The policy that a document states."""
         age, count = document.data.get("age"), document.data.get("count")
-        return cls(age if isinstance(age, int) else None, count if isinstance(count, int) else None)
+        archives = document.data.get("archive") is True
+        return cls(age if isinstance(age, int) else None, count if isinstance(count, int) else None, archives)
 
 
 class RetentionPolicies:
@@ -65,9 +76,13 @@ class RetentionPolicies:
         *,
         age: Length | None,
         count: int | None = None,
+        archive: bool = False,
         by: str | None = None,
     ) -> RetentionRecord:
         """Have the ended tasks of an organization kept for so long, and no more than `count` of them; None: no bound.
+
+        With `archive` whole sessions go, with all in them and below them, in which nothing has happened for the `age`:
+        into the archive that the setting names, see `Archive.store`; their tasks go with them and not before.
 
         In the place of the settings' word for it, for all workers. What is over is deleted within minutes, the longest
         ended first. Raises InvalidArguments.
@@ -81,7 +96,16 @@ class RetentionPolicies:
             )
         if count is not None and not (is_whole(count) and 0 <= count <= MOST_ENDED):
             raise InvalidArguments(f"count is a whole number from 0 to {MOST_ENDED:,}, or None for no bound")
-        data: JSONObject = {"age": length, "count": count, "by": by, "at": self._services.clock.now()}
+        check_flags(archive=archive)
+        if archive and (length is None or count is not None):
+            raise InvalidArguments("archive goes by age alone: say after how long, and no count")
+        data: JSONObject = {
+            "age": length,
+            "count": count,
+            "archive": archive,
+            "by": by,
+            "at": self._services.clock.now(),
+        }
         new = Document(POLICY, organization_id, data, organization_id)
         return _record(await put(self._reach, new))
 
@@ -172,6 +196,7 @@ def _record(document: Document) -> RetentionRecord:
         organization_id=document.id,
         age=None if policy.age is None else policy.age / SECOND,
         count=policy.count,
+        archive=policy.archives,
         is_own=True,
         by=_text(document.data.get("by")),
         at=_moment(document.data.get("at")),

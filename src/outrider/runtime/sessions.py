@@ -13,11 +13,12 @@ from outrider.core.events import FileWrite
 from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import LIVE_STATES, Task
-from outrider.core.values import evolve
+from outrider.core.values import JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
 from outrider.runtime.context import Parts, message_parts
+from outrider.runtime.exporting import export_session
 from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import (
@@ -319,6 +320,18 @@ class Sessions:
             with suppress(NotEnded):
                 return await delete_session(self._services, session)
         return await delete_session(self._services, session)
+
+    async def export(self, session_id: str, *, tree: bool = True) -> AsyncIterator[JSONObject]:
+        """Yield all that is in a session as JSON objects, each with a `record` that says what it is of.
+
+        With the sessions that its tasks opened, and so on down, unless `tree` is False. The last one is of the `end`
+        and has their `counts`: without it something is missing. What goes on meanwhile is exported as it was when its
+        turn came; close the session first, and wait for its tasks, for one that stands still. Raises NotFound.
+        """
+        check_flags(tree=tree)
+        session = await self._session(session_id)
+        async for record in export_session(self._services, session, tree=tree):
+            yield record
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a session's events, each once, after that number, for ever. Raises NotFound, also once deleted."""

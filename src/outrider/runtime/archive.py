@@ -1,0 +1,228 @@
+"""Sessions that were taken out of the database, each as one compressed file in an object store: a folder, or a bucket.
+
+A session is deleted only after its file was written whole and nothing has happened in it meanwhile. What is in a file
+is what `Sessions.export` gives; it is for reading, and is not brought back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable
+from outrider.core.ledger import Document
+from outrider.core.session import Session
+from outrider.core.values import JSONObject
+from outrider.runtime.clock import as_datetime
+from outrider.runtime.exporting import export_session
+from outrider.runtime.log import log
+from outrider.runtime.options import check_page, check_texts, check_texts_if_given
+from outrider.runtime.pruning import delete_session, live_in
+from outrider.runtime.records import ArchiveRecord
+from outrider.runtime.retention import drop, put
+from outrider.runtime.services import Services
+
+COLLECTION = "archive"
+SESSIONS = 1000
+"""How many sessions of a tree are looked at, to see that nothing has happened in them."""
+
+
+class Archive:
+    """The archived sessions of one store. Its object store is that of the setting `archive`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def store(self, session_id: str, *, by: str | None = None) -> ArchiveRecord:
+        """Write a session with all in it and below it into the archive, and delete it.
+
+        Raises NotFound, InvalidArguments for one that is not the root of its tree and where no archive is set, NotEnded
+        while anything in it lives or has just happened; StoreUnavailable where the archive cannot be written. It is
+        deleted in none of these cases.
+        """
+        check_texts(session_id=session_id)
+        check_texts_if_given(by=by)
+        services = self._services
+        session = await services.views.session(session_id)
+        if session is None:
+            raise NotFound.of("session", session_id)
+        if session.root_session_id != session.id:
+            raise InvalidArguments(f"{session_id} is below {session.root_session_id}: archive that, with all below it")
+        if live := await live_in(services, session):
+            raise NotEnded.of(f"tasks of {session_id} live", [task.id for task in live], "archived")
+        before = await self._heads(session)
+        key = f"{quote(session.organization_id, safe='')}/{quote(session.id, safe='')}.jsonl.gz"
+        written = _Written()
+        store = self._open()
+        await self._write(store, key, written.over(export_session(services, session, tree=True)))
+        if await self._heads(session) != before:
+            await _remove(store, key)
+            raise NotEnded(f"something has just happened in {session_id}; archive it later")
+        now = services.clock.now()
+        data: JSONObject = {"key": key, "size": written.size, "sha256": written.digest, "at": now, "by": by}
+        kept = await put(services, Document(COLLECTION, session.id, data, session.organization_id))
+        tasks = await delete_session(services, session)
+        log.info("session archived", session=session.id, tasks=tasks, size=written.size)
+        return _record(kept)
+
+    async def list(
+        self, *, organization_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[ArchiveRecord]:
+        """Return the archived sessions, in the order of their ids."""
+        check_texts_if_given(organization_id=organization_id, after=after)
+        found = await self._services.views.documents(
+            COLLECTION, organization_id=organization_id, after=after, limit=check_page(limit)
+        )
+        return [_record(each) for each in found]
+
+    async def get(self, session_id: str) -> ArchiveRecord:
+        """Return what is known of an archived session. Raises NotFound."""
+        return _record(await self._document(session_id))
+
+    async def read(self, session_id: str) -> AsyncIterator[JSONObject]:
+        """Yield the records of an archived session, as `Sessions.export` gave them. Raises NotFound.
+
+        Raises StoreUnavailable where the archive cannot be read, also halfway, and for a file that is not as it was
+        written.
+        """
+        document = await self._document(session_id)
+        rest, unpack, digest = b"", zlib.decompressobj(wbits=31), hashlib.sha256()
+        async for chunk in _chunks(self._open(), str(document.data["key"])):
+            digest.update(chunk)
+            try:
+                *lines, rest = (rest + unpack.decompress(chunk)).split(b"\n")
+            except zlib.error as error:
+                raise _damaged(session_id) from error
+            for line in lines:
+                yield orjson.loads(line)
+        if digest.hexdigest() != document.data["sha256"]:
+            raise _damaged(session_id)
+
+    async def delete(self, session_id: str) -> bool:
+        """Delete an archived session from the archive, for good; False if it is not there."""
+        try:
+            document = await self._document(session_id)
+        except NotFound:
+            return False
+        await _remove(self._open(), str(document.data["key"]))
+        return await drop(self._services, COLLECTION, session_id)
+
+    async def _document(self, session_id: str) -> Document:
+        check_texts(session_id=session_id)
+        found = await self._services.views.document(COLLECTION, id=session_id)
+        if found is None:
+            raise NotFound.of("archive", session_id)
+        return found
+
+    async def _heads(self, session: Session) -> Any:
+        """Where the logs of a tree end, which tells whether anything has happened."""
+        tree = await self._services.views.sessions(root_session_id=session.id, limit=SESSIONS)
+        return {each.id: (each.last_seq, each.updated_at) for each in [session, *tree]}
+
+    def _open(self) -> Any:
+        url = place_of(self._services)
+        if url is None:
+            raise InvalidArguments("there is no archive: set `archive` to the URL of a folder or bucket")
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise InvalidArguments(
+                f"the archive needs the extra `archive`: pip install 'outrider[archive]' ({error})"
+            ) from error
+        make: Any = from_url  # its many forms are one for each kind of place
+        try:
+            return make(url, mkdir=True) if url.startswith("file:") else make(url)
+        except (BaseError, OSError) as error:
+            raise InvalidArguments(f"{url!r:.200} is no place for an archive: {str(error).splitlines()[0]}") from error
+
+    async def _write(self, store: Any, key: str, chunks: AsyncIterable[bytes]) -> None:
+        import obstore
+
+        with _reaching():
+            await obstore.put_async(store, key, chunks)
+
+
+def place_of(services: Services) -> str | None:
+    """Where the archive is, by the settings or OUTRIDER_ARCHIVE; None where there is none."""
+    return services.settings.archive or os.environ.get("OUTRIDER_ARCHIVE") or None
+
+
+class _Written:
+    """Compresses records on their way, and knows what came of it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    async def over(self, records: AsyncIterable[JSONObject]) -> AsyncIterator[bytes]:
+        pack = zlib.compressobj(wbits=31)
+        async for record in records:
+            if packed := pack.compress(orjson.dumps(record) + b"\n"):
+                yield self._counted(packed)
+        yield self._counted(pack.flush())
+
+    def _counted(self, packed: bytes) -> bytes:
+        self.size += len(packed)
+        self._hash.update(packed)
+        return packed
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Tell of whatever an object store raises as of a store that cannot be reached."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound("the archive has no such file", code="archive_not_found") from error
+    except (BaseError, OSError) as error:
+        raise StoreUnavailable(f"the archive does not answer as it should: {str(error).splitlines()[0]}") from error
+
+
+async def _chunks(store: Any, key: str) -> AsyncIterator[bytes]:
+    import obstore
+
+    with _reaching():
+        found = await obstore.get_async(store, key)
+        async for chunk in found.stream():
+            yield bytes(chunk)
+
+
+async def _remove(store: Any, key: str) -> None:
+    import obstore
+
+    with suppress(NotFound), _reaching():
+        await obstore.delete_async(store, key)
+
+
+def _damaged(session_id: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the archive of {session_id} is not as it was written", code="archive_damaged")
+
+
+def _record(document: Document) -> ArchiveRecord:
+    data = document.data
+    at = data.get("at")
+    moment: datetime | None = as_datetime(at) if isinstance(at, int) else None
+    return ArchiveRecord(
+        session_id=document.id,
+        organization_id=document.organization_id,
+        key=str(data["key"]),
+        size=int(str(data["size"])),
+        sha256=str(data["sha256"]),
+        at=moment,
+        by=data["by"] if isinstance(data.get("by"), str) else None,
+    )

@@ -1,0 +1,143 @@
+"""The archive: a session goes into it whole or not at all, can be read there, and only then goes from the database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outrider import Outrider, SessionHandle, TaskContext
+from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable
+from outrider.runtime.pruning import Retention
+from outrider.testing import TestRuntime, open_test
+
+pytest.importorskip("obstore", reason="the extra `archive` is not installed")
+pytestmark = pytest.mark.anyio
+
+app = Outrider()
+DAY = timedelta(days=1)
+
+
+@app.tool
+async def say(task: TaskContext, text: str) -> str:
+    return text
+
+
+@app.tool
+async def ask(task: TaskContext) -> bool:
+    return await task.ask("Go on?", bool)
+
+
+@asynccontextmanager
+async def opened(folder: Path, **settings: Any) -> AsyncIterator[TestRuntime]:
+    async with open_test(app, archive=folder.as_uri(), retention_interval=3600.0, **settings) as runtime:
+        yield runtime
+
+
+async def session_of(runtime: TestRuntime, **given: Any) -> SessionHandle:
+    session = await runtime.sessions.create(**given)
+    await (await session.spawn(say, text="something")).result()
+    await session.write_file("/notes.txt", "all of it")
+    await runtime.run_until_idle()
+    return session
+
+
+async def is_there(runtime: TestRuntime, session: SessionHandle) -> bool:
+    return await runtime.services.views.session(session.id) is not None
+
+
+async def test_a_session_is_archived_whole_can_be_read_and_is_gone_from_the_database(tmp_path: Path):
+    async with opened(tmp_path / "archive") as runtime:
+        session = await session_of(runtime, title="old")
+        exported = [record async for record in session.export()]
+        record = await runtime.archive.store(session.id, by="ada")
+        assert (record.session_id, record.by) == (session.id, "ada")
+        (file,) = (tmp_path / "archive").rglob("*.gz")
+        assert file.stat().st_size == record.size
+        assert not await is_there(runtime, session)
+        read = [record async for record in runtime.archive.read(session.id)]
+        assert [{**each, "exported_at": 0} for each in read] == [{**each, "exported_at": 0} for each in exported]
+        assert [each.session_id for each in await runtime.archive.list()] == [session.id]
+        assert await runtime.archive.delete(session.id)
+        assert not list((tmp_path / "archive").rglob("*.gz"))
+        assert not await runtime.archive.delete(session.id)
+        with pytest.raises(NotFound):
+            await runtime.archive.get(session.id)
+
+
+async def test_what_lives_or_cannot_be_archived_is_refused_and_stays(tmp_path: Path):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        asking = await session.spawn(ask)
+        await runtime.run_until_idle()
+        with pytest.raises(NotEnded):
+            await runtime.archive.store(session.id)
+        await asking.cancel()
+        with pytest.raises(NotFound):
+            await runtime.archive.store("session_none")
+    async with open_test(app) as runtime:
+        session = await session_of(runtime)
+        with pytest.raises(InvalidArguments):
+            await runtime.archive.store(session.id)
+        assert await is_there(runtime, session)
+
+
+async def test_where_the_archive_cannot_be_written_or_something_happens_meanwhile_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "taken").write_text("no folder")
+    async with opened(tmp_path / "taken" / "below") as runtime:
+        session = await session_of(runtime)
+        with pytest.raises((StoreUnavailable, InvalidArguments)):
+            await runtime.archive.store(session.id)
+        assert await is_there(runtime, session)
+    async with opened(tmp_path / "archive") as runtime:
+        session = await session_of(runtime)
+        write = runtime.archive._write
+
+        async def write_and_go_on(*given: Any) -> None:
+            await write(*given)
+            await (await session.spawn(say, text="late")).result()
+
+        monkeypatch.setattr(runtime.archive, "_write", write_and_go_on)
+        with pytest.raises(NotEnded):
+            await runtime.archive.store(session.id)
+        assert await is_there(runtime, session)
+        assert await runtime.archive.list() == []
+        assert not list((tmp_path / "archive").rglob("*.gz"))
+
+
+async def test_a_file_that_is_not_as_it_was_written_is_found_out(tmp_path: Path):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        await runtime.archive.store(session.id)
+        (file,) = tmp_path.rglob("*.gz")
+        file.write_bytes(file.read_bytes()[:-20])
+        with pytest.raises(StoreUnavailable) as damage:
+            [record async for record in runtime.archive.read(session.id)]
+        assert damage.value.code == "archive_damaged"
+
+
+async def test_a_policy_archives_sessions_in_which_nothing_has_happened_for_long_and_no_others(tmp_path: Path):
+    async with opened(tmp_path, retention=None) as runtime:
+        await runtime.retention.set_policy("org_a", age=7 * DAY, archive=True)
+        old, pinned = [await session_of(runtime, organization_id="org_a") for _ in range(2)]
+        other = await session_of(runtime, organization_id="org_b")
+        await runtime.retention.pin(pinned.id)
+        await runtime.advance(5 * DAY)
+        young = await session_of(runtime, organization_id="org_a")
+        duty = Retention(runtime.services, "worker_1")
+        await duty.look()
+        assert await is_there(runtime, old)
+        await runtime.advance(3 * DAY)
+        for _ in range(3):
+            await duty.look()
+        there = [await is_there(runtime, each) for each in (old, pinned, other, young)]
+        assert there == [False, True, True, True]
+        assert [each.session_id for each in await runtime.archive.list(organization_id="org_a")] == [old.id]
+        with pytest.raises(InvalidArguments):
+            await runtime.retention.set_policy("org_a", age=None, archive=True)
