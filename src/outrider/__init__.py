@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outrider.bootstrap import Outrider as Outrider
+    from outrider.client import Client as Client
     from outrider.core.errors import Failure as Failure
     from outrider.core.errors import OutriderError as OutriderError
     from outrider.core.errors import TaskCanceled as TaskCanceled
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "outrider.client",
     "Failure": "outrider.core.errors",
     "Outrider": "outrider.bootstrap",
     "OutriderError": "outrider.core.errors",

@@ -291,3 +291,19 @@ RELEASE_FAILURES = 100
 RELEASE_TIMEOUT = timedelta(minutes=5)
 EXTERNAL_LEASE = timedelta(seconds=60)
 DEFAULT_DATABASE = ".outrider/outrider.db"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How `Client` speaks to a server. Spans in seconds."""
+
+    patience: float = 60.0
+    """How long it tries to reach a server that does not answer, and asks again where that is safe; 0 for once."""
+    connect_timeout: float = 5.0
+    """How long one attempt to connect may take."""
+    answer_timeout: float = 30.0
+    """How long an answer may take, beyond what the request itself waits for."""
+    poll_time: float = 30.0
+    """How long one request waits for news; then the next one does."""
+    stream_silence: float = 45.0
+    """How long a stream may say nothing, not even that it lives, until it is taken for dead and resumed."""

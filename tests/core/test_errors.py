@@ -20,7 +20,8 @@ CODES = """
     error failure file_not_found forbidden idempotency_conflict illegal_move in_use invalid_answer invalid_arguments
     invalid_link invalid_path invalid_schema issuer_unavailable key_not_found lease_lost limit_reached link_expired
     not_ended not_found organization_not_found outdated rate_limited refused request_closed request_not_found
-    secret_sealed session_busy session_closed session_not_found store_closed store_corrupt store_error store_failed
+    secret_sealed server_differs server_error server_failed server_foreign server_unreachable
+    session_busy session_closed session_not_found store_closed store_corrupt store_error store_failed
     store_foreign store_full store_locked store_newer store_read_only store_unavailable task_canceled task_failed
     task_finished task_not_found too_large unauthenticated unknown_agent unknown_connection unknown_kind
     unknown_model unknown_name unknown_step unknown_tool wait_timeout webhook_not_found worker_not_found

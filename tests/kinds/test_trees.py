@@ -68,7 +68,7 @@ async def test_a_question_goes_up_three_levels_and_its_answer_down_again(stage):
         agents = await runtime.tasks.list(root_session_id=session.id, kind="subagent")
         assert [each.state for each in agents] == [State.SUCCEEDED] * 2
         assert len({each.session_id for each in agents}) == 2
-        (top,) = (tree := tree_of(await tasks_below(runtime.services.views, session.id), _AROUND)).children
+        (top,) = (tree := tree_of(await runtime.sessions.tree(session.id))).children
         assert [len(top.children), len(top.children[0].children), tree.children] == [1, 1, [top]]
         first = min(agents, key=lambda each: each.id).links.child_session_id or ""
         below = await tasks_below(runtime.services.views, first)

@@ -333,6 +333,7 @@ EXAMPLES: dict[str, Any] = {
     "BulkRetryForm": {"filter": {"kind": "background_tool", "limit": 100}},
     "FilterForm": {"states": ["failed"], "labels": {"team": "search"}, "limit": 100},
     "WaitForm": {"task_ids": [TASK, CHILD], "any": True, "timeout": 30},
+    "RetryForm": {"id": "task_nightly-2030-01-31-again"},
     "ForkForm": {"from_step": "publish"},
     "SessionForkForm": {"title": "Another way"},
     "RetentionRecord": {

@@ -51,6 +51,10 @@ IdempotencyKey = Annotated[
         description="As `idempotency_key`: the same key in a session gives the same task, with the status 200.",
     ),
 ]
+MessageKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="The same key to a task gives the same message, sent once."),
+]
 Ids = Annotated[tuple[str, ...], Field(max_length=MANY)]
 
 
@@ -103,6 +107,7 @@ class AnswerForm(Form):
     answer: Anything = Field(description="What fits the `expected` of the question.")
     request_id: str | None = Field(default=None, description="Which question; the oldest that is pending if left out.")
     by: str | None = Field(default=None, description="Who answers. A caller with a name is who they are.")
+    via: str = Field(default="http", description="By which way, for the record.")
 
 
 class MessageForm(Form):
@@ -125,11 +130,18 @@ class CancelForm(Form):
     grace: Seconds | None = Field(default=None, description="Seconds to stop in, instead of its own.")
 
 
+class RetryForm(Form):
+    """How a task is done again."""
+
+    id: str | None = Field(default=None, description="An id for the new task; the same one gives the same task.")
+
+
 class ForkForm(Form):
     """From where a fork of a task goes on."""
 
     from_step: str | None = Field(default=None, description="A position of its journal; behind the last if left out.")
     arguments: Object | None = Field(default=None, description="Arguments that replace some of the tool's.")
+    id: str | None = Field(default=None, description="An id for the new task; the same one gives the same task.")
 
 
 class PriorityForm(Form):
@@ -178,6 +190,7 @@ class PruneForm(Form):
     states: tuple[Literal["succeeded", "failed", "canceled"], ...] | None = None
     session_id: str | None = None
     kind: str | None = None
+    dry_run: Flag = Field(default=False, description="Delete nothing, and say how many tasks would go.")
 
 
 class LoadForm(Form):
@@ -298,7 +311,9 @@ async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
     """Delete the tasks that ended longer ago than that, in bounded batches."""
     states = None if form.states is None else [State(each) for each in form.states]
     return wire.record(
-        await runtime.tasks.prune(form.older_than, states=states, session_id=form.session_id, kind=form.kind)
+        await runtime.tasks.prune(
+            form.older_than, states=states, session_id=form.session_id, kind=form.kind, dry_run=form.dry_run
+        )
     )
 
 
@@ -475,17 +490,23 @@ async def answer_task(
             form.answer,
             request_id=form.request_id,
             by=caller.signs(form.by),
-            via="http",
+            via=form.via,
             if_version=named_version(if_match),
         )
     )
 
 
 @router.post("/tasks/{task_id}/messages", status_code=201, response_model=MessageRecord, responses=responses(404, 409))
-async def send_message(runtime: Submitting, caller: Asking, task_id: str, form: MessageForm) -> Response:
+async def send_message(
+    runtime: Submitting, caller: Asking, task_id: str, form: MessageForm, idempotency_key: MessageKey = None
+) -> Response:
     """Send a task a message from its session."""
     made = await runtime.tasks.message(
-        task_id, form.content, in_reply_to=form.in_reply_to, sender=caller.signs(form.sender)
+        task_id,
+        form.content,
+        in_reply_to=form.in_reply_to,
+        sender=caller.signs(form.sender),
+        idempotency_key=idempotency_key,
     )
     return wire.record(made, 201)
 
@@ -517,16 +538,16 @@ async def cancel_task(
 
 
 @router.post("/tasks/{task_id}/retry", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
-async def retry_task(runtime: Submitting, task_id: str) -> Response:
+async def retry_task(runtime: Submitting, task_id: str, form: RetryForm | None = None) -> Response:
     """Do again what an ended task was to do: a new task, that names it."""
-    return wire.answer(wire.encoded_task(await runtime.tasks.retry(task_id)), 201)
+    return wire.answer(wire.encoded_task(await runtime.tasks.retry(task_id, id=(form or RetryForm()).id)), 201)
 
 
 @router.post("/tasks/{task_id}/fork", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
 async def fork_task(runtime: Submitting, task_id: str, form: ForkForm | None = None) -> Response:
     """Go on from a step of an ended task: a new task, that names it."""
     given = form or ForkForm()
-    task = await runtime.tasks.fork(task_id, from_step=given.from_step, arguments=given.arguments)
+    task = await runtime.tasks.fork(task_id, from_step=given.from_step, arguments=given.arguments, id=given.id)
     return wire.answer(wire.encoded_task(task), 201)
 
 

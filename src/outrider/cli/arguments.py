@@ -29,19 +29,23 @@ WEBHOOK_ACTIONS = (
 )
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
+_OF_DATABASE = (
+    *("chat", "worker", "serve", "backup", "restore", "copy"),
+    *("webhooks", "keys", "organizations", "audit", "secrets"),
+)
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
-_PATHS = ("db", "destination", "file", "line", "path", "socket", "source")
+_PATHS = ("db", "destination", "file", "key_file", "line", "path", "socket", "source")
 _NAMES = (
     *("ack", "after", "agent", "app", "artifact", "concurrency_key", "cwd", "debounce_key", "idempotency_key"),
     *("in_reply_to", "kind", "model", "name", "needs", "organization", "parent", "rate", "reason", "renew", "request"),
     *("root", "session", "state", "stdin", "step", "text"),
-    *("host", "socket", "origin", "age", "allow_host", "expect_head", "id", "key"),
+    *("host", "socket", "origin", "age", "allow_host", "expect_head", "id", "key", "server", "key_file"),
 )
 """The options that may not be empty: left out they mean something else."""
 _FLAGS = {"step": "from"}
-_TAKES_VALUE = ("--db", "--log-level", "--log-format")
+_TAKES_VALUE = ("--db", "--server", "--key-file", "--log-level", "--log-format")
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +71,8 @@ class Command:
         self.describe(parser)
         common = parser.add_argument_group("of every command")
         common.add_argument("--db", metavar="URL", help="the database (OUTRIDER_DB); default .outrider/outrider.db")
+        common.add_argument("--server", metavar="URL", help="a server, in place of a database (OUTRIDER_SERVER)")
+        common.add_argument("--key-file", metavar="PATH", help="the file with the key for it (OUTRIDER_KEY)")
         common.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
         common.add_argument("--log-level", choices=LEVELS, default="warning", help="what is logged to stderr")
         common.add_argument("--log-format", choices=FORMATS, help="how (OUTRIDER_LOG_FORMAT); default text")
@@ -101,6 +107,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         arguments.command += typed  # whatever it looks like
     _check_text(arguments)
     _check_given(arguments)
+    _check_place(command, arguments)
     arguments.log_format = arguments.log_format or _log_format()
     return command, arguments
 
@@ -141,6 +148,21 @@ def _check_given(arguments: argparse.Namespace) -> None:
         if "" in (given if isinstance(given, list) else [given]):
             option = _FLAGS.get(name, name.replace("_", "-"))
             raise UsageError(f"--{option} is empty; give it a value or leave it out")
+
+
+def _check_place(command: Command, arguments: argparse.Namespace) -> None:
+    """Raise UsageError for two places at once, and for a server where only the machine of the database will do."""
+    if arguments.db is not None and arguments.server is not None:
+        raise UsageError("--server takes the place of --db")
+    if arguments.server is not None and command.name == "demo":
+        raise UsageError("demo uses a database of its own; leave out --server")
+    if command.name not in _OF_DATABASE or arguments.db is not None:
+        return
+    if arguments.server or (environment("OUTRIDER_SERVER") and not environment("OUTRIDER_DB")):
+        raise UsageError(
+            f"outrider {command.name} is for the machine of the database, and no server can do it; run it there, or "
+            "name a database with --db"
+        )
 
 
 def _tell(text: str) -> NoReturn:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outrider.cli.glance import age_text
 from outrider.cli.terminal import Screen, harmless, told
 from outrider.cli.values import ALWAYS, answer_of, value_of
 from outrider.core.errors import Conflict, NotFound, OutriderError
 from outrider.core.task import InputRequest
-from outrider.core.values import JSONObject
+from outrider.core.values import Span
 
 if TYPE_CHECKING:
+    from outrider.cli.database import Opened
     from outrider.cli.display import Display
-    from outrider.runtime.facade import Runtime
+    from outrider.runtime.records import InputRequestRecord
+
+Question: TypeAlias = "InputRequest | InputRequestRecord"
+"""What is asked, as it is stored or as it is told."""
 
 _one_at_a_time = asyncio.Lock()
 
 
-async def give(runtime: Runtime, request: InputRequest, text: str) -> None:
+async def give(runtime: Opened, request: Question, text: str) -> None:
     """Give what somebody typed as the answer. Raises Conflict or NotFound where the question is no longer open, and
     InvalidAnswer or another OutriderError where it is and this is no answer.
     """
@@ -30,7 +35,7 @@ async def give(runtime: Runtime, request: InputRequest, text: str) -> None:
     await runtime.tasks.answer(request.task_id, answer, request_id=request.id, by=user_name(), via="cli")
 
 
-def asked(request: InputRequest) -> str:
+def asked(request: Question) -> str:
     """A question with all that comes with it; of one line or several."""
     return f"{request.prompt}{_expectation(request)}{told(request.details)}"
 
@@ -38,7 +43,7 @@ def asked(request: InputRequest) -> str:
 class Prompt:
     """One question on the terminal, until it is answered, here or elsewhere."""
 
-    def __init__(self, runtime: Runtime, request: InputRequest, screen: Screen, display: Display) -> None:
+    def __init__(self, runtime: Opened, request: Question, screen: Screen, display: Display) -> None:
         self._runtime = runtime
         self._request = request
         self._screen = screen
@@ -89,8 +94,8 @@ class Prompt:
                 return
 
     async def _is_open(self) -> bool:
-        task = await self._runtime.tasks.get(self._request.task_id)
-        return task.core.request(self._request.id) is not None
+        task = await self._runtime.tasks.record(self._request.task_id)
+        return any(each.id == self._request.id for each in task.input_requests)
 
     def _say(self, text: str) -> None:
         self._screen.aside(harmless(text))
@@ -114,20 +119,27 @@ def _settle(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def _expectation(request: InputRequest) -> str:
+def _expectation(request: Question) -> str:
     """What would be an answer, and what happens without one."""
     words = _wanted(request.expected)
     if answer_of(ALWAYS, request) != ALWAYS:
         words = f"{words}, always for this session"
     said = f" ({words})" if words else ""
     if request.deadline_at is not None:
-        left = age_text(max(0, request.deadline_at - request.created_at))
+        left = age_text(max(0, _between(request)))
         outcome = {"default": f"{request.default!r} is taken", "deny": "it is denied", "fail": "the task fails"}
         said += f" [within {left}, else {outcome.get(request.on_expiry, 'it is asked again')}]"
     return said
 
 
-def _wanted(schema: JSONObject | None) -> str:
+def _between(request: Question) -> Span:
+    """From when it was asked to its deadline."""
+    if isinstance(request, InputRequest):
+        return (request.deadline_at or 0) - request.created_at
+    return round(((request.deadline_at or request.created_at) - request.created_at).total_seconds() * 1e6)
+
+
+def _wanted(schema: Mapping[str, Any] | None) -> str:
     if not schema:
         return ""
     kinds = schema.get("anyOf")

@@ -215,7 +215,7 @@ class _Chat:
         task = await self._runtime.tasks.get(turn.id)
         if not self._has_hinted and task.input.route not in self._runtime.services.registry.routes():
             self._has_hinted = True
-            if (hint := await missing_worker(self._runtime, task)) is not None:
+            if (hint := await missing_worker(self._runtime, task.id)) is not None:
                 await self._stage.note(hint)
 
     async def _say_after(self, text: str) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from outrider.bootstrap import path_of
-from outrider.cli.arguments import COMMANDS, STATES, Command
-from outrider.cli.database import open_store, url_of
+from outrider.cli.arguments import COMMANDS, STATES, Command, environment
+from outrider.cli.database import open_store, server_of, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import Glance
 from outrider.cli.terminal import Screen, on_one_line
@@ -61,22 +61,53 @@ async def _tasks(arguments: Namespace, screen: Screen) -> None:
             arguments.db = words[place + 1]
         elif word.startswith("--db="):
             arguments.db = word[5:]
-    if not _is_there(url_of(arguments)):
-        return
+        elif word == "--server" and place + 1 < len(words):
+            arguments.server = words[place + 1]
+        elif word.startswith("--server="):
+            arguments.server = word[9:]
+    whole = typed.startswith("task_")
     try:
-        async with open_store(arguments) as ledger:
-            if command in _TALKS:
-                offered = await _sessions(ledger)
-            else:
-                wanted = TaskFilter(states=_STATES.get(command), limit=OFFERED)
-                glances = map(Glance.of, await ledger.views.list_tasks(wanted))
-                whole = typed.startswith("task_")
-                offered = [(each.id if whole else each.short_id, f"{each.state} {each.name}") for each in glances]
+        if (server := server_of(arguments)) is not None:
+            offered = await _of_server(server, command, whole)
+        elif _is_there(url_of(arguments)):
+            offered = await _of_database(arguments, command, whole)
+        else:
+            return
     except OutriderError:
         return
     for name, what in offered:
         if _PLAIN.fullmatch(name):  # a shell makes its own of anything else
             screen.line(f"{name}\t{what}")
+
+
+async def _of_database(arguments: Namespace, command: str, whole: bool) -> list[tuple[str, str]]:
+    """What a database has to offer. Not by the façade, whose records take longer to import than a person waits."""
+    async with open_store(arguments) as ledger:
+        if command in _TALKS:
+            return await _sessions(ledger)
+        wanted = TaskFilter(states=_STATES.get(command), limit=OFFERED)
+        return [_offer(Glance.of(task), whole) for task in await ledger.views.list_tasks(wanted)]
+
+
+async def _of_server(server: str, command: str, whole: bool) -> list[tuple[str, str]]:
+    """What a server has to offer at once."""
+    from outrider.client import Client
+    from outrider.settings import ClientSettings
+
+    at_once = ClientSettings(patience=0, connect_timeout=1.0, answer_timeout=2.0)
+    async with Client(server, key=environment("OUTRIDER_KEY"), settings=at_once) as client:
+        if command in _TALKS:
+            return [
+                (each.id, on_one_line(each.title or each.agent))
+                for each in await client.sessions.list(limit=OFFERED)
+                if each.agent is not None and each.parent_task_id is None
+            ]
+        found = await client.tasks.list(states=_STATES.get(command), limit=OFFERED)
+        return [_offer(Glance.of(task), whole) for task in found]
+
+
+def _offer(each: Glance, whole: bool) -> tuple[str, str]:
+    return each.id if whole else each.short_id, f"{each.state} {each.name}"
 
 
 async def _sessions(ledger: Ledger) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Which database a command means, and opening it.
+"""Which database or server a command means, and opening it. Either has the same verbs: see `outrider.client`.
 
 A command that only looks does not leave a `.outrider/` behind in every folder it is typed in: where the default
 database does not exist yet, it looks into an empty one in memory. One that was named is opened, and made.
@@ -12,22 +12,42 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from outrider.bootstrap import open_ledger
 from outrider.cli.arguments import environment
+from outrider.cli.exits import UsageError
 from outrider.core.ledger import Ledger
 from outrider.settings import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
+    from outrider.client import Client
     from outrider.runtime.facade import Runtime
     from outrider.settings import WebhookSettings
+
+Opened: TypeAlias = "Runtime | Client"
+"""What a command works with, here or elsewhere."""
+
+MOST_OF_A_KEY = 4096
+PATIENCE = 15.0
+"""Seconds for which a person waits for a server that does not answer."""
 
 
 def url_of(arguments: Namespace) -> str:
     """The database's URL: `--db`, else OUTRIDER_DB, else the default below the current directory."""
     given: str | None = arguments.db or environment("OUTRIDER_DB")
     return given or DEFAULT_DATABASE
+
+
+def server_of(arguments: Namespace) -> str | None:
+    """The server that is meant: `--server`, else OUTRIDER_SERVER unless `--db` names a database."""
+    given: str | None = arguments.server
+    return given or (None if arguments.db else environment("OUTRIDER_SERVER"))
+
+
+def place_of(arguments: Namespace) -> str:
+    """Where a command looks, for a line on a screen."""
+    return server_of(arguments) or shown(url_of(arguments))
 
 
 def with_environment(settings: WebhookSettings) -> WebhookSettings:
@@ -65,8 +85,45 @@ def _is_missing_default(url: str) -> bool:
 
 
 @asynccontextmanager
-async def open_runtime(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Runtime]:
-    """A runtime over the store, without a worker and without an app."""
+async def open_runtime(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Opened]:
+    """The server that is meant, else a runtime over the store, without a worker and without an app."""
+    if (server := server_of(arguments)) is not None:
+        async with client_of(server, arguments) as client:
+            yield client
+        return
+    async with open_here(arguments, create=create) as runtime:
+        yield runtime
+
+
+def is_here(opened: Opened) -> TypeGuard[Runtime]:
+    """Whether a command works with the database itself, and not with a server."""
+    return hasattr(opened, "ledger")
+
+
+def client_of(server: str, arguments: Namespace) -> Client:
+    """A client of a server, with the key of `--key-file` or OUTRIDER_KEY."""
+    from stamina.instrumentation import set_on_retry_hooks
+
+    from outrider.client import Client
+    from outrider.settings import ClientSettings
+
+    set_on_retry_hooks([])  # who waits for a server sees that; each try is no news, and stdout is for results
+    return Client(server, key=_key_of(arguments), settings=ClientSettings(patience=PATIENCE))
+
+
+def _key_of(arguments: Namespace) -> str | None:
+    if arguments.key_file is None:
+        return environment("OUTRIDER_KEY")
+    try:
+        with open(arguments.key_file, encoding="ascii") as file:
+            return file.read(MOST_OF_A_KEY).strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--key-file {arguments.key_file!r} cannot be read: {error}") from error
+
+
+@asynccontextmanager
+async def open_here(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Runtime]:
+    """A runtime over the store, whatever server there is."""
     from outrider.runtime.clock import SystemClock
     from outrider.runtime.facade import Runtime
     from outrider.runtime.registry import Registry

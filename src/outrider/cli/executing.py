@@ -14,7 +14,7 @@ from typing import Any
 from outrider.cli import exits
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT, environment
-from outrider.cli.database import url_of
+from outrider.cli.database import Opened, server_of, url_of
 from outrider.cli.display import Silence
 from outrider.cli.exits import UsageError
 from outrider.cli.following import Follower
@@ -27,7 +27,6 @@ from outrider.core.errors import OutriderError
 from outrider.core.task import State
 from outrider.core.wording import counted
 from outrider.runtime.attempt import CUT
-from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.lease import locks_of
 from outrider.runtime.options import TaskOptions
@@ -74,7 +73,7 @@ async def _execute(arguments: Namespace, screen: Screen) -> int:
         )
 
     code = await start_task(arguments, screen, app, names, start, _Companion)
-    if not arguments.background and code in (exits.HUNG_UP, 128 + signal.SIGTERM):
+    if server_of(arguments) is None and not arguments.background and code in (exits.HUNG_UP, 128 + signal.SIGTERM):
         # It runs on, but only so long without somebody who looks after it.
         idle_exit = IDLE_EXIT if arguments.idle_exit is None else arguments.idle_exit
         async with app.open(url_of(arguments), worker=False) as runtime:
@@ -109,7 +108,7 @@ class _Plain(Silence):
 class _Companion(Follower):
     """Follows a command: its output goes where it would go without us."""
 
-    def __init__(self, runtime: Runtime, task: TaskHandle, screen: Screen, after: int) -> None:
+    def __init__(self, runtime: Opened, task: TaskHandle, screen: Screen, after: int) -> None:
         super().__init__(runtime, task, screen, after, display=_Plain(screen))
         self._shown = self._lost = 0
 

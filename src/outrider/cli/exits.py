@@ -8,6 +8,7 @@ from outrider.core.errors import (
     NotFound,
     OutriderError,
     Refused,
+    ServerError,
     StoreError,
     TaskCanceled,
     TaskFailed,
@@ -28,6 +29,7 @@ TIMEOUT = 9
 UNSOUND = 10
 """`doctor` found a problem, or `audit verify` a log that is not whole."""
 DENIED = 11
+SERVER = 12
 HUNG_UP = 129
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -38,6 +40,7 @@ _BY_ERROR: tuple[tuple[type[OutriderError], int], ...] = (
     (NotFound, NOT_FOUND),
     (Conflict, CONFLICT),
     (StoreError, STORE),
+    (ServerError, SERVER),
     (TaskFailed, TASK_FAILED),
     (TaskCanceled, TASK_CANCELED),
     (WaitTimeout, TIMEOUT),

@@ -15,22 +15,23 @@ from typing import Any
 
 from outrider.cli import exits
 from outrider.cli.asking import Prompt
+from outrider.cli.database import Opened
 from outrider.cli.display import Display, display_for
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
 from outrider.cli.terminal import Screen, told
 from outrider.core.errors import OutriderError
-from outrider.core.task import State, Task
+from outrider.core.task import State
 from outrider.core.wording import counted
-from outrider.runtime.facade import Runtime
 from outrider.runtime.handles import TaskHandle
+from outrider.runtime.records import InputRequestRecord, TaskRecord
 
 
 class Follower:
     """Follows one task to its end. `after` is a number of its session's log from before it was made."""
 
     def __init__(
-        self, runtime: Runtime, task: TaskHandle, screen: Screen, after: int, display: Display | None = None
+        self, runtime: Opened, task: TaskHandle, screen: Screen, after: int, display: Display | None = None
     ) -> None:
         self._runtime = runtime
         self._task = task
@@ -84,16 +85,14 @@ class Follower:
             self._display.print(piece.text)
 
     async def _look(self) -> None:
-        task = await self._runtime.tasks.get(self._task.id)
+        task = await self._task.record()
         self._display.show(Glance.of(task))
-        for request in task.core.requests:
+        for request in task.input_requests:
             if request.id not in self._asked:
                 self._asked.add(request.id)
-                self._ask(task, request.id)
+                self._ask(task, request)
 
-    def _ask(self, task: Task, request_id: str) -> None:
-        request = task.core.request(request_id)
-        assert request is not None
+    def _ask(self, task: TaskRecord, request: InputRequestRecord) -> None:
         if self._screen.can_ask:
             prompt = Prompt(self._runtime, request, self._screen, self._display)
             self._start(prompt.run())

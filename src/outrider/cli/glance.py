@@ -1,6 +1,6 @@
 """A task at a glance: the few things that a line of a list or a tree says of it, every one harmless.
 
-Read off the stored task rather than its public record: a list is then there before pydantic is imported.
+Read off the stored task where there is one: a list is then there before pydantic is imported.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from outrider.cli.terminal import on_one_line
 from outrider.core.task import Phase, Progress, State, Task, phase_of
 from outrider.core.values import Span
 from outrider.runtime.around import Around
+
+if TYPE_CHECKING:
+    from outrider.runtime.records import ProgressRecord, TaskRecord
 
 _MADE_HERE = re.compile(r"task_[0-9a-f]{32}")
 STYLES = {
@@ -36,13 +40,15 @@ class Glance:
     phase: str
     news: str
     """What matters most now: its question, its error, its progress, its detail."""
-    progress: Progress | None
+    progress: Progress | ProgressRecord | None
     took: Span
     """Since it was created, or from then to its end."""
 
     @classmethod
-    def of(cls, task: Task, around: Around | None = None) -> Glance:
-        """A task as it stands, with what is around it where that is known."""
+    def of(cls, task: Task | TaskRecord, around: Around | None = None) -> Glance:
+        """A task as it stands, with what is around it where that is known; its record knows."""
+        if not isinstance(task, Task):
+            return cls._of_record(task)
         until = task.core.finished_at or time.time_ns() // 1000
         return cls(
             id=on_one_line(task.id),
@@ -53,6 +59,20 @@ class Glance:
             news=on_one_line(_news(task)),
             progress=task.live.progress,
             took=max(0, until - task.input.created_at),
+        )
+
+    @classmethod
+    def _of_record(cls, record: TaskRecord) -> Glance:
+        until = time.time() if record.finished_at is None else record.finished_at.timestamp()
+        return cls(
+            id=on_one_line(record.id),
+            name=on_one_line(record.display_name),
+            kind=on_one_line(record.kind),
+            state=record.state,
+            phase=_phrase(record.phase, record.phase_reason),
+            news=on_one_line(_news_of(record)),
+            progress=record.progress,
+            took=max(0, round((until - record.created_at.timestamp()) * 1e6)),
         )
 
     @property
@@ -71,7 +91,7 @@ def short(task_id: str) -> str:
     return task_id[-8:] if _MADE_HERE.fullmatch(task_id) else on_one_line(task_id)
 
 
-def progress_text(progress: Progress) -> str:
+def progress_text(progress: Progress | ProgressRecord) -> str:
     """`3/10 files  setup.py`."""
     amount = f"{progress.current:g}" + ("" if progress.total is None else f"/{progress.total:g}")
     return "  ".join(filter(None, [" ".join(filter(None, [amount, progress.unit])), progress.label]))
@@ -90,9 +110,24 @@ def age_text(span: Span) -> str:
 
 
 def _said(phase: Phase | None) -> str:
-    if phase is None or phase.name in ("ready", "executing"):
-        return "" if phase is None or phase.reason is None else on_one_line(phase.reason)
-    return phase.name if phase.reason is None else on_one_line(f"{phase.name}: {phase.reason}")
+    return "" if phase is None else _phrase(phase.name, phase.reason)
+
+
+def _phrase(phase: str | None, reason: str | None) -> str:
+    if phase is None or phase in ("ready", "executing"):
+        return "" if reason is None else on_one_line(reason)
+    return phase if reason is None else on_one_line(f"{phase}: {reason}")
+
+
+def _news_of(record: TaskRecord) -> str:
+    if record.error is not None:
+        return f"{record.error.kind}: {record.error.message}"
+    if record.input_request is not None:
+        return f"asks: {record.input_request.prompt}"
+    if record.is_terminal:
+        return record.cancel_reason or record.summary or ""
+    said = [progress_text(record.progress)] if record.progress else []
+    return "  ".join([*said, record.state_detail] if record.state_detail else said)
 
 
 def _news(task: Task) -> str:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli.arguments import environment
-from outrider.cli.database import open_runtime
+from outrider.cli.database import open_here
 from outrider.cli.exits import OK, UNSOUND, UsageError
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.wording import counted
@@ -33,7 +33,7 @@ async def keys(arguments: Namespace, screen: Screen) -> int:
         raise UsageError(f"{action} takes no KEY" if named else f"which key? outrider keys {action} KEY")
     if action == "create" and not (arguments.scope or arguments.admin):
         raise UsageError("what for? --scope read, submit or operate, or --admin")
-    async with open_runtime(arguments, create=action == "create") as runtime:
+    async with open_here(arguments, create=action == "create") as runtime:
         if action == "list":
             for each in await runtime.keys.list(organization_id=arguments.organization, limit=1000):
                 _show(each, _key_line(each), screen)
@@ -67,7 +67,7 @@ async def organizations(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("list takes no ORGANIZATION" if named else f"which? outrider organizations {action} NAME")
     if arguments.id is not None and action != "create":
         raise UsageError("--id is the id of an organization that is made")
-    async with open_runtime(arguments, create=action == "create") as runtime:
+    async with open_here(arguments, create=action == "create") as runtime:
         found = runtime.organizations
         if action == "list":
             for each in await found.list(limit=1000):
@@ -94,7 +94,7 @@ async def audit(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--expect-head is for verify")
     if action == "prune" and arguments.older_than is None:
         raise UsageError("how old? --older-than 365d")
-    async with open_runtime(arguments) as runtime:
+    async with open_here(arguments) as runtime:
         if action == "list":
             for entry in await runtime.audit.list(organization_id=owner, limit=arguments.limit):
                 _show(entry, _entry_line(entry), screen)
@@ -120,7 +120,7 @@ async def audit(arguments: Namespace, screen: Screen) -> int:
 
 async def secrets(arguments: Namespace, screen: Screen) -> int:
     """Seal the secrets in the database anew."""
-    async with open_runtime(arguments, create=True) as runtime:
+    async with open_here(arguments, create=True) as runtime:
         rotated = await runtime.secrets.rotate()
         await runtime.audit.record("rotate_secrets", actor=_actor(), targets={"key_id": rotated.key_id})
     _show(rotated, f"{rotated.key_id} seals from now on; {counted(rotated.sealed, 'secret')} sealed anew", screen)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 
 from outrider.cli.apps import load_apps, names_of
-from outrider.cli.database import open_runtime, url_of
+from outrider.cli.database import Opened, open_runtime, server_of, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.looking import states_of
@@ -62,15 +64,26 @@ def _settle(screen: Screen) -> None:
 async def load(arguments: Namespace, screen: Screen) -> int:
     """Make a task of a document."""
     document = _document(arguments.path)
-    async with load_apps(names_of(arguments.app)).open(url_of(arguments), worker=False) as runtime:
+    async with _open_app(arguments) as runtime:
         task = await runtime.tasks.load(document, session_id=arguments.session, force=arguments.force)
         if screen.as_json:
             screen.record(await runtime.tasks.record(task.id))
         else:
             screen.line(task.id)
         if not task.is_terminal:
-            await hint_at_worker(runtime, task, screen)
+            await hint_at_worker(runtime, task.id, screen)
     return OK
+
+
+@asynccontextmanager
+async def _open_app(arguments: Namespace) -> AsyncIterator[Opened]:
+    """The server, or the database with the app, which knows whether the task could be run."""
+    if server_of(arguments) is not None:
+        async with open_runtime(arguments) as client:
+            yield client
+        return
+    async with load_apps(names_of(arguments.app)).open(url_of(arguments), worker=False) as runtime:
+        yield runtime
 
 
 def _document(path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from outrider.cli.database import open_runtime
 from outrider.cli.exits import OK, UNSOUND, UsageError
 from outrider.cli.glance import age_text
+from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.workers import served
 
@@ -81,26 +82,18 @@ def _worker_line(worker: WorkerRecord) -> str:
 async def tree(arguments: Namespace, screen: Screen) -> int:
     """Print the tree of tasks of a session, or below a task, as it stands."""
     from outrider.cli.watching import tree_of
-    from outrider.core.errors import NotFound
-    from outrider.runtime.around import Around
-    from outrider.runtime.trees import tasks_below
 
     async with open_runtime(arguments) as runtime:
-        views = runtime.services.views
-        try:
-            target = await runtime.tasks.find(arguments.target)
-        except NotFound:
-            await runtime.sessions.get(arguments.target)
-            target = None
-        tasks = await tasks_below(views, arguments.target if target is None else target)
-        around = await Around.look(runtime.ledger)
+        target = await target_of(runtime, arguments.target)
+        if isinstance(target, str):
+            tasks = await runtime.sessions.tree(target)
+        else:
+            tasks = await runtime.tasks.tree(target.id)
     if screen.as_json:
-        from outrider.runtime.fields import task_fields
-
         for task in tasks:
-            screen.data({**task_fields(task, heartbeat_at=around.beat(task), around=around), "checkpoint": None})
+            screen.record(task)
         return OK
-    screen.console().print(tree_of(tasks, around))
+    screen.console().print(tree_of(tasks))
     return OK
 
 

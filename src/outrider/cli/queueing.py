@@ -10,12 +10,11 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import short
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.cli.values import seconds, whole
-from outrider.core.ledger import TaskFilter
 from outrider.core.queue import kind_of
 from outrider.core.wording import counted
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
+    from outrider.cli.database import Opened
     from outrider.runtime.records import LimitRecord
 
 
@@ -100,11 +99,10 @@ async def priority(arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
-async def _kinds(runtime: Runtime, asked: str) -> set[str]:
+async def _kinds(runtime: Opened, asked: str) -> set[str]:
     """The kinds that come with Outrider, those that a worker serves, and the one asked for if a task has it."""
-    views = runtime.services.views
-    served = {kind_of(route) for worker in await views.workers() for route in worker.card.routes}
-    used = {task.input.kind for task in await views.list_tasks(TaskFilter(kind=asked, limit=1))}
+    served = {kind_of(route) for worker in await runtime.workers() for route in worker.routes}
+    used = {task.kind for task in await runtime.tasks.list(kind=asked, limit=1)}
     own = {"agent_handoff", "background_tool", "external", "process", "session", "subagent"}
     return own | served | used
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outrider.cli.arguments import FOREVER
-from outrider.cli.database import open_runtime
+from outrider.cli.database import open_runtime, server_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
@@ -24,7 +24,10 @@ async def retention(arguments: Namespace, screen: Screen) -> int:
     """Show for how long ended tasks are kept, or set it for an organization."""
     from outrider.cli.starting import user_name
 
+    if arguments.organization is not None and server_of(arguments) is not None:
+        raise UsageError("--organization is for a database; with a server, the key says of which")
     organization = arguments.organization or DEFAULT_ORGANIZATION
+    of: dict[str, Any] = {} if server_of(arguments) is not None else {"organization_id": organization}
     sets = arguments.age is not None or arguments.count is not None
     if sets and arguments.reset:
         raise UsageError("--reset takes away what --age and --count set")
@@ -32,12 +35,12 @@ async def retention(arguments: Namespace, screen: Screen) -> int:
         policies = runtime.retention
         if sets:
             age = None if arguments.age in (None, FOREVER) else seconds(arguments.age)
-            found = [await policies.set_policy(organization, age=age, count=arguments.count, by=user_name())]
+            found = [await policies.set_policy(**of, age=age, count=arguments.count, by=user_name())]
         elif arguments.reset:
-            await policies.reset_policy(organization)
-            found = [await policies.policy(organization)]
-        elif arguments.organization is not None:
-            found = [await policies.policy(organization)]
+            await policies.reset_policy(**of)
+            found = [await policies.policy(**of)]
+        elif arguments.organization is not None or not of:
+            found = [await policies.policy(**of)]
         else:
             own = await policies.policies(limit=1000)
             default = [] if organization in {each.organization_id for each in own} else [await policies.policy()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from outrider.bootstrap import copy as copy_whole
 from outrider.bootstrap import path_of
 from outrider.bootstrap import restore as put_back
-from outrider.cli.database import open_runtime, url_of
+from outrider.cli.database import open_here, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
@@ -28,7 +28,7 @@ async def backup(arguments: Namespace, screen: Screen) -> int:
     database = path_of(url_of(arguments))
     if not database.exists():  # opening it would make an empty one
         raise NotFound.of("file", str(database))
-    async with open_runtime(arguments, create=True) as runtime:
+    async with open_here(arguments, create=True) as runtime:
         saved = await runtime.backup(arguments.file, replace=arguments.force)
     if screen.as_json:
         screen.data({"backup": saved.path, "size": saved.size, "tasks": saved.tasks, "database": str(database)})

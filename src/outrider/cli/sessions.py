@@ -11,8 +11,9 @@ from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
 
 if TYPE_CHECKING:
+    from outrider.cli.database import Opened
     from outrider.core.task import Task
-    from outrider.runtime.facade import Runtime
+    from outrider.runtime.records import TaskRecord
 
 
 async def close(arguments: Namespace, screen: Screen) -> int:
@@ -36,7 +37,7 @@ async def reopen(arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
-async def target_of(runtime: Runtime, name: str) -> Task | str:
+async def target_of(runtime: Opened, name: str) -> Task | TaskRecord | str:
     """The id of the session of that name, or the task that it fits. Raises NotFound."""
     try:
         return (await runtime.sessions.get(name)).id

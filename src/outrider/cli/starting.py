@@ -10,7 +10,7 @@ import getpass
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outrider.agents.engine import DEFAULT_ENGINE, Choosy, load_engine
 from outrider.agents.local import weights
@@ -18,7 +18,7 @@ from outrider.agents.models import choose
 from outrider.bootstrap import Outrider
 from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT, environment
-from outrider.cli.database import url_of
+from outrider.cli.database import client_of, server_of, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.following import Follower
 from outrider.cli.glance import short
@@ -30,6 +30,9 @@ from outrider.core.queue import split_route
 from outrider.core.values import JSON
 from outrider.runtime.handles import SessionHandle, TaskHandle
 from outrider.runtime.options import TaskOptions
+
+if TYPE_CHECKING:
+    from outrider.client import Client
 
 DEFAULT_SESSION = "session_default"
 """The session of whoever names none: an idempotency key means something only within one."""
@@ -45,10 +48,14 @@ Start = Callable[[SessionHandle, TaskOptions], Awaitable[TaskHandle]]
 async def call(arguments: Namespace, screen: Screen) -> int:
     """Call a tool of an app."""
     names = names_of(arguments.app)
-    if not names:
+    if not names and server_of(arguments) is None:
         raise UsageError("whose tool? name its app: --app MODULE:APP, or OUTRIDER_APP")
     app = load_apps(names)
-    given = _tool_arguments(app, arguments.tool, pairs(arguments.arguments, "argument"))
+    typed = pairs(arguments.arguments, "argument")
+    if arguments.tool in app.registry.tools or server_of(arguments) is None:
+        given = _tool_arguments(app, arguments.tool, typed)
+    else:  # whose schema is not here: JSON where it parses
+        given = {name: value_of(text) for name, text in typed.items()}
 
     async def start(session: SessionHandle, options: TaskOptions) -> TaskHandle:
         spec = {"tool": arguments.tool, "arguments": given}
@@ -68,7 +75,8 @@ async def run(arguments: Namespace, screen: Screen) -> int:
         model = value_of(model)
     if model is None and arguments.agent is None:
         raise UsageError("which model? --model PROVIDER:NAME, or OUTRIDER_MODEL, or an --agent of the app")
-    _check_model(model, app.registry.agents.get(arguments.agent))
+    if server_of(arguments) is None:
+        _check_model(model, app.registry.agents.get(arguments.agent))
     if arguments.peer or arguments.invite:
         _check_is_plain(arguments)
 
@@ -100,6 +108,9 @@ async def start_task(
     follower: type[Follower] = Follower,
 ) -> int:
     """Start a task, and follow it to its end or leave it in the background; return the exit code."""
+    if (server := server_of(arguments)) is not None:
+        async with client_of(server, arguments) as client:
+            return await _start_there(client, arguments, screen, start, follower)
     if not arguments.background:
         app.settings = replace(app.settings, drain_timeout=min(DRAIN, app.settings.drain_timeout))
     async with app.open(url_of(arguments), worker=not arguments.background) as runtime:
@@ -118,8 +129,27 @@ async def start_task(
         if log is not None:
             screen.hint(f"started a worker, which writes to {log}")
         elif split_route(route)[1] is not None:
-            await hint_at_worker(runtime, await runtime.tasks.get(task.id), screen)
+            await hint_at_worker(runtime, task.id, screen)
         screen.hint(f"see: outrider watch {short(task.id)}")
+    return OK
+
+
+async def _start_there(
+    client: Client, arguments: Namespace, screen: Screen, start: Start, follower: type[Follower]
+) -> int:
+    """Start a task on a server, whose workers do it."""
+    if arguments.idle_exit is not None:
+        raise UsageError("--idle-exit is for a worker that is started here; a server has its own")
+    session = await client.sessions.create(id=arguments.session or DEFAULT_SESSION)
+    seq = (await session.record()).last_seq
+    awaited = tuple([(await client.tasks.find(each)).id for each in arguments.after])
+    task = await start(session, _options(arguments, awaited))
+    if not arguments.background:
+        await hint_at_worker(client, task.id, screen)
+        return await follower(client, task, screen, seq).run()
+    await _leave(task, screen)
+    await hint_at_worker(client, task.id, screen)
+    screen.hint(f"see: outrider watch {short(task.id)}")
     return OK
 
 

@@ -6,7 +6,7 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from outrider.cli.database import open_runtime
+from outrider.cli.database import Opened, is_here, open_runtime
 from outrider.cli.exits import OK, TIMEOUT, UsageError, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import print_result, result_of
@@ -16,9 +16,10 @@ from outrider.cli.values import answer_of, pairs, text_of
 from outrider.core.errors import WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import State, Task
+from outrider.settings import CANCEL_GRACE
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
+    from outrider.runtime.records import TaskRecord
 
 
 async def message(arguments: Namespace, screen: Screen) -> int:
@@ -33,7 +34,7 @@ async def message(arguments: Namespace, screen: Screen) -> int:
             screen.record(sent)
         else:
             screen.line(sent.id)
-        await hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task.id, screen)
     return OK
 
 
@@ -46,7 +47,7 @@ async def send(arguments: Namespace, screen: Screen) -> int:
         session = await runtime.sessions.get(arguments.session)
         seq = (await session.record()).last_seq
         turn = await session.send(text, steering=arguments.steering, sender=user_name())
-        await hint_at_worker(runtime, await runtime.tasks.get(turn.id), screen)
+        await hint_at_worker(runtime, turn.id, screen)
         if arguments.wait:
             from outrider.cli.following import Follower
 
@@ -63,8 +64,9 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
     from outrider.cli.starting import user_name
 
     async with open_runtime(arguments) as runtime:
-        task = await runtime.tasks.find(arguments.task)
-        request = task.core.request(arguments.request) if arguments.request else next(iter(task.core.requests), None)
+        task = await runtime.tasks.record((await runtime.tasks.find(arguments.task)).id)
+        wanted = arguments.request or getattr(task.input_request, "id", None)
+        request = next((each for each in task.input_requests if each.id == wanted), None)
         record = await runtime.tasks.answer(
             task.id,
             answer_of(arguments.value, request),
@@ -76,7 +78,7 @@ async def answer(arguments: Namespace, screen: Screen) -> int:
             screen.record(record)
         else:
             screen.note(f"answered; {short(task.id)} is {record.state}")
-        await hint_at_worker(runtime, task, screen)
+        await hint_at_worker(runtime, task.id, screen)
     return OK
 
 
@@ -150,7 +152,7 @@ async def _cancel_one(arguments: Namespace, screen: Screen) -> int:
             task.id,
             reason=arguments.reason,
             by=user_name(),
-            wait=task.input.cancel_grace / 1e6 + 2 if arguments.wait else None,
+            wait=_grace_of(task) + 2 if arguments.wait else None,
             include_detached=arguments.include_detached,
         )
     if screen.as_json:
@@ -164,6 +166,11 @@ async def _cancel_one(arguments: Namespace, screen: Screen) -> int:
         for each in ids:
             screen.line(f"{each}  {became} ({receipt.states[each]})" if became[0] == "l" else f"{each}  {became}")
     return OK
+
+
+def _grace_of(task: Task | TaskRecord) -> float:
+    """How long a task has to stop, in seconds. A record does not say."""
+    return task.input.cancel_grace / 1e6 if isinstance(task, Task) else CANCEL_GRACE.total_seconds()
 
 
 async def retry(arguments: Namespace, screen: Screen) -> int:
@@ -193,7 +200,7 @@ async def fork(arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
-async def _fork_session(runtime: Runtime, session_id: str, arguments: Namespace, screen: Screen) -> None:
+async def _fork_session(runtime: Opened, session_id: str, arguments: Namespace, screen: Screen) -> None:
     upto = None if arguments.upto is None else (await runtime.tasks.find(arguments.upto)).id
     fork = await runtime.sessions.fork(session_id, upto=upto, iteration=arguments.iteration, title=arguments.title)
     if screen.as_json:
@@ -203,13 +210,13 @@ async def _fork_session(runtime: Runtime, session_id: str, arguments: Namespace,
         screen.hint(f"a new session, with what was said in {on_one_line(session_id)}, which stays as it is")
 
 
-async def _tell_new(runtime: Runtime, task: Task, screen: Screen, what: str) -> None:
+async def _tell_new(runtime: Opened, task: Task | TaskRecord, screen: Screen, what: str) -> None:
     if screen.as_json:
         screen.record(await runtime.tasks.record(task.id))
     else:
         screen.line(task.id)
         screen.hint(f"{what}; follow it: outrider watch {short(task.id)}")
-    await hint_at_worker(runtime, task, screen)
+    await hint_at_worker(runtime, task.id, screen)
 
 
 async def wait(arguments: Namespace, screen: Screen) -> int:
@@ -220,50 +227,58 @@ async def wait(arguments: Namespace, screen: Screen) -> int:
         names = dict.fromkeys(arguments.tasks)
         found = [await runtime.tasks.find(name) for name in names]
         waiting = list(dict.fromkeys([task.id for task in found]))
-        for task in {task.input.route: task for task in found if not task.is_terminal}.values():
-            await hint_at_worker(runtime, task, screen)
+        hints = [await missing_worker(runtime, task.id) for task in found if not task.is_terminal]
+        for hint in dict.fromkeys(hints):
+            if hint is not None and not screen.as_json:
+                screen.note(hint)
         while waiting and not (arguments.any and codes):
             left = None if until is None else max(0.0, until - time.monotonic())
             try:
-                found = await runtime.tasks.wait(waiting, any=True, timeout=left)
+                ready = await runtime.tasks.wait(waiting, any=True, timeout=left)
             except WaitTimeout as error:
                 screen.error(error)
                 if screen.as_json:
                     for task_id in waiting:
-                        await _tell_end(runtime, await runtime.tasks.get(task_id), screen)
+                        await _tell_end(runtime, task_id, screen)
                 return TIMEOUT
-            for task in found:
-                if task.is_terminal:
-                    waiting.remove(task.id)
-                    codes.append(code_of_state(task.state))
-                    await _tell_end(runtime, task, screen)
+            for each in ready:
+                if each.is_terminal:
+                    waiting.remove(each.id)
+                    codes.append(code_of_state(each.state))
+                    await _tell_end(runtime, each.id, screen)
     return min((code for code in codes if code), default=OK)
 
 
-async def _tell_end(runtime: Runtime, task: Task, screen: Screen) -> None:
-    handle = await runtime.task(task.id)
+async def _tell_end(runtime: Opened, task_id: str, screen: Screen) -> None:
+    handle = await runtime.task(task_id)
     record = await handle.record()
     result = await result_of(handle, record)
     if screen.as_json:
         screen.record(record, result=result)
         return
-    glance = Glance.of(task)
-    news = "" if task.state is State.SUCCEEDED else glance.news  # the summary of what comes below
+    glance = Glance.of(record)
+    news = "" if record.state is State.SUCCEEDED else glance.news  # the summary of what comes below
     screen.line("  ".join(filter(None, [glance.id, glance.standing, glance.name, news])))
     print_result(screen, result)
 
 
-async def hint_at_worker(runtime: Runtime, task: Task, screen: Screen) -> None:
+async def hint_at_worker(runtime: Opened, task_id: str, screen: Screen) -> None:
     """Say so when nobody is there to go on with the task."""
-    if not screen.as_json and (hint := await missing_worker(runtime, task)) is not None:
+    if not screen.as_json and (hint := await missing_worker(runtime, task_id)) is not None:
         screen.note(hint)
 
 
-async def missing_worker(runtime: Runtime, task: Task) -> str | None:
+async def missing_worker(runtime: Opened, task_id: str) -> str | None:
     """What to say when nobody is there to go on with the task; None when somebody is, or it has ended."""
-    from outrider.cli.workers import serves
     from outrider.runtime.doctor import start_one
 
-    if task.is_terminal or await serves(runtime, task.input.route):
+    if not is_here(runtime):  # a server says itself whether anybody serves it
+        reason = (await runtime.tasks.record(task_id)).phase_reason
+        return reason if (reason or "").startswith("no worker serves") else None
+    from outrider.cli.workers import serves
+
+    task = await runtime.tasks.get(task_id)
+    route = task.input.route
+    if task.is_terminal or await serves(runtime, route):
         return None
-    return f"no worker for {task.input.route} is running here; {start_one(task.input.route)}"
+    return f"no worker for {route} is running here; {start_one(route)}"

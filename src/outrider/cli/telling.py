@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from outrider.cli.database import open_runtime
+from outrider.cli.database import open_here
 from outrider.cli.exits import INTERNAL, OK, UsageError
 from outrider.cli.terminal import Screen, on_one_line
 
@@ -35,7 +35,7 @@ async def webhooks(arguments: Namespace, screen: Screen) -> int:
         raise UsageError(f"{action} takes one TARGET")
     if (target is None) != (action == "list"):
         raise UsageError(f"{action} takes no TARGET" if action == "list" else f"{action} which? name the TARGET")
-    async with open_runtime(arguments, create=action == "create") as runtime:
+    async with open_here(arguments, create=action == "create") as runtime:
         if action == "list":
             return await _list(runtime, arguments, screen)
         if action == "create":

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -15,6 +15,9 @@ from outrider.cli.exits import UsageError
 from outrider.core.task import InputRequest
 from outrider.core.values import JSON, Instant
 from outrider.core.wording import counted
+
+if TYPE_CHECKING:
+    from outrider.runtime.records import InputRequestRecord
 
 LONGEST = 36_525 * 86_400.0
 """Seconds. What is longer is a slip, and beyond what a clock can add to now."""
@@ -147,7 +150,7 @@ def value_of(text: str, expected: Mapping[str, Any] | None = None) -> JSON:
     return readings[0]
 
 
-def answer_of(text: str, request: InputRequest | None) -> JSON:
+def answer_of(text: str, request: InputRequest | InputRequestRecord | None) -> JSON:
     """The answer that a text stands for; `always` is one to an approval: yes, and for all further calls too."""
     expected = None if request is None else request.expected
     if request is not None and request.kind == "approval" and text.strip().lower() == ALWAYS:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from outrider.cli.database import open_runtime
+from outrider.cli.database import Opened, is_here, open_runtime
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, progress_text, short
 from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
-from outrider.core.errors import NotFound
+from outrider.core.errors import NotFound, OutriderError
 from outrider.core.ledger import News, TaskFilter, Views
 from outrider.core.task import LIVE_STATES, Progress, Task
 from outrider.core.values import Instant
 from outrider.core.wording import counted
 from outrider.runtime.around import Around
+from outrider.runtime.records import TaskRecord
 from outrider.runtime.trees import tasks_below
 
 if TYPE_CHECKING:
@@ -60,15 +63,60 @@ async def watch(arguments: Namespace, screen: Screen) -> int:
     async with open_runtime(arguments, create=True) as runtime:
         target = None if arguments.target is None else await target_of(runtime, arguments.target)
         if screen.is_terminal and not screen.as_json:
-            await _show_tree(runtime, target, screen)
+            if is_here(runtime):
+                await _show_tree(runtime, target, screen)
+            else:
+                await _show_tree_of_server(runtime, target, screen)
             return OK
-        if isinstance(target, Task):
-            async for event in runtime.tasks.events(target.id, after=arguments.after or 0):
-                _print_event(event, screen)
-        else:
-            async for event in _Feed(runtime, target, arguments.after).events():
-                _print_event(event, screen)
+        async for event in _events(runtime, target, arguments.after or 0):
+            _print_event(event, screen)
     return OK
+
+
+def _events(runtime: Opened, target: Task | TaskRecord | str | None, after: int) -> AsyncIterator[EventRecord]:
+    """The events of a task to its end; of a session and those below it; or of everything, from now on."""
+    if target is None:
+        return _all_events(runtime)
+    if not isinstance(target, str):
+        return runtime.tasks.events(target.id, after=after)
+    return _Feed(runtime, target, after).events() if is_here(runtime) else _below(runtime, target, after)
+
+
+async def _all_events(runtime: Opened) -> AsyncGenerator[EventRecord]:
+    async for _, event in runtime.events():
+        yield event
+
+
+async def _below(runtime: Opened, session_id: str, after: int) -> AsyncGenerator[EventRecord]:
+    """The events of a session, and from its beginning on those of each session that a task of it opens."""
+    told: asyncio.Queue[EventRecord | Exception] = asyncio.Queue(maxsize=PAGE)
+    jobs: dict[str, asyncio.Task[None]] = {}
+
+    async def follow(followed: str, start: int) -> None:
+        try:
+            async for event in runtime.sessions.events(followed, after=start):
+                await told.put(event)
+        except OutriderError as error:
+            if followed == session_id:
+                await told.put(error)
+
+    def begin(followed: str, start: int) -> None:
+        if followed not in jobs:
+            jobs[followed] = asyncio.create_task(follow(followed, start))
+
+    begin(session_id, after)
+    try:
+        while True:
+            event = await told.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if event.task is not None and event.task.links.child_session_id is not None:
+                begin(event.task.links.child_session_id, 0)
+    finally:
+        for job in jobs.values():
+            job.cancel()
+        await asyncio.gather(*jobs.values(), return_exceptions=True)
 
 
 def _print_piece(piece: OutputRecord, start: int, screen: Screen) -> None:
@@ -86,19 +134,19 @@ def _print_piece(piece: OutputRecord, start: int, screen: Screen) -> None:
 
 
 class _Feed:
-    """The events of one session and those below it, from the start; or of all sessions, from now on."""
+    """The events of one session and those below it, from the start."""
 
-    def __init__(self, runtime: Runtime, session_id: str | None, after: int | None) -> None:
+    def __init__(self, runtime: Runtime, session_id: str, after: int) -> None:
         self._services = runtime.services
         self._session_id = session_id
-        self._after = after or 0
+        self._after = after
         self._readers: dict[str, EventReader] = {}
         self._others: set[str] = set()
 
     async def events(self) -> AsyncGenerator[EventRecord]:
         """Yield events for ever, as they come."""
         views = self._services.views
-        with self._services.signals.listen([self._session_id or ""]) as bell:
+        with self._services.signals.listen([self._session_id]) as bell:
             position = await views.position()
             behind = await self._present()
             while True:
@@ -128,8 +176,6 @@ class _Feed:
         """The sessions to read from their start, and their last numbers. The one time that all sessions are gone
         through; a session comes after the one above it.
         """
-        if self._session_id is None:
-            return {}
         views = self._services.views
         own = await views.session(self._session_id)
         if own is None:
@@ -160,9 +206,6 @@ class _Feed:
 
     async def _meet(self, news: News) -> None:
         """Watch a session that is new here, or know from now on that it is not watched."""
-        if self._session_id is None:
-            self._begin(news.session_id, news.seq - 1)
-            return
         session = await self._services.views.session(news.session_id)
         if session is not None and session.parent_session_id in self._readers:
             self._begin(session.id, 0)
@@ -219,7 +262,53 @@ def _brief(data: object) -> str:
 # --- the tree --------------------------------------------------------------------------------------------
 
 
-async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen) -> None:
+async def _show_tree_of_server(runtime: Opened, target: Task | TaskRecord | str | None, screen: Screen) -> None:
+    """The same of a server: looked at whenever it tells of something, and once a second, since ages move."""
+    from rich.live import Live
+
+    began = datetime.now(UTC)
+    seen: dict[str, TaskRecord] = {}
+    rings = asyncio.Event()
+
+    async def listen() -> None:
+        async for _ in runtime.events():
+            rings.set()
+
+    listening = asyncio.create_task(listen())
+    try:
+        with Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                rings.clear()
+                if target is None:
+                    alive = await runtime.tasks.list(states=LIVE_STATES, limit=SHOWN)
+                    gone = [id for id in seen if id not in {each.id for each in alive} and not seen[id].is_terminal]
+                    seen |= {each.id: each for each in [*alive, *[await _ended(runtime, id) for id in gone]] if each}
+                    shown = [each for each in seen.values() if (each.finished_at or began) >= began]
+                    tasks = sorted(shown, key=lambda each: each.id)[-SHOWN:]
+                elif isinstance(target, str):
+                    tasks = await runtime.sessions.tree(target)
+                else:
+                    tasks = await runtime.tasks.tree(target.id)
+                live.update(tree_of(tasks), refresh=True)
+                if target is not None and not isinstance(target, str) and all(each.is_terminal for each in tasks):
+                    return
+                await asyncio.sleep(FRAME)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(rings.wait(), 1.0)
+                if listening.done():
+                    listening.result()
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+async def _ended(runtime: Opened, task_id: str) -> TaskRecord | None:
+    with suppress(NotFound):
+        return await runtime.tasks.record(task_id)
+    return None
+
+
+async def _show_tree(runtime: Runtime, target: Task | TaskRecord | str | None, screen: Screen) -> None:
     from rich.live import Live
 
     began = time.time_ns() // 1000
@@ -230,8 +319,10 @@ async def _show_tree(runtime: Runtime, target: Task | str | None, screen: Screen
         Live(console=screen.console(), auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
+            assert not isinstance(target, TaskRecord)  # which only a server answers with
             tasks = await (everything.look() if target is None else tasks_below(views, target))
-            live.update(tree_of(tasks, await Around.look(runtime.ledger)), refresh=True)
+            around = await Around.look(runtime.ledger)
+            live.update(tree_of([TaskRecord.of(each, around=around) for each in tasks]), refresh=True)
             if isinstance(target, Task) and tasks and all(task.is_terminal for task in tasks):
                 return
             await asyncio.sleep(FRAME)
@@ -276,26 +367,26 @@ class _Everything:
         return found
 
 
-def tree_of(tasks: Sequence[Task], around: Around) -> Tree:
+def tree_of(tasks: Sequence[TaskRecord]) -> Tree:
     """Tasks as a tree: children below their parents, and below the turn that started them, oldest first."""
     from rich.text import Text
     from rich.tree import Tree
 
     tree = Tree(Text(_summary(tasks), "dim"), guide_style="dim")
     branches: dict[str, Tree] = {}
-    of_session = {task.live.links.child_session_id: task.id for task in tasks if task.live.links.child_session_id}
+    of_session = {task.links.child_session_id: task.id for task in tasks if task.links.child_session_id}
     for task in tasks:
-        turn = task.input.origin.get("task_id")
-        parent = task.input.parent_task_id or of_session.get(task.session_id) or (turn if turn in branches else "")
-        branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task, around)))
+        turn = task.origin.get("task_id")
+        parent = task.parent_task_id or of_session.get(task.session_id) or (turn if turn in branches else "")
+        branches[task.id] = branches.get(parent, tree).add(_branch(Glance.of(task)))
     return tree
 
 
-def _summary(tasks: Sequence[Task]) -> str:
+def _summary(tasks: Sequence[TaskRecord]) -> str:
     if not tasks:
         return "nothing runs; Ctrl-C leaves"
     alive = sum(not task.is_terminal for task in tasks)
-    asking = sum(bool(task.core.requests) for task in tasks)
+    asking = sum(bool(task.input_requests) for task in tasks)
     return f"{alive} alive of {len(tasks)} shown" + (f", {asking} asking" if asking else "")
 
 

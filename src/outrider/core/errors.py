@@ -46,6 +46,11 @@
     │   ├── StoreNewer        store_newer: written by a later version than this program knows
     │   ├── SecretSealed      secret_sealed: none of the keys at hand opens it
     │   └── CopyDiffers       copy_differs: a copy was not what was copied, and was not kept
+    ├── ServerError           a server cannot be used; raised by `Client` alone
+    │   ├── ServerUnreachable  server_unreachable: it did not answer, or not to the end
+    │   ├── ServerForeign     server_foreign: what answers there is no server of Outrider
+    │   ├── ServerDiffers     server_differs: it is of another version, and does not know what was asked
+    │   └── ServerFailed      server_failed: a fault of the server
     ├── TaskFailed            task_failed: raised to who waits for the result
     ├── TaskCanceled          task_canceled: likewise
     ├── WaitTimeout           wait_timeout: the wait is over, the task goes on
@@ -396,6 +401,38 @@ class CopyDiffers(StoreError):
     """What was written into another database is not what was read. Nothing of it was kept."""
 
     code = "copy_differs"
+
+
+class ServerError(OutriderError):
+    """A server cannot be used."""
+
+    code = "server_error"
+
+
+class ServerUnreachable(ServerError):
+    """The server did not answer, or its answer was cut off, for as long as the client had patience."""
+
+    code = "server_unreachable"
+
+
+class ServerForeign(ServerError):
+    """Something answers at this address, and it is no server of Outrider."""
+
+    code = "server_foreign"
+
+
+class ServerDiffers(ServerError):
+    """The server is of another version of Outrider than the client: it does not know what was asked, or says what the
+    client does not.
+    """
+
+    code = "server_differs"
+
+
+class ServerFailed(ServerError):
+    """The server has a fault. Its log has the details, under the id of the request."""
+
+    code = "server_failed"
 
 
 class TaskFailed(OutriderError):

@@ -1,4 +1,8 @@
-"""Handles: a session or a task in hand, with the façade's verbs on it. They hold an id, not state."""
+"""Handles: a session or a task in hand, with the façade's verbs on it. They hold an id, not state.
+
+They do nothing but name their session or task to the nouns of the façade, so that `outrider.client` has the same ones
+over its own nouns.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from outrider.core.errors import InvalidArguments, NotFound
-from outrider.core.events import FileWrite
 from outrider.core.session import Session
 from outrider.core.task import Effects, Task
-from outrider.core.values import JSON, Instant, JSONObject
+from outrider.core.values import JSON, JSONObject
 from outrider.runtime.codec import PLAIN, Shape
-from outrider.runtime.context import NOTHING, Parts, message_parts, tool_spec
-from outrider.runtime.files import clean_path, file_content, task_of
+from outrider.runtime.context import NOTHING, Parts, tool_spec
 from outrider.runtime.inbox import SessionInbox
-from outrider.runtime.options import (
-    DEFAULT_OPTIONS,
-    Length,
-    TaskOptions,
-    check_lists,
-    check_mappings,
-    check_options,
-    check_texts,
-    check_texts_if_given,
-    not_negative,
-)
+from outrider.runtime.options import DEFAULT_OPTIONS, Length, TaskOptions, check_lists, check_mappings, not_negative
 from outrider.runtime.records import (
     AttemptRecord,
     CancelReceipt,
@@ -42,8 +33,9 @@ from outrider.runtime.records import (
 )
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Remaining, Sessions
+from outrider.runtime.specs import agent_spec, process_spec
 from outrider.runtime.tasks import Tasks
-from outrider.runtime.turns import Steering, check_steering, last_turn, say, turn_after
+from outrider.runtime.turns import Steering, turn_after
 
 
 class TaskHandle:
@@ -88,8 +80,8 @@ class TaskHandle:
         """
         if not self._is_before:
             return self
-        turn = await turn_after(self._services, await self._tasks.get(self.id), self._until(timeout))
-        return self if turn is None else TaskHandle(self._services, turn)
+        turn = await self._turn_after(timeout)
+        return self if turn is None else self._handle(turn)
 
     async def answer(
         self, answer: JSON, *, request_id: str | None = None, by: str | None = None, via: str | None = None
@@ -98,18 +90,27 @@ class TaskHandle:
         return await self._tasks.answer(self.id, answer, request_id=request_id, by=by, via=via)
 
     async def message(
-        self, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
+        self,
+        content: Parts,
+        *,
+        in_reply_to: str | None = None,
+        sender: str | None = None,
+        idempotency_key: str | None = None,
     ) -> MessageRecord:
-        """Send the task a message. Raises TaskFinished if it has ended."""
-        return await self._tasks.message(self.id, content, in_reply_to=in_reply_to, sender=sender)
+        """Send the task a message; see `Tasks.message`. Raises TaskFinished if it has ended."""
+        return await self._tasks.message(
+            self.id, content, in_reply_to=in_reply_to, sender=sender, idempotency_key=idempotency_key
+        )
 
-    async def retry(self) -> TaskHandle:
+    async def retry(self, *, id: str | None = None) -> TaskHandle:
         """Do it again, as a new task; see `Tasks.retry`. Raises IllegalMove while this one lives."""
-        return TaskHandle(self._services, await self._tasks.retry(self.id))
+        return self._handle(await self._tasks.retry(self.id, id=id))
 
-    async def fork(self, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None) -> TaskHandle:
+    async def fork(
+        self, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None, id: str | None = None
+    ) -> TaskHandle:
         """Go on from one of its steps, as a new task; see `Tasks.fork`. Raises IllegalMove while this one lives."""
-        return TaskHandle(self._services, await self._tasks.fork(self.id, from_step=from_step, arguments=arguments))
+        return self._handle(await self._tasks.fork(self.id, from_step=from_step, arguments=arguments, id=id))
 
     async def export(self, *, events: bool = False) -> dict[str, JSON]:
         """Return it as one JSON document, with its checkpoint; see `Tasks.export`."""
@@ -163,8 +164,12 @@ class TaskHandle:
         """Yield its output from a byte offset on, until it has ended."""
         return self._tasks.output(self.id, start=start)
 
-    def _until(self, timeout: Length | None) -> Instant | None:
-        return None if timeout is None else self._services.clock.now() + not_negative("timeout", timeout)
+    def _handle(self, task: Task) -> TaskHandle:
+        return TaskHandle(self._services, task)
+
+    async def _turn_after(self, timeout: Length | None) -> Task | None:
+        until = None if timeout is None else self._services.clock.now() + not_negative("timeout", timeout)
+        return await turn_after(self._services, await self._tasks.get(self.id), until)
 
     def _shape(self) -> Shape:
         executor = self._services.registry.executors.get(self._input.kind)
@@ -237,7 +242,7 @@ class SessionHandle:
         check_lists(arguments=arguments)
         specs = [tool_spec(tool, each) for each in arguments]
         created = await self._tasks.create_many(self._session, "background_tool", specs, options)
-        return [TaskHandle(self._services, task) for task in created]
+        return [self._handle(task) for task in created]
 
     async def spawn_agent(
         self,
@@ -260,18 +265,16 @@ class SessionHandle:
         `tools` are names of registered tools; `model` is any model string that the engine knows, an object of
         `model` and its settings, or a list of such: where one fails, the next is asked.
         """
-        check_lists(tools=tools)
-        given = {
-            "prompt": prompt,
-            "model": model,
-            "system_prompt": system_prompt,
-            "agent": agent,
-            "tools": list(tools),
-            "max_iterations": max_iterations,
-            "require_approval": list(require_approval) if isinstance(require_approval, tuple) else require_approval,
-            "seed": None if seed == "fresh" else seed,
-        }
-        spec = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
+        spec = agent_spec(
+            prompt,
+            model=model,
+            system_prompt=system_prompt,
+            agent=agent,
+            tools=tools,
+            max_iterations=max_iterations,
+            require_approval=require_approval,
+            seed=seed,
+        )
         return await self.create("subagent", spec, options=options)
 
     async def hand_off(
@@ -341,31 +344,28 @@ class SessionHandle:
         The result is an object of `exit_code`, `signal`, `duration`, `cpu_time`, `max_rss`, `output_bytes`, `tail`.
         Raises InvalidArguments.
         """
-        if options is not DEFAULT_OPTIONS:
-            check_options(options, self._services.settings.limits)
-        if command is not None:
-            check_lists(command=command)
-        check_lists(artifacts=artifacts, success=success)
-        limits = {"cpu": cpu_limit, "memory": memory_limit, "output": output_limit, "kept": keep_output}
-        given = {
-            "command": None if command is None else list(command),
-            "shell": shell,
-            "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
-            "env": env,
-            "clean_env": clean_env,
-            "stdin": stdin,
-            "limits": {name: limit for name, limit in limits.items() if limit is not None} or None,
-            "artifacts": list(artifacts) or None,
-            "effects": effects,
-            "success": list(success),
-            "retry": (options.max_failures or 1) > 1 if retry is None else retry,
-        }
-        spec = {name: value for name, value in given.items() if value is not None}
+        spec = process_spec(
+            command,
+            shell=shell,
+            cwd=cwd,
+            env=env,
+            clean_env=clean_env,
+            stdin=stdin,
+            cpu_limit=cpu_limit,
+            memory_limit=memory_limit,
+            output_limit=output_limit,
+            keep_output=keep_output,
+            artifacts=artifacts,
+            effects=effects,
+            success=success,
+            retry=retry,
+            options=options,
+        )
         return await self.create("process", spec, options=options)
 
     async def create(self, kind: str, spec: Mapping[str, Any], *, options: TaskOptions = DEFAULT_OPTIONS) -> TaskHandle:
         """Create a task of any kind."""
-        return TaskHandle(self._services, await self._tasks.create(self._session, kind, spec, options))
+        return self._handle(await self._tasks.create(self._session, kind, spec, options))
 
     async def send(self, content: Parts, *, steering: Steering = "inject", sender: str | None = None) -> TaskHandle:
         """Say something to the session's agent, durably: text, an object, or a list of message parts.
@@ -376,22 +376,13 @@ class SessionHandle:
         that hears it. Raises NotFound, SessionBusy, SessionClosed, InvalidArguments, TooLarge, and IllegalMove where
         the session has no agent.
         """
-        check_steering(steering)
-        check_texts_if_given(sender=sender)
-        parts = message_parts(content, self._services.settings.limits.message)
-        if all(part["type"] == "text" and not str(part["text"]).strip() for part in parts):
-            raise InvalidArguments("say something: there is nothing in it")
-        body = {"parts": parts, "steering": steering, "sender": sender}
-        turn, was_taken = await say(self._services.lifecycle, self.id, body, steering)
-        return TaskHandle(self._services, turn, is_before=was_taken and steering in ("after", "interrupt"))
+        turn, is_before = await self._sessions.send(self.id, content, steering=steering, sender=sender)
+        return self._handle(turn, is_before)
 
     async def turn(self) -> TaskHandle | None:
         """Return the turn that the agent takes or took last, None before the first. Raises NotFound."""
-        session = await self._services.views.session(self.id)
-        if session is None:
-            raise NotFound.of("session", self.id)
-        turn = await last_turn(self._services.lifecycle, session)
-        return None if turn is None else TaskHandle(self._services, turn)
+        turn = await self._sessions.turn(self.id)
+        return None if turn is None else self._handle(turn)
 
     async def tasks(self, **filter: Any) -> list[TaskRecord]:
         """Return the session's tasks, newest first; fields of `TaskFilter` narrow it.
@@ -428,24 +419,19 @@ class SessionHandle:
 
     async def files(self, prefix: str = "/") -> list[FileRecord]:
         """Return the session's files below a prefix."""
-        check_texts(prefix=prefix)
-        return [FileRecord.of(info) for info in await self._services.views.files(self.id, prefix=prefix)]
+        return await self._sessions.files(self.id, prefix)
 
     async def read_file(self, path: str) -> bytes:
         """Return a file's content. Raises NotFound, InvalidPath."""
-        clean = clean_path(path, task_id=task_of(path))
-        content = await self._services.views.file(self.id, clean)
-        if content is None:
-            raise NotFound.of("file", clean)
-        return content
+        return await self._sessions.read_file(self.id, path)
 
     async def write_file(self, path: str, content: bytes | str, media_type: str | None = None) -> str:
         """Write a file whole; return its path in normal form. Raises InvalidPath, InvalidArguments, TooLarge."""
-        clean = clean_path(path)
-        raw, kind = file_content(clean, content, media_type, self._services.settings.limits.file)
-        await self._services.ledger.write_file(FileWrite(self.id, clean, raw, kind, self._services.clock.now()))
-        return clean
+        return await self._sessions.write_file(self.id, path, content, media_type)
 
     async def delete_file(self, path: str) -> bool:
         """Delete a file; False if there was none."""
-        return await self._services.ledger.delete_file(self.id, clean_path(path))
+        return await self._sessions.delete_file(self.id, path)
+
+    def _handle(self, task: Task, is_before: bool = False) -> TaskHandle:
+        return TaskHandle(self._services, task, is_before=is_before)

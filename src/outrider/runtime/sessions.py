@@ -6,9 +6,10 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeout
+from outrider.core.events import FileWrite
 from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import LIVE_STATES, Task
@@ -16,7 +17,9 @@ from outrider.core.values import JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_session
 from outrider.runtime.codec import check_size
+from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.exporting import export_session
+from outrider.runtime.files import clean_path, file_content, task_of
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import (
     check_budget,
@@ -31,6 +34,7 @@ from outrider.runtime.options import (
 from outrider.runtime.pruning import delete_session, live_in
 from outrider.runtime.records import (
     EventRecord,
+    FileRecord,
     GrantRecord,
     SessionRecord,
     SessionSnapshot,
@@ -41,7 +45,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_session
 from outrider.runtime.stream import EventReader
 from outrider.runtime.trees import tasks_below
-from outrider.runtime.turns import last_turn
+from outrider.runtime.turns import Steering, check_steering, last_turn, say
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import SessionHandle
@@ -54,6 +58,13 @@ _LEEWAY = timedelta(seconds=2)
 _PAGE = 1000
 ROUNDS = 5
 """How often the tasks of a session that is being deleted are canceled."""
+
+
+class Said(NamedTuple):
+    """The turn that was told something, or made for it; `is_before` the one that hears it, which follows it then."""
+
+    turn: Task
+    is_before: bool
 
 
 class Sessions:
@@ -157,6 +168,55 @@ class Sessions:
         """
         check_flags(tree=tree)
         return await usage_of_session(self._services.views, await self._session(session_id), tree=tree)
+
+    async def send(
+        self, session_id: str, content: Parts, *, steering: Steering = "inject", sender: str | None = None
+    ) -> Said:
+        """Say something to a session's agent, durably; return the turn that was told or made.
+
+        See `SessionHandle.send`. Raises NotFound, SessionBusy, SessionClosed, InvalidArguments, TooLarge, and
+        IllegalMove where the session has no agent.
+        """
+        check_steering(steering)
+        check_texts(session_id=session_id)
+        check_texts_if_given(sender=sender)
+        parts = message_parts(content, self._services.settings.limits.message)
+        if all(part["type"] == "text" and not str(part["text"]).strip() for part in parts):
+            raise InvalidArguments("say something: there is nothing in it")
+        body = {"parts": parts, "steering": steering, "sender": sender}
+        turn, was_taken = await say(self._services.lifecycle, session_id, body, steering)
+        return Said(turn, was_taken and steering in ("after", "interrupt"))
+
+    async def turn(self, session_id: str) -> Task | None:
+        """Return the turn that a session's agent takes or took last, None before the first. Raises NotFound."""
+        return await last_turn(self._services.lifecycle, await self._session(session_id))
+
+    async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
+        """Return a session's files below a prefix."""
+        check_texts(session_id=session_id, prefix=prefix)
+        return [FileRecord.of(info) for info in await self._services.views.files(session_id, prefix=prefix)]
+
+    async def read_file(self, session_id: str, path: str) -> bytes:
+        """Return a file's content. Raises NotFound, InvalidPath."""
+        check_texts(session_id=session_id)
+        clean = clean_path(path, task_id=task_of(path))
+        content = await self._services.views.file(session_id, clean)
+        if content is None:
+            raise NotFound.of("file", clean)
+        return content
+
+    async def write_file(self, session_id: str, path: str, content: bytes | str, media_type: str | None = None) -> str:
+        """Write a file whole; return its path in normal form. Raises InvalidPath, InvalidArguments, TooLarge."""
+        check_texts(session_id=session_id)
+        clean = clean_path(path)
+        raw, kind = file_content(clean, content, media_type, self._services.settings.limits.file)
+        await self._services.ledger.write_file(FileWrite(session_id, clean, raw, kind, self._services.clock.now()))
+        return clean
+
+    async def delete_file(self, session_id: str, path: str) -> bool:
+        """Delete a file; False if there was none."""
+        check_texts(session_id=session_id)
+        return await self._services.ledger.delete_file(session_id, clean_path(path))
 
     async def tree(self, session_id: str) -> builtins.list[TaskRecord]:
         """Return the tasks of a session and those below them, oldest first; of more than 200 some. Raises NotFound."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from outrider.core.errors import (
     Conflict,
+    IdempotencyConflict,
     IllegalMove,
     InvalidAnswer,
     InvalidArguments,
     NotFound,
+    Outdated,
     Refused,
     RequestClosed,
     Superseded,
@@ -31,11 +34,11 @@ from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_task
 from outrider.runtime.clock import span
-from outrider.runtime.codec import check_size, decode
+from outrider.runtime.codec import check_size, decode, jsonable
 from outrider.runtime.connections import check_connections
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.forking import heritage_of
-from outrider.runtime.ids import new_id
+from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.moving import export_task, give_away, import_task, spec_of
 from outrider.runtime.options import (
     DEFAULT_OPTIONS,
@@ -46,6 +49,7 @@ from outrider.runtime.options import (
     check_flags,
     check_ids,
     check_mappings,
+    check_name,
     check_options,
     check_same,
     check_texts,
@@ -361,11 +365,23 @@ class Tasks:
         )
 
     async def message(
-        self, task_id: str, content: Parts, *, in_reply_to: str | None = None, sender: str | None = None
+        self,
+        task_id: str,
+        content: Parts,
+        *,
+        in_reply_to: str | None = None,
+        sender: str | None = None,
+        idempotency_key: str | None = None,
     ) -> MessageRecord:
-        """Send a task a message from its session. Raises TaskFinished if it has ended."""
+        """Send a task a message from its session; idempotent on the key, if there is one.
+
+        Raises TaskFinished if it has ended, IdempotencyConflict for a key that another message of the task was sent
+        with.
+        """
         check_texts_if_given(in_reply_to=in_reply_to, sender=sender)
         limits = self._services.settings.limits
+        if idempotency_key is not None:
+            check_name("idempotency_key", idempotency_key, limits.name)
         task = await self.get(task_id)
         parts = message_parts(content, limits.message)
         check_size("the sender of the message, with what it replies to,", (sender, in_reply_to), limits.name)
@@ -375,7 +391,7 @@ class Tasks:
                 if problem is not None:
                     raise InvalidAnswer(f"the message does not fit the task's message_schema: {problem}")
         message = Message(
-            id=new_id("tmsg"),
+            id=new_id("tmsg") if idempotency_key is None else _message_id(task_id, idempotency_key),
             task_id=task_id,
             session_id=task.session_id,
             direction="inbound",
@@ -384,22 +400,49 @@ class Tasks:
             sender=sender,
             in_reply_to=in_reply_to,
         )
-        await self._services.lifecycle.move(task, MessageReceived(message))
-        return MessageRecord.of(message)
+        if idempotency_key is None:
+            await self._services.lifecycle.move(task, MessageReceived(message))
+            return MessageRecord.of(message)
+        return MessageRecord.of(await self._send_once(task, message))
 
-    async def retry(self, task_id: str) -> Task:
+    async def _send_once(self, task: Task, message: Message) -> Message:
+        """Send a message unless it was sent before; return the one that was. A message moves the version of its task,
+        so that of two at once the second one sees the first.
+        """
+        while True:
+            after: str | None = None
+            while thread := await self._services.views.messages(task.id, direction="inbound", after=after):
+                sent = next((each for each in thread if each.id == message.id), None)
+                if sent is not None:
+                    if jsonable(evolve(message, created_at=sent.created_at)) != jsonable(sent):
+                        raise IdempotencyConflict(
+                            f"this idempotency key was used before, for another message to {task.id}",
+                            details={"message_id": sent.id},
+                        )
+                    return sent
+                after = thread[-1].id
+            try:
+                await self._services.lifecycle.move(task, MessageReceived(message), if_version=task.core.version)
+            except Outdated:
+                task = await self.get(task.id)
+                continue
+            return message
+
+    async def retry(self, task_id: str, *, id: str | None = None) -> Task:
         """Do again what an ended task was to do: a new task of its session, with all its options, that names it.
 
-        It is nobody's child and waits for nothing: what the old one depended on has ended. Raises NotFound, and
-        IllegalMove while the old one lives.
+        It is nobody's child and waits for nothing: what the old one depended on has ended. Idempotent on the `id` of
+        the new one, if that is given. Raises NotFound, IllegalMove while the old one lives, and IdempotencyConflict
+        for an id that another task has.
         """
+        new_task_id = new_id("task") if id is None else check_id("task", id)
         old = await self._ended(task_id)
         _check_is_no_turn(old.input.kind)
         again = self._again(old)
-        new = NewTask(new_id("task"), again)
+        new = NewTask(new_task_id, again)
         await hand_on_webhooks(self._services, old.id, new)
         (made,) = await self._services.lifecycle.create([new])
-        return made.task
+        return _made_of(made.task, old)
 
     async def retry_many(self, ids: Sequence[str] | None = None, *, filter: TaskFilter | None = None) -> RetryReceipt:
         """Retry many ended tasks: those of these ids, or a page of those that pass a filter, by default the failed.
@@ -431,13 +474,19 @@ class Tasks:
         return RetryReceipt(retried=made, left=left)
 
     async def fork(
-        self, task_id: str, *, from_step: str | None = None, arguments: Mapping[str, Any] | None = None
+        self,
+        task_id: str,
+        *,
+        from_step: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        id: str | None = None,
     ) -> Task:
         """Go on from a step of an ended task, as a new task of its session that names it.
 
         It begins with the old journal up to that position (`steps` lists them), without it; with None, with all of
         it. Questions answered before stay answered, children spawned before are not spawned again, messages taken
-        before are the same. `arguments` replace some of the tool's, or fields of the spec for other kinds.
+        before are the same. `arguments` replace some of the tool's, or fields of the spec for other kinds. Idempotent
+        on the `id` of the new one, if that is given.
 
         Raises NotFound, IllegalMove while the old one lives, UnknownName for a step that its journal does not have,
         CannotFork for an agent, whose progress is in its session, and a Refused for arguments that do not fit.
@@ -445,14 +494,16 @@ class Tasks:
         check_texts_if_given(from_step=from_step)
         if arguments is not None:
             check_mappings(arguments=arguments)
+        new_task_id = new_id("task") if id is None else check_id("task", id)
         old = await self._ended(task_id)
         _check_is_no_turn(old.input.kind)
         given = self._again(old)
         if arguments:
             given = self._with_arguments(given, arguments)
-        new = NewTask(new_id("task"), given)
+        new = NewTask(new_task_id, given)
         await hand_on_webhooks(self._services, old.id, new)
-        return await self._services.lifecycle.fork(new, await heritage_of(self._services, old, new.id, from_step))
+        heritage = await heritage_of(self._services, old, new.id, from_step)
+        return _made_of(await self._services.lifecycle.fork(new, heritage), old)
 
     def _with_arguments(self, given: Input, changes: Mapping[str, Any]) -> Input:
         spec = dict(given.spec)
@@ -812,6 +863,18 @@ class Tasks:
         check_texts(task_id=task_id)
         check_count("start", start)
         return read_output(self._services, task_id, start, follow=follow)
+
+
+def _message_id(task_id: str, key: str) -> str:
+    """The id of the message to a task that is sent with a key: the same for the same, and of no other task."""
+    return f"tmsg_{hashlib.sha256(f'{task_id} {key}'.encode()).hexdigest()[:32]}"
+
+
+def _made_of(task: Task, old: Task) -> Task:
+    """A task that was to be made of an old one. Raises IdempotencyConflict for what was there already, of another."""
+    if (task.input.retry_of, task.session_id) != (old.id, old.session_id):
+        raise IdempotencyConflict(f"id {task.id!r} was used before, for another task")
+    return task
 
 
 def _named_by(options: TaskOptions) -> builtins.list[str]:

@@ -1,0 +1,188 @@
+// What goes over the wire: requests that are tried again where that does no harm, and streams that resume by themselves.
+
+/** An error that the server told of. `code` is stable, `message` for people, `details` for programs. */
+export class OutriderError extends Error {
+  constructor(status, problem) {
+    super(problem.detail || problem.title || `the server answered ${status}`);
+    this.name = "OutriderError";
+    this.status = status;
+    this.code = problem.code;
+    this.details = problem.details ?? null;
+    this.requestId = problem.request_id ?? null;
+  }
+}
+
+/** The server could not be reached, or what answered is no server of Outrider. */
+export class ServerError extends Error {
+  constructor(code, message, cause) {
+    super(message, { cause });
+    this.name = "ServerError";
+    this.code = code;
+  }
+}
+
+const LATER = new Set([408, 429, 500, 502, 503, 504]);
+const FINAL = new Set(["task_ended", "task_deleted", "session_deleted"]);
+const FIRST_PAUSE = 50;
+const LONGEST_PAUSE = 2000;
+
+/** An id such as `task_...`, so that what is created is created once however often it is asked for. */
+export function newId(noun) {
+  const now = Date.now().toString(16).padStart(12, "0");
+  const random = crypto.randomUUID().replaceAll("-", "");
+  return `${noun}_${now}7${random.slice(13, 32)}`.slice(0, noun.length + 33);
+}
+
+export class Transport {
+  /** `url` is `http://host:port`; `key` an API key; `patience` how many milliseconds a server is waited for. */
+  constructor(url, { key, patience = 60000, silence = 45000, fetch: how } = {}) {
+    this.url = String(url).replace(/\/+$/, "").replace(/\/v1$/, "");
+    this.patience = patience;
+    this.silence = silence;
+    this.fetch = how ?? globalThis.fetch.bind(globalThis);
+    this.headers = key === undefined ? {} : { authorization: `Bearer ${key}` };
+  }
+
+  async request(method, path, { query, body, raw, headers, again, binary, signal } = {}) {
+    const sent = { accept: "application/json", ...this.headers, ...defined(headers) };
+    let content = raw;
+    if (body !== undefined) {
+      content = JSON.stringify(body);
+      sent["content-type"] = "application/json";
+    }
+    const answer = await this.#tried(again, signal, () =>
+      this.fetch(this.url + path + queryOf(query), { method, headers: sent, body: content, signal, redirect: "manual" }),
+    );
+    if (answer.status === 204) return undefined;
+    return binary ? new Uint8Array(await answer.arrayBuffer()) : await answer.json();
+  }
+
+  /** Yield the events of a stream, each once, through any cut, until the end that is final. */
+  async *stream(path, { after, signal } = {}) {
+    let last = after;
+    let since = Date.now();
+    let pause = FIRST_PAUSE;
+    for (;;) {
+      const stop = new AbortController();
+      const leave = () => stop.abort(signal.reason);
+      signal?.addEventListener("abort", leave);
+      let watch;
+      const live = () => {
+        clearTimeout(watch);
+        watch = setTimeout(() => stop.abort(), this.silence);
+      };
+      try {
+        const headers = { accept: "text/event-stream", ...this.headers };
+        if (last !== undefined) headers["last-event-id"] = String(last);
+        const answer = await this.#tried(true, signal, () =>
+          this.fetch(this.url + path, { headers, signal: stop.signal, redirect: "manual" }),
+        );
+        live();
+        for await (const event of eventsOf(answer.body, live)) {
+          if (event.event === "end") {
+            const { reason } = JSON.parse(event.data);
+            if (FINAL.has(reason)) return reason;
+            break;
+          }
+          if (event.data === "") continue;
+          last = Number(event.id);
+          since = Date.now();
+          pause = FIRST_PAUSE;
+          yield { event: event.event, id: last, data: JSON.parse(event.data) };
+        }
+      } catch (error) {
+        if (signal?.aborted || error instanceof OutriderError || error instanceof ServerError) throw error;
+        if (Date.now() - since > this.patience) throw unreachable(this.url, error);
+      } finally {
+        clearTimeout(watch);
+        signal?.removeEventListener("abort", leave);
+        stop.abort();
+      }
+      await sleep(pause * (0.5 + Math.random() / 2));
+      pause = Math.min(pause * 2, LONGEST_PAUSE);
+    }
+  }
+
+  async #tried(again, signal, send) {
+    const until = Date.now() + this.patience;
+    for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 2, LONGEST_PAUSE)) {
+      let failed;
+      let after;
+      try {
+        const answer = await send();
+        if (answer.ok) return answer;
+        failed = await told(answer, this.url);
+        const passing = LATER.has(answer.status) && failed.code !== "internal";
+        if (!passing || !(again || answer.status === 408 || answer.status === 429)) throw failed;
+        after = Number(answer.headers.get("retry-after")) * 1000;
+      } catch (error) {
+        if (error === failed || signal?.aborted || !again) {
+          throw error instanceof TypeError ? unreachable(this.url, error) : error;
+        }
+        failed = unreachable(this.url, error);
+      }
+      if (Date.now() >= until) throw failed;
+      await sleep(after > 0 ? after : pause * (0.5 + Math.random() / 2));
+    }
+  }
+}
+
+async function told(answer, url) {
+  if ((answer.headers.get("content-type") ?? "").startsWith("application/problem+json")) {
+    return new OutriderError(answer.status, await answer.json());
+  }
+  await answer.body?.cancel();
+  const away = answer.status === 502 || answer.status === 503 || answer.status === 504;
+  return new ServerError(
+    away ? "server_unreachable" : "server_foreign",
+    `${url} answered ${answer.status}, and not as a server of Outrider does`,
+  );
+}
+
+function unreachable(url, cause) {
+  return new ServerError("server_unreachable", `the server at ${url} cannot be reached: ${cause?.message ?? cause}`, cause);
+}
+
+async function* eventsOf(body, live) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let event = { event: "message", id: "", data: "" };
+  let data = [];
+  for await (const chunk of body) {
+    live();
+    rest += decoder.decode(chunk, { stream: true });
+    const lines = rest.split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line === "") {
+        if (data.length > 0) yield { ...event, data: data.join("\n") };
+        event = { ...event, event: "message" };
+        data = [];
+        continue;
+      }
+      const colon = line.indexOf(":");
+      if (colon === 0) continue;
+      const name = colon < 0 ? line : line.slice(0, colon);
+      const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
+      if (name === "data") data.push(value);
+      else if (name === "event" || name === "id") event[name] = value;
+    }
+  }
+}
+
+function queryOf(query) {
+  const said = new URLSearchParams();
+  for (const [name, value] of Object.entries(defined(query))) {
+    for (const each of Array.isArray(value) ? value : [value]) said.append(name, String(each));
+  }
+  const text = said.toString();
+  return text === "" ? "" : `?${text}`;
+}
+
+function defined(given) {
+  return Object.fromEntries(Object.entries(given ?? {}).filter(([, value]) => value !== undefined && value !== null));
+}
+
+function sleep(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}

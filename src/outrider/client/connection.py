@@ -1,0 +1,410 @@
+"""What goes over the wire: requests that are tried again where that is safe, and streams that resume by themselves.
+
+Safe is what can be done twice with one effect. The rest is only tried again where the server cannot have begun it;
+where that is in doubt the error says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache, partial
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+from urllib.parse import quote
+
+import httpx2
+import orjson
+import stamina
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from outrider.client.problems import error_of
+from outrider.core.errors import (
+    InvalidArguments,
+    NotFound,
+    OutriderError,
+    ServerDiffers,
+    ServerForeign,
+    ServerUnreachable,
+)
+from outrider.runtime.codec import encode
+from outrider.runtime.ids import check_id
+from outrider.runtime.options import check_texts
+from outrider.settings import ClientSettings
+
+R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
+Params: TypeAlias = Mapping[str, Any]
+
+JSON_TYPE = "application/json"
+STREAM_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
+FINAL = ("task_ended", "task_deleted", "session_deleted")
+"""Why a stream ends for good. After any other end the same stream is asked for again."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 0.05, 2.0, 0.2
+_NEVER_BEGUN = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_LATER = (408, 429, 500, 502, 503, 504)
+"""Statuses after which asking again makes sense, at once or after the pause that is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered. `is_doubtful`: an earlier try of the same may have been done as well."""
+
+    content: bytes
+    headers: Mapping[str, str]
+    is_doubtful: bool
+
+    def plain(self) -> Any:
+        """The JSON in it."""
+        return orjson.loads(self.content)
+
+    def record(self, kind: type[R]) -> R:
+        """The record in it. What a newer server says beside what is known here is passed over."""
+        return cast("R", _read(_adapter(kind), self.content))
+
+    def page(self, kind: type[R]) -> list[R]:
+        """The records of the page in it."""
+        return cast("list[R]", _read(_pages(kind), self.content).items)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event of a stream, and the cursor after it."""
+
+    name: str
+    cursor: int
+    data: str
+
+    def record(self, kind: type[R]) -> R:
+        """The record in it."""
+        return cast("R", _read(_adapter(kind), self.data))
+
+
+class _Page(BaseModel, Generic[R]):
+    items: list[R]
+
+
+class _Trouble(Exception):
+    """One try that failed: with which error, whether nothing was done, and when to try again if ever."""
+
+    def __init__(self, error: OutriderError, *, is_certain: bool, is_passing: bool, after: float | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.is_certain = is_certain
+        self.is_passing = is_passing
+        self.after = after
+
+
+class Connection:
+    """A server, and the connections to it."""
+
+    def __init__(self, url: str, key: str | None, settings: ClientSettings) -> None:
+        self.url, transport, base = _place(url)
+        self.settings = settings
+        headers = {"Accept": JSON_TYPE, "User-Agent": f"outrider/{_version()}"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {_checked(key)}"
+        self._http = httpx2.AsyncClient(
+            base_url=base,
+            headers=headers,
+            transport=transport,
+            timeout=httpx2.Timeout(settings.answer_timeout, connect=settings.connect_timeout),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+        )
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        await self._http.aclose()
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        again: bool = False,
+        waits: float = 0.0,
+        patience: float | None = None,
+        arrived: Callable[[OutriderError], Awaitable[bool]] | None = None,
+    ) -> Answer:
+        """Ask, and return what the server answered. With `again` it may be done twice without harm.
+
+        `waits` is how long the request itself waits for news. `arrived` tells of a refusal whether an earlier try was
+        done after all: then an empty answer is returned. Raises what the server refused with, or a ServerError.
+        """
+        again = again or method in ("GET", "PUT")
+        if body is not None:
+            content, headers = _encoded(body), {**(headers or {}), "Content-Type": JSON_TYPE}
+        request = self._http.build_request(
+            method,
+            path,
+            params=None if params is None else _said(params),
+            content=content,
+            headers=headers,
+            timeout=httpx2.Timeout(self.settings.answer_timeout + waits, connect=self.settings.connect_timeout),
+        )
+        is_doubtful = False
+
+        async def once() -> Answer:
+            nonlocal is_doubtful
+            try:
+                response = await self._send(request, again)
+            except _Trouble as trouble:
+                if is_doubtful and trouble.is_certain and arrived is not None and await arrived(trouble.error):
+                    return Answer(b"", {}, True)
+                is_doubtful = is_doubtful or not trouble.is_certain
+                raise
+            return Answer(response.content, response.headers, is_doubtful)
+
+        return await self._until_it_works(once, again, patience)
+
+    async def snapshot(self, path: str, kind: type[R]) -> R:
+        """The snapshot with which a stream begins."""
+        stream = self.follow(path, None)
+        try:
+            async for told in stream:
+                if isinstance(told, Told) and told.name == "snapshot":
+                    return told.record(kind)
+        finally:
+            await stream.aclose()
+        raise ServerDiffers(f"the server at {self.url} gave no snapshot of {path}")
+
+    async def follow(self, path: str, after: int | None) -> AsyncGenerator[Told | str]:
+        """Yield the events of a stream after a cursor, each once, through any cut; then the reason why it ended.
+
+        Without a cursor the first is a `snapshot`. Raises what the server refuses with, and ServerUnreachable where it
+        stays away for longer than the patience.
+        """
+        cuts, since = 0, 0.0
+        while True:
+            response = await self._until_it_works(partial(self._open, path, after), True)
+            cut: Exception | None = None
+            try:
+                async for event in httpx2.EventSource(response, max_event_size=None):
+                    if event.event == "end":
+                        reason = str(orjson.loads(event.data)["reason"])
+                        if reason in FINAL:
+                            yield reason
+                            return
+                        break
+                    if event.data:
+                        cuts, after = 0, int(event.id)
+                        yield Told(event.event, after, event.data)
+            except httpx2.TransportError as error:
+                cut = error
+            finally:
+                await response.aclose()
+            since = time.monotonic() if cuts == 0 else since
+            if cuts and time.monotonic() >= since + self.settings.patience:
+                raise self._unreachable(cut or OSError("its streams end as soon as they begin"))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**cuts, _LONGEST_PAUSE))
+            cuts += 1
+
+    async def _open(self, path: str, after: int | None) -> httpx2.Response:
+        """Ask for a stream, once. Raises _Trouble."""
+        headers = {"Accept": STREAM_TYPE}
+        if after is not None:
+            headers["Last-Event-ID"] = str(after)
+        timeout = httpx2.Timeout(self.settings.stream_silence, connect=self.settings.connect_timeout)
+        request = self._http.build_request("GET", path, headers=headers, timeout=timeout)
+        return await self._send(request, True, stream=STREAM_TYPE)
+
+    async def lines(self, path: str, params: Params) -> AsyncGenerator[Any]:
+        """Yield the JSON objects of an answer that has one in each line. Raises ServerUnreachable where it is cut."""
+
+        async def once() -> httpx2.Response:
+            timeout = httpx2.Timeout(self.settings.stream_silence, connect=self.settings.connect_timeout)
+            request = self._http.build_request("GET", path, params=_said(params), timeout=timeout)
+            return await self._send(request, True, stream=LINES_TYPE)
+
+        response = await self._until_it_works(once, True)
+        last: Any = None
+        try:
+            async for line in response.aiter_lines():
+                if line:
+                    last = orjson.loads(line)
+                    yield last
+        except (httpx2.TransportError, orjson.JSONDecodeError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            await response.aclose()
+        if not isinstance(last, dict) or last.get("record") != "end":
+            raise self._unreachable(OSError("the end of what it sends is missing"))
+
+    async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, patience: float | None = None) -> T:
+        """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over."""
+
+        def is_to_be_tried(trouble: Exception) -> bool | float:
+            if not isinstance(trouble, _Trouble) or not trouble.is_passing or not (again or trouble.is_certain):
+                return False
+            return True if trouble.after is None else trouble.after
+
+        patience = self.settings.patience if patience is None else max(0.0, min(patience, self.settings.patience))
+        tries = stamina.retry_context(
+            on=is_to_be_tried,
+            attempts=None if patience else 1,
+            timeout=patience or None,
+            wait_initial=_FIRST_PAUSE,
+            wait_max=_LONGEST_PAUSE,
+            wait_jitter=_JITTER,
+        )
+        try:
+            async for attempt in tries:
+                with attempt:
+                    return await once()
+        except _Trouble as trouble:
+            raise trouble.error from trouble.__cause__
+        raise AssertionError("the last try returns or raises")
+
+    async def _send(self, request: httpx2.Request, again: bool, *, stream: str | None = None) -> httpx2.Response:
+        """Ask once. Raises _Trouble."""
+        asked = f"{request.method} {request.url.path}"
+        try:
+            response = await self._http.send(request, stream=stream is not None)
+            if stream and response.status_code != 200:
+                await response.aread()
+                await response.aclose()
+        except httpx2.TransportError as error:
+            is_certain = isinstance(error, _NEVER_BEGUN)
+            trouble = self._unreachable(error, asked if not (is_certain or again) else None)
+            raise _Trouble(trouble, is_certain=is_certain, is_passing=_is_passing(error)) from error
+        status, kind = response.status_code, response.headers.get("content-type", "")
+        if 200 <= status < 300:
+            if kind.startswith(stream or JSON_TYPE) or (stream is None and "x-request-id" in response.headers):
+                return response
+            await response.aclose()
+            told: OutriderError = ServerForeign(
+                f"{self.url} answered {asked} with {kind or 'nothing'}, and not as a server of Outrider does: is the "
+                "address right?"
+            )
+        elif 300 <= status < 400:
+            where = response.headers.get("location", "elsewhere")
+            told = ServerForeign(f"{self.url} sends on to {where}: use the address of the server itself")
+        else:
+            told = error_of(status, kind, response.content, self.url, asked)
+        is_passing = status in _LATER and not getattr(told, "is_final", False) and told.code != "internal"
+        raise _Trouble(
+            told,
+            is_certain=status < 500,
+            is_passing=is_passing,
+            after=_pause(response.headers.get("retry-after")),
+        )
+
+    def _unreachable(self, error: Exception, asked: str | None = None) -> ServerUnreachable:
+        why = str(error) or type(error).__name__
+        doubt = "" if asked is None else f"; whether {asked} was done is not known"
+        return ServerUnreachable(f"the server at {self.url} cannot be reached: {why}{doubt}")
+
+
+def segment(noun: str, name: str) -> str:
+    """An id as a part of a path. Raises InvalidArguments for no text, NotFound for what nothing can be called."""
+    check_texts(**{f"{noun}_id": name})
+    try:
+        check_id(noun, name)
+    except InvalidArguments:
+        raise NotFound.of(noun, name) from None
+    return quote(name, safe="")
+
+
+def as_json(what: str, value: object) -> Any:
+    """A value as plain JSON. Raises InvalidArguments."""
+    try:
+        return orjson.loads(encode(value))
+    except TypeError as error:
+        raise InvalidArguments(f"{what} is not JSON: {error}") from None
+
+
+def _encoded(body: Any) -> bytes:
+    try:
+        return encode(body)
+    except TypeError as error:
+        raise InvalidArguments(f"what was given is not JSON: {error}") from None
+
+
+def _said(params: Params) -> dict[str, Any]:
+    """Parameters as a query says them; None is left out."""
+    said: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, str):
+            check_texts(**{name: value})
+        if isinstance(value, bool):
+            said[name] = "true" if value else "false"
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            check_texts(**{f"{name} {place}": each for place, each in enumerate(value)})
+            said[name] = [str(each) for each in value]
+        elif value is not None:
+            said[name] = value
+    return said
+
+
+def _is_passing(error: httpx2.TransportError) -> bool:
+    return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.ProxyError)
+
+
+def _pause(told: str | None) -> float | None:
+    """The seconds that Retry-After asks for, as a number or a date."""
+    if told is None:
+        return None
+    if told.strip().isdigit():
+        return float(told)
+    try:
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _place(url: str) -> tuple[str, httpx2.AsyncHTTPTransport | None, str]:
+    """Where a server is, for people; how to get there; and the address of requests. Raises InvalidArguments."""
+    check_texts(url=url)
+    if url.startswith("unix:"):
+        path = url.removeprefix("unix:")
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidArguments(f"{url!r} names no socket; write unix:/path/of/the/socket")
+        return url, httpx2.AsyncHTTPTransport(uds=path), "http://outrider"
+    try:
+        given = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise InvalidArguments(f"{url!r:.200} is no URL: {error}") from None
+    if given.scheme not in ("http", "https") or not given.host or given.query or given.fragment:
+        raise InvalidArguments(f"{url!r:.200} is no address of a server; write http://host:port, or unix:/path")
+    if given.userinfo:
+        raise InvalidArguments("a server's address has no name and password in it; what it asks for is a key")
+    plain = str(given).rstrip("/")
+    return plain.removesuffix("/v1"), None, plain.removesuffix("/v1")
+
+
+def _checked(key: Any) -> str:
+    if not isinstance(key, str) or not key.strip() or not key.isascii() or not key.isprintable():
+        raise InvalidArguments("a key is plain text, as `outrider keys create` printed it")
+    return key.strip()
+
+
+def _version() -> str:
+    from outrider import __version__
+
+    return __version__
+
+
+def _read(adapter: TypeAdapter[Any], content: bytes | str) -> Any:
+    try:
+        return adapter.validate_json(content, extra="ignore")
+    except ValidationError as error:
+        raise ServerDiffers(f"the server is of another version: what it answered cannot be read ({error})") from error
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@cache
+def _pages(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(_Page[kind])  # type: ignore[valid-type]  # the kind is known as it runs

@@ -1,0 +1,249 @@
+"""When the wire fails: what is lost is asked again if that does no harm, and what answers wrongly is named."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import stamina
+
+from outrider import Client, Runtime, TaskOptions
+from outrider.api import create_api
+from outrider.api.protocol import ABORT
+from outrider.api.serving import Service, bind
+from outrider.core.errors import (
+    InvalidArguments,
+    LimitReached,
+    OutriderError,
+    RequestClosed,
+    ServerDiffers,
+    ServerFailed,
+    ServerForeign,
+    ServerUnreachable,
+)
+from outrider.settings import ClientSettings, ServeSettings
+from tests.client.stage import QUICK, app_of_tests
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What is tried again is not told: structlog would print it."""
+    before = stamina.instrumentation.get_on_retry_hooks()
+    stamina.instrumentation.set_on_retry_hooks([])
+    yield
+    stamina.instrumentation.set_on_retry_hooks(before)
+
+
+class Lossy:
+    """An application whose answers are lost as they are sent: what was asked is done, and nobody hears of it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.state = app.state
+        self.loses: Callable[[str, str], bool] = lambda method, path: False
+        self.lost = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self.loses(scope["method"], scope["path"]):
+            await self._app(scope, receive, send)
+            return
+
+        async def drop(message: Any) -> None:
+            pass
+
+        await self._app(scope, receive, drop)
+        self.lost += 1
+        scope["extensions"][ABORT]["abort"]()
+
+
+@asynccontextmanager
+async def lossy() -> AsyncIterator[tuple[Runtime, Lossy, Client]]:
+    settings = ServeSettings(shutdown_timeout=1.0)
+    async with app_of_tests().open("memory://", worker=False) as runtime:
+        app = Lossy(create_api(runtime, settings))
+        listener = bind("127.0.0.1", 0)
+        service = Service(app, listener, settings)  # type: ignore[arg-type]  # another application around it
+        job = asyncio.create_task(service.run())
+        await service.has_started()
+        async with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", settings=QUICK) as client:
+            yield runtime, app, client
+        service.end()
+        await job
+        listener.close()
+
+
+def once(method: str, ending: str) -> Callable[[str, str], bool]:
+    """Lose the first answer to that."""
+    left = [1]
+
+    def loses(asked: str, path: str) -> bool:
+        if asked == method and path.endswith(ending) and left:
+            left.pop()
+            return True
+        return False
+
+    return loses
+
+
+async def test_what_is_created_is_created_once_though_its_answer_was_lost():
+    async with lossy() as (runtime, app, client):
+        app.loses = once("POST", "/v1/sessions")
+        session = await client.sessions.create()
+        app.loses = once("POST", "/tasks")
+        task = await session.create("external", {})
+        app.loses = once("POST", "/bulk")
+        many = await client.tasks.create_many(session.id, "external", [{}, {}])
+        assert app.lost == 3
+        found = await runtime.tasks.list()
+        assert {each.id for each in found} == {task.id, *(each.id for each in many)}
+        assert [each.id for each in await runtime.sessions.list()] == [session.id]
+
+
+async def test_a_message_a_retry_and_a_fork_are_done_once_though_their_answers_were_lost():
+    async with lossy() as (runtime, app, client):
+        session = await client.sessions.create()
+        task = await session.create("external", {})
+        app.loses = once("POST", "/messages")
+        sent = await task.message("hello")
+        assert [each.id for each in await runtime.tasks.messages(task.id)] == [sent.id]
+        app.loses = once("POST", "/cancel")
+        assert (await task.cancel()).states == {task.id: "canceled"}
+        app.loses = once("POST", "/retry")
+        retried = await task.retry()
+        app.loses = once("POST", "/fork")
+        forked = await task.fork()
+        assert app.lost == 4
+        assert {each.id for each in await runtime.tasks.list()} == {task.id, retried.id, forked.id}
+
+
+async def test_an_answer_that_arrived_is_no_conflict_with_itself():
+    async with lossy() as (runtime, app, client):
+        session = await client.sessions.create()
+        task = await session.create("external", {}, options=TaskOptions(idle_timeout=60))
+        (held,) = await client.external.claim("me")
+        await client.external.ask(task.id, held.attempt, "first?")
+        await client.external.ask(task.id, held.attempt, "second?")
+        app.loses = once("POST", "/answer")
+        record = await task.answer("yes", by="me")
+        assert app.lost == 1
+        assert [(each.prompt, each.answer) for each in await runtime.tasks.requests(task.id)] == [
+            ("first?", "yes"),
+            ("second?", None),
+        ]
+        assert [each.prompt for each in record.input_requests] == ["second?"]
+        first = (await task.requests())[0]
+        app.loses = once("POST", "/answer")
+        with pytest.raises(RequestClosed):  # somebody else's answer stands
+            await task.answer("no", request_id=first.id, by="you")
+
+
+async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():
+    async with lossy() as (runtime, app, client):
+        session = await client.sessions.create(agent="echo")
+        app.loses = lambda method, path: path.endswith("/send")
+        with pytest.raises(ServerUnreachable, match=r"whether POST /v1/sessions/\S+/send was done is not known"):
+            await session.send("once")
+        assert app.lost == 1
+        assert len(await runtime.inbox.list(session.id)) == 1
+
+
+# --- answers of others -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers requests one after the other with these bytes, the last again and again."""
+    left, asked = list(answers), list[bytes]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+
+
+def http(status: int, kind: str, body: str, headers: Mapping[str, str] | None = None) -> bytes:
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    raw = body.encode()
+    return (
+        f"HTTP/1.1 {status} Told\r\ncontent-type: {kind}\r\ncontent-length: {len(raw)}\r\n{more}"
+        "connection: close\r\n\r\n"
+    ).encode() + raw
+
+
+def problem(status: int, code: str, **headers: str) -> bytes:
+    told = {name.replace("_", "-"): value for name, value in headers.items()}
+    return http(status, "application/problem+json", f'{{"code": "{code}", "detail": "told"}}', told)
+
+
+EMPTY = http(200, "application/json", '{"items": [], "next": null}')
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "says"),
+    [
+        (http(200, "text/html", "<html>"), ServerForeign, "is the address right"),
+        (http(404, "text/html", "<html>"), ServerForeign, "answered 404"),
+        (http(302, "text/html", "", {"location": "https://elsewhere/"}), ServerForeign, "https://elsewhere/"),
+        (problem(404, "route_not_found"), ServerDiffers, "another version"),
+        (http(200, "application/json", '{"things": []}'), ServerDiffers, "another version"),
+        (problem(500, "internal"), ServerFailed, "told"),
+        (problem(422, "limit_reached"), LimitReached, "told"),
+    ],
+)
+async def test_who_answers_otherwise_is_named(told: bytes, kind: type[OutriderError], says: str):
+    async with answering(told) as (url, asked), Client(url, settings=QUICK) as client:
+        with pytest.raises(kind, match=says):
+            await client.workers()
+    assert len(asked) == 1
+
+
+async def test_a_server_that_is_away_is_waited_for_as_long_as_patience_lasts():
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    listener.close()
+    async with Client(f"http://127.0.0.1:{port}", settings=replace(QUICK, patience=0.3)) as client:
+        with pytest.raises(ServerUnreachable, match="cannot be reached"):
+            await client.workers()
+        with pytest.raises(ServerUnreachable):
+            await anext(client.events())
+    async with Client(f"http://127.0.0.1:{port}", settings=ClientSettings(patience=0)) as client:
+        with pytest.raises(ServerUnreachable):
+            await client.sessions.create()
+
+
+async def test_what_is_asked_too_early_is_asked_again_when_the_server_says():
+    away = http(503, "text/html", "a proxy")
+    answers = problem(429, "rate_limited", retry_after="0"), problem(503, "store_locked", retry_after="0"), away, EMPTY
+    async with answering(*answers) as (url, asked), Client(url, settings=QUICK) as client:
+        assert await client.workers() == []
+    assert len(asked) == 4
+
+
+async def test_a_key_is_sent_and_never_shown():
+    async with answering(EMPTY) as (url, asked), Client(f"{url}/behind/", key="ork_x", settings=QUICK) as client:
+        await client.workers()
+        assert "ork_x" not in repr(client)
+    assert b"GET /behind/v1/workers HTTP/1.1" in asked[0]
+    assert b"authorization: bearer ork_x" in asked[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("ftp://host", None), ("host:80", None), ("http://", None), ("http://a:b@host", None), ("unix:relative", None),
+        ("http://host?x=1", None), ("http://host", "two\nlines"), ("http://host", ""), (None, None),
+    ],
+)  # fmt: skip
+async def test_an_address_or_key_that_is_none_is_refused(url: Any, key: str | None):
+    with pytest.raises(InvalidArguments):
+        Client(url, key=key)

@@ -1,0 +1,64 @@
+"""The client for JavaScript and TypeScript: what is committed is what the API's document makes, and node can use it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.stage import app_of_tests, served
+
+pytestmark = pytest.mark.anyio
+PLACE = Path(__file__).parents[2] / "clients" / "typescript"
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", PLACE / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_what_is_committed_is_what_the_document_makes():
+    made = generator()
+    files = made.generate(await made.document())
+    for name, text in files.items():
+        assert (PLACE / "src" / name).read_text() == text, f"run {PLACE.name}/generate.py: {name} is another by now"
+
+
+async def test_what_is_said_to_be_harmless_or_to_have_an_id_is_there():
+    made = generator()
+    document = await made.document()
+    operations = {each["operationId"] for methods in document["paths"].values() for each in methods.values()}
+    assert {*made.MADE, *made.KEYED, *made.HARMLESS} <= operations
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
+    async with app_of_tests().open("memory://") as runtime, served(runtime) as url:
+        node = await asyncio.create_subprocess_exec(
+            "node", str(Path(__file__).with_name("drive.mjs")), str(PLACE / "src" / "outrider.js"), url,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(node.communicate(), 60)
+        assert node.returncode == 0, err.decode()
+        told = json.loads(out)
+        (task,) = await runtime.tasks.list()
+        (asked,) = await runtime.tasks.requests(task.id)
+    assert told["types"][0] == "task.created"
+    assert told["types"].count("task.created") == 1
+    assert (told["result"], asked.answered_by) == ("yes – ünïcode", "node")
+    assert told["file"] == "text"
+    assert told["problem"] == {
+        "kind": True, "status": 404, "code": "task_not_found", "details": {"task": "task_none"},
+    }  # fmt: skip
+    assert told["away"] == {"kind": True, "code": "server_unreachable"}
+    assert told["first"] == "snapshot"
+    assert told["listed"] == [task.id]
