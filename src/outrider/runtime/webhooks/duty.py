@@ -117,7 +117,9 @@ class Webhooking:
     async def _hear(self, wait: float) -> bool:
         """Wait until something was written, or that many seconds; whether it was."""
         try:
-            await asyncio.wait_for(self._news.wait(), wait)
+            # Not `wait_for`, which before Python 3.12 forgets a cancellation that comes together with the news.
+            async with asyncio.timeout(wait):
+                await self._news.wait()
         except TimeoutError:
             return False
         return True
