@@ -60,13 +60,13 @@ async def test_a_rotation_seals_anew_all_that_is_kept_and_keeps_the_key_before(t
         old = [runtime.secrets.seal(f"{n}".encode(), "webhook") for n in range(3)]
         await runtime.ledger.keep(
             [
-                Document("webhooks", f"whk_{n}", {"secrets": [{"sealed": each}], "url": "u"})
+                Document("webhook", f"whk_{n}", {"secrets": [{"sealed": each}], "url": "u"})
                 for n, each in enumerate(old)
             ]
         )
         rotated = await runtime.secrets.rotate()
         assert rotated.sealed == 3
-        kept = [each.data["secrets"][0]["sealed"] for each in await runtime.services.views.documents("webhooks")]
+        kept = [each.data["secrets"][0]["sealed"] for each in await runtime.services.views.documents("webhook")]
         assert all(each.startswith(f"sealed:{rotated.key_id}:webhook:") for each in kept)
         assert [runtime.secrets.open_sealed(each, "webhook") for each in kept] == [b"0", b"1", b"2"]
         assert runtime.secrets.open_sealed(old[0], "webhook") == b"0"  # who was sealing meanwhile
@@ -83,12 +83,12 @@ async def test_keys_of_the_environment_go_before_and_the_first_of_them_seals(mon
     async with app.open("memory://", worker=False) as runtime:
         monkeypatch.setenv(VARIABLE, keys("old"))
         sealed = runtime.secrets.seal(b"x", "webhook")
-        await runtime.ledger.keep([Document("webhooks", "whk_1", {"secret": sealed})])
+        await runtime.ledger.keep([Document("webhook", "whk_1", {"secret": sealed})])
         monkeypatch.setenv(VARIABLE, keys("new", "old"))
         rotated = await runtime.secrets.rotate()
         assert (rotated.key_id, rotated.sealed, list(rotated.unused)) == ("new", 1, ["old"])
         monkeypatch.setenv(VARIABLE, keys("new"))
-        kept = await runtime.services.views.document("webhooks", id="whk_1")
+        kept = await runtime.services.views.document("webhook", id="whk_1")
         assert kept is not None
         assert runtime.secrets.open_sealed(kept.data["secret"], "webhook") == b"x"
         with pytest.raises(SecretSealed, match="old"):

@@ -323,7 +323,7 @@ def check_filter(filter: TaskFilter) -> None:
     if filter.states is not None:
         states_of(filter.states)
     for name in ("created_after", "created_before"):
-        if (moment := getattr(filter, name)) is not None and not is_whole(moment):
+        if (moment := getattr(filter, name)) is not None and not (is_whole(moment) and abs(moment) <= MOST_COUNT):
             raise InvalidArguments(f"{name} is a datetime with a time zone, not {moment!r:.100}")
     if filter.text is not None:
         if len(filter.text) > LONGEST_SEARCH:
