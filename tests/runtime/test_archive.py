@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, SessionHandle, TaskContext
-from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable
+from outrider.core.errors import (
+    AlreadyExists,
+    InvalidArguments,
+    NotEnded,
+    NotFound,
+    SessionClosed,
+    StoreError,
+    StoreUnavailable,
+)
 from outrider.runtime.pruning import Retention
 from outrider.testing import TestRuntime, open_test
 
@@ -53,6 +62,7 @@ async def is_there(runtime: TestRuntime, session: SessionHandle) -> bool:
 async def test_a_session_is_archived_whole_can_be_read_and_is_gone_from_the_database(tmp_path: Path):
     async with opened(tmp_path / "archive") as runtime:
         session = await session_of(runtime, title="old")
+        await session.close()
         exported = [record async for record in session.export()]
         record = await runtime.archive.store(session.id, by="ada")
         assert (record.session_id, record.by) == (session.id, "ada")
@@ -101,14 +111,64 @@ async def test_where_the_archive_cannot_be_written_or_something_happens_meanwhil
 
         async def write_and_go_on(*given: Any) -> None:
             await write(*given)
-            await (await session.spawn(say, text="late")).result()
+            with pytest.raises(SessionClosed):
+                await session.spawn(say, text="late")
+            await session.write_file("/late.txt", "late")
 
         monkeypatch.setattr(runtime.archive, "_write", write_and_go_on)
         with pytest.raises(NotEnded):
             await runtime.archive.store(session.id)
-        assert await is_there(runtime, session)
+        assert (await session.record()).status == "idle"
+        assert await session.read_file("/late.txt") == b"late"
         assert await runtime.archive.list() == []
         assert not list((tmp_path / "archive").rglob("*.gz"))
+
+
+async def test_who_was_stopped_while_a_session_was_deleted_finishes_that_and_writes_nothing_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        await (await session.spawn(say, text="another")).result()
+        tasks = {task.id for task in await session.tasks()}
+        prune = runtime.services.ledger.prune
+
+        async def stop(*given: Any, **more: Any) -> Any:
+            await prune([sorted(tasks)[0]])
+            raise KeyError("killed")
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", stop)
+        with pytest.raises(KeyError):
+            await runtime.archive.store(session.id)
+        monkeypatch.undo()
+        assert len(await session.tasks()) == 1
+        await runtime.archive.store(session.id)
+        assert not await is_there(runtime, session)
+        read = [record async for record in runtime.archive.read(session.id)]
+        assert {record["id"] for record in read if record["record"] == "task"} == tasks
+
+
+async def test_of_several_who_archive_at_once_one_does_and_the_file_is_whole(tmp_path: Path):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        tasks = {task.id for task in await session.tasks()}
+        stores = [runtime.archive.store(session.id) for _ in range(4)]
+        done = await asyncio.gather(*stores, return_exceptions=True)
+        assert sum(not isinstance(each, BaseException) for each in done) >= 1
+        assert not await is_there(runtime, session)
+        assert len(list(tmp_path.rglob("*.gz"))) == 1
+        read = [record async for record in runtime.archive.read(session.id)]
+        assert {record["id"] for record in read if record["record"] == "task"} == tasks
+
+
+async def test_another_session_of_an_archived_id_is_not_written_over_it(tmp_path: Path):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime, id="session_daily")
+        await runtime.archive.store(session.id)
+        again = await session_of(runtime, id="session_daily")
+        with pytest.raises(AlreadyExists):
+            await runtime.archive.store(again.id)
+        assert await is_there(runtime, again)
 
 
 async def test_a_file_that_is_not_as_it_was_written_is_found_out(tmp_path: Path):
@@ -117,7 +177,7 @@ async def test_a_file_that_is_not_as_it_was_written_is_found_out(tmp_path: Path)
         await runtime.archive.store(session.id)
         (file,) = tmp_path.rglob("*.gz")
         file.write_bytes(file.read_bytes()[:-20])
-        with pytest.raises(StoreUnavailable) as damage:
+        with pytest.raises(StoreError) as damage:
             [record async for record in runtime.archive.read(session.id)]
         assert damage.value.code == "archive_damaged"
 
@@ -127,7 +187,8 @@ async def test_a_policy_archives_sessions_in_which_nothing_has_happened_for_long
         await runtime.retention.set_policy("org_a", age=7 * DAY, archive=True)
         old, pinned = [await session_of(runtime, organization_id="org_a") for _ in range(2)]
         other = await session_of(runtime, organization_id="org_b")
-        await runtime.retention.pin(pinned.id)
+        (task,) = await pinned.tasks()
+        await runtime.retention.pin(task.id)
         await runtime.advance(5 * DAY)
         young = await session_of(runtime, organization_id="org_a")
         duty = Retention(runtime.services, "worker_1")

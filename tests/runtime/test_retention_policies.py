@@ -13,7 +13,7 @@ from outrider import Outrider, SessionHandle, TaskContext
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.runtime import pruning
 from outrider.runtime.pruning import Retention
-from outrider.testing import Store, TestRuntime, open_test
+from outrider.testing import Reply, Store, TestRuntime, open_test, replies, script
 
 pytestmark = pytest.mark.anyio
 
@@ -137,3 +137,24 @@ async def test_a_policy_or_pin_that_makes_no_sense_is_refused_and_changes_nothin
         assert [(each.organization_id, each.age, each.count) for each in await runtime.retention.policies()] == [
             ("org_b", 86_400.0, 7)
         ]
+
+
+async def test_a_pin_holds_what_lies_below_it_and_what_opened_it_and_goes_with_what_it_names():
+    script("greeter", replies(Reply("hello")))
+    async with opened(retention=3600.0, retention_batch=2) as runtime:
+        session, other = await runtime.sessions.create(), await runtime.sessions.create()
+        opener = await session.spawn_agent("say hello", model="scripted:greeter")
+        await opener.result()
+        child = await runtime.sessions.get((await opener.record()).links.child_session_id or "")
+        below = await child.spawn_agent("say hello", model="scripted:greeter")
+        await below.result()
+        grandchild = await runtime.sessions.get((await below.record()).links.child_session_id or "")
+        deep = (await ended(runtime, grandchild))[0]
+        gone = (await ended(runtime, other, 3))[0]
+        await runtime.retention.pin(child.id)
+        await runtime.advance(DAY)
+        assert await left(runtime) == {opener.id, below.id, deep}
+        assert (await runtime.tasks.prune(0)).tasks == 0
+        assert gone not in {each.id for each in await runtime.tasks.list()}
+        await session.delete()
+        assert await runtime.retention.pins() == [] or await left(runtime) == set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -17,22 +17,21 @@ from urllib.parse import quote
 
 import orjson
 
-from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable
-from outrider.core.ledger import Document
+from outrider.core.errors import AlreadyExists, InvalidArguments, NotEnded, NotFound, StoreError, StoreUnavailable
+from outrider.core.ledger import Closed, Document, Reopened
 from outrider.core.session import Session
-from outrider.core.values import JSONObject
+from outrider.core.values import JSONObject, evolve
 from outrider.runtime.clock import as_datetime
-from outrider.runtime.exporting import export_session
+from outrider.runtime.exporting import MANY, export_session
+from outrider.runtime.ids import new_id
 from outrider.runtime.log import log
 from outrider.runtime.options import check_page, check_texts, check_texts_if_given
-from outrider.runtime.pruning import delete_session, live_in
+from outrider.runtime.pruning import delete_session, live_in, sessions_below
 from outrider.runtime.records import ArchiveRecord
 from outrider.runtime.retention import drop, put
 from outrider.runtime.services import Services
 
 COLLECTION = "archive"
-SESSIONS = 1000
-"""How many sessions of a tree are looked at, to see that nothing has happened in them."""
 
 
 class Archive:
@@ -44,34 +43,76 @@ class Archive:
     async def store(self, session_id: str, *, by: str | None = None) -> ArchiveRecord:
         """Write a session with all in it and below it into the archive, and delete it.
 
-        Raises NotFound, InvalidArguments for one that is not the root of its tree and where no archive is set, NotEnded
-        while anything in it lives or has just happened; StoreUnavailable where the archive cannot be written. It is
-        deleted in none of these cases.
+        It is closed before, and reopened where it stays. Raises NotFound, InvalidArguments for one that a task opened
+        and where no archive is set, NotEnded while anything in it lives or has just happened, AlreadyExists where
+        another one of that id was archived; StoreUnavailable where the archive cannot be written. It is deleted in none
+        of these cases. Who is stopped while it is being deleted finishes that by calling this again.
         """
         check_texts(session_id=session_id)
         check_texts_if_given(by=by)
         services = self._services
         session = await services.views.session(session_id)
+        there = await services.views.document(COLLECTION, id=session_id)
+        if there is not None and there.data.get("is_left") is True:
+            return await self._finish(session, there)
         if session is None:
             raise NotFound.of("session", session_id)
-        if session.root_session_id != session.id:
-            raise InvalidArguments(f"{session_id} is below {session.root_session_id}: archive that, with all below it")
+        if there is not None:
+            raise AlreadyExists(f"a session of the id {session_id} is in the archive: delete that one first")
+        if session.parent_task_id is not None:
+            raise InvalidArguments(f"{session_id} was opened by {session.parent_task_id}: archive the session above it")
         if live := await live_in(services, session):
             raise NotEnded.of(f"tasks of {session_id} live", [task.id for task in live], "archived")
+        store, closed = self._open(), await self._close(session)
+        key = f"{quote(session.organization_id, safe='')}/{quote(session.id, safe='')}-{new_id('arc')}.jsonl.gz"
+        try:
+            kept = await self._keep(store, session, key, by)
+        except BaseException:
+            await self._reopen(closed)
+            raise
+        return await self._finish(session, kept)
+
+    async def _keep(self, store: Any, session: Session, key: str, by: str | None) -> Document:
+        """Write the file under a key of its own, and the document that says so, if nothing has happened meanwhile."""
+        services, written = self._services, _Written()
         before = await self._heads(session)
-        key = f"{quote(session.organization_id, safe='')}/{quote(session.id, safe='')}.jsonl.gz"
-        written = _Written()
-        store = self._open()
         await self._write(store, key, written.over(export_session(services, session, tree=True)))
-        if await self._heads(session) != before:
-            await _remove(store, key)
-            raise NotEnded(f"something has just happened in {session_id}; archive it later")
         now = services.clock.now()
         data: JSONObject = {"key": key, "size": written.size, "sha256": written.digest, "at": now, "by": by}
-        kept = await put(services, Document(COLLECTION, session.id, data, session.organization_id))
-        tasks = await delete_session(services, session)
-        log.info("session archived", session=session.id, tasks=tasks, size=written.size)
-        return _record(kept)
+        document = Document(COLLECTION, session.id, {**data, "is_left": True}, session.organization_id)
+        if await self._heads(session) != before or not await services.ledger.keep([document]):
+            await _remove(store, key)
+            raise NotEnded(f"something has just happened in {session.id}, or somebody else archives it; try later")
+        return evolve(document, version=1)
+
+    async def _finish(self, session: Session | None, document: Document) -> ArchiveRecord:
+        """Delete what was archived; it is there whole."""
+        tasks = 0 if session is None else await delete_session(self._services, session)
+        await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+        log.info("session archived", session=document.id, tasks=tasks, size=document.data["size"])
+        return _record(document)
+
+    async def _close(self, session: Session) -> list[str]:
+        """Have nothing come in from outside, here and below; return the sessions that were open."""
+        closed: list[str] = []
+        try:
+            for each in await sessions_below(self._services, session):
+                now = self._services.clock.now()
+                has_closed = await self._services.ledger.control(Closed(each.id, now, when_idle=True))
+                closed += [each.id] if has_closed else []
+        except BaseException:
+            await self._reopen(closed)
+            raise
+        return closed
+
+    async def _reopen(self, session_ids: Sequence[str]) -> None:
+        for id in session_ids:
+            with suppress(NotFound):  # somebody else has archived it
+                await self._services.ledger.control(Reopened(id, self._services.clock.now()))
+
+    def check_place(self) -> None:
+        """Raise InvalidArguments where there is no archive, or what is set can be none."""
+        self._open()
 
     async def list(
         self, *, organization_id: str | None = None, after: str | None = None, limit: int = 100
@@ -90,8 +131,8 @@ class Archive:
     async def read(self, session_id: str) -> AsyncIterator[JSONObject]:
         """Yield the records of an archived session, as `Sessions.export` gave them. Raises NotFound.
 
-        Raises StoreUnavailable where the archive cannot be read, also halfway, and for a file that is not as it was
-        written.
+        Raises StoreUnavailable where the archive cannot be read, also halfway, and StoreError with the code
+        `archive_damaged` for a file that is not as it was written.
         """
         document = await self._document(session_id)
         rest, unpack, digest = b"", zlib.decompressobj(wbits=31), hashlib.sha256()
@@ -123,9 +164,12 @@ class Archive:
         return found
 
     async def _heads(self, session: Session) -> Any:
-        """Where the logs of a tree end, which tells whether anything has happened."""
-        tree = await self._services.views.sessions(root_session_id=session.id, limit=SESSIONS)
-        return {each.id: (each.last_seq, each.updated_at) for each in [session, *tree]}
+        """What tells whether anything has happened in a session or below it, files included."""
+        found = []
+        for each in await sessions_below(self._services, session):
+            files = await self._services.views.files(each.id, limit=MANY)
+            found.append((each.id, each.last_seq, [(file.path, file.size, file.created_at) for file in files]))
+        return found
 
     def _open(self) -> Any:
         url = place_of(self._services)
@@ -141,7 +185,7 @@ class Archive:
         make: Any = from_url  # its many forms are one for each kind of place
         try:
             return make(url, mkdir=True) if url.startswith("file:") else make(url)
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             raise InvalidArguments(f"{url!r:.200} is no place for an archive: {str(error).splitlines()[0]}") from error
 
     async def _write(self, store: Any, key: str, chunks: AsyncIterable[bytes]) -> None:
@@ -209,8 +253,8 @@ async def _remove(store: Any, key: str) -> None:
         await obstore.delete_async(store, key)
 
 
-def _damaged(session_id: str) -> StoreUnavailable:
-    return StoreUnavailable(f"the archive of {session_id} is not as it was written", code="archive_damaged")
+def _damaged(session_id: str) -> StoreError:
+    return StoreError(f"the archive of {session_id} is not as it was written", code="archive_damaged")
 
 
 def _record(document: Document) -> ArchiveRecord:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderError
@@ -18,7 +17,7 @@ from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
 from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.log import log
-from outrider.runtime.retention import PIN, POLICY, Policy, every
+from outrider.runtime.retention import PIN, POLICY, Pins, Policy, drop, every
 from outrider.runtime.services import Services
 
 SHARE = 0.05
@@ -50,7 +49,9 @@ async def delete_task(services: Services, task: Task) -> int:
     if live:
         what = f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live"
         raise NotEnded.of(what, [each.id for each in live], "deleted")
-    return await _prune(services, [task.id])
+    gone = await _prune(services, [task.id])
+    await drop(services, PIN, task.id)
+    return gone
 
 
 async def delete_session(services: Services, session: Session) -> int:
@@ -63,6 +64,7 @@ async def delete_session(services: Services, session: Session) -> int:
         gone += await _empty(services, session.id)
         pruned = await services.ledger.prune([], [session.id])
         if pruned.session_ids or await services.views.session(session.id) is None:
+            await drop(services, PIN, session.id)
             return gone
 
 
@@ -82,10 +84,12 @@ async def prune_ended(
 ) -> AsyncIterator[Pruned]:
     """Delete the tasks that ended before a moment and are not pinned, a batch a transaction; yield what went."""
     _check_ended(states)
+    pins, since = await Pins.of(services.whole.views), 0
     while True:
         ids = await services.views.ended(
             before,
             services.settings.retention_batch,
+            since=since,
             states=states,
             organization_id=organization_id,
             session_id=session_id,
@@ -93,7 +97,19 @@ async def prune_ended(
         )
         if not ids:
             return
-        yield await services.ledger.prune(ids, now=services.clock.now())
+        free = await pins.without(ids)
+        if free:
+            yield await services.ledger.prune(free, now=services.clock.now())
+        elif len(ids) < services.settings.retention_batch:
+            return
+        else:
+            since = await _after(services, ids)
+
+
+async def _after(services: Services, ids: Sequence[str]) -> Instant:
+    """From when on there may be others than these, which all have to stay."""
+    ends = [task.core.finished_at or 0 for task in await services.views.tasks(ids)]
+    return max(ends, default=0) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +165,7 @@ class Retention:
         self._ahead = self._measure()
         self._doubts_since: Span | None = None
         self._looked: dict[str | None, _Looked] = {}
+        self._pins = Pins(services.views, set())
         self._archived: dict[str, str | None] = {}
         """Up to which session it has looked through those of an organization."""
 
@@ -188,9 +205,13 @@ class Retention:
         """Delete one batch of each organization that has more than it keeps; return how long to rest."""
         rest = self._services.settings.retention_interval
         own = {each.id: Policy.of(each) for each in await every(self._services.views, POLICY)}
+        self._pins = await Pins.of(self._services.views)
         for organization_id, policy in own.items():
             enforce = self._archive if policy.archives else self._enforce
-            rest = min(rest, await enforce(policy, organization_id))
+            try:
+                rest = min(rest, await enforce(policy, organization_id))
+            except OutriderError as error:  # the others' turn comes all the same
+                log.error("a policy could not be enforced", organization=organization_id, reason=error.message)
         age = self._services.settings.retention
         everybody_elses = Policy(None if age is None else round(age * SECOND))
         return min(rest, await self._enforce(everybody_elses, None, tuple(own)))
@@ -207,11 +228,15 @@ class Retention:
         ids = await services.views.ended(
             before, batch, since=looked.upto, organization_id=organization_id, but_of=but_of
         )
+        free = await self._pins.without(ids)
         if len(ids) < batch:  # what is left before this moment is pinned
             self._looked[organization_id] = evolve(looked, upto=before)
-        if not ids:
+        elif not free:
+            self._looked[organization_id] = evolve(looked, upto=await _after(services, ids))
+            return 0.0
+        if not free:
             return interval
-        pruned = await services.ledger.prune(ids, now=services.clock.now())
+        pruned = await services.ledger.prune(free, now=services.clock.now())
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
         if len(ids) < batch and not pruned.rest:
@@ -229,16 +254,18 @@ class Retention:
         after = self._archived.get(organization_id)
         page = await services.views.sessions(organization_id=organization_id, after=after, limit=SESSIONS)
         before = services.clock.now() - policy.age
-        for session in page:
-            if session.root_session_id != session.id or session.updated_at >= before:
-                continue
-            if await services.views.document(PIN, id=session.id) is not None:
-                continue
-            tree = await services.views.sessions(root_session_id=session.id, limit=PAGE)
-            if all(each.updated_at < before for each in tree):
-                with suppress(NotEnded, NotFound):
-                    await Archive(services).store(session.id, by="retention")
         self._archived[organization_id] = page[-1].id if page else None
+        for session in page:
+            is_idle = session.parent_task_id is None and session.updated_at < before
+            if not is_idle or session.id in self._pins.above:
+                continue
+            try:
+                if await is_idle_below(services, session, before):
+                    await Archive(services).store(session.id, by="retention")
+            except (NotEnded, NotFound):
+                continue
+            except OutriderError as error:
+                log.error("a session could not be archived", session=session.id, reason=error.message)
         return interval if not page else (time.monotonic() - began) * (1 / SHARE - 1)
 
     async def _keeps_from(self, policy: Policy, organization_id: str | None) -> Instant | None:
@@ -258,6 +285,25 @@ class Retention:
             if await self._services.views.ended(before, 1, organization_id=organization_id, but_of=but_of):
                 return share
         return SHARE
+
+
+async def sessions_below(services: Services, session: Session) -> list[Session]:
+    """A session and those that its tasks opened, and so on down, as they are now; none where it is gone."""
+    own = await services.views.session(session.id)
+    found, left = ([], []) if own is None else ([own], [own])
+    while left:
+        page = TaskFilter(session_id=left.pop(0).id, limit=PAGE, newest_first=False)
+        while tasks := await services.views.list_tasks(page):
+            opened = await services.views.child_sessions([task.id for task in tasks])
+            found += opened
+            left += opened
+            page = evolve(page, after=tasks[-1].id)
+    return found
+
+
+async def is_idle_below(services: Services, session: Session, before: Instant) -> bool:
+    """Whether nothing has happened since then in a session and those below it."""
+    return all(each.updated_at < before for each in await sessions_below(services, session))
 
 
 async def _empty(services: Services, session_id: str) -> int:

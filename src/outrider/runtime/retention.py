@@ -5,11 +5,13 @@ Without a policy of its own, an organization has that of the settings. `pruning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.ledger import Document, Views
+from outrider.core.session import Session
 from outrider.core.values import SECOND, JSONObject, Span, evolve
 from outrider.runtime.clock import as_datetime, span
 from outrider.runtime.options import (
@@ -99,6 +101,10 @@ class RetentionPolicies:
         check_flags(archive=archive)
         if archive and (length is None or count is not None):
             raise InvalidArguments("archive goes by age alone: say after how long, and no count")
+        if archive:
+            from outrider.runtime.archive import Archive
+
+            Archive(self._services).check_place()
         data: JSONObject = {
             "age": length,
             "count": count,
@@ -163,6 +169,55 @@ class RetentionPolicies:
             PIN, organization_id=organization_id, after=after, limit=check_page(limit)
         )
         return [_pin(each) for each in found]
+
+
+class Pins:
+    """What is pinned, and what has to stay for it: what lies below a pinned session, and what opened it."""
+
+    def __init__(self, views: Views, ids: set[str]) -> None:
+        self._views = views
+        self._ids = ids
+        self._lines: dict[str, list[Session]] = {}
+        self.openers: set[str] = set()
+        """The tasks that opened a session in which, or below which, something is pinned."""
+        self.above: set[str] = set()
+        """The sessions in which, or below which, something is pinned, and those themselves."""
+
+    @classmethod
+    async def of(cls, views: Views) -> Pins:
+        """All pins by now. There are few: people make them."""
+        pins = cls(views, {each.id for each in await every(views, PIN)})
+        tasks = {task.id: task for task in await views.tasks(sorted(pins._ids))} if pins._ids else {}
+        for id in pins._ids:
+            for session in await pins._line(tasks[id].session_id if id in tasks else id):
+                pins.above.add(session.id)
+                if session.parent_task_id is not None:
+                    pins.openers.add(session.parent_task_id)
+        return pins
+
+    async def without(self, task_ids: Sequence[str]) -> list[str]:
+        """Those of these tasks that may be deleted, in their order."""
+        if not self._ids:
+            return list(task_ids)
+        found = {task.id: task for task in await self._views.tasks(task_ids)}
+        return [
+            id
+            for id in task_ids
+            if id in found and id not in self.openers | self._ids and not await self._covers(found[id].session_id)
+        ]
+
+    async def _covers(self, session_id: str) -> bool:
+        return any(session.id in self._ids for session in await self._line(session_id))
+
+    async def _line(self, session_id: str | None) -> list[Session]:
+        """A session and those above it."""
+        if session_id is None:
+            return []
+        if session_id not in self._lines:
+            session = await self._views.session(session_id)
+            above = [] if session is None else [session, *await self._line(session.parent_session_id)]
+            self._lines[session_id] = above
+        return self._lines[session_id]
 
 
 async def every(views: Views, collection: str) -> list[Document]:
