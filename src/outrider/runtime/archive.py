@@ -110,10 +110,6 @@ class Archive:
             with suppress(NotFound):  # somebody else has archived it
                 await self._services.ledger.control(Reopened(id, self._services.clock.now()))
 
-    def check_place(self) -> None:
-        """Raise InvalidArguments where there is no archive, or what is set can be none."""
-        self._open()
-
     async def list(
         self, *, organization_id: str | None = None, after: str | None = None, limit: int = 100
     ) -> list[ArchiveRecord]:
@@ -198,6 +194,11 @@ class Archive:
 def place_of(services: Services) -> str | None:
     """Where the archive is, by the settings or OUTRIDER_ARCHIVE; None where there is none."""
     return services.settings.archive or os.environ.get("OUTRIDER_ARCHIVE") or None
+
+
+def check_place(services: Services) -> None:
+    """Raise InvalidArguments where there is no archive, or what is set can be none."""
+    Archive(services)._open()
 
 
 class _Written:

@@ -102,9 +102,9 @@ class RetentionPolicies:
         if archive and (length is None or count is not None):
             raise InvalidArguments("archive goes by age alone: say after how long, and no count")
         if archive:
-            from outrider.runtime.archive import Archive
+            from outrider.runtime.archive import check_place
 
-            Archive(self._services).check_place()
+            check_place(self._services)
         data: JSONObject = {
             "age": length,
             "count": count,
