@@ -24,6 +24,7 @@ from outrider.core.errors import (
     ServerFailed,
     ServerForeign,
     ServerUnreachable,
+    StoreLocked,
 )
 from outrider.settings import ClientSettings, ServeSettings
 from tests.client.stage import QUICK, app_of_tests
@@ -227,6 +228,35 @@ async def test_what_is_asked_too_early_is_asked_again_when_the_server_says():
     async with answering(*answers) as (url, asked), Client(url, settings=QUICK) as client:
         assert await client.workers() == []
     assert len(asked) == 4
+
+
+async def test_patience_begins_with_the_first_failure_and_not_with_a_request_that_waits():
+    cuts = [0.15]  # longer than the patience
+
+    async def poll(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if cuts:
+            await asyncio.sleep(cuts.pop())
+        else:
+            writer.write(http(200, "application/json", '{"is_over": true, "items": []}'))
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(poll, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=replace(QUICK, patience=0.1)) as client:
+            assert await client.tasks.wait(["task_1"]) == []
+
+
+async def test_a_pause_that_outlasts_the_patience_or_the_wait_is_not_begun():
+    async with answering(problem(503, "store_locked", retry_after="4")) as (url, asked):
+        async with Client(url, settings=replace(QUICK, patience=2.0)) as client, asyncio.timeout(1.5):
+            with pytest.raises(StoreLocked):
+                await client.workers()
+        async with Client(url, settings=QUICK) as client, asyncio.timeout(1.5):
+            with pytest.raises(StoreLocked):
+                await client.tasks.wait(["task_1"], timeout=1)
+    assert len(asked) == 2
 
 
 async def test_a_key_is_sent_and_never_shown():

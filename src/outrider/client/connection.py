@@ -7,6 +7,7 @@ where that is in doubt the error says so.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -132,13 +133,14 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         again: bool = False,
         waits: float = 0.0,
-        patience: float | None = None,
+        until: float | None = None,
         arrived: Callable[[OutriderError], Awaitable[bool]] | None = None,
     ) -> Answer:
         """Ask, and return what the server answered. With `again` it may be done twice without harm.
 
-        `waits` is how long the request itself waits for news. `arrived` tells of a refusal whether an earlier try was
-        done after all: then an empty answer is returned. Raises what the server refused with, or a ServerError.
+        `waits` is how long the request itself waits for news, `until` the moment of the monotonic clock from which on
+        nothing is tried again. `arrived` tells of a refusal whether an earlier try was done after all: then an empty
+        answer is returned. Raises what the server refused with, or a ServerError.
         """
         again = again or method in ("GET", "PUT")
         if body is not None:
@@ -164,7 +166,7 @@ class Connection:
                 raise
             return Answer(response.content, response.headers, is_doubtful)
 
-        return await self._until_it_works(once, again, patience)
+        return await self._until_it_works(once, again, until)
 
     async def snapshot(self, path: str, kind: type[R]) -> R:
         """The snapshot with which a stream begins."""
@@ -239,19 +241,29 @@ class Connection:
         if not isinstance(last, dict) or last.get("record") != "end":
             raise self._unreachable(OSError("the end of what it sends is missing"))
 
-    async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, patience: float | None = None) -> T:
-        """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over."""
+    async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, until: float | None = None) -> T:
+        """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over.
+
+        Patience begins with the first failure: a request that was meant to wait has used none of it until then.
+        """
+        end = math.inf if until is None else until
+        is_first = True
 
         def is_to_be_tried(trouble: Exception) -> bool | float:
+            nonlocal end, is_first
             if not isinstance(trouble, _Trouble) or not trouble.is_passing or not (again or trouble.is_certain):
+                return False
+            now = time.monotonic()
+            if is_first:
+                is_first, end = False, min(end, now + self.settings.patience)
+            if now >= end or (trouble.after is not None and now + trouble.after > end):
                 return False
             return True if trouble.after is None else trouble.after
 
-        patience = self.settings.patience if patience is None else max(0.0, min(patience, self.settings.patience))
         tries = stamina.retry_context(
             on=is_to_be_tried,
-            attempts=None if patience else 1,
-            timeout=patience or None,
+            attempts=None,
+            timeout=None,
             wait_initial=_FIRST_PAUSE,
             wait_max=_LONGEST_PAUSE,
             wait_jitter=_JITTER,

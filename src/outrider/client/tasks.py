@@ -451,7 +451,7 @@ class Tasks:
             )
             waited = (
                 await self._connection.ask(
-                    "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, patience=left
+                    "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, until=until
                 )
             ).record(_Waited)
             if waited.is_over:
