@@ -15,6 +15,7 @@ from outrider import Client, Runtime, TaskOptions
 from outrider.api import create_api
 from outrider.api.protocol import ABORT
 from outrider.api.serving import Service, bind
+from outrider.client import connection
 from outrider.core.errors import (
     InvalidArguments,
     LimitReached,
@@ -246,6 +247,30 @@ async def test_patience_begins_with_the_first_failure_and_not_with_a_request_tha
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Client(url, settings=replace(QUICK, patience=0.1)) as client:
             assert await client.tasks.wait(["task_1"]) == []
+
+
+async def test_a_quiet_stream_goes_on_through_any_number_of_cuts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "_LONGEST_PAUSE", 0.03)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n:\n\n"
+    asked = 0
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        if asked < 4:
+            await asyncio.sleep(0.06)  # quiet, and longer than the patience
+        else:
+            writer.write(b'event: end\ndata: {"reason": "task_ended"}\n\n')
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(stream, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=replace(QUICK, patience=0.05)) as client:
+            assert [each async for each in client.tasks.events("task_1")] == []
+    assert asked == 4
 
 
 async def test_a_pause_that_outlasts_the_patience_or_the_wait_is_not_begun():

@@ -189,6 +189,7 @@ class Connection:
         while True:
             response = await self._until_it_works(partial(self._open, path, after), True)
             cut: Exception | None = None
+            opened = time.monotonic()
             try:
                 async for event in httpx2.EventSource(response, max_event_size=None):
                     if event.event == "end":
@@ -204,8 +205,12 @@ class Connection:
                 cut = error
             finally:
                 await response.aclose()
-            since = time.monotonic() if cuts == 0 else since
-            if cuts and time.monotonic() >= since + self.settings.patience:
+            now = time.monotonic()
+            silent = self.settings.stream_silence if isinstance(cut, httpx2.ReadTimeout) else 0.0
+            if now - silent - opened > _LONGEST_PAUSE:
+                cuts = 0  # it was there, and had nothing to tell
+            since = now if cuts == 0 else since
+            if cuts and now >= since + self.settings.patience:
                 raise self._unreachable(cut or OSError("its streams end as soon as they begin"))
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**cuts, _LONGEST_PAUSE))
             cuts += 1
