@@ -27,7 +27,7 @@ from outrider.core.errors import (
     ServerUnreachable,
     StoreLocked,
 )
-from outrider.settings import ClientSettings, ServeSettings
+from outrider.settings import AccessSettings, ClientSettings, ServeSettings
 from tests.client.stage import QUICK, app_of_tests
 
 pytestmark = pytest.mark.anyio
@@ -65,8 +65,8 @@ class Lossy:
 
 
 @asynccontextmanager
-async def lossy() -> AsyncIterator[tuple[Runtime, Lossy, Client]]:
-    settings = ServeSettings(shutdown_timeout=1.0)
+async def lossy(access: AccessSettings | None = None) -> AsyncIterator[tuple[Runtime, Lossy, Client]]:
+    settings = ServeSettings(shutdown_timeout=1.0, access=access)
     async with app_of_tests().open("memory://", worker=False) as runtime:
         app = Lossy(create_api(runtime, settings))
         listener = bind("127.0.0.1", 0)
@@ -143,6 +143,19 @@ async def test_an_answer_that_arrived_is_no_conflict_with_itself():
         app.loses = once("POST", "/answer")
         with pytest.raises(RequestClosed):  # somebody else's answer stands
             await task.answer("no", request_id=first.id, by="you")
+
+
+async def test_an_answer_that_arrived_under_the_name_of_a_key_is_no_conflict_either():
+    async with lossy(access=AccessSettings()) as (runtime, app, client):
+        key = (await runtime.keys.create("alice", scopes=["operate"])).token
+        task = await (await runtime.sessions.create()).create("external", {})
+        (held,) = await runtime.external.claim("me")
+        await runtime.external.ask(task.id, held.attempt, "well?")
+        app.loses = once("POST", "/answer")
+        async with Client(client.url, key=key, settings=QUICK) as named:
+            await named.tasks.answer(task.id, "yes", by="bob")
+        assert app.lost == 1
+        assert [each.answered_by for each in await runtime.tasks.requests(task.id)] == ["alice"]
 
 
 async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():
