@@ -19,6 +19,7 @@ from outrider.client import connection
 from outrider.core.errors import (
     InvalidArguments,
     LimitReached,
+    Outdated,
     OutriderError,
     RequestClosed,
     ServerDiffers,
@@ -156,6 +157,27 @@ async def test_an_answer_that_arrived_under_the_name_of_a_key_is_no_conflict_eit
             await named.tasks.answer(task.id, "yes", by="bob")
         assert app.lost == 1
         assert [each.answered_by for each in await runtime.tasks.requests(task.id)] == ["alice"]
+
+
+async def test_a_cancel_that_arrived_is_told_as_done():
+    async with lossy() as (_, app, client):
+        session = await client.sessions.create()
+        first, *others = await client.tasks.create_many(session.id, "external", [{}] * 4)
+        (held,) = await client.external.claim("me")
+        assert held.id == first.id
+        app.loses = once("POST", "/cancel")
+        receipt = await client.tasks.cancel(first.id, if_version=held.version)
+        assert (receipt.requested, receipt.left) == ((first.id,), ())
+        app.loses = once("POST", "/cancel")
+        receipt = await client.tasks.cancel(others[0].id, if_version=others[0].version)
+        assert (receipt.canceled, receipt.left) == ((others[0].id,), ())
+        app.loses = once("POST", "/tasks:cancel")
+        bulk = await client.tasks.cancel_many([each.id for each in others[1:]])
+        assert (set(bulk.canceled), bulk.left) == ({each.id for each in others[1:]}, ())
+        assert app.lost == 3
+        assert (await client.tasks.cancel(others[0].id)).left == (others[0].id,)
+        with pytest.raises(Outdated):
+            await client.tasks.cancel(first.id, if_version=held.version)
 
 
 async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():
