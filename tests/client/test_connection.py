@@ -180,6 +180,23 @@ async def test_a_cancel_that_arrived_is_told_as_done():
             await client.tasks.cancel(first.id, if_version=held.version)
 
 
+async def test_a_change_that_arrived_is_told_as_one():
+    async with lossy() as (_, app, client):
+        task = await (await client.sessions.create()).create("external", {})
+        app.loses = once("PUT", "/pauses")
+        assert await client.queue.pause(kind="external")
+        app.loses = once("DELETE", "/pauses")
+        assert await client.queue.resume(kind="external")
+        await client.queue.limit("a", concurrency=1)
+        app.loses = once("DELETE", "/limits")
+        assert await client.queue.unlimit("a")
+        await client.retention.pin(task.id)
+        app.loses = once("DELETE", task.id)
+        assert await client.retention.unpin(task.id)
+        assert app.lost == 4
+        assert not await client.queue.resume(kind="external")
+
+
 async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():
     async with lossy() as (runtime, app, client):
         session = await client.sessions.create(agent="echo")

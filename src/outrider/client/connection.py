@@ -64,6 +64,10 @@ class Answer:
         """The JSON in it."""
         return orjson.loads(self.content)
 
+    def changed(self) -> bool:
+        """Whether what was asked for changed anything; True where an earlier try may have been what did."""
+        return self.is_doubtful or bool(self.plain()["changed"])
+
     def record(self, kind: type[R]) -> R:
         """The record in it. What a newer server says beside what is known here is passed over."""
         return cast("R", _read(_adapter(kind), self.content))
