@@ -298,7 +298,7 @@ class ClientSettings:
     """How `Client` speaks to a server. Spans in seconds."""
 
     patience: float = 60.0
-    """How long it tries to reach a server that does not answer, and asks again where that is safe; 0 for once."""
+    """How long it waits for a server from its first failure on, and asks again where that is safe; 0 for once."""
     connect_timeout: float = 5.0
     """How long one attempt to connect may take."""
     answer_timeout: float = 30.0

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from outrider import Outrider, Runtime
+from outrider import Client, Outrider, Runtime
 from outrider.cli import watching
-from outrider.cli.watching import _all_events, _Everything, _Feed
+from outrider.cli.watching import _all_events, _below, _Everything, _Feed
+from outrider.client.sessions import Sessions
 from outrider.core.session import NewSession
 from outrider.runtime.records import EventRecord, OutputRecord
 from tests.cli.harness import PATIENCE, Cli, eventually
+from tests.client.stage import app_of_tests, served
 
 
 def test_output_is_followed_line_by_line_and_ends_with_the_task(cli: Cli):
@@ -220,3 +222,31 @@ async def test_tasks_that_there_was_no_room_for_are_shown_when_there_is(
     assert [task.id for task in await everything.look()] == [two.id, three.id]
     await three.cancel()
     assert [task.id for task in await everything.look()] == [one.id, two.id]
+
+
+@pytest.mark.anyio
+async def test_watching_at_a_server_tells_of_what_was_opened_before_and_of_what_cuts_it_off(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with app_of_tests().open("memory://") as runtime, served(runtime) as url, Client(url) as client:
+        session = await client.sessions.create()
+        agent = await session.spawn_agent("hello", model="scripted:client-echo")
+        await agent.result(timeout=PATIENCE)
+        below = (await agent.record()).links.child_session_id
+        feed = _below(client, session.id, (await client.sessions.snapshot(session.id)).after)
+        async with asyncio.timeout(PATIENCE):
+            assert (await anext(feed)).session_id == below
+        await feed.aclose()
+
+        events = Sessions.events
+
+        def cut(sessions: Sessions, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
+            if session_id == below:
+                raise OSError("the wire is cut")
+            return events(sessions, session_id, after=after)
+
+        monkeypatch.setattr(Sessions, "events", cut)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(OSError, match="the wire is cut"):
+                async for _ in _below(client, session.id, 0):
+                    pass

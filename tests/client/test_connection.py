@@ -15,17 +15,20 @@ from outrider import Client, Runtime, TaskOptions
 from outrider.api import create_api
 from outrider.api.protocol import ABORT
 from outrider.api.serving import Service, bind
+from outrider.client import connection
 from outrider.core.errors import (
     InvalidArguments,
     LimitReached,
+    Outdated,
     OutriderError,
     RequestClosed,
     ServerDiffers,
     ServerFailed,
     ServerForeign,
     ServerUnreachable,
+    StoreLocked,
 )
-from outrider.settings import ClientSettings, ServeSettings
+from outrider.settings import AccessSettings, ClientSettings, ServeSettings
 from tests.client.stage import QUICK, app_of_tests
 
 pytestmark = pytest.mark.anyio
@@ -63,8 +66,8 @@ class Lossy:
 
 
 @asynccontextmanager
-async def lossy() -> AsyncIterator[tuple[Runtime, Lossy, Client]]:
-    settings = ServeSettings(shutdown_timeout=1.0)
+async def lossy(access: AccessSettings | None = None) -> AsyncIterator[tuple[Runtime, Lossy, Client]]:
+    settings = ServeSettings(shutdown_timeout=1.0, access=access)
     async with app_of_tests().open("memory://", worker=False) as runtime:
         app = Lossy(create_api(runtime, settings))
         listener = bind("127.0.0.1", 0)
@@ -141,6 +144,57 @@ async def test_an_answer_that_arrived_is_no_conflict_with_itself():
         app.loses = once("POST", "/answer")
         with pytest.raises(RequestClosed):  # somebody else's answer stands
             await task.answer("no", request_id=first.id, by="you")
+
+
+async def test_an_answer_that_arrived_under_the_name_of_a_key_is_no_conflict_either():
+    async with lossy(access=AccessSettings()) as (runtime, app, client):
+        key = (await runtime.keys.create("alice", scopes=["operate"])).token
+        task = await (await runtime.sessions.create()).create("external", {})
+        (held,) = await runtime.external.claim("me")
+        await runtime.external.ask(task.id, held.attempt, "well?")
+        app.loses = once("POST", "/answer")
+        async with Client(client.url, key=key, settings=QUICK) as named:
+            await named.tasks.answer(task.id, "yes", by="bob")
+        assert app.lost == 1
+        assert [each.answered_by for each in await runtime.tasks.requests(task.id)] == ["alice"]
+
+
+async def test_a_cancel_that_arrived_is_told_as_done():
+    async with lossy() as (_, app, client):
+        session = await client.sessions.create()
+        first, *others = await client.tasks.create_many(session.id, "external", [{}] * 4)
+        (held,) = await client.external.claim("me")
+        assert held.id == first.id
+        app.loses = once("POST", "/cancel")
+        receipt = await client.tasks.cancel(first.id, if_version=held.version)
+        assert (receipt.requested, receipt.left) == ((first.id,), ())
+        app.loses = once("POST", "/cancel")
+        receipt = await client.tasks.cancel(others[0].id, if_version=others[0].version)
+        assert (receipt.canceled, receipt.left) == ((others[0].id,), ())
+        app.loses = once("POST", "/tasks:cancel")
+        bulk = await client.tasks.cancel_many([each.id for each in others[1:]])
+        assert (set(bulk.canceled), bulk.left) == ({each.id for each in others[1:]}, ())
+        assert app.lost == 3
+        assert (await client.tasks.cancel(others[0].id)).left == (others[0].id,)
+        with pytest.raises(Outdated):
+            await client.tasks.cancel(first.id, if_version=held.version)
+
+
+async def test_a_change_that_arrived_is_told_as_one():
+    async with lossy() as (_, app, client):
+        task = await (await client.sessions.create()).create("external", {})
+        app.loses = once("PUT", "/pauses")
+        assert await client.queue.pause(kind="external")
+        app.loses = once("DELETE", "/pauses")
+        assert await client.queue.resume(kind="external")
+        await client.queue.limit("a", concurrency=1)
+        app.loses = once("DELETE", "/limits")
+        assert await client.queue.unlimit("a")
+        await client.retention.pin(task.id)
+        app.loses = once("DELETE", task.id)
+        assert await client.retention.unpin(task.id)
+        assert app.lost == 4
+        assert not await client.queue.resume(kind="external")
 
 
 async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():
@@ -227,6 +281,59 @@ async def test_what_is_asked_too_early_is_asked_again_when_the_server_says():
     async with answering(*answers) as (url, asked), Client(url, settings=QUICK) as client:
         assert await client.workers() == []
     assert len(asked) == 4
+
+
+async def test_patience_begins_with_the_first_failure_and_not_with_a_request_that_waits():
+    cuts = [0.15]  # longer than the patience
+
+    async def poll(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if cuts:
+            await asyncio.sleep(cuts.pop())
+        else:
+            writer.write(http(200, "application/json", '{"is_over": true, "items": []}'))
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(poll, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=replace(QUICK, patience=0.1)) as client:
+            assert await client.tasks.wait(["task_1"]) == []
+
+
+async def test_a_quiet_stream_goes_on_through_any_number_of_cuts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "_LONGEST_PAUSE", 0.03)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n:\n\n"
+    asked = 0
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        if asked < 4:
+            await asyncio.sleep(0.06)  # quiet, and longer than the patience
+        else:
+            writer.write(b'event: end\ndata: {"reason": "task_ended"}\n\n')
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(stream, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=replace(QUICK, patience=0.05)) as client:
+            assert [each async for each in client.tasks.events("task_1")] == []
+    assert asked == 4
+
+
+async def test_a_pause_that_outlasts_the_patience_or_the_wait_is_not_begun():
+    async with answering(problem(503, "store_locked", retry_after="4")) as (url, asked):
+        async with Client(url, settings=replace(QUICK, patience=2.0)) as client, asyncio.timeout(1.5):
+            with pytest.raises(StoreLocked):
+                await client.workers()
+        async with Client(url, settings=QUICK) as client, asyncio.timeout(1.5):
+            with pytest.raises(StoreLocked):
+                await client.tasks.wait(["task_1"], timeout=1)
+    assert len(asked) == 2
 
 
 async def test_a_key_is_sent_and_never_shown():

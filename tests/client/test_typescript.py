@@ -26,6 +26,17 @@ def generator() -> Any:
     return module
 
 
+async def run(script: str, *arguments: str) -> Any:
+    """What a script says that drives the client."""
+    node = await asyncio.create_subprocess_exec(
+        "node", str(Path(__file__).with_name(script)), str(PLACE / "src" / "outrider.js"), *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(node.communicate(), 60)
+    assert node.returncode == 0, err.decode()
+    return json.loads(out)
+
+
 async def test_what_is_committed_is_what_the_document_makes():
     made = generator()
     files = made.generate(await made.document())
@@ -43,13 +54,7 @@ async def test_what_is_said_to_be_harmless_or_to_have_an_id_is_there():
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
 async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
     async with app_of_tests().open("memory://") as runtime, served(runtime) as url:
-        node = await asyncio.create_subprocess_exec(
-            "node", str(Path(__file__).with_name("drive.mjs")), str(PLACE / "src" / "outrider.js"), url,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(node.communicate(), 60)
-        assert node.returncode == 0, err.decode()
-        told = json.loads(out)
+        told = await run("drive.mjs", url)
         (task,) = await runtime.tasks.list()
         (asked,) = await runtime.tasks.requests(task.id)
     assert told["types"][0] == "task.created"
@@ -62,3 +67,13 @@ async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
     assert told["away"] == {"kind": True, "code": "server_unreachable"}
     assert told["first"] == "snapshot"
     assert told["listed"] == [task.id]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_pause_that_is_too_long():
+    assert await run("cuts.mjs") == {
+        "events": [7], "quiet": 2,
+        "aborted": "AbortError",
+        "ended": "server_unreachable", "again": True,
+        "busy": "store_locked", "tries": 1, "waited": False,
+    }  # fmt: skip

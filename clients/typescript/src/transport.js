@@ -60,16 +60,23 @@ export class Transport {
   /** Yield the events of a stream, each once, through any cut, until the end that is final. */
   async *stream(path, { after, signal } = {}) {
     let last = after;
-    let since = Date.now();
+    let since; // the first cut in a row
     let pause = FIRST_PAUSE;
     for (;;) {
+      signal?.throwIfAborted();
       const stop = new AbortController();
       const leave = () => stop.abort(signal.reason);
       signal?.addEventListener("abort", leave);
       let watch;
+      let opened = Infinity;
+      let silent = 0;
+      let cut = "its streams end as soon as they begin";
       const live = () => {
         clearTimeout(watch);
-        watch = setTimeout(() => stop.abort(), this.silence);
+        watch = setTimeout(() => {
+          silent = this.silence;
+          stop.abort();
+        }, this.silence);
       };
       try {
         const headers = { accept: "text/event-stream", ...this.headers };
@@ -77,6 +84,7 @@ export class Transport {
         const answer = await this.#tried(true, signal, () =>
           this.fetch(this.url + path, { headers, signal: stop.signal, redirect: "manual" }),
         );
+        opened = Date.now();
         live();
         for await (const event of eventsOf(answer.body, live)) {
           if (event.event === "end") {
@@ -86,43 +94,52 @@ export class Transport {
           }
           if (event.data === "") continue;
           last = Number(event.id);
-          since = Date.now();
+          since = undefined;
           pause = FIRST_PAUSE;
           yield { event: event.event, id: last, data: JSON.parse(event.data) };
         }
       } catch (error) {
         if (signal?.aborted || error instanceof OutriderError || error instanceof ServerError) throw error;
-        if (Date.now() - since > this.patience) throw unreachable(this.url, error);
+        cut = error;
       } finally {
         clearTimeout(watch);
         signal?.removeEventListener("abort", leave);
         stop.abort();
       }
-      await sleep(pause * (0.5 + Math.random() / 2));
+      const now = Date.now();
+      if (now - silent - opened > LONGEST_PAUSE) {
+        since = undefined; // it was there, and had nothing to tell
+        pause = FIRST_PAUSE;
+      }
+      since ??= now;
+      if (now - since > this.patience) throw unreachable(this.url, cut);
+      await sleep(pause * (0.5 + Math.random() / 2), signal);
       pause = Math.min(pause * 2, LONGEST_PAUSE);
     }
   }
 
   async #tried(again, signal, send) {
-    const until = Date.now() + this.patience;
+    let until; // patience begins with the first failure: a request that waits for news has used none of it
     for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 2, LONGEST_PAUSE)) {
       let failed;
-      let after;
+      let after = 0;
       try {
         const answer = await send();
         if (answer.ok) return answer;
         failed = await told(answer, this.url);
         const passing = LATER.has(answer.status) && failed.code !== "internal";
         if (!passing || !(again || answer.status === 408 || answer.status === 429)) throw failed;
-        after = Number(answer.headers.get("retry-after")) * 1000;
+        after = pauseOf(answer.headers.get("retry-after"));
       } catch (error) {
         if (error === failed || signal?.aborted || !again) {
           throw error instanceof TypeError ? unreachable(this.url, error) : error;
         }
         failed = unreachable(this.url, error);
       }
-      if (Date.now() >= until) throw failed;
-      await sleep(after > 0 ? after : pause * (0.5 + Math.random() / 2));
+      const now = Date.now();
+      until ??= now + this.patience;
+      if (now >= until || now + after > until) throw failed;
+      await sleep(after > 0 ? after : pause * (0.5 + Math.random() / 2), signal);
     }
   }
 }
@@ -137,6 +154,12 @@ async function told(answer, url) {
     away ? "server_unreachable" : "server_foreign",
     `${url} answered ${answer.status}, and not as a server of Outrider does`,
   );
+}
+
+/** The milliseconds that Retry-After asks for, as a number of seconds or a date. */
+function pauseOf(told) {
+  const seconds = Number(told);
+  return (Number.isNaN(seconds) ? Date.parse(told) - Date.now() : seconds * 1000) || 0;
 }
 
 function unreachable(url, cause) {
@@ -183,6 +206,18 @@ function defined(given) {
   return Object.fromEntries(Object.entries(given ?? {}).filter(([, value]) => value !== undefined && value !== null));
 }
 
-function sleep(milliseconds) {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+/** Sleep, and throw the reason of the signal as soon as it is aborted. */
+function sleep(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
+    const leave = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", leave);
+      resolve();
+    }, milliseconds);
+    signal?.addEventListener("abort", leave, { once: true });
+  });
 }

@@ -20,7 +20,7 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.glance import STYLES, Glance, age_text, progress_text, short
 from outrider.cli.sessions import target_of
 from outrider.cli.terminal import Screen, on_one_line
-from outrider.core.errors import NotFound, OutriderError
+from outrider.core.errors import NotFound
 from outrider.core.ledger import News, TaskFilter, Views
 from outrider.core.task import LIVE_STATES, Progress, Task
 from outrider.core.values import Instant
@@ -88,7 +88,10 @@ async def _all_events(runtime: Opened) -> AsyncGenerator[EventRecord]:
 
 
 async def _below(runtime: Opened, session_id: str, after: int) -> AsyncGenerator[EventRecord]:
-    """The events of a session, and from its beginning on those of each session that a task of it opens."""
+    """The events of a session, and from its beginning on those of each session that a task of it opens or has opened.
+
+    Raises what any of them is cut off with; a session below that is deleted just ends.
+    """
     told: asyncio.Queue[EventRecord | Exception] = asyncio.Queue(maxsize=PAGE)
     jobs: dict[str, asyncio.Task[None]] = {}
 
@@ -96,8 +99,8 @@ async def _below(runtime: Opened, session_id: str, after: int) -> AsyncGenerator
         try:
             async for event in runtime.sessions.events(followed, after=start):
                 await told.put(event)
-        except OutriderError as error:
-            if followed == session_id:
+        except Exception as error:  # noqa: BLE001 - who waits for the events raises it
+            if followed == session_id or not isinstance(error, NotFound):
                 await told.put(error)
 
     def begin(followed: str, start: int) -> None:
@@ -106,6 +109,13 @@ async def _below(runtime: Opened, session_id: str, after: int) -> AsyncGenerator
 
     begin(session_id, after)
     try:
+        if after:  # what was opened before that is not told of again
+            page = await runtime.tasks.list(session_id=session_id, limit=PAGE)
+            while page:
+                for task in page:
+                    if task.links.child_session_id is not None:
+                        begin(task.links.child_session_id, 0)
+                page = await runtime.tasks.list(session_id=session_id, limit=PAGE, after=page[-1].id)
         while True:
             event = await told.get()
             if isinstance(event, Exception):

@@ -7,6 +7,7 @@ where that is in doubt the error says so.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -62,6 +63,10 @@ class Answer:
     def plain(self) -> Any:
         """The JSON in it."""
         return orjson.loads(self.content)
+
+    def changed(self) -> bool:
+        """Whether what was asked for changed anything; True where an earlier try may have been what did."""
+        return self.is_doubtful or bool(self.plain()["changed"])
 
     def record(self, kind: type[R]) -> R:
         """The record in it. What a newer server says beside what is known here is passed over."""
@@ -132,13 +137,14 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         again: bool = False,
         waits: float = 0.0,
-        patience: float | None = None,
+        until: float | None = None,
         arrived: Callable[[OutriderError], Awaitable[bool]] | None = None,
     ) -> Answer:
         """Ask, and return what the server answered. With `again` it may be done twice without harm.
 
-        `waits` is how long the request itself waits for news. `arrived` tells of a refusal whether an earlier try was
-        done after all: then an empty answer is returned. Raises what the server refused with, or a ServerError.
+        `waits` is how long the request itself waits for news, `until` the moment of the monotonic clock from which on
+        nothing is tried again. `arrived` tells of a refusal whether an earlier try was done after all: then an empty
+        answer is returned. Raises what the server refused with, or a ServerError.
         """
         again = again or method in ("GET", "PUT")
         if body is not None:
@@ -164,7 +170,7 @@ class Connection:
                 raise
             return Answer(response.content, response.headers, is_doubtful)
 
-        return await self._until_it_works(once, again, patience)
+        return await self._until_it_works(once, again, until)
 
     async def snapshot(self, path: str, kind: type[R]) -> R:
         """The snapshot with which a stream begins."""
@@ -187,6 +193,7 @@ class Connection:
         while True:
             response = await self._until_it_works(partial(self._open, path, after), True)
             cut: Exception | None = None
+            opened = time.monotonic()
             try:
                 async for event in httpx2.EventSource(response, max_event_size=None):
                     if event.event == "end":
@@ -202,8 +209,12 @@ class Connection:
                 cut = error
             finally:
                 await response.aclose()
-            since = time.monotonic() if cuts == 0 else since
-            if cuts and time.monotonic() >= since + self.settings.patience:
+            now = time.monotonic()
+            silent = self.settings.stream_silence if isinstance(cut, httpx2.ReadTimeout) else 0.0
+            if now - silent - opened > _LONGEST_PAUSE:
+                cuts = 0  # it was there, and had nothing to tell
+            since = now if cuts == 0 else since
+            if cuts and now >= since + self.settings.patience:
                 raise self._unreachable(cut or OSError("its streams end as soon as they begin"))
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**cuts, _LONGEST_PAUSE))
             cuts += 1
@@ -239,19 +250,29 @@ class Connection:
         if not isinstance(last, dict) or last.get("record") != "end":
             raise self._unreachable(OSError("the end of what it sends is missing"))
 
-    async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, patience: float | None = None) -> T:
-        """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over."""
+    async def _until_it_works(self, once: Callable[[], Awaitable[T]], again: bool, until: float | None = None) -> T:
+        """Do something until it succeeds, it cannot be tried again without harm or hope, or the patience is over.
+
+        Patience begins with the first failure: a request that was meant to wait has used none of it until then.
+        """
+        end = math.inf if until is None else until
+        is_first = True
 
         def is_to_be_tried(trouble: Exception) -> bool | float:
+            nonlocal end, is_first
             if not isinstance(trouble, _Trouble) or not trouble.is_passing or not (again or trouble.is_certain):
+                return False
+            now = time.monotonic()
+            if is_first:
+                is_first, end = False, min(end, now + self.settings.patience)
+            if now >= end or (trouble.after is not None and now + trouble.after > end):
                 return False
             return True if trouble.after is None else trouble.after
 
-        patience = self.settings.patience if patience is None else max(0.0, min(patience, self.settings.patience))
         tries = stamina.retry_context(
             on=is_to_be_tried,
-            attempts=None if patience else 1,
-            timeout=patience or None,
+            attempts=None,
+            timeout=None,
             wait_initial=_FIRST_PAUSE,
             wait_max=_LONGEST_PAUSE,
             wait_jitter=_JITTER,

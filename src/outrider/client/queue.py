@@ -67,7 +67,7 @@ class Queue:
 
     async def _changed(self, method: str, what: str, **given: Any) -> bool:
         answer = await self._connection.ask(method, f"/v1/queue/{what}", again=True, **given)
-        return bool(answer.plain()["changed"])
+        return answer.changed()
 
 
 def _scope(session: str | None, kind: str | None, everything: bool) -> dict[str, Any]:

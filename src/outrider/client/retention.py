@@ -38,7 +38,7 @@ class RetentionPolicies:
 
     async def reset_policy(self) -> bool:
         """Have the settings' word hold again; False if it did."""
-        return bool((await self._connection.ask("DELETE", "/v1/retention", again=True)).plain()["changed"])
+        return (await self._connection.ask("DELETE", "/v1/retention", again=True)).changed()
 
     async def pin(self, id: str, *, by: str | None = None, reason: str | None = None) -> PinRecord:
         """Keep a task, or a session with all in it and in the sessions that its tasks opened, until it is unpinned."""
@@ -48,7 +48,7 @@ class RetentionPolicies:
 
     async def unpin(self, id: str) -> bool:
         """Have a task or session go as its organization's policy says; False if it was not pinned."""
-        return bool((await self._connection.ask("DELETE", _path(id), again=True)).plain()["changed"])
+        return (await self._connection.ask("DELETE", _path(id), again=True)).changed()
 
     async def pins(self, *, after: str | None = None, limit: int = 100) -> list[PinRecord]:
         """Return what is pinned, in the order of ids."""

@@ -119,7 +119,7 @@ class Sessions:
         check_texts_if_given(by=by)
         body = {"tool": tool, "by": by}
         answer = await self._connection.ask("POST", f"{_path(session_id)}/grants/revoke", body=body, again=True)
-        return bool(answer.plain()["changed"])
+        return answer.changed()
 
     async def usage(self, session_id: str, *, tree: bool = False) -> SpentRecord:
         """Return what a session's tasks have used together, and what of its budget is spent; `tree`: its whole tree."""
@@ -169,7 +169,7 @@ class Sessions:
 
     async def delete_file(self, session_id: str, path: str) -> bool:
         """Delete a file; False if there was none."""
-        return bool((await self._connection.ask("DELETE", _file(session_id, clean_path(path)))).plain()["changed"])
+        return (await self._connection.ask("DELETE", _file(session_id, clean_path(path)))).changed()
 
     async def tree(self, session_id: str) -> builtins.list[TaskRecord]:
         """Return the tasks of a session and those below them, oldest first; of more than 200 some. Raises NotFound."""

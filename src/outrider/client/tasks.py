@@ -15,6 +15,7 @@ from outrider.client.connection import Connection, Told, as_json, segment
 from outrider.core.errors import (
     InvalidArguments,
     NotFound,
+    Outdated,
     OutriderError,
     RequestClosed,
     ServerDiffers,
@@ -226,11 +227,14 @@ class Tasks:
         body = {"answer": given, "request_id": request_id, "by": by, "via": via or "http"}
 
         async def arrived(error: OutriderError) -> bool:
-            """Whether the answer that was sent first is the one that counts, and only what came back of it was lost."""
+            """Whether the answer that was sent first is the one that counts, and only what came back of it was lost.
+
+            Who answered is not compared: a server signs with the name of the key, whatever `by` says.
+            """
             if not isinstance(error, RequestClosed):
                 return False
             asked = [each for each in await self.requests(task_id) if each.id == request_id]
-            return any(each.status == "answered" and each.answer == given and each.answered_by == by for each in asked)
+            return any(each.status == "answered" and each.answer == given for each in asked)
 
         told = await self._connection.ask(
             "POST", f"{path}/answer", body=body, headers=_if_match(if_version), again=True, arrived=arrived
@@ -350,7 +354,8 @@ class Tasks:
     ) -> CancelReceipt:
         """Cancel a task and the linked children below it; say what became of each.
 
-        With `wait`, give those whose holder has to stop first that long, and say where each ended.
+        With `wait`, give those whose holder has to stop first that long, and say where each ended. Where an answer was
+        lost on the way, what stands as canceled counts as canceled by this.
         """
         check_texts_if_given(reason=reason, by=by)
         until = None if wait is None else time.monotonic() + span(wait) / 1e6
@@ -360,10 +365,27 @@ class Tasks:
             "include_detached": include_detached,
             "grace": None if grace is None else not_negative("grace", grace) / 1e6,
         }
+        path = f"{_path(task_id)}/cancel"
+
+        async def arrived(error: OutriderError) -> bool:
+            """Whether it has another version by now because it was canceled, and only what came back was lost."""
+            return isinstance(error, Outdated) and (await self.record(task_id)).cancel_requested_at is not None
+
         answer = await self._connection.ask(
-            "POST", f"{_path(task_id)}/cancel", body=body, headers=_if_match(if_version), again=True
+            "POST", path, body=body, headers=_if_match(if_version), again=True, arrived=arrived
         )
+        is_doubtful = answer.is_doubtful
+        if not answer.content:
+            answer = await self._connection.ask("POST", path, body=body, again=True)
         receipt = answer.record(CancelReceipt)
+        if is_doubtful or answer.is_doubtful:
+            ours = [each for each in receipt.left if receipt.states.get(each) is State.CANCELED]
+            receipt = receipt.model_copy(
+                update={
+                    "canceled": (*receipt.canceled, *ours),
+                    "left": tuple(each for each in receipt.left if each not in ours),
+                }
+            )
         return receipt if until is None else await self._settled(receipt, until)
 
     async def cancel_many(
@@ -375,17 +397,25 @@ class Tasks:
         by: str | None = None,
         include_detached: bool = False,
     ) -> BulkReceipt:
-        """Cancel many tasks, those of these ids or all live ones that pass a filter, and the linked children below."""
+        """Cancel many tasks, those of these ids or all live ones that pass a filter, and the linked children below.
+
+        Where an answer was lost on the way, what stands as canceled counts as canceled by this. Of a filter the receipt
+        then does not name what ended at once, for that passes it no more.
+        """
         if (ids is None) == (filter is None):
             raise InvalidArguments("name the tasks to cancel by ids or by a filter, not both")
         check_texts_if_given(reason=reason, by=by)
         more = {"reason": reason, "by": by, "include_detached": include_detached}
-        receipts = [
-            (await self._connection.ask("POST", "/v1/tasks:cancel", body={**body, **more}, again=True)).record(
-                BulkReceipt
-            )
-            for body in _meant(ids, filter)
-        ]
+        receipts = builtins.list[BulkReceipt]()
+        for body in _meant(ids, filter):
+            answer = await self._connection.ask("POST", "/v1/tasks:cancel", body={**body, **more}, again=True)
+            receipt = answer.record(BulkReceipt)
+            if answer.is_doubtful and receipt.left:
+                states = {each.id: each.state for each in await self._by_then(receipt.left, 0.0)}
+                ours = [each for each in receipt.left if states.get(each) is State.CANCELED]
+                left = tuple(each for each in receipt.left if each not in ours)
+                receipt = BulkReceipt(canceled=(*receipt.canceled, *ours), requested=receipt.requested, left=left)
+            receipts.append(receipt)
         return BulkReceipt(
             canceled=tuple(each for receipt in receipts for each in receipt.canceled),
             requested=tuple(each for receipt in receipts for each in receipt.requested),
@@ -397,10 +427,7 @@ class Tasks:
         open_ones = receipt.requested
         if not open_ones:
             return receipt
-        try:
-            tasks = await self.wait(open_ones, timeout=max(0.0, until - time.monotonic()))
-        except (WaitTimeout, NotFound):
-            tasks = [each for each in [await self._found(task_id) for task_id in open_ones] if each is not None]
+        tasks = await self._by_then(open_ones, max(0.0, until - time.monotonic()))
         states = {each.id: each.state for each in tasks}
         canceled = [each for each in open_ones if states.get(each) is State.CANCELED]
         ended = [each for each, state in states.items() if state.is_terminal and each not in canceled]
@@ -411,6 +438,13 @@ class Tasks:
             left=(*receipt.left, *ended),
             states={**{id: state for id, state in receipt.states.items() if id not in open_ones}, **states},
         )
+
+    async def _by_then(self, ids: Sequence[str], timeout: float) -> builtins.list[TaskRecord]:
+        """These tasks once they have ended or the time is over, without those that are gone."""
+        try:
+            return await self.wait(ids, timeout=timeout)
+        except (WaitTimeout, NotFound):
+            return [each for each in [await self._found(task_id) for task_id in ids] if each is not None]
 
     async def _found(self, task_id: str) -> TaskRecord | None:
         try:
@@ -451,7 +485,7 @@ class Tasks:
             )
             waited = (
                 await self._connection.ask(
-                    "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, patience=left
+                    "POST", "/v1/tasks:wait", body={**body, "timeout": waits}, again=True, waits=waits, until=until
                 )
             ).record(_Waited)
             if waited.is_over:
