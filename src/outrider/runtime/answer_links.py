@@ -151,7 +151,7 @@ class AnswerLinks:
         )
 
     async def answer(self, token: str, *, choice: int | None = None, typed: str | None = None) -> TaskRecord:
-        """Answer by a link: one of its form's choices by number, or what was typed.
+        """Answer by a link: one of its form's choices by number, or what was typed; not both.
 
         Raises InvalidLink, LinkExpired, InvalidAnswer with the reason, and RequestClosed.
         """
@@ -159,6 +159,8 @@ class AnswerLinks:
 
         claims, within, task, request = await self._read(token)
         choices, typing = _ways(request, claims.choices)
+        if choice is not None and typed:
+            raise InvalidAnswer("either one of the choices is chosen or something is typed, not both")
         if choice is not None:
             if not 0 <= choice < len(choices):
                 raise InvalidAnswer("this is none of the choices")
