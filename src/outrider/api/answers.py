@@ -23,6 +23,7 @@ from outrider.api.forms import Form, Seconds
 from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.core.errors import InvalidAnswer, InvalidLink, LinkExpired, OutriderError, RequestClosed, TaskFinished
+from outrider.runtime.access import Caller
 from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord
 from outrider.runtime.facade import Runtime
 
@@ -79,16 +80,24 @@ async def show_question(request: Request, token: str) -> Response:
 
 
 @router.post("/{token}")
-async def answer_question(request: Request, token: str) -> Response:
+async def answer_by_link(request: Request, token: str) -> Response:
     """Answer a question by its form."""
     runtime: Runtime = request.app.state.runtime
+    scope = request.scope
+    scope["outrider.needs"] = "submit"
+    scope["outrider.targets"] = {}  # the token is a secret, and in the path
     try:
+        claims = await runtime.answer_links.claims(token)
+        scope["outrider.caller"] = Caller(claims.organization_id, frozenset(), name=claims.by, via="link")
+        scope["outrider.targets"] = {"request_id": claims.request_id}
         choice, typed = _said(await request.body())
         try:
             await runtime.answer_links.answer(token, choice=choice, typed=typed)
         except InvalidAnswer as error:
+            scope["outrider.outcome"] = error.code
             return _question(await runtime.answer_links.form(token), wrong=error.message, typed=typed)
     except OutriderError as error:
+        scope["outrider.outcome"] = error.code
         return _refusal(error)
     return _page("Answered", "<p>Thank you. The task goes on.</p>")
 
