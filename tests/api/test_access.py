@@ -428,6 +428,16 @@ async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_
         assert (await runtime.audit.verify()).is_whole
 
 
+async def test_a_flood_of_changes_over_the_rate_costs_few_entries():
+    settings = ServeSettings(access=AccessSettings(rate=0.01, burst=1))
+    async with opened() as runtime, Client(runtime, await key(runtime, "submit"), settings) as client:
+        flood = [(await client.post("/v1/sessions", json={})).status_code for _ in range(40)]
+        assert flood == [201] + [429] * 39
+        told = await runtime.audit.list(organization_id=OWN)
+        assert 21 <= len(told) <= 26
+        assert [each.outcome for each in told].count("rate_limited") == len(told) - 1
+
+
 # --- without authentication --------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ REFUSALS = Rates(1.0, 20)
 """How many refusals are written down: twenty, and one a second. How many were not stands in the next."""
 
 EVENTS = "text/event-stream"
+_REFUSED = frozenset({401, 403, 429})
 _ID = re.compile(rb'\{"id":"([^"\\]{1,128})"')
 _CODE = re.compile(rb'"code":"([a-z_]{1,64})"')
 
@@ -91,7 +92,7 @@ class Recording:
             outcome = code[1].decode() if code else scope.get("outrider.outcome", f"{status}")
         elif made := _ID.match(body):
             targets.setdefault("id", made[1].decode())
-        if status in (401, 403) or (status >= 400 and (caller is None or caller.via == "link")):
+        if status in _REFUSED or (status >= 400 and (caller is None or caller.via == "link")):
             now = self._runtime.services.clock.passed()
             if self._refusals.take("" if caller is None else caller.organization_id, now).is_over:
                 self._unrecorded += 1
