@@ -22,6 +22,7 @@ from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.keys import SCOPES, Scope
+from outrider.runtime.sessions import Sessions
 from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 
 pytestmark = pytest.mark.anyio
@@ -426,6 +427,25 @@ async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_
             ("get_caller", "unauthenticated", "nobody")
         }
         assert (await runtime.audit.verify()).is_whole
+
+
+async def test_a_change_that_the_end_of_the_server_cuts_off_is_in_the_audit_log_as_cut(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with opened() as runtime, Client(runtime, await key(runtime, "submit")) as client:
+        begun = asyncio.Event()
+
+        async def for_ever(*_: Any, **__: Any) -> Any:
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Sessions, "create", for_ever)
+        asking = asyncio.create_task(client.post("/v1/sessions", json={}))
+        await begun.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        (told,) = await runtime.audit.list(organization_id=OWN)
+        assert (told.action, told.outcome) == ("create_session", "cut")
 
 
 async def test_a_flood_of_changes_over_the_rate_costs_few_entries():

@@ -72,9 +72,10 @@ class Recording:
 
         try:
             await self._app(scope, receive if stream is None else stream.receive, sending)
-        except BaseException:
+        except BaseException as error:
             if self._is_worth_it(scope, 500):
-                await self._record(scope, 500, b'"code":"internal"')
+                is_cut = isinstance(error, asyncio.CancelledError)  # by the end of the server
+                await self._record(scope, 500, b'"code":"cut"' if is_cut else b'"code":"internal"')
             raise
 
     def _is_worth_it(self, scope: Scope, status: int) -> bool:

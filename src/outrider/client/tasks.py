@@ -401,16 +401,7 @@ class Tasks:
             tasks = await self.wait(open_ones, timeout=max(0.0, until - time.monotonic()))
         except (WaitTimeout, NotFound):
             tasks = [each for each in [await self._found(task_id) for task_id in open_ones] if each is not None]
-        states = {each.id: each.state for each in tasks}
-        canceled = [each for each in open_ones if states.get(each) is State.CANCELED]
-        ended = [each for each, state in states.items() if state.is_terminal and each not in canceled]
-        return CancelReceipt(
-            task_id=receipt.task_id,
-            canceled=(*receipt.canceled, *canceled),
-            requested=tuple(each for each in open_ones if each in states and not states[each].is_terminal),
-            left=(*receipt.left, *ended),
-            states={**{id: state for id, state in receipt.states.items() if id not in open_ones}, **states},
-        )
+        return receipt.since({each.id: each.state for each in tasks})
 
     async def _found(self, task_id: str) -> TaskRecord | None:
         try:
