@@ -22,6 +22,7 @@ from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.keys import SCOPES, Scope
+from outrider.runtime.sessions import Sessions
 from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 
 pytestmark = pytest.mark.anyio
@@ -382,6 +383,34 @@ async def test_what_changes_anything_is_in_the_audit_log_before_it_is_answered()
         assert [each["number"] for each in rest["items"]] == [1]
 
 
+async def test_answers_by_link_are_in_the_audit_log_of_their_organization_and_end_with_its_suspension():
+    async with opened() as runtime, Client(runtime, None) as client:
+        there = runtime.within(Bounds(OWN))
+        task = await (await there.sessions.create()).create("external", {})
+        claim = (await there.external.claim("h"))[0]
+        asked = await there.external.ask(task.id, claim.attempt, "Go?", expected={"type": "boolean"})
+        link = await there.answer_links.create(asked.id, by="ada")
+        await runtime.organizations.suspend(OWN)
+        assert (await client.get(link.path)).status_code == 404
+        assert (await client.post(link.path, data={"choice": "0"})).status_code == 404
+        await runtime.organizations.resume(OWN)
+        assert (await client.post(link.path, data={"choice": "7"})).status_code == 422
+        assert (await client.post(link.path, data={"choice": "0"})).status_code == 200
+        for _ in range(40):
+            assert (await client.post(link.path, data={"choice": "0"})).status_code == 409
+        told = await runtime.audit.list(organization_id=OWN)
+        assert len(told) < 30
+        assert [(each.action, each.outcome, each.targets) for each in told[:-5:-1]] == [
+            ("answer_by_link", outcome, {"request_id": asked.id})
+            for outcome in ("invalid_link", "invalid_answer", "ok", "request_closed")
+        ]
+        assert told[0].actor == {"name": "ada", "via": "link", "address": "127.0.0.1"}
+        await client.post(f"{link.path}x", data={"choice": "0"})
+        (forged,) = await runtime.audit.list()
+        assert (forged.outcome, forged.actor["via"]) == ("invalid_link", "nobody")
+        assert link.path.removeprefix("/answer/") not in str([told, forged])
+
+
 async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_is_counted():
     async with opened() as runtime:
         async with Client(runtime, await key(runtime, "read")) as client:
@@ -398,6 +427,35 @@ async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_
             ("get_caller", "unauthenticated", "nobody")
         }
         assert (await runtime.audit.verify()).is_whole
+
+
+async def test_a_change_that_the_end_of_the_server_cuts_off_is_in_the_audit_log_as_cut(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with opened() as runtime, Client(runtime, await key(runtime, "submit")) as client:
+        begun = asyncio.Event()
+
+        async def for_ever(*_: Any, **__: Any) -> Any:
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Sessions, "create", for_ever)
+        asking = asyncio.create_task(client.post("/v1/sessions", json={}))
+        await begun.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        (told,) = await runtime.audit.list(organization_id=OWN)
+        assert (told.action, told.outcome) == ("create_session", "cut")
+
+
+async def test_a_flood_of_changes_over_the_rate_costs_few_entries():
+    settings = ServeSettings(access=AccessSettings(rate=0.01, burst=1))
+    async with opened() as runtime, Client(runtime, await key(runtime, "submit"), settings) as client:
+        flood = [(await client.post("/v1/sessions", json={})).status_code for _ in range(40)]
+        assert flood == [201] + [429] * 39
+        told = await runtime.audit.list(organization_id=OWN)
+        assert 21 <= len(told) <= 26
+        assert [each.outcome for each in told].count("rate_limited") == len(told) - 1
 
 
 # --- without authentication --------------------------------------------------------------------------

@@ -94,6 +94,19 @@ async def test_what_is_typed_is_read_as_what_is_expected(
     assert (await runtime.tasks.requests(request.task_id))[0].answer == answer
 
 
+async def test_enter_sends_what_is_typed_and_never_a_choice(runtime: TestRuntime):
+    request = await asked(runtime, "How many?", {"anyOf": [{"type": "null"}, {"type": "integer"}]})
+    link = await runtime.answer_links.create(request.id)
+    async with Api(runtime) as api:
+        choosing, typing = re.findall(r"<form.*?</form>", (await api.get(link.path)).text, re.DOTALL)
+        assert ('name="choice"' in choosing, "<input" in choosing) == (True, False)
+        assert ('name="choice"' in typing, "<input" in typing) == (False, True)
+        both = await api.post(link.path, data={"choice": "0", "typed": "42"})
+        assert (both.status_code, "not both" in both.text, 'value="42"' in both.text) == (422, True, True)
+        assert (await api.post(link.path, data={"typed": "42"})).status_code == 200
+    assert (await runtime.tasks.requests(request.task_id))[0].answer == 42
+
+
 async def test_a_link_is_made_over_http(runtime: TestRuntime):
     request = await asked(runtime)
     async with Api(runtime) as api:

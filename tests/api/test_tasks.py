@@ -6,6 +6,7 @@ import pytest
 
 from outrider import Outrider
 from tests.api.conftest import Api, opened
+from tests.kinds.stage import until
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +117,26 @@ async def test_a_wait_is_woken_by_the_end_and_bounded_without(api: Api):
     await asyncio.sleep(0.01)
     api.app.state.ending.set()
     assert (await lost).json()["state"] == "queued"
+
+
+async def test_a_cancel_that_waits_answers_with_its_receipt_once_all_has_stopped_or_the_server_ends(api: Api):
+    path, attempt = await claimed(api)
+    task_id = path.rpartition("/")[2]
+    stopping = asyncio.create_task(api.post(f"{path}/cancel", json={"wait": 60}))
+    await until(api.runtime, lambda task: task.id == task_id and task.core.cancel_requested_at is not None)
+    await api.post(f"{attempt}/stopped")
+    told = (await stopping).json()
+    assert (told["canceled"], told["requested"], told["states"]) == ([task_id], [], {task_id: "canceled"})
+    path, _ = await claimed(api)
+    task_id = path.rpartition("/")[2]
+    session = f"/v1/sessions/{(await api.runtime.tasks.get(task_id)).input.session_id}"
+    deleting = asyncio.create_task(api.delete(session, params={"cancel": True}))
+    await until(api.runtime, lambda task: task.id == task_id and task.core.cancel_requested_at is not None)
+    canceling = asyncio.create_task(api.post(f"{path}/cancel", json={"wait": 60}))
+    await asyncio.sleep(0.01)
+    api.app.state.ending.set()
+    assert (await canceling).json()["requested"] == [task_id]
+    assert ((await deleting).status_code, (await deleting).json()["code"]) == (409, "not_ended")
 
 
 async def test_messages_go_both_ways_and_a_task_is_told_with_its_thread(api: Api):

@@ -23,6 +23,7 @@ from outrider.api.forms import Form, Seconds
 from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.core.errors import InvalidAnswer, InvalidLink, LinkExpired, OutriderError, RequestClosed, TaskFinished
+from outrider.runtime.access import Caller
 from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord
 from outrider.runtime.facade import Runtime
 
@@ -36,6 +37,7 @@ _STYLE = (
     "button,textarea,input{font:inherit;width:100%;box-sizing:border-box;padding:.7rem;margin:.3rem 0}"
     "p.wrong{color:#a00}"
 )
+_FORM = '<form method="post" autocomplete="off">'
 HEADERS = {
     "content-security-policy": (
         f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; "
@@ -78,16 +80,24 @@ async def show_question(request: Request, token: str) -> Response:
 
 
 @router.post("/{token}")
-async def answer_question(request: Request, token: str) -> Response:
+async def answer_by_link(request: Request, token: str) -> Response:
     """Answer a question by its form."""
     runtime: Runtime = request.app.state.runtime
+    scope = request.scope
+    scope["outrider.needs"] = "submit"
+    scope["outrider.targets"] = {}  # the token is a secret, and in the path
     try:
+        claims = await runtime.answer_links.claims(token)
+        scope["outrider.caller"] = Caller(claims.organization_id, frozenset(), name=claims.by, via="link")
+        scope["outrider.targets"] = {"request_id": claims.request_id}
         choice, typed = _said(await request.body())
         try:
             await runtime.answer_links.answer(token, choice=choice, typed=typed)
         except InvalidAnswer as error:
+            scope["outrider.outcome"] = error.code
             return _question(await runtime.answer_links.form(token), wrong=error.message, typed=typed)
     except OutriderError as error:
+        scope["outrider.outcome"] = error.code
         return _refusal(error)
     return _page("Answered", "<p>Thank you. The task goes on.</p>")
 
@@ -101,9 +111,8 @@ def _said(body: bytes) -> tuple[int | None, str | None]:
     except ValueError:
         raise InvalidAnswer("this is no answer of the form") from None
     chosen, typed = fields.get("choice", [""])[0], fields.get("typed", [None])[0]
-    if chosen.isascii() and chosen.isdigit() and len(chosen) < 4:
-        return int(chosen), None
-    return None, None if typed is None else typed.replace("\r\n", "\n")
+    choice = int(chosen) if chosen.isascii() and chosen.isdigit() and len(chosen) < 4 else None
+    return choice, None if typed is None else typed.replace("\r\n", "\n")
 
 
 def _question(form: AnswerFormRecord, wrong: str | None = None, typed: str | None = None) -> Response:
@@ -116,17 +125,22 @@ def _question(form: AnswerFormRecord, wrong: str | None = None, typed: str | Non
         return _page("Closed", said + f"<p>This was {request.status}{by} already.</p>", 409)
     if wrong is not None:
         said += f'<p class="wrong" role="alert">{escape(wrong)}</p>'
-    said += '<form method="post" autocomplete="off">'
-    for number, choice in enumerate(form.choices):
-        said += f'<button name="choice" value="{number}">{escape(choice.label)}</button>'
+    # Two forms: Enter in a field presses the first button of its form, which must not be one of the choices.
+    if form.choices:
+        said += _FORM
+        for number, choice in enumerate(form.choices):
+            said += f'<button name="choice" value="{number}">{escape(choice.label)}</button>'
+        said += "</form>"
+    if form.typing is not None:
+        said += _FORM
     if form.typing == "number":
         said += f'<input name="typed" inputmode="decimal" value="{escape(typed or "")}" aria-label="Answer">'
     elif form.typing is not None:
         label = "Answer" if form.typing == "text" else "Answer, as JSON"
         said += f'<textarea name="typed" rows="4" aria-label="{label}">\n{escape(typed or "")}</textarea>'
     if form.typing is not None:
-        said += "<button>Send</button>"
-    return _page("Question", said + "</form>", 200 if wrong is None else 422)
+        said += "<button>Send</button></form>"
+    return _page("Question", said, 200 if wrong is None else 422)
 
 
 def _details(details: object) -> str:

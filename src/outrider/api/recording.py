@@ -25,6 +25,7 @@ REFUSALS = Rates(1.0, 20)
 """How many refusals are written down: twenty, and one a second. How many were not stands in the next."""
 
 EVENTS = "text/event-stream"
+_REFUSED = frozenset({401, 403, 429})
 _ID = re.compile(rb'\{"id":"([^"\\]{1,128})"')
 _CODE = re.compile(rb'"code":"([a-z_]{1,64})"')
 
@@ -71,9 +72,10 @@ class Recording:
 
         try:
             await self._app(scope, receive if stream is None else stream.receive, sending)
-        except BaseException:
+        except BaseException as error:
             if self._is_worth_it(scope, 500):
-                await self._record(scope, 500, b'"code":"internal"')
+                is_cut = isinstance(error, asyncio.CancelledError)  # by the end of the server
+                await self._record(scope, 500, b'"code":"cut"' if is_cut else b'"code":"internal"')
             raise
 
     def _is_worth_it(self, scope: Scope, status: int) -> bool:
@@ -83,14 +85,15 @@ class Recording:
 
     async def _record(self, scope: Scope, status: int, body: bytes) -> None:
         caller: Caller | None = scope.get("outrider.caller")
-        targets = {name: str(value) for name, value in scope.get("path_params", {}).items()}
+        targets = {**scope.get("outrider.targets", scope.get("path_params", {}))}
+        targets = {name: str(value) for name, value in targets.items()}
         outcome = "ok"
         if status >= 400:
             code = _CODE.search(body)
-            outcome = code[1].decode() if code else f"{status}"
+            outcome = code[1].decode() if code else scope.get("outrider.outcome", f"{status}")
         elif made := _ID.match(body):
             targets.setdefault("id", made[1].decode())
-        if caller is None or status in (401, 403):
+        if status in _REFUSED or (status >= 400 and (caller is None or caller.via == "link")):
             now = self._runtime.services.clock.passed()
             if self._refusals.take("" if caller is None else caller.organization_id, now).is_over:
                 self._unrecorded += 1
@@ -98,9 +101,10 @@ class Recording:
             if self._unrecorded:
                 targets["unrecorded"], self._unrecorded = f"{self._unrecorded}", 0
         actor = {"via": "nobody"} if caller is None else caller.actor
+        action = str(getattr(scope.get("endpoint"), "__name__", scope["path"]))
         try:
             await self._runtime.audit.record(
-                str(getattr(scope.get("endpoint"), "__name__", scope["path"])),
+                action,
                 actor={**actor, "address": address_of(scope)},
                 outcome=outcome,
                 targets=targets,
@@ -109,7 +113,10 @@ class Recording:
             )
         except StoreError as error:
             log.error(
-                "what a request did could not be written into the audit log", path=scope["path"], reason=f"{error}"
+                "what a request did could not be written into the audit log",
+                action=action,
+                targets=targets,
+                reason=f"{error}",
             )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Query
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import wire
@@ -15,6 +16,7 @@ from outrider.api.forms import Budget, Changed, Deleted, Form, Id, Labels, Name,
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
+from outrider.api.waiting import attended
 from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering
@@ -98,11 +100,17 @@ async def get_session(runtime: Reading, session_id: str) -> Response:
 @router.delete("/sessions/{session_id}", response_model=Deleted, responses=responses(404, 409))
 async def delete_session(
     runtime: Operating,
+    request: Request,
     session_id: str,
     cancel: Annotated[bool, Query(description="Cancel what lives in it first, and wait for it.")] = False,
 ) -> Response:
     """Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives."""
-    return wire.plain({"tasks": await runtime.sessions.delete(session_id, cancel=cancel)})
+    gone = None
+    if cancel:
+        gone = await attended(request, runtime.sessions.delete(session_id, cancel=True), alone=True)
+    if gone is None:  # or the server ends: what still lives by now is named
+        gone = await runtime.sessions.delete(session_id)
+    return wire.plain({"tasks": gone})
 
 
 @router.post("/sessions/{session_id}/send", response_model=TaskRecord, responses=responses(404, 409))

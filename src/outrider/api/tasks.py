@@ -20,7 +20,7 @@ from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.api.waiting import LONGEST, Patience, Timeout, attended
-from outrider.core.errors import InvalidArguments, WaitTimeout
+from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
 from outrider.core.task import State
 from outrider.runtime.records import (
     AttemptRecord,
@@ -522,18 +522,23 @@ async def cancel_task(
 ) -> Response:
     """Cancel a task and the linked children below it; the receipt names each. Once more changes nothing."""
     given = form or CancelForm()
-    wait = given.wait
-    if wait is not None:
-        wait = 0.0 if request.app.state.ending.is_set() else min(wait, request.app.state.settings.poll)
     receipt = await runtime.tasks.cancel(
         task_id,
         reason=given.reason,
         by=caller.signs(given.by),
-        wait=wait,
         include_detached=given.include_detached,
         grace=given.grace,
         if_version=named_version(if_match),
     )
+    if given.wait is not None and receipt.requested:
+        patience = min(given.wait, request.app.state.settings.poll)
+        with suppress(WaitTimeout, NotFound):
+            await attended(request, runtime.tasks.wait(receipt.requested, timeout=patience))
+        states = {}
+        for each in receipt.requested:
+            with suppress(NotFound):
+                states[each] = (await runtime.tasks.get(each)).state
+        receipt = receipt.since(states)
     return wire.record(receipt)
 
 

@@ -24,11 +24,14 @@ Timeout = Annotated[
 Patience = Annotated[Number, Field(ge=0, le=LONGEST, description="How many seconds to wait at most.")]
 
 
-async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """What comes of a wait; None, and it is given up, once the server begins to end or the client has left."""
+async def attended(request: Request, work: Coroutine[Any, Any, T], *, alone: bool = False) -> T | None:
+    """What comes of a wait; None, and it is given up, once the server begins to end or the client has left.
+
+    What changes something goes on `alone`, without the client.
+    """
     waiting = asyncio.ensure_future(work)
     ending = asyncio.ensure_future(request.app.state.ending.wait())
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(asyncio.Event().wait() if alone else _left(request))
     try:
         await asyncio.wait({waiting, ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return await waiting if waiting.done() else None

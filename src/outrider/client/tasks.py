@@ -428,16 +428,7 @@ class Tasks:
         if not open_ones:
             return receipt
         tasks = await self._by_then(open_ones, max(0.0, until - time.monotonic()))
-        states = {each.id: each.state for each in tasks}
-        canceled = [each for each in open_ones if states.get(each) is State.CANCELED]
-        ended = [each for each, state in states.items() if state.is_terminal and each not in canceled]
-        return CancelReceipt(
-            task_id=receipt.task_id,
-            canceled=(*receipt.canceled, *canceled),
-            requested=tuple(each for each in open_ones if each in states and not states[each].is_terminal),
-            left=(*receipt.left, *ended),
-            states={**{id: state for id, state in receipt.states.items() if id not in open_ones}, **states},
-        )
+        return receipt.since({each.id: each.state for each in tasks})
 
     async def _by_then(self, ids: Sequence[str], timeout: float) -> builtins.list[TaskRecord]:
         """These tasks once they have ended or the time is over, without those that are gone."""

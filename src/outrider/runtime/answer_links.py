@@ -25,6 +25,7 @@ from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import as_datetime, span
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.options import Length, check_lists, check_texts, check_texts_if_given, not_negative
+from outrider.runtime.organizations import organization_of
 from outrider.runtime.records import InputRequestRecord, Record, TaskRecord
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
@@ -69,7 +70,7 @@ class AnswerFormRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class _Claims:
+class Claims:
     """What a link says."""
 
     organization_id: str
@@ -119,7 +120,7 @@ class AnswerLinks:
             for each in choices:
                 if (problem := mismatch(each, request.expected)) is not None:
                     raise InvalidAnswer(f"the choice {each!r:.100} is none: {problem}")
-        claims = _Claims(
+        claims = Claims(
             task.input.organization_id,
             task.id,
             request.id,
@@ -139,7 +140,10 @@ class AnswerLinks:
         )
 
     async def form(self, token: str) -> AnswerFormRecord:
-        """Return what a link shows, of a question that may be closed by now. Raises InvalidLink and LinkExpired."""
+        """Return what a link shows, of a question that may be closed by now.
+
+        Raises LinkExpired, and InvalidLink, also while the organization is suspended.
+        """
         claims, _, task, request = await self._read(token)
         choices, typing = _ways(request, claims.choices)
         return AnswerFormRecord(
@@ -151,14 +155,17 @@ class AnswerLinks:
         )
 
     async def answer(self, token: str, *, choice: int | None = None, typed: str | None = None) -> TaskRecord:
-        """Answer by a link: one of its form's choices by number, or what was typed.
+        """Answer by a link: one of its form's choices by number, or what was typed; not both.
 
-        Raises InvalidLink, LinkExpired, InvalidAnswer with the reason, and RequestClosed.
+        Raises InvalidLink, also while the organization is suspended, LinkExpired, InvalidAnswer with the reason, and
+        RequestClosed.
         """
         from outrider.runtime.tasks import Tasks
 
         claims, within, task, request = await self._read(token)
         choices, typing = _ways(request, claims.choices)
+        if choice is not None and typed:
+            raise InvalidAnswer("either one of the choices is chosen or something is typed, not both")
         if choice is not None:
             if not 0 <= choice < len(choices):
                 raise InvalidAnswer("this is none of the choices")
@@ -170,14 +177,21 @@ class AnswerLinks:
         tasks = Tasks(within)
         return await tasks.answer(task.id, answer, request_id=request.id, by=claims.by, via="link")
 
-    async def _read(self, token: str) -> tuple[_Claims, Services, Task, InputRequest]:
+    async def claims(self, token: str) -> Claims:
+        """Return what a link says that was made here, be it good for anything or not any more. Raises InvalidLink."""
+        return _claims(token, await _key(self._services))
+
+    async def _read(self, token: str) -> tuple[Claims, Services, Task, InputRequest]:
         """What a link says, the services of its organization alone, and what it is about.
 
         Raises InvalidLink and LinkExpired.
         """
-        claims = _claims(token, await _key(self._services))
+        claims = await self.claims(token)
         if self._services.clock.now() >= claims.expires * SECOND:
             raise LinkExpired("this link has expired; ask for another one")
+        organization = await organization_of(self._services, claims.organization_id)
+        if organization is not None and organization.data["suspended_at"] is not None:
+            raise InvalidLink("this link opens nothing at present; ask whoever sent it")
         within = self._services.whole.within(Bounds(claims.organization_id))  # whoever has it may, wherever he belongs
         request = await within.views.request(claims.request_id)
         task = await within.views.task(claims.task_id)
@@ -185,7 +199,7 @@ class AnswerLinks:
             raise InvalidLink("what this link is about is not here any more")
         return claims, within, task, request
 
-    async def _token(self, claims: _Claims) -> str:
+    async def _token(self, claims: Claims) -> str:
         return _signed(claims, await _key(self._services))
 
 
@@ -204,7 +218,7 @@ async def with_links(services: Services, delivery: Document) -> bytes:
     told["data"]["links"] = [
         {
             "request_id": each,
-            "url": _url(settings.public_url, _signed(_Claims(delivery.organization_id, task_id, each, expires), key)),
+            "url": _url(settings.public_url, _signed(Claims(delivery.organization_id, task_id, each, expires), key)),
             "expires_at": as_datetime(expires * SECOND),
         }
         for task_id in [delivery.data["task_id"]]
@@ -220,14 +234,14 @@ def _url(public_url: str | None, token: str) -> str | None:
 # --- the token ---------------------------------------------------------------------------------------
 
 
-def _signed(claims: _Claims, key: bytes) -> str:
+def _signed(claims: Claims, key: bytes) -> str:
     said = encode(
         [claims.organization_id, claims.task_id, claims.request_id, claims.expires, claims.choices, claims.by]
     )
     return f"{_text(said)}.{_text(_seal_of(said, key))}"
 
 
-def _claims(token: object, key: bytes) -> _Claims:
+def _claims(token: object, key: bytes) -> Claims:
     """What a token says. Raises InvalidLink for one that was not made here, whatever is wrong with it."""
     try:
         if not isinstance(token, str) or len(token) > LONGEST_TOKEN:
@@ -238,7 +252,7 @@ def _claims(token: object, key: bytes) -> _Claims:
         organization_id, task_id, request_id, expires, choices, by = decode(said)
     except (ValueError, binascii.Error):
         raise InvalidLink("this is no link of this server") from None
-    return _Claims(organization_id, task_id, request_id, expires, None if choices is None else tuple(choices), by)
+    return Claims(organization_id, task_id, request_id, expires, None if choices is None else tuple(choices), by)
 
 
 def _seal_of(said: bytes, key: bytes) -> bytes:

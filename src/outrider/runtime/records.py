@@ -837,6 +837,20 @@ class CancelReceipt(Record):
     left: tuple[str, ...]
     states: Mapping[str, State]
 
+    def since(self, states: Mapping[str, State]) -> CancelReceipt:
+        """The receipt as it reads later, by the states of those that were `requested`; without one it was deleted."""
+        there = [each for each in self.requested if each in states]
+        canceled = [each for each in there if states[each] is State.CANCELED]
+        going_on = [each for each in there if not states[each].is_terminal]
+        settled = {id: state for id, state in self.states.items() if id not in self.requested}
+        return CancelReceipt(
+            task_id=self.task_id,
+            canceled=(*self.canceled, *canceled),
+            requested=tuple(going_on),
+            left=(*self.left, *(each for each in there if each not in canceled and each not in going_on)),
+            states={**settled, **{each: states[each] for each in there}},
+        )
+
 
 class BulkReceipt(Record):
     """What a bulk cancel did to the tasks that it was asked for, as `CancelReceipt` says it."""
