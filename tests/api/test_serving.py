@@ -149,6 +149,8 @@ async def said(port: int, *pieces: bytes) -> tuple[int, dict[str, object], bytes
 
 
 POST = b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+UPGRADE = POST + b"connection: upgrade\r\nupgrade: h2c\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 
 
 async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_the_server_goes_on():
@@ -162,6 +164,8 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
             (431, (b"GET /v1/tasks HTTP/1.1\r\n" + b"x-long: " + b"y" * 1900, b"y" * 1900)),
             (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
             (400, (POST + b"content-length: abc\r\n\r\n{}",)),
+            (400, (UPGRADE + b"content-length: 2\r\n\r\n{}",)),
+            (400, (UPGRADE + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",)),
         ):
             found, problem, told = await said(port, *pieces)
             assert (found, problem["status"]) == (status, status), told
@@ -172,6 +176,27 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
         writer.close()
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.post("/v1/sessions", json={})).status_code == 201
+
+
+async def test_a_body_after_an_upgrade_is_no_request_and_one_without_a_body_is_served_and_the_last():
+    async with listening() as (port, _):
+        upgrade = b"connection: upgrade\r\nupgrade: h2c\r\n"
+        inner = HEALTH + b"\r\n"
+        for head, status in (
+            (UPGRADE + b"content-length: %d\r\n\r\n" % len(inner), 400),
+            (HEALTH + upgrade + b"\r\n", 200),
+            (HEALTH + upgrade + b"content-length: 0\r\n\r\n", 200),  # as some clients in Java have it
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head)
+            told = await reader.readuntil(b"\r\n\r\n")
+            with suppress(ConnectionError):
+                writer.write(inner)
+                told += await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            assert told.startswith(b"HTTP/1.1 %d" % status)
+            assert told.count(b"HTTP/1.1 ") == 1
+            assert b"connection: close" in told
 
 
 async def test_a_client_that_leaves_ends_its_wait_and_one_that_stays_is_answered_when_the_server_ends():

@@ -48,7 +48,14 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head of a request is there."""
         self._has_head()
+        upgrades = self.parser.should_upgrade()
+        if upgrades and _has_body(self.headers):
+            # The parser takes such a body for the next request.
+            self._refuse(400, "a request with a body asks for no other protocol: send it without Upgrade, as HTTP/1.1")
+            raise ValueError("a body that cannot be told from a request")  # so that nothing more is read
         super().on_headers_complete()
+        if upgrades:
+            self.cycle.keep_alive = False  # what comes now may be in the other protocol
 
     def data_received(self, data: bytes) -> None:
         """Some of a request is there."""
@@ -85,3 +92,9 @@ class HttpProtocol(HttpToolsProtocol):
         head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
         self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")) for name, value in headers
+    )
