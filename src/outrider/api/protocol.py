@@ -26,7 +26,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._settings = settings
         self._patience: asyncio.TimerHandle | None = None
         self._head = 0
-        """How much of a head has come so far."""
+        """How much of a head has come so far; while a body comes, of what is no part of it."""
+        self._is_after_head = False
+        self._trailers = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Somebody comes."""
@@ -41,13 +43,26 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._is_after_head = False
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
         if self._patience is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field is there. One after the body is nothing that was asked: whoever filters heads has not seen it."""
+        if not self._is_after_head:
+            super().on_header(name, value)
+            return
+        self._trailers += len(name) + len(value)
+        if self._trailers > self._settings.header:
+            self._refuse_head()
+            raise ValueError("too many trailers")  # so that nothing more is read
+
     def on_headers_complete(self) -> None:
         """The head of a request is there."""
         self._has_head()
+        self._is_after_head = True
+        self._head = self._trailers = 0
         upgrades = self.parser.should_upgrade()
         if upgrades and _has_body(self.headers):
             # The parser takes such a body for the next request.
@@ -57,12 +72,17 @@ class HttpProtocol(HttpToolsProtocol):
         if upgrades:
             self.cycle.keep_alive = False  # what comes now may be in the other protocol
 
+    def on_body(self, body: bytes) -> None:
+        """Some of a body is there."""
+        self._head = 0
+        super().on_body(body)
+
     def data_received(self, data: bytes) -> None:
         """Some of a request is there."""
         self._head += len(data)
         super().data_received(data)
-        if self._patience is not None and self._head > self._settings.header:
-            self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes")
+        if self._head > self._settings.header and (self._patience is not None or self._is_after_head):
+            self._refuse_head()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
@@ -82,6 +102,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._refuse(408, f"the head of the request did not come within {self._settings.head_timeout:g} seconds")
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes, and so have trailers")
 
     def _refuse(self, status: int, text: str) -> None:
         self._has_head()
