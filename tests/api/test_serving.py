@@ -201,6 +201,16 @@ async def test_a_body_after_an_upgrade_is_no_request_and_one_without_a_body_is_s
             assert b"connection: close" in told
 
 
+async def test_empty_lines_keep_no_connection():
+    async with listening() as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEALTH + b"\r\n")
+        assert b'"alive"}' in await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+
+
 async def test_a_trailer_is_no_header_and_has_a_limit():
     async with listening(ServeSettings(access=AccessSettings())) as (port, service):
         made = await service._app.state.runtime.keys.create("a", scopes=["submit"])

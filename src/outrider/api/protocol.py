@@ -83,10 +83,17 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head > self._settings.header and (self._patience is not None or self._is_after_head):
             self._refuse_head()
+        if self._patience is None and not self._is_answering and not self.transport.is_closing():
+            self._await_head()  # it was an empty line, which begins nothing, and has ended the wait for another request
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, f"this is no HTTP: {msg}")
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # type: ignore[redundant-expr]  # None before the first
 
     def _await_head(self) -> None:
         self._head = 0
