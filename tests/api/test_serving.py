@@ -18,7 +18,7 @@ from outrider import Outrider
 from outrider.api import create_api
 from outrider.api.serving import Service, bind, bind_path
 from outrider.core.errors import InvalidArguments
-from outrider.settings import AccessSettings, ServeSettings
+from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 from tests.facts import until
 
 pytestmark = pytest.mark.anyio
@@ -199,6 +199,31 @@ async def test_a_body_after_an_upgrade_is_no_request_and_one_without_a_body_is_s
             assert told.startswith(b"HTTP/1.1 %d" % status)
             assert told.count(b"HTTP/1.1 ") == 1
             assert b"connection: close" in told
+
+
+async def test_who_reads_nothing_of_an_answer_is_cut_and_who_reads_slowly_gets_all_of_it():
+    settings = ServeSettings(streams=StreamSettings(stall_limit=0.3))
+    async with listening(settings) as (port, service):
+        session = await service._app.state.runtime.sessions.create()
+        for name in "abcd":
+            await session.write_file(f"/{name}", b"x" * 1_000_000)
+        ask = f"GET /v1/sessions/{session.id}/export HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+        connections = service._server.server_state.connections
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect(("127.0.0.1", port))
+            silent.sendall(ask)
+            await until(lambda: len(connections) == 1)
+            await until(lambda: not connections and service.under_way == 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+        writer.write(ask)
+        told = 0
+        while told < 800_000:
+            told += len(await asyncio.wait_for(reader.readexactly(200_000), 20))
+            await asyncio.sleep(0.02)
+        told += len(await asyncio.wait_for(reader.read(), 20))
+        writer.close()
+        assert told > 4_000_000
 
 
 async def test_empty_lines_keep_no_connection():

@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol, with two things more: patience has an end, and a response can cut its connection.
 
 ASGI begins when the head of a request is there, and only knows how to go on. Who never ends one would keep a connection
-for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet.
+for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet. A stream of events says
+itself when it has waited long enough (`live.Audience`); all other answers are looked after here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class HttpProtocol(HttpToolsProtocol):
         """How much of a head has come so far; while a body comes, of what is no part of it."""
         self._is_after_head = False
         self._trailers = 0
+        self._stall: asyncio.TimerHandle | None = None
+        self._unread = 0
+        """How much of what was sent nobody had read when that was looked at last."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Somebody comes."""
@@ -39,6 +43,33 @@ class HttpProtocol(HttpToolsProtocol):
         """And is gone."""
         super().connection_lost(exc)
         self._has_head()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        """More was sent than is read."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._is_read()
+
+    def on_response_complete(self) -> None:
+        """A response was sent, if not read."""
+        super().on_response_complete()
+        self._await_end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing more was asked."""
+        super().timeout_keep_alive_handler()
+        self._await_end()
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        super().shutdown()
+        self._await_end()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -107,8 +138,32 @@ class HttpProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self._head == 0:
             self.transport.close()
+            self._await_end()
         else:
             self._refuse(408, f"the head of the request did not come within {self._settings.head_timeout:g} seconds")
+
+    def _await_end(self) -> None:
+        """Closing waits for what is not read yet, for ever if need be."""
+        if self.transport.is_closing():
+            self._await_reading()
+
+    def _await_reading(self) -> None:
+        # Nothing is added while too much is unread, nor while it closes: what is unread gets less, or nobody reads.
+        if self._stall is None and (unread := self.transport.get_write_buffer_size()):
+            self._unread = unread
+            self._stall = self.loop.call_later(self._settings.streams.stall_limit, self._look)
+
+    def _look(self) -> None:
+        self._stall = None
+        if self.transport.get_write_buffer_size() >= self._unread:
+            self.transport.abort()
+        else:
+            self._await_reading()
+
+    def _is_read(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _refuse_head(self) -> None:
         self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes, and so have trailers")
@@ -122,6 +177,7 @@ class HttpProtocol(HttpToolsProtocol):
         head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
         self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+        self._await_end()
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
