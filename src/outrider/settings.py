@@ -183,7 +183,7 @@ class StreamSettings:
     silence: float = 15.0
     """After how long without news a stream says that it is still there."""
     stall_limit: float = 30.0
-    """How long a client may read nothing of what was sent to it, before it is cut."""
+    """How long a client may read nothing of what was sent to it, before it is cut. Goes for all answers."""
     retry: float = 1.0
     """After how long a client should come again that was cut."""
     most: int = 5000

@@ -472,6 +472,9 @@ async def test_without_authentication_a_page_of_another_site_may_not_ask():
             ({"Host": "127.0.0.1.evil.example:8321"}, 403),
             ({"Origin": "https://evil.example"}, 403),
             ({"Origin": "null"}, 403),
+            ({"Host": "["}, 403),
+            ({"Host": "a]"}, 403),
+            ({"Origin": "http://["}, 403),
             ({"Origin": "http://localhost:8321", "Host": "localhost:8321"}, 200),
             ({"Origin": "http://localhost:1", "Host": "localhost:8321"}, 403),
         ):

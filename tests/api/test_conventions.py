@@ -33,6 +33,13 @@ async def test_every_error_is_a_problem_with_a_stable_code(api: Api):
         assert problem["request_id"] == told.headers["x-request-id"]
 
 
+async def test_probes_may_ask_with_head_and_who_asks_otherwise_is_told_how(api: Api):
+    for path in ("/health", "/ready"):
+        assert (await api.head(path)).status_code == (await api.get(path)).status_code
+        other = await api.put(path)
+        assert (other.status_code, other.headers["allow"]) == (405, "GET, HEAD")
+
+
 async def test_a_create_that_is_repeated_with_its_key_answers_with_the_stored_task(api: Api):
     path = f"/v1/sessions/{await api.session()}/tasks"
     key = {"Idempotency-Key": "once"}

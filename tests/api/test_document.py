@@ -162,3 +162,13 @@ def routes(document: dict[str, Any]) -> set[tuple[str, str]]:
 async def test_the_page_lists_the_routes_that_there_are(api: Api):
     listed = set(re.findall(r"^\| `([A-Z]+) (/v1[^` ]*)` \|", PAGE, re.MULTILINE))
     assert listed == routes(api.app.openapi())
+
+
+async def test_each_route_says_that_a_body_may_have_another_form_and_that_the_store_may_be_full(api: Api):
+    for path, methods in api.app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
+            answers = operation["responses"]
+            assert (("415" in answers), ("507" in answers)) == (takes_json, method != "get"), (method, path)
+            for status in {"415", "507"} & {*answers}:
+                assert answers[status]["content"] == answers["500"]["content"]

@@ -18,7 +18,7 @@ from outrider import Outrider
 from outrider.api import create_api
 from outrider.api.serving import Service, bind, bind_path
 from outrider.core.errors import InvalidArguments
-from outrider.settings import ServeSettings
+from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 from tests.facts import until
 
 pytestmark = pytest.mark.anyio
@@ -149,6 +149,9 @@ async def said(port: int, *pieces: bytes) -> tuple[int, dict[str, object], bytes
 
 
 POST = b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+UPGRADE = POST + b"connection: upgrade\r\nupgrade: h2c\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 
 
 async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_the_server_goes_on():
@@ -160,8 +163,11 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
             (413, (POST + b"content-length: 999999999999999999\r\n\r\n{",)),
             (413, (POST + b"transfer-encoding: chunked\r\n\r\n", *[b"100\r\n" + b" " * 256 + b"\r\n"] * 9)),
             (431, (b"GET /v1/tasks HTTP/1.1\r\n" + b"x-long: " + b"y" * 1900, b"y" * 1900)),
+            (431, (CHUNKED, *[b"x-more: " + b"y" * 200 + b"\r\n"] * 11)),
             (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
             (400, (POST + b"content-length: abc\r\n\r\n{}",)),
+            (400, (UPGRADE + b"content-length: 2\r\n\r\n{}",)),
+            (400, (UPGRADE + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",)),
         ):
             found, problem, told = await said(port, *pieces)
             assert (found, problem["status"]) == (status, status), told
@@ -172,6 +178,82 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
         writer.close()
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.post("/v1/sessions", json={})).status_code == 201
+
+
+async def test_a_body_after_an_upgrade_is_no_request_and_one_without_a_body_is_served_and_the_last():
+    async with listening() as (port, _):
+        upgrade = b"connection: upgrade\r\nupgrade: h2c\r\n"
+        inner = HEALTH + b"\r\n"
+        for head, status in (
+            (UPGRADE + b"content-length: %d\r\n\r\n" % len(inner), 400),
+            (HEALTH + upgrade + b"\r\n", 200),
+            (HEALTH + upgrade + b"content-length: 0\r\n\r\n", 200),  # as some clients in Java have it
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head)
+            told = await reader.readuntil(b"\r\n\r\n")
+            with suppress(ConnectionError):
+                writer.write(inner)
+                told += await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            assert told.startswith(b"HTTP/1.1 %d" % status)
+            assert told.count(b"HTTP/1.1 ") == 1
+            assert b"connection: close" in told
+
+
+async def test_who_reads_nothing_of_an_answer_is_cut_and_who_reads_slowly_gets_all_of_it():
+    settings = ServeSettings(streams=StreamSettings(stall_limit=0.3))
+    async with listening(settings) as (port, service):
+        session = await service._app.state.runtime.sessions.create()
+        for name in "abcd":
+            await session.write_file(f"/{name}", b"x" * 1_000_000)
+        ask = f"GET /v1/sessions/{session.id}/export HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+        connections = service._server.server_state.connections
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect(("127.0.0.1", port))
+            silent.sendall(ask)
+            await until(lambda: len(connections) == 1)
+            await until(lambda: not connections and service.under_way == 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+        writer.write(ask)
+        told = 0
+        while told < 800_000:
+            told += len(await asyncio.wait_for(reader.readexactly(200_000), 20))
+            await asyncio.sleep(0.02)
+        told += len(await asyncio.wait_for(reader.read(), 20))
+        writer.close()
+        assert told > 4_000_000
+
+
+async def test_empty_lines_keep_no_connection():
+    async with listening() as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEALTH + b"\r\n")
+        assert b'"alive"}' in await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+
+
+async def test_a_trailer_is_no_header_and_has_a_limit():
+    async with listening(ServeSettings(access=AccessSettings())) as (port, service):
+        made = await service._app.state.runtime.keys.create("a", scopes=["submit"])
+        key = f"authorization: Bearer {made.token}\r\n".encode()
+        for head, trailer, status in ((b"", key, 401), (key, b"x-request-id: a\r\n", 201)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(CHUNKED.replace(b"transfer", head + b"transfer") + trailer + b"\r\n")
+            told = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            assert told.startswith(b"HTTP/1.1 %d" % status)
+            assert b"x-request-id: a\r" not in told
+    async with listening(ServeSettings(header=2000)) as (port, service):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED)
+        await until(lambda: service.under_way == 1)
+        writer.write(b"x-long: " + b"y" * 2000)  # and no end, which is what is counted here
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 431")
+        writer.close()
 
 
 async def test_a_client_that_leaves_ends_its_wait_and_one_that_stays_is_answered_when_the_server_ends():

@@ -33,7 +33,8 @@ async def test_an_outside_program_reports_asks_hears_the_answer_and_ends_its_tas
     given = {"answer": 3, "request_id": asked.json()["id"], "by": "ada"}
     stale = await api.post(f"{path}/answer", json=given, headers={"If-Match": '"0-00000000"'})
     assert (stale.status_code, stale.json()["code"]) == (412, "outdated")
-    assert (await api.post(f"{path}/answer", json=given, headers={"If-Match": tag})).status_code == 200
+    tags = f'"other", "0-00000000", {tag}'
+    assert (await api.post(f"{path}/answer", json=given, headers={"If-Match": tags})).status_code == 200
     twice = await api.post(f"{path}/answer", json=given)
     assert (twice.status_code, twice.json()["code"]) == (409, "request_closed")
     (request,) = (await api.get(f"{path}/requests")).json()["items"]
@@ -73,6 +74,8 @@ async def test_a_cancel_names_what_it_did_and_the_program_hears_of_it(api: Api):
     path, attempt = await claimed(api)
     stale = await api.post(f"{path}/cancel", headers={"If-Match": '"9-00000000"'})
     assert (stale.status_code, stale.json()["code"]) == (412, "outdated")
+    weak = await api.post(f"{path}/cancel", headers={"If-Match": "W/" + (await api.get(path)).headers["etag"]})
+    assert (weak.status_code, weak.json()["code"]) == (412, "precondition_failed")
     receipt = (await api.post(f"{path}/cancel", json={"reason": "enough", "by": "ada"})).json()
     assert receipt["requested"] == [path.rpartition("/")[2]]
     assert (await api.post(f"{attempt}/report")).json()["cancel_requested_at"] is not None

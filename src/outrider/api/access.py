@@ -87,7 +87,7 @@ class Gate:
         if not _is_own_name(host, self._settings.hosts):
             raise Forbidden(f"nobody here is called {host!r:.100}; if somebody is, serve with --allow-host")
         origin = request.headers.get("origin")
-        if origin is not None and not {origin, "*"} & {*origins} and urlsplit(origin).netloc != host:
+        if origin is not None and not {origin, "*"} & {*origins} and _place_of(origin) != host:
             raise Forbidden(f"pages of {origin!r:.100} may not use this; if they may, serve with --origin")
 
 
@@ -142,9 +142,19 @@ def address_of(connection: Connection) -> str:
     return str(client[0]) if client else "unix"
 
 
+def _place_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
 def _is_own_name(host: str, known: tuple[str, ...]) -> bool:
     """Whether a site of somebody else's can have no such name: it would be one with dots."""
-    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:  # it is none at all
+        return False
     if "." not in name or name in known or name.endswith(".localhost"):
         return True
     try:

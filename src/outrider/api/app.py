@@ -97,9 +97,8 @@ def create_api(
     app.state.gate = gate = Gate(runtime, settings)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
-    # Beside /v1, and no part of what clients are generated from.
     health = health_routes(runtime, registry=registry, is_draining=app.state.ending.is_set, guard=[Depends(measuring)])
-    app.include_router(health, include_in_schema=False)
+    app.router.routes.extend(health.routes)
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,

@@ -20,7 +20,10 @@ IfMatch = Annotated[
     str | None,
     Header(
         alias="If-Match",
-        description="The ETag of the task. Refused where its `version` is another by now; progress is no obstacle.",
+        description=(
+            "The ETag of the task, or several with commas between. Refused where its `version` is another by now; "
+            "progress is no obstacle."
+        ),
     ),
 ]
 _TAG = re.compile(r'\s*"(\d{1,18})-[0-9a-f]{8}"\s*')
@@ -43,14 +46,14 @@ def unless_same(request: Request, etag: str) -> Response | None:
     return Response(status_code=304, headers={"ETag": etag})
 
 
-def named_version(if_match: str | None) -> int | None:
-    """The version of the tag in If-Match; None for any. Raises Refusal for what is no tag of a task."""
+def named_versions(if_match: str | None) -> frozenset[int] | None:
+    """The versions of the tags in If-Match; None for any. Raises Refusal where none is the tag of a task."""
     if if_match is None or if_match.strip() == "*":
         return None
-    found = _TAG.fullmatch(if_match)
-    if found is None:
+    found = frozenset(int(tag[1]) for each in if_match.split(",") if (tag := _TAG.fullmatch(each)))
+    if not found:
         raise Refusal(412, "If-Match has no ETag that a task was answered with")
-    return int(found[1])
+    return found
 
 
 def _names(given: str, etag: str) -> bool:

@@ -78,16 +78,18 @@ def health_routes(
 
     `is_draining` says whether the process takes no new work since it is about to end.
     """
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], include_in_schema=False)  # beside /v1: clients are not generated from it
+    asked = ["GET", "HEAD"]  # as some who balance do
     doctor = _Recent(FRESH, runtime.doctor.readiness)
 
-    @router.get("/health", summary="Whether the process answers")
+    @router.api_route("/health", methods=asked, summary="Whether the process answers")
     async def health() -> Health:
         """Answer, which takes an event loop that lives. Says nothing of the store: restarting would not mend that."""
         return Health()
 
-    @router.get(
+    @router.api_route(
         "/ready",
+        methods=asked,
         summary="Whether the process can do its work",
         response_model=Readiness,
         responses={

@@ -183,9 +183,16 @@ def problem_of(scope: Mapping[str, Any], error: OutriderError) -> Response:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer beside success, for the document: these, and what any route may."""
-    every = sorted({*statuses, 400, 401, 403, 408, 413, 422, 429, 500, 503})
-    return {status: {"model": Problem, "description": TITLES[status]} for status in every}
+    """What a route may answer beside success, for the document: these, and what any route may.
+
+    `routing.Route` adds what depends on its method and body.
+    """
+    return described(*sorted({*statuses, 400, 401, 403, 408, 413, 422, 429, 500, 503}))
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These answers, for the document."""
+    return {status: {"model": Problem, "description": TITLES[status]} for status in statuses}
 
 
 async def on_outrider_error(request: Request, error: Exception) -> Response:

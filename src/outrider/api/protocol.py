@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol, with two things more: patience has an end, and a response can cut its connection.
 
 ASGI begins when the head of a request is there, and only knows how to go on. Who never ends one would keep a connection
-for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet.
+for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet. A stream of events says
+itself when it has waited long enough (`live.Audience`); all other answers are looked after here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._settings = settings
         self._patience: asyncio.TimerHandle | None = None
         self._head = 0
-        """How much of a head has come so far."""
+        """How much of a head has come so far; while a body comes, of what is no part of it."""
+        self._is_after_head = False
+        self._trailers = 0
+        self._stall: asyncio.TimerHandle | None = None
+        self._unread = 0
+        """How much of what was sent nobody had read when that was looked at last."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Somebody comes."""
@@ -37,29 +43,88 @@ class HttpProtocol(HttpToolsProtocol):
         """And is gone."""
         super().connection_lost(exc)
         self._has_head()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        """More was sent than is read."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._is_read()
+
+    def on_response_complete(self) -> None:
+        """A response was sent, if not read."""
+        super().on_response_complete()
+        self._await_end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing more was asked."""
+        super().timeout_keep_alive_handler()
+        self._await_end()
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        super().shutdown()
+        self._await_end()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._is_after_head = False
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
         if self._patience is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field is there. One after the body is nothing that was asked: whoever filters heads has not seen it."""
+        if not self._is_after_head:
+            super().on_header(name, value)
+            return
+        self._trailers += len(name) + len(value)
+        if self._trailers > self._settings.header:
+            self._refuse_head()
+            raise ValueError("too many trailers")  # so that nothing more is read
+
     def on_headers_complete(self) -> None:
         """The head of a request is there."""
         self._has_head()
+        self._is_after_head = True
+        self._head = self._trailers = 0
+        upgrades = self.parser.should_upgrade()
+        if upgrades and _has_body(self.headers):
+            # The parser takes such a body for the next request.
+            self._refuse(400, "a request with a body asks for no other protocol: send it without Upgrade, as HTTP/1.1")
+            raise ValueError("a body that cannot be told from a request")  # so that nothing more is read
         super().on_headers_complete()
+        if upgrades:
+            self.cycle.keep_alive = False  # what comes now may be in the other protocol
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body is there."""
+        self._head = 0
+        super().on_body(body)
 
     def data_received(self, data: bytes) -> None:
         """Some of a request is there."""
         self._head += len(data)
         super().data_received(data)
-        if self._patience is not None and self._head > self._settings.header:
-            self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes")
+        if self._head > self._settings.header and (self._patience is not None or self._is_after_head):
+            self._refuse_head()
+        if self._patience is None and not self._is_answering and not self.transport.is_closing():
+            self._await_head()  # it was an empty line, which begins nothing, and has ended the wait for another request
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, f"this is no HTTP: {msg}")
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # type: ignore[redundant-expr]  # None before the first
 
     def _await_head(self) -> None:
         self._head = 0
@@ -73,8 +138,35 @@ class HttpProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self._head == 0:
             self.transport.close()
+            self._await_end()
         else:
             self._refuse(408, f"the head of the request did not come within {self._settings.head_timeout:g} seconds")
+
+    def _await_end(self) -> None:
+        """Closing waits for what is not read yet, for ever if need be."""
+        if self.transport.is_closing():
+            self._await_reading()
+
+    def _await_reading(self) -> None:
+        # Nothing is added while too much is unread, nor while it closes: what is unread gets less, or nobody reads.
+        if self._stall is None and (unread := self.transport.get_write_buffer_size()):
+            self._unread = unread
+            self._stall = self.loop.call_later(self._settings.streams.stall_limit, self._look)
+
+    def _look(self) -> None:
+        self._stall = None
+        if self.transport.get_write_buffer_size() >= self._unread:
+            self.transport.abort()
+        else:
+            self._await_reading()
+
+    def _is_read(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"the head of a request has at most {self._settings.header:,} bytes, and so have trailers")
 
     def _refuse(self, status: int, text: str) -> None:
         self._has_head()
@@ -85,3 +177,10 @@ class HttpProtocol(HttpToolsProtocol):
         head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
         self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+        self._await_end()
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")) for name, value in headers
+    )

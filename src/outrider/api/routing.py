@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from outrider.api import wire
-from outrider.api.problems import Refusal, responses
+from outrider.api.problems import Refusal, described, responses
 from outrider.api.wire import Request
 
 _Ask: TypeAlias = Callable[[StarletteRequest], Awaitable[Any]]
@@ -32,6 +32,12 @@ class Route(APIRoute):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
+        found = self.response_fields.get(500)
+        if found is not None:  # as all routes of a noun have it, which say beside it what else they answer
+            for status, applies in ((415, self.body_field is not None), (507, self.methods != {"GET"})):
+                if applies:
+                    self.responses |= described(status)
+                    self.response_fields[status] = found
         plan = _Plan.of(self)
         if plan is not None:
             self.app = plan

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Asking, Operating, Reading, Submitting
-from outrider.api.conditional import IfMatch, etag_of, named_version, unless_same
+from outrider.api.conditional import IfMatch, etag_of, named_versions, unless_same
 from outrider.api.filters import FilterForm, Filtering, filter_of
 from outrider.api.forms import Anything, Deleted, Flag, Form, Object, Seconds
 from outrider.api.options import OptionsForm, Priority
@@ -491,7 +491,7 @@ async def answer_task(
             request_id=form.request_id,
             by=caller.signs(form.by),
             via=form.via,
-            if_version=named_version(if_match),
+            if_version=named_versions(if_match),
         )
     )
 
@@ -528,7 +528,7 @@ async def cancel_task(
         by=caller.signs(given.by),
         include_detached=given.include_detached,
         grace=given.grace,
-        if_version=named_version(if_match),
+        if_version=named_versions(if_match),
     )
     if given.wait is not None and receipt.requested:
         patience = min(given.wait, request.app.state.settings.poll)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -214,7 +214,7 @@ class Tasks:
         request_id: str | None = None,
         by: str | None = None,
         via: str | None = None,
-        if_version: int | None = None,
+        if_version: int | Collection[int] | None = None,
     ) -> TaskRecord:
         """Answer a question of a task: the oldest pending one, or the one of that id. The first answer wins.
 
@@ -350,7 +350,7 @@ class Tasks:
         wait: Length | None = None,
         include_detached: bool = False,
         grace: Length | None = None,
-        if_version: int | None = None,
+        if_version: int | Collection[int] | None = None,
     ) -> CancelReceipt:
         """Cancel a task and the linked children below it; say what became of each.
 
@@ -626,8 +626,11 @@ def _query_of(filter: TaskFilter) -> dict[str, Any]:
     return said
 
 
-def _if_match(version: int | None) -> dict[str, str] | None:
-    return None if version is None else {"If-Match": f'"{version}-00000000"'}
+def _if_match(version: int | Collection[int] | None) -> dict[str, str] | None:
+    if version is None:
+        return None
+    versions = [version] if isinstance(version, int) else version
+    return {"If-Match": ", ".join(f'"{each}-00000000"' for each in versions)}
 
 
 def _in_header(text: str) -> str:

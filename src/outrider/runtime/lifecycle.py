@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Protocol, assert_never
 
@@ -198,18 +198,20 @@ class Lifecycle:
         steps: tuple[Step, ...] = (),
         page: Page | None = None,
         printed: Sequence[OutputChunk] = (),
-        if_version: int | None = None,
+        if_version: int | Collection[int] | None = None,
     ) -> Task:
         """Apply an event to a task and commit what comes of it; return the record as it then stands.
 
         `page` is the iteration that the holder of the task ends with, `printed` what it had not written yet. Raises
-        NotFound, whatever the reducer refuses with, and Outdated for a task that has another version than `if_version`.
+        NotFound, whatever the reducer refuses with, and Outdated for a task that has no version of `if_version`.
         """
         current = await self._read(task) if isinstance(task, str) else task
+        versions = {if_version} if isinstance(if_version, int) else if_version
         while True:
-            if if_version is not None and current.core.version != if_version:
+            if versions is not None and current.core.version not in versions:
+                named = " or ".join(str(each) for each in sorted(versions))
                 raise Outdated(
-                    f"{current.id} has moved on: it has version {current.core.version} now, and not {if_version}",
+                    f"{current.id} has moved on: it has version {current.core.version} now, and not {named:.200}",
                     details={"version": current.core.version},
                 )
             change = self._decide(current, event, settles, steps)

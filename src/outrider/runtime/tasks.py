@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -313,12 +313,12 @@ class Tasks:
         request_id: str | None = None,
         by: str | None = None,
         via: str | None = None,
-        if_version: int | None = None,
+        if_version: int | Collection[int] | None = None,
     ) -> TaskRecord:
         """Answer a question of a task: the oldest pending one, or the one of that id. The first answer wins.
 
         Raises InvalidAnswer if it does not fit what is expected, RequestClosed if the request is no longer
-        pending, NotFound if there is no such request, Outdated for a task that has another version than `if_version`.
+        pending, NotFound if there is no such request, Outdated for a task that has no version of `if_version`.
         """
         check_texts_if_given(request_id=request_id, by=by, via=via)
         check_size("who answers, and how,", (by, via), self._services.settings.limits.name)
@@ -624,12 +624,12 @@ class Tasks:
         wait: Length | None = None,
         include_detached: bool = False,
         grace: Length | None = None,
-        if_version: int | None = None,
+        if_version: int | Collection[int] | None = None,
     ) -> CancelReceipt:
         """Cancel a task and the linked children below it; say what became of each.
 
         With `wait`, give those whose holder has to stop first that long, and say where each ended. Raises NotFound, and
-        Outdated for a task that has another version than `if_version`.
+        Outdated for a task that has no version of `if_version`.
         """
         self._check_cancel(reason, by, include_detached)
         patience = None if wait is None else span(wait)
