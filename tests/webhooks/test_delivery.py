@@ -8,8 +8,9 @@ import orjson
 import pytest
 
 from outrider import TaskOptions
-from outrider.core.errors import AddressRefused, Conflict, InvalidArguments, NotFound
+from outrider.core.errors import AddressRefused, Conflict, InvalidArguments, NotFound, SessionClosed
 from outrider.core.ledger import Document
+from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.webhooks import stored
@@ -117,6 +118,59 @@ async def test_a_task_that_is_there_already_gets_no_webhooks_of_the_one_it_stand
         await runtime.run_until_idle()
         repeated = await runtime.tasks.retry(made.id)
         assert [each.url for each in await runtime.webhooks.list(task_id=repeated.id)] == ["http://127.0.0.1:1/"]
+
+
+async def test_whoever_names_a_task_that_is_not_his_hears_nothing_of_it(opened: Open):
+    async with receiving() as receiver, opened() as (runtime, duty):
+        ours, theirs = (runtime.within(Bounds(name)) for name in ("org_a", "org_b"))
+        session, other, victims = [await each.sessions.create() for each in (ours, ours, theirs)]
+        hooks = [{"url": receiver.url, "events": ["terminal"]}]
+        own = await session.spawn("add", a=1)
+        await runtime.run_until_idle()
+        await ours.webhooks.create(receiver.url, task_id=own.id)
+        for owner in (victims, other):
+            secret = await owner.spawn("add", a=2)
+            for attempt in (
+                session.spawn("add", a=1, options=TaskOptions(id=secret.id, webhooks=hooks)),
+                ours.tasks.retry(own.id, id=secret.id),
+                ours.tasks.fork(own.id, id=secret.id),
+            ):
+                with pytest.raises(Conflict):
+                    await attempt
+        # What was named before it was made, too.
+        (mine,) = await runtime.services.views.documents(stored.TASK_ENDPOINT)
+        early = evolve(mine, id=f"early{stored.MARK}whk_early", key="whk_early", version=0)
+        await runtime.ledger.keep([early, stored.lane_for(early)])
+        await victims.spawn("add", a=3, options=TaskOptions(id="early"))
+        await runtime.run_until_idle()
+        await duty.once()
+        assert receiver.requests == []
+        left = {
+            each.id.partition(stored.MARK)[0] for each in await runtime.services.views.documents(stored.TASK_ENDPOINT)
+        }
+        assert left == {own.id, "early"}
+
+
+async def test_a_task_that_was_not_made_leaves_no_webhooks(opened: Open):
+    async with opened() as (runtime, _):
+        session = await runtime.sessions.create()
+        old = await session.spawn("add", a=1, options=TaskOptions(webhooks=["http://127.0.0.1:1/"]))
+        await runtime.run_until_idle()
+        for _ in range(2):
+            await runtime.tasks.retry(old.id, id="again")
+            await runtime.tasks.fork(old.id, id="forked")
+        assert [len(await runtime.webhooks.list(task_id=each)) for each in ("again", "forked")] == [1, 1]
+        await runtime.run_until_idle()
+        await session.close()
+        for attempt in (
+            session.spawn("add", a=1, options=TaskOptions(webhooks=["http://127.0.0.1:1/"])),
+            runtime.tasks.retry(old.id),
+            runtime.tasks.fork(old.id),
+        ):
+            with pytest.raises(SessionClosed):
+                await attempt
+        assert len(await runtime.services.views.documents(stored.TASK_ENDPOINT)) == 3
+        assert len(await runtime.services.views.documents(stored.LANE)) == 3
 
 
 async def test_endpoints_of_a_task_go_with_it(opened: Open):

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from outrider.core.errors import NotFound
 from outrider.core.ledger import Document, Ledger, Views
+from outrider.core.task import Task
 from outrider.core.values import Instant, JSONObject, evolve
 
 ENDPOINT = "webhook"
@@ -69,6 +70,14 @@ class Endpoint:
         """Whether it is told of such an event, which stands there in the log."""
         data = self.document.data
         return self.disabled is None and event in data["events"] and position > data["since"]
+
+    def concerns(self, task: Task | None) -> bool:
+        """Whether it is told of that task. Somebody may have named one before it was made, or one that is not his."""
+        if task is None or task.input.organization_id != self.organization_id:
+            return False
+        if self.task_id is None:
+            return True
+        return self.task_id == task.id and self.document.data.get("session_id", task.session_id) == task.session_id
 
     def changed(self, **data: Any) -> Document:
         """Its document with some of its data replaced."""
