@@ -312,6 +312,52 @@ async def test_one_slow_endpoint_holds_up_no_other(opened: Open):
         await driving
 
 
+async def test_receivers_of_one_organization_that_hang_hold_up_none_of_another(opened: Open):
+    async with receiving(hang) as bad, receiving() as good, opened(endpoints_at_once=4, at_once=1) as (runtime, duty):
+        for _ in range(6):
+            await runtime.webhooks.create(bad.url, events=["terminal"], organization_id="org_a")
+        await runtime.webhooks.create(good.url, events=["terminal"], organization_id="org_b")
+        first, second = [await runtime.sessions.create(organization_id=name) for name in ("org_a", "org_b")]
+        await first.spawn("add", a=1)
+        await runtime.run_until_idle()
+        await duty.start()
+        await bad.until(1)
+        runtime.clock.advance(1)
+        await second.spawn("add", a=1)
+        await runtime.run_until_idle()
+        for _ in range(3):  # a page is full of those of the first, which go behind
+            runtime.clock.advance(1)
+            await duty.start()
+        await good.until(1)
+        assert len(bad.requests) == 1  # a quarter of four
+        bad.released.set()
+
+
+async def test_an_endpoint_that_takes_nothing_rests_longer_and_longer_whatever_comes_in(opened: Open):
+    async with receiving(status(500)) as bad, opened(at_once=1) as (runtime, duty):
+        duty._lanes._chance = lambda: 0.0
+        hook = await runtime.webhooks.create(bad.url, events=["terminal"])
+        session = await runtime.sessions.create()
+        rests = []
+        for _ in range(9):
+            await session.spawn("add", a=1)
+            await runtime.run_until_idle()
+            before = len(bad.requests)
+            await duty.once()
+            await duty.once()
+            assert len(bad.requests) == before + 1
+            (lane,) = await runtime.services.views.documents(stored.LANE)
+            assert lane.due_at is not None
+            rests.append((lane.due_at - runtime.clock.now()) / 1e6)
+            runtime.clock.advance(rests[-1])
+        assert rests == [2.5, 5, 10, 20, 40, 80, 160, 300, 300]
+        bad.answers = [status(200)]
+        before = len(bad.requests)
+        await duty.once()
+        assert len(bad.requests) > before
+        assert all(each.status == "delivered" for each in (await runtime.webhooks.deliveries(hook.id))[-5:])
+
+
 async def test_a_secret_that_is_replaced_signs_on_beside_the_new_one_for_a_while(opened: Open):
     async with receiving() as receiver, opened(clock=SystemClock()) as (runtime, _):
         hook = await runtime.webhooks.create(receiver.url)

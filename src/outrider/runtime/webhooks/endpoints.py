@@ -152,7 +152,7 @@ class Webhooks:
             lane = await views.document(LANE, id=found.id)
             if lane is None:
                 raise NotFound.of("webhook", webhook_id)
-            fresh = evolve(lane, data={**lane.data, "failures": 0, "failing_since": None})
+            fresh = stored.rested(evolve(lane, data={**lane.data, "failures": 0, "failing_since": None}))
             if await views.documents(stored.pending(found.id), limit=1):
                 fresh = stored.woken(fresh, now)
             since = await self._services.views.position()

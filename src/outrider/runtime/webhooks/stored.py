@@ -103,11 +103,18 @@ def lane_for(endpoint: Document, due_at: Instant | None = None) -> Document:
 def woken(lane: Document, due_at: Instant) -> Document:
     """A lane for which there is something more to do from then on.
 
-    Who has it to himself keeps it until then; that it was written tells him to look once more before he lets go.
+    One that rests, rests on. Who has it to himself keeps it until then; that it was written tells him to look once more
+    before he lets go.
     """
+    due_at = max(due_at, lane.data.get("rests_until", 0))
     if lane.data.get("holder") is not None or (lane.due_at is not None and lane.due_at <= due_at):
         return lane
     return evolve(lane, due_at=due_at)
+
+
+def rested(lane: Document) -> Document:
+    """A lane that need not rest any more: somebody says that it can take something again."""
+    return evolve(lane, data={**lane.data, "rests_until": 0, "rounds": 0})
 
 
 async def endpoint(views: Views, id: str) -> Endpoint:
@@ -193,14 +200,14 @@ async def start_following(ledger: Ledger) -> None:
 async def put(ledger: Ledger, endpoint_id: str, deliveries: Sequence[Document], *dropped: Document) -> bool:
     """Have deliveries be made from the earliest of their moments on, in the place of others; False if these are gone.
 
-    Nothing is put where the endpoint is gone.
+    Nothing is put where the endpoint is gone. One that rests is tried at once.
     """
     while True:
         lane = await ledger.views.document(LANE, id=endpoint_id)
         if lane is None:
             return False
         due_at = min(each.due_at or 0 for each in deliveries)
-        if await ledger.keep([woken(lane, due_at), *deliveries], dropped):
+        if await ledger.keep([woken(rested(lane), due_at), *deliveries], dropped):
             return True
         if await ledger.views.document(LANE, id=endpoint_id) == lane:
             return False
