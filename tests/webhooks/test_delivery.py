@@ -173,6 +173,22 @@ async def test_a_task_that_was_not_made_leaves_no_webhooks(opened: Open):
         assert len(await runtime.services.views.documents(stored.LANE)) == 3
 
 
+async def test_the_log_has_the_host_of_an_endpoint_and_nothing_more_of_its_url(
+    opened: Open, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    async with receiving(status(200), status(410)) as receiver, opened() as (runtime, duty):
+        hook = await runtime.webhooks.create(f"{receiver.url}/s3cret?token=s3cret")
+        session = await runtime.sessions.create()
+        for _ in range(2):
+            await session.spawn("add", a=1)
+            await runtime.run_until_idle()
+            await duty.once()
+    told = [line for line in caplog.messages if hook.id in line]
+    assert [what in " ".join(told) for what in ("delivered", "given up", "disabled", "127.0.0.1")] == [True] * 4
+    assert "s3cret" not in caplog.text
+
+
 async def test_endpoints_of_a_task_go_with_it(opened: Open):
     async with opened() as (runtime, duty):
         session = await runtime.sessions.create()

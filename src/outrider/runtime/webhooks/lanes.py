@@ -162,7 +162,7 @@ class Lanes:
                 "webhook delivered" if outcome.error is None else "webhook given up",
                 webhook=endpoint.id,
                 delivery=delivery.id,
-                url=endpoint.url,
+                host=endpoint.host,
                 **outcome.told(),
             )
 
@@ -258,7 +258,7 @@ async def disable(services: Services, endpoint_id: str, reason: str) -> bool:
             return False
         told = {"at": services.clock.now(), "reason": reason[:500]}
         if await services.ledger.keep([found.changed(disabled=told)]):
-            log.error("a webhook was disabled", webhook=endpoint_id, url=found.url, reason=told["reason"])
+            log.error("a webhook was disabled", webhook=endpoint_id, host=found.host, reason=told["reason"])
             return True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from outrider.core.errors import NotFound
 from outrider.core.ledger import Document, Ledger, Views
@@ -59,6 +60,11 @@ class Endpoint:
     def url(self) -> str:
         """Where it is."""
         return str(self.document.data["url"])
+
+    @property
+    def host(self) -> str:
+        """The host of that: all of it that goes into a log. The rest of a URL is often a secret."""
+        return urlsplit(self.url).hostname or ""
 
     @property
     def disabled(self) -> JSONObject | None:
