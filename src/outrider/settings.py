@@ -86,7 +86,7 @@ class WebhookSettings:
     at_once: int = 4
     """How many are sent to one endpoint at once; they are begun in order."""
     endpoints_at_once: int = 64
-    """How many endpoints one process sends to at once."""
+    """How many endpoints one process sends to at once, a quarter of them of one organization."""
     first_retry: float = 5.0
     """How long after a failure it is tried again, at most; twice that after the second, and so on."""
     longest_retry: float = 3600.0

@@ -8,8 +8,9 @@ import orjson
 import pytest
 
 from outrider import TaskOptions
-from outrider.core.errors import AddressRefused, Conflict, InvalidArguments, NotFound
+from outrider.core.errors import AddressRefused, Conflict, InvalidArguments, NotFound, SessionClosed
 from outrider.core.ledger import Document
+from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.webhooks import stored
@@ -117,6 +118,75 @@ async def test_a_task_that_is_there_already_gets_no_webhooks_of_the_one_it_stand
         await runtime.run_until_idle()
         repeated = await runtime.tasks.retry(made.id)
         assert [each.url for each in await runtime.webhooks.list(task_id=repeated.id)] == ["http://127.0.0.1:1/"]
+
+
+async def test_whoever_names_a_task_that_is_not_his_hears_nothing_of_it(opened: Open):
+    async with receiving() as receiver, opened() as (runtime, duty):
+        ours, theirs = (runtime.within(Bounds(name)) for name in ("org_a", "org_b"))
+        session, other, victims = [await each.sessions.create() for each in (ours, ours, theirs)]
+        hooks = [{"url": receiver.url, "events": ["terminal"]}]
+        own = await session.spawn("add", a=1)
+        await runtime.run_until_idle()
+        await ours.webhooks.create(receiver.url, task_id=own.id)
+        for owner in (victims, other):
+            secret = await owner.spawn("add", a=2)
+            for attempt in (
+                session.spawn("add", a=1, options=TaskOptions(id=secret.id, webhooks=hooks)),
+                ours.tasks.retry(own.id, id=secret.id),
+                ours.tasks.fork(own.id, id=secret.id),
+            ):
+                with pytest.raises(Conflict):
+                    await attempt
+        # What was named before it was made, too.
+        (mine,) = await runtime.services.views.documents(stored.TASK_ENDPOINT)
+        early = evolve(mine, id=f"early{stored.MARK}whk_early", key="whk_early", version=0)
+        await runtime.ledger.keep([early, stored.lane_for(early)])
+        await victims.spawn("add", a=3, options=TaskOptions(id="early"))
+        await runtime.run_until_idle()
+        await duty.once()
+        assert receiver.requests == []
+        left = {
+            each.id.partition(stored.MARK)[0] for each in await runtime.services.views.documents(stored.TASK_ENDPOINT)
+        }
+        assert left == {own.id, "early"}
+
+
+async def test_a_task_that_was_not_made_leaves_no_webhooks(opened: Open):
+    async with opened() as (runtime, _):
+        session = await runtime.sessions.create()
+        old = await session.spawn("add", a=1, options=TaskOptions(webhooks=["http://127.0.0.1:1/"]))
+        await runtime.run_until_idle()
+        for _ in range(2):
+            await runtime.tasks.retry(old.id, id="again")
+            await runtime.tasks.fork(old.id, id="forked")
+        assert [len(await runtime.webhooks.list(task_id=each)) for each in ("again", "forked")] == [1, 1]
+        await runtime.run_until_idle()
+        await session.close()
+        for attempt in (
+            session.spawn("add", a=1, options=TaskOptions(webhooks=["http://127.0.0.1:1/"])),
+            runtime.tasks.retry(old.id),
+            runtime.tasks.fork(old.id),
+        ):
+            with pytest.raises(SessionClosed):
+                await attempt
+        assert len(await runtime.services.views.documents(stored.TASK_ENDPOINT)) == 3
+        assert len(await runtime.services.views.documents(stored.LANE)) == 3
+
+
+async def test_the_log_has_the_host_of_an_endpoint_and_nothing_more_of_its_url(
+    opened: Open, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    async with receiving(status(200), status(410)) as receiver, opened() as (runtime, duty):
+        hook = await runtime.webhooks.create(f"{receiver.url}/s3cret?token=s3cret")
+        session = await runtime.sessions.create()
+        for _ in range(2):
+            await session.spawn("add", a=1)
+            await runtime.run_until_idle()
+            await duty.once()
+    told = [line for line in caplog.messages if hook.id in line]
+    assert [what in " ".join(told) for what in ("delivered", "given up", "disabled", "127.0.0.1")] == [True] * 4
+    assert "s3cret" not in caplog.text
 
 
 async def test_endpoints_of_a_task_go_with_it(opened: Open):
@@ -256,6 +326,52 @@ async def test_one_slow_endpoint_holds_up_no_other(opened: Open):
         assert slow.connections == 4  # as many as are sent to one at once
         slow.released.set()
         await driving
+
+
+async def test_receivers_of_one_organization_that_hang_hold_up_none_of_another(opened: Open):
+    async with receiving(hang) as bad, receiving() as good, opened(endpoints_at_once=4, at_once=1) as (runtime, duty):
+        for _ in range(6):
+            await runtime.webhooks.create(bad.url, events=["terminal"], organization_id="org_a")
+        await runtime.webhooks.create(good.url, events=["terminal"], organization_id="org_b")
+        first, second = [await runtime.sessions.create(organization_id=name) for name in ("org_a", "org_b")]
+        await first.spawn("add", a=1)
+        await runtime.run_until_idle()
+        await duty.start()
+        await bad.until(1)
+        runtime.clock.advance(1)
+        await second.spawn("add", a=1)
+        await runtime.run_until_idle()
+        for _ in range(3):  # a page is full of those of the first, which go behind
+            runtime.clock.advance(1)
+            await duty.start()
+        await good.until(1)
+        assert len(bad.requests) == 1  # a quarter of four
+        bad.released.set()
+
+
+async def test_an_endpoint_that_takes_nothing_rests_longer_and_longer_whatever_comes_in(opened: Open):
+    async with receiving(status(500)) as bad, opened(at_once=1) as (runtime, duty):
+        duty._lanes._chance = lambda: 0.0
+        hook = await runtime.webhooks.create(bad.url, events=["terminal"])
+        session = await runtime.sessions.create()
+        rests = []
+        for _ in range(9):
+            await session.spawn("add", a=1)
+            await runtime.run_until_idle()
+            before = len(bad.requests)
+            await duty.once()
+            await duty.once()
+            assert len(bad.requests) == before + 1
+            (lane,) = await runtime.services.views.documents(stored.LANE)
+            assert lane.due_at is not None
+            rests.append((lane.due_at - runtime.clock.now()) / 1e6)
+            runtime.clock.advance(rests[-1])
+        assert rests == [2.5, 5, 10, 20, 40, 80, 160, 300, 300]
+        bad.answers = [status(200)]
+        before = len(bad.requests)
+        await duty.once()
+        assert len(bad.requests) > before
+        assert all(each.status == "delivered" for each in (await runtime.webhooks.deliveries(hook.id))[-5:])
 
 
 async def test_a_secret_that_is_replaced_signs_on_beside_the_new_one_for_a_while(opened: Open):

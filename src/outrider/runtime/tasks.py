@@ -82,7 +82,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_task
 from outrider.runtime.stream import EventReader, read_output
 from outrider.runtime.trees import tasks_below
-from outrider.runtime.webhooks.hooks import create_with_webhooks, hand_on_webhooks
+from outrider.runtime.webhooks.hooks import create_with_webhooks, handing_on_webhooks
 
 AHEAD = 100
 """How many of the tasks that somebody waits for are looked at each time."""
@@ -440,8 +440,8 @@ class Tasks:
         _check_is_no_turn(old.input.kind)
         again = self._again(old)
         new = NewTask(new_task_id, again)
-        await hand_on_webhooks(self._services, old.id, new)
-        (made,) = await self._services.lifecycle.create([new])
+        async with handing_on_webhooks(self._services, old, new):
+            (made,) = await self._services.lifecycle.create([new])
         return _made_of(made.task, old)
 
     async def retry_many(self, ids: Sequence[str] | None = None, *, filter: TaskFilter | None = None) -> RetryReceipt:
@@ -501,9 +501,10 @@ class Tasks:
         if arguments:
             given = self._with_arguments(given, arguments)
         new = NewTask(new_task_id, given)
-        await hand_on_webhooks(self._services, old.id, new)
         heritage = await heritage_of(self._services, old, new.id, from_step)
-        return _made_of(await self._services.lifecycle.fork(new, heritage), old)
+        async with handing_on_webhooks(self._services, old, new):
+            made = await self._services.lifecycle.fork(new, heritage)
+        return _made_of(made, old)
 
     def _with_arguments(self, given: Input, changes: Mapping[str, Any]) -> Input:
         spec = dict(given.spec)

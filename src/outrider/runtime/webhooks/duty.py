@@ -157,10 +157,10 @@ async def sweep(services: Services, before: Instant) -> int:
     after: str | None = None
     while True:
         page: list[Document] = list(await views.documents(TASK_ENDPOINT, after=after, limit=PAGE))
-        there = {task.id for task in await views.tasks([each.id.rpartition(MARK)[0] for each in page])}
+        there = {task.id: task for task in await views.tasks([each.id.rpartition(MARK)[0] for each in page])}
         for each in page:
             endpoint = Endpoint(each)
-            if endpoint.task_id not in there and each.data["created_at"] < before:
+            if not endpoint.concerns(there.get(endpoint.task_id or "")) and each.data["created_at"] < before:
                 gone += await forget(services.ledger, endpoint)
         if len(page) < PAGE:
             return gone

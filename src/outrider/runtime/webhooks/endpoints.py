@@ -74,6 +74,7 @@ class Webhooks:
         ledger, views = self._services.ledger, self._services.views
         check_texts_if_given(task_id=task_id, organization_id=organization_id)
         organization_id = organization_id or self._services.organization_id
+        task = None
         if task_id is not None:
             task = await views.task(task_id)
             if task is None:
@@ -84,7 +85,7 @@ class Webhooks:
         elif len(await views.documents(ENDPOINT, organization_id=organization_id, limit=MOST)) >= MOST:
             raise LimitReached(f"an organization has up to {MOST} webhooks; delete some")
         told = {"url": url, "events": events, "description": description, "secret": secret}
-        made, secret = await new_endpoint(self._services, told, new_id("whk"), organization_id, task_id)
+        made, secret = await new_endpoint(self._services, told, new_id("whk"), organization_id, task)
         lane = lane_for(made)
         await stored.start_following(self._services.whole.ledger)
         if not await ledger.keep([made, lane]):
@@ -151,7 +152,7 @@ class Webhooks:
             lane = await views.document(LANE, id=found.id)
             if lane is None:
                 raise NotFound.of("webhook", webhook_id)
-            fresh = evolve(lane, data={**lane.data, "failures": 0, "failing_since": None})
+            fresh = stored.rested(evolve(lane, data={**lane.data, "failures": 0, "failing_since": None}))
             if await views.documents(stored.pending(found.id), limit=1):
                 fresh = stored.woken(fresh, now)
             since = await self._services.views.position()

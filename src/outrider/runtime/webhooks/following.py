@@ -172,8 +172,9 @@ class Follower:
         }
         concerned = {task.id: list(of_organization[task.input.organization_id]) for task in tasks.values()}
         for endpoint in await endpoints_of_tasks(views, tasks):
-            if endpoint.task_id in concerned:
-                concerned[endpoint.task_id].append(endpoint)
+            task = tasks.get(endpoint.task_id or "")
+            if task is not None and endpoint.concerns(task):
+                concerned[task.id].append(endpoint)
         return concerned
 
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
 from outrider.core.errors import AddressRefused, InvalidArguments
+from outrider.runtime.log import log
 from outrider.runtime.threads import Threads
 from outrider.settings import WebhookSettings
 
@@ -119,10 +120,11 @@ class Guard:
     def _judge(self, place: Place, address: Address) -> None:
         if is_public(address) or any(address in network for network in self._networks):
             return
-        where = place.host if place.literal is not None else f"{place.host} is at {address}, which"
-        raise AddressRefused(
-            f"{where} is no public address; {_ADVICE}", details={"host": place.host, "address": str(address)}
-        )
+        where = f"{place.host} is"
+        if place.literal is None:
+            where = f"{place.host} has an address that is"
+            _tell_operator(place, str(address))
+        raise AddressRefused(f"{where} no public address; {_ADVICE}", details={"host": place.host})
 
     def _is_allowed(self, place: Place) -> bool:
         if place.literal is not None:
@@ -233,7 +235,13 @@ def _address(place: Place, text: str) -> Address:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        raise AddressRefused(f"{place.host} is at {text!r:.100}, which is no address to send to") from None
+        _tell_operator(place, text)
+        raise AddressRefused(f"{place.host} has an address that nothing can be sent to") from None
+
+
+def _tell_operator(place: Place, address: str) -> None:
+    """Log where a name leads. Whoever typed it is not told: he would learn how the network here is laid out."""
+    log.warning("a webhook's host is within the own network", host=place.host, address=address[:100])
 
 
 def _is_local(host: str) -> bool:

@@ -7,15 +7,15 @@ Those of a task that was not made after all are dropped, at once or, after a cra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from outrider.core.errors import InvalidArguments
+from outrider.core.errors import InvalidArguments, StoreError
 from outrider.core.events import Step
-from outrider.core.ledger import Committed, Document, Existing
-from outrider.core.task import NewTask
+from outrider.core.ledger import Committed, Document, Existing, Views
+from outrider.core.task import NewTask, Task
 from outrider.core.values import evolve
-from outrider.runtime.ids import new_id
 from outrider.runtime.options import check_lists, check_name
 from outrider.runtime.services import Services
 from outrider.runtime.webhooks import stored
@@ -38,38 +38,72 @@ async def create_with_webhooks(
     """
     if not any(given):
         return await services.lifecycle.create(tasks, steps)
-    told, ledger = [_hooks(each) for each in given], services.whole.ledger
+    told = [_hooks(each) for each in given]
     for each in (hook for hooks in told for hook in hooks):
-        await new_endpoint(services, each, "", "", "")  # all are sound before any is kept
-    await stored.start_following(ledger)
-    kept_here: list[Document] = []
+        await new_endpoint(services, each, "")  # all are sound before any is kept
+    await stored.start_following(services.whole.ledger)
+    documents: list[Document] = []
     for task, hooks in zip(tasks, told, strict=True):
         for number, each in enumerate(hooks):
-            # The same for whoever makes the same task twice.
-            name = hashlib.sha256(f"{task.id}\0{number}\0{each['url']}".encode()).hexdigest()[:32]
-            document, _ = await new_endpoint(services, each, f"whk_{name}", task.input.organization_id, task.id)
-            if await ledger.keep([document, lane_for(document)]):
-                kept_here.append(evolve(document, version=1))
-    made = await services.lifecycle.create(tasks, steps)
-    stood_for = {task.id for task, verdict in zip(tasks, made, strict=True) if verdict.task.id != task.id}
-    for document in kept_here:
-        if (endpoint := Endpoint(document)).task_id in stood_for:
-            await stored.forget(ledger, endpoint)
-    return made
+            id = _id_for(task, str(number), each["url"])
+            documents.append((await new_endpoint(services, each, id, task.input.organization_id, task))[0])
+    async with _keeping(services, documents):
+        return await services.lifecycle.create(tasks, steps)
 
 
-async def hand_on_webhooks(services: Services, old_id: str, new: NewTask) -> None:
-    """Give a task that is about to be made the webhooks of the one that it repeats, with their secrets."""
-    whole = services.whole
-    for each in await stored.of_task(whole.views, old_id):
-        id, now = new_id("whk"), services.clock.now()
-        changes = {"created_at": now, "updated_at": now, "disabled": None, "since": await services.views.position()}
-        document = evolve(each.changed(**changes), id=f"{new.id}{MARK}{id}", key=id, version=0)
-        await whole.ledger.keep([document, lane_for(document)])
+@asynccontextmanager
+async def handing_on_webhooks(services: Services, old: Task, new: NewTask) -> AsyncIterator[None]:
+    """Make a task within, which has the webhooks of the one that it repeats, with their secrets."""
+    documents: list[Document] = []
+    for each in await stored.of_task(services.whole.views, old.id):
+        if each.concerns(old):
+            id, now = _id_for(new, each.id), services.clock.now()
+            changes = {"created_at": now, "updated_at": now, "disabled": None, "since": await services.views.position()}
+            documents.append(evolve(each.changed(**changes), id=f"{new.id}{MARK}{id}", key=id, version=0))
+    async with _keeping(services, documents):
+        yield
+
+
+@asynccontextmanager
+async def _keeping(services: Services, documents: Sequence[Document]) -> AsyncIterator[None]:
+    """Keep the endpoints of tasks that are made within, and drop those of the ones that were not made.
+
+    Of a task that is there already nothing is kept: it has its own, and may be somebody else's.
+    """
+    ledger, kept_here = services.whole.ledger, list[Endpoint]()
+    endpoints = [Endpoint(each) for each in documents]
+    taken = await _tasks_of(ledger.views, endpoints)
+    try:
+        for each in endpoints:
+            if each.task_id not in taken and await ledger.keep([each.document, lane_for(each.document)]):
+                kept_here.append(each)
+        yield
+    finally:
+        with suppress(StoreError):  # whoever sweeps drops them, then
+            # What is there now may be made by somebody else who was to make the same, and counts on what is kept.
+            there = await _tasks_of(ledger.views, kept_here)
+            for each in kept_here:
+                if not each.concerns(there.get(each.task_id)):
+                    await stored.forget(ledger, each)
+
+
+async def _tasks_of(views: Views, endpoints: Sequence[Endpoint]) -> Mapping[str | None, Task]:
+    ids = list(dict.fromkeys(each.task_id for each in endpoints if each.task_id is not None))
+    return {task.id: task for task in await views.tasks(ids)} if ids else {}
+
+
+def _id_for(task: NewTask, *parts: str) -> str:
+    """The same for whoever makes the same task twice, and for nobody else."""
+    named = (task.input.organization_id, task.input.session_id, task.id, *parts)
+    return f"whk_{hashlib.sha256(chr(0).join(named).encode()).hexdigest()[:32]}"
 
 
 async def new_endpoint(
-    services: Services, told: Mapping[str, Any], id: str, organization_id: str, task_id: str | None
+    services: Services,
+    told: Mapping[str, Any],
+    id: str,
+    organization_id: str = "",
+    task: NewTask | Task | None = None,
 ) -> tuple[Document, str]:
     """The document of an endpoint to be, and its secret. Raises InvalidArguments and AddressRefused."""
     Guard(services.settings.webhooks).check(told["url"])
@@ -85,9 +119,10 @@ async def new_endpoint(
         "updated_at": now,
         "disabled": None,
     }
-    if task_id is None:
+    if task is None:
         return Document(ENDPOINT, id, data, organization_id=organization_id), secret
-    return Document(TASK_ENDPOINT, f"{task_id}{MARK}{id}", data, organization_id=organization_id, key=id), secret
+    data["session_id"] = task.input.session_id
+    return Document(TASK_ENDPOINT, f"{task.id}{MARK}{id}", data, organization_id=organization_id, key=id), secret
 
 
 def events_of(given: object) -> Sequence[Event]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from outrider.core.ledger import Document
-from outrider.core.values import SECOND, Instant, evolve
+from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.clock import span
 from outrider.runtime.ids import new_id
 from outrider.runtime.log import log
@@ -40,6 +41,12 @@ TRIMMED = 20
 REST = 60 * SECOND
 """How long an endpoint is left alone that could not be served at all."""
 
+LONGEST_REST = 300.0
+"""Seconds for which an endpoint is left alone, at most, that takes nothing again and again."""
+
+SHARES = 4
+"""Of how many parts of the places one organization has one: its receivers that hang hold up nobody else's webhooks."""
+
 LEAVE = 5.0
 """Seconds that what is under way has to end when this process leaves."""
 
@@ -53,6 +60,8 @@ class Lanes:
         self._chance = chance
         self._name = new_id("sender")
         self._taken: dict[str, asyncio.Task[None]] = {}
+        self._places_of: Counter[str] = Counter()
+        """How many of them each organization has."""
 
     @property
     def is_idle(self) -> bool:
@@ -61,18 +70,34 @@ class Lanes:
 
     async def start(self, due_by: Instant, on_end: Callable[[], object]) -> None:
         """Take lanes that are due since then, as many as there is room for, and go on with each by itself."""
-        room = self._services.settings.webhooks.endpoints_at_once - len(self._taken)
+        places = self._services.settings.webhooks.endpoints_at_once
+        room = places - len(self._taken)
         if room <= 0:
             return
-        for lane in await self._services.views.documents(LANE, due_by=due_by, limit=room + len(self._taken)):
-            if lane.id not in self._taken and len(self._taken) < self._services.settings.webhooks.endpoints_at_once:
-                job = self._taken[lane.id] = asyncio.create_task(self._go_on(lane), name="outrider-webhooks")
-                job.add_done_callback(partial(self._ended, lane.id, on_end))
+        limit = room + len(self._taken)
+        page = await self._services.views.documents(LANE, due_by=due_by, limit=limit)
+        passed_over: list[Document] = []
+        for lane in page:
+            owner = lane.organization_id
+            if lane.id in self._taken or len(self._taken) >= places:
+                continue
+            if self._places_of[owner] >= max(1, places // SHARES):
+                passed_over.append(lane)
+                continue
+            self._places_of[owner] += 1
+            job = self._taken[lane.id] = asyncio.create_task(self._go_on(lane), name="outrider-webhooks")
+            job.add_done_callback(partial(self._ended, lane, on_end))
+        behind = [evolve(lane, due_at=due_by) for lane in passed_over if lane.due_at != due_by]
+        if behind and len(page) == limit and len(self._taken) < places:
+            await self._services.ledger.keep(behind)  # those of others may come after them
 
-    def _ended(self, lane_id: str, on_end: Callable[[], object], job: asyncio.Task[None]) -> None:
-        self._taken.pop(lane_id)
+    def _ended(self, lane: Document, on_end: Callable[[], object], job: asyncio.Task[None]) -> None:
+        self._taken.pop(lane.id)
+        self._places_of[lane.organization_id] -= 1
+        if not self._places_of[lane.organization_id]:
+            del self._places_of[lane.organization_id]
         if not job.cancelled() and (error := job.exception()) is not None:
-            log.error("a webhook's lane was left; others will go on", webhook=lane_id, exc_info=error)
+            log.error("a webhook's lane was left; others will go on", webhook=lane.id, exc_info=error)
         on_end()
 
     async def join(self) -> None:
@@ -137,7 +162,7 @@ class Lanes:
                 "webhook delivered" if outcome.error is None else "webhook given up",
                 webhook=endpoint.id,
                 delivery=delivery.id,
-                url=endpoint.url,
+                host=endpoint.host,
                 **outcome.told(),
             )
 
@@ -170,6 +195,11 @@ class Lanes:
         asked = min(retry_after or 0.0, settings.longest_retry)
         return max(longest * (1 + self._chance()) / 2, asked)
 
+    def _rest(self, rounds: int) -> Span:
+        """How long an endpoint is left alone that took nothing so many times: no longer than a first try waits."""
+        settings = self._services.settings.webhooks
+        return span(min(settings.first_retry * 2.0 ** min(rounds - 2, 60), settings.longest_retry / 2, LONGEST_REST))
+
     async def _let_go(self, lane_id: str, outcomes: list[Outcome], rests_until: Instant) -> None:
         """Note how it went, and give the lane back to whoever has something to do in it next."""
         views, ledger = self._services.views, self._services.ledger
@@ -178,7 +208,11 @@ class Lanes:
             lane = await views.document(LANE, id=lane_id)
             if lane is None or lane.data.get("holder") != self._name:  # deleted, or taken by somebody else
                 return
-            data = _noted(lane.data, outcomes, self._services.clock.now())
+            now = self._services.clock.now()
+            data = _noted(lane.data, outcomes, now)
+            if data["rounds"]:
+                rests_until = max(rests_until, now + self._rest(data["rounds"]))
+            data["rests_until"] = rests_until
             if not is_noted:
                 is_noted = True
                 await self._judge(lane_id, data, outcomes)
@@ -188,7 +222,7 @@ class Lanes:
             found = await endpoint_if_there(views, lane_id)
             due_at = None if found is None or found.disabled is not None else await views.due_at(pending(lane_id))
             if due_at is not None:
-                due_at = max(due_at, rests_until)
+                due_at = max(due_at, now, rests_until)  # behind all that wait already
             if await ledger.keep([evolve(lane, data={**data, "holder": None}, due_at=due_at)]):
                 return
 
@@ -224,13 +258,15 @@ async def disable(services: Services, endpoint_id: str, reason: str) -> bool:
             return False
         told = {"at": services.clock.now(), "reason": reason[:500]}
         if await services.ledger.keep([found.changed(disabled=told)]):
-            log.error("a webhook was disabled", webhook=endpoint_id, url=found.url, reason=told["reason"])
+            log.error("a webhook was disabled", webhook=endpoint_id, host=found.host, reason=told["reason"])
             return True
 
 
 def _noted(data: Any, outcomes: list[Outcome], now: Instant) -> dict[str, Any]:
     """What a lane remembers of its endpoint, after these tries."""
-    noted = {"failing_since": None, "failures": 0, "untrimmed": 0, **data}
+    noted = {"failing_since": None, "failures": 0, "untrimmed": 0, "rounds": 0, **data}
+    if outcomes:
+        noted["rounds"] = noted["rounds"] + 1 if all(each.error is not None for each in outcomes) else 0
     for outcome in outcomes:
         noted["untrimmed"] += 1
         if outcome.error is None:

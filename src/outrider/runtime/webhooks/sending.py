@@ -60,7 +60,7 @@ class Sender:
         self._longest_answer = longest_answer
         self._guard = guard
         self._tls = tls
-        self._client: httpx2.AsyncClient | None = None
+        self._client: httpx2.AsyncHTTPTransport | None = None
 
     async def send(self, url: str, keys: Sequence[bytes], id: str, body: bytes, second: int) -> Outcome:
         """Send a body once, signed with each of the keys as of that second. Never raises for what a receiver does."""
@@ -92,16 +92,16 @@ class Sender:
             await self._client.aclose()
             self._client = None
 
-    async def _prepared(self) -> httpx2.AsyncClient:
+    async def _prepared(self) -> httpx2.AsyncHTTPTransport:
         """The client. The first takes a second to load, in which nobody else is to be held up, nor a try to fail."""
         if self._client is None:
-            made = await asyncio.to_thread(_client, self._tls, self._settings)
+            made = await asyncio.to_thread(_client, self._tls)
             if self._client is None:
                 self._client = made
         return self._client
 
     async def _post(
-        self, client: httpx2.AsyncClient, place: Place, headers: dict[str, str], body: bytes, answer: _Answer
+        self, client: httpx2.AsyncHTTPTransport, place: Place, headers: dict[str, str], body: bytes, answer: _Answer
     ) -> None:
         import httpx2
 
@@ -109,12 +109,13 @@ class Sender:
             "host": place.named,
             "content-type": "application/json",
             "user-agent": "Outrider-Webhooks/1",
+            "accept": "*/*",
             "accept-encoding": "identity",
             **headers,
         }
         addresses = await self._guard.addresses(place)
         for address in addresses:
-            request = client.build_request(
+            request = httpx2.Request(
                 "POST",
                 place.at(address),
                 content=body,
@@ -123,7 +124,7 @@ class Sender:
                 extensions={**_timeouts(self._settings), "sni_hostname": place.host},
             )
             try:
-                response = await client.send(request, stream=True)
+                response = await client.handle_async_request(request)
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
@@ -163,17 +164,14 @@ class _Answer:
                 return
 
 
-def _client(tls: ssl.SSLContext | None, settings: WebhookSettings) -> httpx2.AsyncClient:
+def _client(tls: ssl.SSLContext | None) -> httpx2.AsyncHTTPTransport:
     """A client that goes by nothing in the environment, follows nobody, and keeps no connection: the next webhook is
-    judged anew.
+    judged anew. It is the bare transport: what is built on it logs whole URLs, and these are often secrets.
     """
     import httpx2
 
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-    transport = httpx2.AsyncHTTPTransport(verify=tls or _public_tls(), trust_env=False, limits=limits)
-    return httpx2.AsyncClient(
-        transport=transport, trust_env=False, follow_redirects=False, timeout=settings.send_timeout
-    )
+    return httpx2.AsyncHTTPTransport(verify=tls or _public_tls(), trust_env=False, limits=limits)
 
 
 @cache

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from outrider.core.errors import NotFound
 from outrider.core.ledger import Document, Ledger, Views
+from outrider.core.task import Task
 from outrider.core.values import Instant, JSONObject, evolve
 
 ENDPOINT = "webhook"
@@ -60,6 +62,11 @@ class Endpoint:
         return str(self.document.data["url"])
 
     @property
+    def host(self) -> str:
+        """The host of that: all of it that goes into a log. The rest of a URL is often a secret."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
     def disabled(self) -> JSONObject | None:
         """Since when (`at`) nothing is sent to it, and the `reason`."""
         found: JSONObject | None = self.document.data.get("disabled")
@@ -69,6 +76,14 @@ class Endpoint:
         """Whether it is told of such an event, which stands there in the log."""
         data = self.document.data
         return self.disabled is None and event in data["events"] and position > data["since"]
+
+    def concerns(self, task: Task | None) -> bool:
+        """Whether it is told of that task. Somebody may have named one before it was made, or one that is not his."""
+        if task is None or task.input.organization_id != self.organization_id:
+            return False
+        if self.task_id is None:
+            return True
+        return self.task_id == task.id and self.document.data.get("session_id", task.session_id) == task.session_id
 
     def changed(self, **data: Any) -> Document:
         """Its document with some of its data replaced."""
@@ -94,11 +109,18 @@ def lane_for(endpoint: Document, due_at: Instant | None = None) -> Document:
 def woken(lane: Document, due_at: Instant) -> Document:
     """A lane for which there is something more to do from then on.
 
-    Who has it to himself keeps it until then; that it was written tells him to look once more before he lets go.
+    One that rests, rests on. Who has it to himself keeps it until then; that it was written tells him to look once more
+    before he lets go.
     """
+    due_at = max(due_at, lane.data.get("rests_until", 0))
     if lane.data.get("holder") is not None or (lane.due_at is not None and lane.due_at <= due_at):
         return lane
     return evolve(lane, due_at=due_at)
+
+
+def rested(lane: Document) -> Document:
+    """A lane that need not rest any more: somebody says that it can take something again."""
+    return evolve(lane, data={**lane.data, "rests_until": 0, "rounds": 0})
 
 
 async def endpoint(views: Views, id: str) -> Endpoint:
@@ -184,14 +206,14 @@ async def start_following(ledger: Ledger) -> None:
 async def put(ledger: Ledger, endpoint_id: str, deliveries: Sequence[Document], *dropped: Document) -> bool:
     """Have deliveries be made from the earliest of their moments on, in the place of others; False if these are gone.
 
-    Nothing is put where the endpoint is gone.
+    Nothing is put where the endpoint is gone. One that rests is tried at once.
     """
     while True:
         lane = await ledger.views.document(LANE, id=endpoint_id)
         if lane is None:
             return False
         due_at = min(each.due_at or 0 for each in deliveries)
-        if await ledger.keep([woken(lane, due_at), *deliveries], dropped):
+        if await ledger.keep([woken(rested(lane), due_at), *deliveries], dropped):
             return True
         if await ledger.views.document(LANE, id=endpoint_id) == lane:
             return False
