@@ -59,10 +59,7 @@ async def test_a_rotation_seals_anew_all_that_is_kept_and_keeps_the_key_before(t
     async with app.open(str(tmp_path / "work.db"), worker=False) as runtime:
         old = [runtime.secrets.seal(f"{n}".encode(), "webhook") for n in range(3)]
         await runtime.ledger.keep(
-            [
-                Document("webhook", f"whk_{n}", {"secrets": [{"sealed": each}], "url": "u"})
-                for n, each in enumerate(old)
-            ]
+            [Document("webhook", f"whk_{n}", {"secrets": [{"sealed": each}], "url": "u"}) for n, each in enumerate(old)]
         )
         rotated = await runtime.secrets.rotate()
         assert rotated.sealed == 3
