@@ -407,40 +407,40 @@ class _Probe:
     """A `Ledger` that hands all calls on and notes them. One whose process is dead refuses to."""
 
     def __init__(self, ledger: Ledger, watch: _Watch, on_write: _OnWrite) -> None:
-        self._ledger = ledger
+        self.store = ledger
         self._watch = watch
         self._on_write = on_write
         self.views = _ViewsProbe(self)
         self.is_dead = False
 
     async def claim(self, *arguments: Any) -> Any:
-        claims = await self.noted(self._ledger.claim(*arguments))
+        claims = await self.noted(self.store.claim(*arguments))
         self._watch.effects += len(claims.tasks)
         return claims
 
     async def commit(self, changes: Any) -> Any:
-        verdicts = await self.noted(self._ledger.commit(changes))
+        verdicts = await self.noted(self.store.commit(changes))
         self._watch.effects += len(changes)
         self._tell([step for change in changes for step in change.steps])
         return verdicts
 
     async def journal(self, steps: Any) -> Any:
-        kept = await self.noted(self._ledger.journal(steps))
+        kept = await self.noted(self.store.journal(steps))
         self._watch.effects += 1
         self._tell(steps)
         return kept
 
     async def append(self, page: Any) -> Any:
-        kept = await self.noted(self._ledger.append(page))
+        kept = await self.noted(self.store.append(page))
         self._watch.effects += 1
         self._tell([page])
         return kept
 
     def renew(self, worker_id: str, timeout: float) -> bool:
-        return self.is_dead or self._ledger.renew(worker_id, timeout)
+        return self.is_dead or self.store.renew(worker_id, timeout)
 
     def __getattr__(self, name: str) -> Any:
-        verb = getattr(self._ledger, name)
+        verb = getattr(self.store, name)
         if not inspect.iscoroutinefunction(verb):
             return verb
 
@@ -474,7 +474,7 @@ class _ViewsProbe:
 
     def __getattr__(self, name: str) -> Any:
         probe = self._probe
-        verb = getattr(probe._ledger.views, name)
+        verb = getattr(probe.store.views, name)
 
         @functools.wraps(verb)
         async def call(*arguments: Any, **named: Any) -> Any:

@@ -55,6 +55,33 @@ async def test_an_entry_says_who_did_what_to_which_things_and_what_came_of_it(ru
     assert (verdict.is_whole, verdict.entries, verdict.head) == (True, 3, f"3:{newest.hash}")
 
 
+async def test_what_is_no_text_is_refused_and_holds_up_nobody(runtime: TestRuntime):
+    wrong: dict[str, Any]
+    for wrong in ({"actor": {"subject": 5}}, {"targets": {"id": None}}, {"request_id": 7}, {"outcome": b"ok"}):
+        given: dict[str, Any] = {"actor": ACTOR, **wrong}
+        with pytest.raises(InvalidArguments):
+            await runtime.audit.record("x", **given)
+    odd: Any = {"subject": 5}
+    trail, deeds = runtime.services.trail, (Deed(OWNER, ACTOR, "x", "ok"), Deed(OWNER, odd, "x", "ok"))
+    refused = await asyncio.wait_for(asyncio.gather(*map(trail.record, deeds), return_exceptions=True), 5)
+    assert [type(each) for each in refused] == [AttributeError, AttributeError]
+    assert await runtime.audit.list() == []
+    await fill(runtime, 1)
+
+
+async def test_a_writer_that_is_stopped_leaves_nobody_waiting(runtime: TestRuntime):
+    trail = runtime.services.trail
+    deeds = [Deed(name, ACTOR, "x", "ok") for name in ("org_a", "org_b")]
+    waiting = asyncio.gather(*map(trail.record, deeds), return_exceptions=True)
+    for _ in range(2):  # in the first they hand in, in the second the writer begins
+        await asyncio.sleep(0)
+    assert trail._writer is not None
+    trail._writer.cancel()
+    assert all(isinstance(each, StoreError) for each in await asyncio.wait_for(waiting, 5))
+    await fill(runtime, 1)
+    assert len(await runtime.audit.list()) == 1
+
+
 async def test_ugly_words_are_kept_readable_and_short(runtime: TestRuntime):
     await runtime.audit.record("x", actor={"name": "a\0b\udc80" + "é" * 1000}, targets={"id": "\n"})
     (told,) = await runtime.audit.list()

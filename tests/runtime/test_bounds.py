@@ -619,7 +619,7 @@ async def _rows(views: Views, it: Ids) -> list[str]:
     return [row.session_id for row in page.rows if row.session_id == it.session]
 
 
-SHARED = {"holders", "position", "workers", "gates", "schema"}
+SHARED = {"holders", "position", "horizon", "workers", "gates", "schema"}
 """Facts of the cluster from which the records of one's own tasks are made, and cursors."""
 
 REFUSED: dict[str, Callable[[Views], Awaitable[Any]]] = {

@@ -20,11 +20,14 @@ from outrider.core.errors import (
     RateLimited,
     Unauthenticated,
 )
+from outrider.core.ledger import Document
 from outrider.core.session import NewSession
 from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.values import evolve
 from outrider.runtime.access import Access, Caller, Rates
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.keys import key_id_of
+from outrider.runtime.webhooks.stored import STATUSES
 from outrider.settings import AccessSettings
 from outrider.testing import TestRuntime, open_test
 
@@ -200,6 +203,43 @@ async def test_nobody_is_admitted_to_a_suspended_organization_nor_to_one_that_is
     for verb in (runtime.organizations.suspend, runtime.organizations.delete):
         with pytest.raises(InvalidArguments):
             await verb(DEFAULT_ORGANIZATION)
+
+
+async def test_nothing_of_a_deleted_organization_is_left_but_its_audit_log_and_nobody_gets_its_id(runtime: TestRuntime):
+    await runtime.organizations.create("other", id="org_c")
+    b = await runtime.organizations.create("B", id="org_b")
+    there, now = Document("webhook", "whk_1", {}, b.id), runtime.clock.now()
+    archived = {"key": "k", "size": 1, "sha256": "", "at": now, "by": None}
+    await runtime.ledger.keep(
+        [
+            there,
+            Document("task_webhook", "task_1!whk_2", {}, b.id, key="whk_2"),
+            *(Document("webhook_lane", f"whk_{n}", {"failures": 0}, b.id, due_at=now) for n in (1, 2)),
+            *(Document(f"webhook_{status}:whk_1", f"dlv_{n}", {}, b.id) for status in STATUSES for n in range(101)),
+            Document("archive", "session_gone", archived, b.id),
+            Document("pin", "task_gone", {"by": None, "reason": None, "at": now}, b.id),
+            evolve(there, id="whk_3", organization_id="org_c"),
+        ]
+    )
+    await runtime.keys.create("key", organization_id=b.id)
+    await runtime.retention.set_policy(b.id, age=60.0)
+    await runtime.audit.record("x", actor={"name": "a"}, organization_id=b.id)
+    session = await runtime.sessions.create(organization_id=b.id)
+    with pytest.raises(InUse):
+        await runtime.organizations.delete(b.id)
+    assert (await runtime.organizations.get(b.id)).suspended_at is None
+    await session.delete()
+    await runtime.organizations.delete(b.id)
+    views = runtime.services.views
+    kept = ("keys", "webhook", "task_webhook", "webhook_lane", "retention", "archive", "pin")
+    for collection in (*kept, *(f"webhook_{status}:whk_1" for status in STATUSES)):
+        assert list(await views.documents(collection, organization_id=b.id)) == [], collection
+    assert await views.document("webhook", id="whk_3") is not None
+    assert len(await runtime.audit.list(organization_id=b.id)) == 1
+    with pytest.raises(AlreadyExists):
+        await runtime.organizations.create("somebody else", id=b.id)
+    with pytest.raises(NotFound):
+        await runtime.organizations.delete(b.id)
 
 
 async def test_what_makes_no_key_is_refused_and_changes_nothing(runtime: TestRuntime):

@@ -13,7 +13,8 @@ from outrider import Outrider
 from outrider.core.errors import Forbidden, InvalidArguments, SecretSealed, StoreLocked
 from outrider.core.ledger import Document
 from outrider.runtime.bounds import Bounds
-from outrider.runtime.secrets import VARIABLE, _alone
+from outrider.runtime.secrets import VARIABLE, Secrets, _alone
+from outrider.testing import open_test
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +40,16 @@ async def test_the_keys_of_a_database_in_a_file_lie_beside_it_for_its_owner_alon
         beside.unlink()
         with pytest.raises(SecretSealed):
             runtime.secrets.open_sealed(sealed, "webhook")
+
+
+async def test_a_worker_of_a_test_opens_what_its_runtime_sealed_in_memory():
+    async with open_test(app, store="memory") as runtime:
+        sealed = runtime.secrets.seal(b"whsec", "webhook")
+        (crew,) = runtime._crews
+        assert Secrets(crew.services).open_sealed(sealed, "webhook") == b"whsec"
+    async with open_test(app, store="memory", worker=False) as another:
+        with pytest.raises(SecretSealed):
+            another.secrets.open_sealed(sealed, "webhook")
 
 
 async def test_what_was_changed_or_is_for_something_else_does_not_open():

@@ -2732,6 +2732,17 @@ class Pruning(Contract):
         (news,) = await scene.views.news(after=position)
         assert news.task_id == "task_2"
 
+    async def test_the_horizon_never_falls_and_parts_what_was_told_from_what_comes(self, scene: Scene):
+        await scene.create("task_1")
+        await scene.apply("task_1", CancelRequested())
+        told = await scene.views.position()
+        assert told <= await scene.views.horizon()
+        await scene.ledger.prune(["task_1"], [SESSION])
+        horizon = await scene.views.horizon()
+        assert horizon >= told
+        await scene.session("session_b")
+        assert await scene.views.position() > horizon
+
     async def test_its_id_and_its_idempotency_key_are_free_again(self, scene: Scene):
         await self.full(scene, "task_1")
         await scene.ledger.prune(["task_1"])

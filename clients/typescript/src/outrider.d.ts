@@ -1227,7 +1227,7 @@ export declare class Outrider extends Transport {
   /** Make an organization. */
   createOrganization(body: NewOrganizationForm, asked?: Asked): Promise<OrganizationRecord>;
 
-  /** Delete an organization that has no session left, with its keys. Its audit log stays. */
+  /** Delete an organization that has no session left, with all of it but its audit log. Its id is not given again. */
   deleteOrganization(organization_id: string, asked?: Asked): Promise<void>;
 
   /** Get an organization. */

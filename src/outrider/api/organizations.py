@@ -44,7 +44,7 @@ async def get_organization(runtime: Administering, organization_id: str) -> Resp
 
 @router.delete("/organizations/{organization_id}", status_code=204, responses=responses(404, 409))
 async def delete_organization(runtime: Administering, organization_id: str) -> Response:
-    """Delete an organization that has no session left, with its keys. Its audit log stays."""
+    """Delete an organization that has no session left, with all of it but its audit log. Its id is not given again."""
     await runtime.organizations.delete(organization_id)
     return Response(status_code=204)
 

@@ -603,7 +603,14 @@ class Views(Protocol):
         ...
 
     async def position(self) -> int:
-        """The position of the newest log entry of all sessions, 0 if there is none."""
+        """The position of the newest log entry of all sessions, 0 if there is none.
+
+        It may fall where that entry is deleted.
+        """
+        ...
+
+    async def horizon(self) -> int:
+        """The highest position that may have been told of; it never falls, and no later entry is at or below it."""
         ...
 
     async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:

@@ -37,8 +37,16 @@ class Audit:
         request_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
-        """Write an entry; it is durable when this returns. Texts are cut at 500 characters."""
+        """Write an entry; it is durable when this returns. Texts are cut at 500 characters.
+
+        Raises InvalidArguments for what is no text, and a StoreError.
+        """
         owner = self._owner(organization_id)
+        said = {"action": action, "outcome": outcome, **({} if request_id is None else {"request_id": request_id})}
+        for where, texts in (("", said), ("actor", actor), ("targets", targets or {})):
+            for name, value in texts.items():
+                if not isinstance(name, str) or not isinstance(value, str):
+                    raise InvalidArguments(f"{where} {name} is text, not {value!r:.100}".strip())
         await self._services.trail.record(Deed(owner, actor, action, outcome, targets or {}, request_id))
 
     async def list(

@@ -291,6 +291,10 @@ class BoundedViews:
         """The position of the newest log entry of all sessions: a cursor, which says how much was written, not what."""
         return await self._whole.position()
 
+    async def horizon(self) -> int:
+        """The highest position that may have been told of."""
+        return await self._whole.horizon()
+
     async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
         """Refused: they are of all sessions, page by page."""
         self._refuse("the news of all sessions")

@@ -170,7 +170,8 @@ class Live:
         if after is None:
             head, first = await self._snapshot(key, head, lambda: snapshot_of_organization(services, organization_id))
             after = head
-        _check_cursor(after, head)
+        # The entry that it was told with may have been deleted since, and all after it.
+        _check_cursor(after, head if after <= head else await services.views.horizon())
         return self._open(key, head, lambda at: _LogSource(services, organization_id, at), after, first)
 
     # --- feeds ---------------------------------------------------------------------------------------

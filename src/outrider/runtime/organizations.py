@@ -13,13 +13,18 @@ from outrider.core.errors import AlreadyExists, Conflict, InUse, InvalidArgument
 from outrider.core.ledger import Document
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import evolve
+from outrider.runtime.archive import COLLECTION as ARCHIVED
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import check_name, check_page, check_texts, check_texts_if_given
 from outrider.runtime.records import OrganizationRecord
+from outrider.runtime.retention import PIN, POLICY
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks import stored
 
 COLLECTION = "organizations"
+IDS = "organization_ids"
+"""The ids that were ever given. They stay: what is found under one of them later is nobody else's."""
 KEYS = "keys"
 TRIES = 20
 """How often a record is read again that somebody else has changed meanwhile."""
@@ -32,15 +37,18 @@ class Organizations:
         self._services = services
 
     async def create(self, name: str, *, id: str | None = None) -> OrganizationRecord:
-        """Make an organization. Raises AlreadyExists for an id that is taken, Forbidden but for operators."""
+        """Make an organization.
+
+        Raises AlreadyExists for an id that is taken, also by one that was deleted, Forbidden but for operators.
+        """
         services = self._services.operating("the organizations")
         check_name("name", name, services.settings.limits.name)
         if id is not None:
             check_id("organization", id)
         data = {"name": name, "created_at": services.clock.now(), "suspended_at": None}
         made = Document(COLLECTION, id or new_id("org"), data)
-        if made.id == DEFAULT_ORGANIZATION or not await services.ledger.keep([made]):
-            raise AlreadyExists(f"there is an organization {made.id!r} already")
+        if made.id == DEFAULT_ORGANIZATION or not await services.ledger.keep([made, Document(IDS, made.id, {})]):
+            raise AlreadyExists(f"there is an organization {made.id!r} already, or there was one")
         return _record(made)
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> builtins.list[OrganizationRecord]:
@@ -66,20 +74,31 @@ class Organizations:
         return await self._change(organization_id, suspended_at=None)
 
     async def delete(self, organization_id: str) -> None:
-        """Delete an organization that has no session left, with its keys; its audit log stays.
+        """Delete an organization that has no session left, with all that is kept of it but its audit log, and its id
+        for good. What it has archived is forgotten; the files stay.
 
-        Raises NotFound, Forbidden, and InUse while it has sessions.
+        It is suspended first; one whose deletion was cut off stays so, and is deleted by another call. Raises NotFound,
+        Forbidden, and InUse while it has sessions.
         """
         services = self._services.operating("the organizations")
         document = await self._document(organization_id)
         if document.id == DEFAULT_ORGANIZATION:
             raise InvalidArguments(f"{DEFAULT_ORGANIZATION} is its operators', and stays")
-        if await services.views.sessions(organization_id=document.id, limit=1):
-            raise InUse(f"{document.id} has sessions; delete them first")
-        while keys := await services.views.documents(KEYS, organization_id=document.id):
-            await services.ledger.keep([], keys)
-        if not await services.ledger.keep([], [document]):
-            raise Conflict(f"{document.id} was changed meanwhile")
+        await _check_empty(services, document.id)
+        if document.data["suspended_at"] is None:
+            await self.suspend(document.id)
+            try:
+                await _check_empty(services, document.id)
+            except InUse:
+                await self.resume(document.id)
+                raise
+        await _clear(services, document.id)
+        for _ in range(TRIES):
+            document = await self._document(organization_id)
+            known = await services.views.document(IDS, id=document.id)
+            if await services.ledger.keep([known or Document(IDS, document.id, {})], [document]):
+                return
+        raise Conflict(f"{organization_id} changes all the time")
 
     async def _change(self, organization_id: str, **fields: Any) -> OrganizationRecord:
         services = self._services.operating("the organizations")
@@ -107,6 +126,23 @@ async def organization_of(services: Services, organization_id: str) -> Document 
     if organization_id == DEFAULT_ORGANIZATION:
         return _DEFAULT
     return await services.whole.views.document(COLLECTION, id=organization_id)
+
+
+async def _check_empty(services: Services, organization_id: str) -> None:
+    if await services.views.sessions(organization_id=organization_id, limit=1):
+        raise InUse(f"{organization_id} has sessions; delete them first")
+
+
+async def _clear(services: Services, organization_id: str) -> None:
+    """Drop all documents of an organization but its audit log, a page at a time; its keys first."""
+    ledger, views = services.ledger, services.views
+    for collection in (KEYS, stored.ENDPOINT, stored.TASK_ENDPOINT, stored.LANE, POLICY, PIN, ARCHIVED):
+        while page := await views.documents(collection, organization_id=organization_id):
+            if collection in (stored.ENDPOINT, stored.TASK_ENDPOINT):
+                for each in page:
+                    await stored.forget(ledger, stored.Endpoint(each))
+            else:
+                await ledger.keep([], page)
 
 
 _DEFAULT = Document(COLLECTION, DEFAULT_ORGANIZATION, {"name": "default", "created_at": None, "suspended_at": None})

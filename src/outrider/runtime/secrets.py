@@ -36,7 +36,7 @@ _SEALED = re.compile(r"sealed:([A-Za-z0-9_-]{1,32}):([A-Za-z0-9_.-]{1,64}):([A-Z
 _NONCE = 12
 _PAGE = 200
 _OF_MEMORY: WeakKeyDictionary[Ledger, dict[str, bytes]] = WeakKeyDictionary()
-"""The keys of stores in memory, which are as short-lived as they."""
+"""The keys of stores in memory, which are as short-lived as they. A ledger that hands on to one names it `store`."""
 
 
 class Secrets:
@@ -92,7 +92,7 @@ class Secrets:
                 f"set {VARIABLE} to ID:BASE64, with 32 bytes of chance, the same on every machine: a database on a "
                 "server keeps no keys beside itself"
             )
-        return _OF_MEMORY.setdefault(ledger, {"memory": secrets.token_bytes(32)})
+        return _OF_MEMORY.setdefault(getattr(ledger, "store", ledger), {"memory": secrets.token_bytes(32)})
 
     def _path(self) -> Path | None:
         """Where the keys of a database in a file are; None where they are elsewhere."""

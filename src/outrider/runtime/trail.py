@@ -12,11 +12,11 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
-from outrider.core.errors import StoreError, StoreUnavailable
+from outrider.core.errors import StoreUnavailable
 from outrider.core.ledger import Document, Ledger
 from outrider.core.values import evolve
 from outrider.runtime.clock import Clock
@@ -47,13 +47,16 @@ class Deed:
     request_id: str | None = None
 
 
+_Waiting: TypeAlias = tuple[Deed, asyncio.Future[None]]
+
+
 class Trail:
     """Writes the audit log of one store. Belongs to one loop."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._waiting: list[tuple[Deed, asyncio.Future[None]]] = []
+        self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def record(self, deed: Deed) -> None:
@@ -68,16 +71,22 @@ class Trail:
         try:
             while self._waiting:
                 organization_id = self._waiting[0][0].organization_id
-                together = [each for each in self._waiting if each[0].organization_id == organization_id][:BATCH]
-                self._waiting = [each for each in self._waiting if each not in together]
-                error: BaseException | None = None
+                together: list[_Waiting] = []
+                others: list[_Waiting] = []
+                for each in self._waiting:
+                    is_one = each[0].organization_id == organization_id and len(together) < BATCH
+                    (together if is_one else others).append(each)
+                self._waiting = others
                 try:
                     await self._append(organization_id, [deed for deed, _ in together])
-                except StoreError as refused:
-                    error = refused
-                for _, written in together:
-                    if not written.done():
-                        written.set_result(None) if error is None else written.set_exception(error)
+                except Exception as refused:  # noqa: BLE001 - whatever it is, nobody waits for ever for what was not written
+                    _settle(together, refused)
+                except BaseException:
+                    stopped, self._waiting = [*together, *self._waiting], []
+                    _settle(stopped, StoreUnavailable("whoever writes the audit log was stopped"))
+                    raise
+                else:
+                    _settle(together)
         finally:
             self._writer = None
 
@@ -95,6 +104,12 @@ class Trail:
                 return
             await asyncio.sleep(random.uniform(0, PAUSE))
         raise StoreUnavailable("the audit log is being written by too many at once")
+
+
+def _settle(waiting: Sequence[_Waiting], error: Exception | None = None) -> None:
+    for _, written in waiting:
+        if not written.done():
+            written.set_result(None) if error is None else written.set_exception(error)
 
 
 async def head_of(ledger: Ledger, organization_id: str) -> Document:

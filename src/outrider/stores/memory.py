@@ -1112,6 +1112,10 @@ class MemoryViews:
         """The position of the newest log entry of all sessions, 0 if there is none."""
         return self._open().positions
 
+    async def horizon(self) -> int:
+        """The highest position that may have been told of; it never falls, and no later entry is at or below it."""
+        return self._open().positions
+
     async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
         """The log entries of all sessions with a position greater than `after`, in order."""
         later = (entry for row in self._open().sessions.values() for entry in row.log if entry.position > after)

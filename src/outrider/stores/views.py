@@ -414,6 +414,10 @@ class SqlViews(ABC):
         """The position of the newest log entry of all sessions, 0 if there is none."""
         return await self._short(lambda read: cast(int, read.row("position")[0]))
 
+    async def horizon(self) -> int:
+        """The highest position that may have been told of; it never falls, and no later entry is at or below it."""
+        return await self._short(lambda read: cast(int, read.row("horizon")[0]))
+
     async def news(self, *, after: int, limit: int = 1000) -> Sequence[News]:
         """The log entries of all sessions with a position greater than `after`, in order."""
         found = await self._read(limit, lambda read: [News(*row) for row in read.array("news", after, limit)])

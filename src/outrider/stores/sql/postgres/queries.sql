@@ -794,6 +794,10 @@ select greatest((select position from origin), coalesce((
     where position < (select position from origin) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)
 ), 0));
 
+-- horizon --
+-- All below is committed; what is given out from now on comes after it, also where the newest entries were deleted.
+select position + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20) - 1 from origin;
+
 -- heads --
 select s.id, s.seq, e.position, s.organization_id, s.root_session_id
 from sessions s left join events e on e.session = s.number and e.seq = s.seq

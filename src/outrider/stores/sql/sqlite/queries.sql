@@ -695,6 +695,9 @@ left join inputs i on i.task = e.task and e.type = 'task.created';
 -- Also where the newest entry was pruned.
 select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
 
+-- horizon --
+select ifnull((select seq from sqlite_sequence where name = 'events'), 0);
+
 -- heads --
 select json_group_array(json_array(s.id, s.seq, e.position, s.organization_id, s.root_session_id))
 from sessions s left join events e on e.session = s.number and e.seq = s.seq
