@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, SessionHandle, TaskContext, TaskOptions
+from outrider import Outrider, SessionHandle, TaskContext, TaskFailed, TaskOptions
 from outrider.agents import engine
 from outrider.agents.scripted import Call, Reply, register, replies
 from outrider.core.session import Session
@@ -139,7 +139,9 @@ async def test_the_fragment_of_operations_finds_the_tasks_that_it_describes():
         older = await session.spawn_agent("Hello", model="scripted:nobody")
         options = TaskOptions(name="the quarterly report", labels={"team": "red"})
         task = await session.spawn_agent("Hello", model="scripted:nobody", options=options)
-        await runtime.run_until_idle()
+        for each in (older, task):
+            with pytest.raises(TaskFailed):
+                await each.result()
         now = SimpleNamespace(now=lambda zone: runtime.clock.time.astimezone(zone))
         found = await executed(source, runtime=runtime, datetime=now, timedelta=timedelta, UTC=UTC)
     assert [each.id for each in found["page"]] == [task.id]

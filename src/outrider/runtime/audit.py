@@ -45,7 +45,7 @@ class Audit:
         said = {"action": action, "outcome": outcome, **({} if request_id is None else {"request_id": request_id})}
         for where, texts in (("", said), ("actor", actor), ("targets", targets or {})):
             for name, value in texts.items():
-                if not isinstance(name, str) or not isinstance(value, str):
+                if not all(isinstance(each, str) for each in (name, value)):
                     raise InvalidArguments(f"{where} {name} is text, not {value!r:.100}".strip())
         await self._services.trail.record(Deed(owner, actor, action, outcome, targets or {}, request_id))
 
