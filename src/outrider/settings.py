@@ -106,6 +106,8 @@ class WebhookSettings:
     """How many deliveries that were made are kept of each endpoint."""
     dead_letters: int = 1000
     """How many that were given up."""
+    history_age: float = 30 * 86_400.0
+    """How long both are kept at most, of endpoints that are no task's."""
     overlap: float = 86_400.0
     """How long the old secret signs beside a new one."""
 

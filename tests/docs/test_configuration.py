@@ -59,7 +59,7 @@ def told(name: str, value: Any) -> str:
         return f"{value}"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    if name == "retention":
+    if name in {"retention", "history_age"}:
         return f"{value / 86_400:g} days"
     if name in CHARACTERS:
         return f"{value:,} characters"

@@ -203,6 +203,30 @@ async def test_endpoints_of_a_task_go_with_it(opened: Open):
         assert {each.id for each in await runtime.services.views.documents(stored.LANE)} == {stored.Endpoint(left).id}
 
 
+async def test_nothing_that_was_told_of_a_task_outlives_it_or_its_time(opened: Open):
+    async with receiving() as receiver, receiving(status(500)) as bad, opened() as (runtime, duty):
+        good, failing = [await runtime.webhooks.create(each.url, events=["terminal"]) for each in (receiver, bad)]
+        session, doomed = [await runtime.sessions.create() for _ in range(2)]
+        kept, pruned = [await session.spawn("add", a=1) for _ in range(2)]
+        await doomed.spawn("add", a=1)
+        await runtime.run_until_idle()
+        await duty.once()
+        await runtime.ledger.prune([pruned.id])  # as what is too old goes
+        await doomed.delete()
+
+        async def left(hook_id: str) -> set[str | None]:
+            await sweep(runtime.services, runtime.clock.now())
+            return {each.task_id for each in await runtime.webhooks.deliveries(hook_id)}
+
+        assert await left(good.id) == {kept.id}
+        assert await left(failing.id) == {kept.id, pruned.id}  # it is still to be told
+        runtime.clock.advance(29 * 86_400)
+        assert await left(good.id) == {kept.id}
+        runtime.clock.advance(2 * 86_400)
+        assert await left(good.id) == set()
+        assert await runtime.services.views.documents(stored.ERASED) == []
+
+
 async def test_what_fails_is_sent_again_with_the_same_id_later_and_later_and_then_laid_by(opened: Open):
     answers = [status(500, b"no\0"), status(503, retry_after="600"), hang, status(500)]
     async with receiving(*answers) as receiver, opened(send_timeout=0.2) as (runtime, duty):

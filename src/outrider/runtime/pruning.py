@@ -19,6 +19,7 @@ from outrider.core.values import SECOND, Instant, Span, evolve
 from outrider.runtime.log import log
 from outrider.runtime.retention import PIN, POLICY, Pins, Policy, drop, every
 from outrider.runtime.services import Services
+from outrider.runtime.webhooks.stored import mark_erased
 
 SHARE = 0.05
 """How much of a store's time the duty takes at most: after a batch it rests for as long as makes that."""
@@ -322,6 +323,7 @@ async def _prune(services: Services, task_ids: Sequence[str]) -> int:
     gone = 0
     for session in await services.views.child_sessions(task_ids):
         gone += await _empty(services, session.id)
+    await mark_erased(services.whole.ledger, task_ids, services.clock.now())
     left = task_ids
     while left:
         pruned = await services.ledger.prune(left, now=services.clock.now())

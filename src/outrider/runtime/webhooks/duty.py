@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Set
 
 from outrider.core.errors import OutriderError, StoreError
 from outrider.core.ledger import Document
@@ -20,7 +21,20 @@ from outrider.runtime.webhooks.following import Follower
 from outrider.runtime.webhooks.guard import Guard
 from outrider.runtime.webhooks.lanes import Lanes
 from outrider.runtime.webhooks.sending import Sender
-from outrider.runtime.webhooks.stored import LANE, MARK, PAGE, TASK_ENDPOINT, Endpoint, forget, has_any
+from outrider.runtime.webhooks.stored import (
+    ENDPOINT,
+    ERASED,
+    LANE,
+    MARK,
+    PAGE,
+    STATUSES,
+    TASK_ENDPOINT,
+    Endpoint,
+    deliveries_of,
+    every,
+    forget,
+    has_any,
+)
 
 CALM = 2.0
 """Seconds between two looks, at least, while there is no endpoint, or others are on duty."""
@@ -35,7 +49,7 @@ UNHEARD = 15.0
 """Seconds after which it is looked, though nobody was heard to write."""
 
 SWEPT = 300.0
-"""Seconds between two looks for endpoints of tasks that were deleted."""
+"""Seconds between two looks for what is left of tasks that were deleted."""
 
 YOUNG = 3600 * SECOND
 """How old such an endpoint is at least: its task is made after it."""
@@ -144,7 +158,7 @@ class Webhooking:
         await self._lanes.start(self._services.clock.now() - span(patience), self._news.set)
 
     async def _sweep(self) -> None:
-        """Drop the endpoints of tasks that were deleted."""
+        """Drop what is left of tasks that were deleted."""
         if time.monotonic() - self._swept_at < SWEPT:
             return
         self._swept_at = time.monotonic()
@@ -152,7 +166,11 @@ class Webhooking:
 
 
 async def sweep(services: Services, before: Instant) -> int:
-    """Drop the endpoints made before a moment whose tasks are gone; return how many that were."""
+    """Drop the endpoints made before a moment whose tasks are gone; return how many that were.
+
+    With them goes what was told of tasks that are gone, or long ago. What is still to be sent goes where somebody
+    deleted the task by name: he wants it gone, and whoever only keeps little wants it told first.
+    """
     views, gone = services.views, 0
     after: str | None = None
     while True:
@@ -163,5 +181,30 @@ async def sweep(services: Services, before: Instant) -> int:
             if not endpoint.concerns(there.get(endpoint.task_id or "")) and each.data["created_at"] < before:
                 gone += await forget(services.ledger, endpoint)
         if len(page) < PAGE:
-            return gone
+            break
         after = page[-1].id
+    marks = [each async for each in every(views, ERASED)]
+    erased = {task_id for each in marks for task_id in each.data["task_ids"]}
+    async for each in every(views, ENDPOINT):
+        await _sweep_deliveries(services, each.id, erased)
+    for each in marks:
+        if each.data["at"] < before:  # until then somebody may be about to write what he read before
+            await services.ledger.keep([], [each])
+    return gone
+
+
+async def _sweep_deliveries(services: Services, endpoint_id: str, erased: Set[str]) -> None:
+    oldest = services.clock.now() - span(services.settings.webhooks.history_age)
+    for status in STATUSES:
+        if status == "pending" and not erased:
+            continue
+        after: str | None = None
+        while page := await services.views.documents(deliveries_of(endpoint_id, status), after=after, limit=PAGE):
+            there = {task.id for task in await services.views.tasks(list({each.data["task_id"] for each in page}))}
+            for each in page:
+                task_id, waits = each.data["task_id"], status == "pending"
+                is_over = not waits or task_id in erased
+                is_old = not waits and each.data["ended_at"] < oldest
+                if is_old or (is_over and task_id not in there):
+                    await services.ledger.keep([], [each])  # by itself: one that is sent just now is left for later
+            after = page[-1].id

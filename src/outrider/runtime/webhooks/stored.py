@@ -16,10 +16,13 @@ from outrider.core.errors import NotFound
 from outrider.core.ledger import Document, Ledger, Views
 from outrider.core.task import Task
 from outrider.core.values import Instant, JSONObject, evolve
+from outrider.runtime.ids import new_id
 
 ENDPOINT = "webhook"
 TASK_ENDPOINT = "task_webhook"
 """Those of one task. Their ids begin with the task's, so that a page of tasks finds its endpoints in a row of reads."""
+ERASED = "webhook_erased"
+"""Which tasks somebody deleted by name, until nothing of them waits to be sent any more."""
 LANE = "webhook_lane"
 CURSOR = "cursor"
 FOLLOWER = "webhooks"
@@ -186,6 +189,12 @@ async def disabled_in(views: Views) -> AsyncIterator[tuple[Endpoint, JSONObject]
             found = Endpoint(each)
             if found.disabled is not None:
                 yield found, found.disabled
+
+
+async def mark_erased(ledger: Ledger, task_ids: Sequence[str], now: Instant) -> None:
+    """Have what waits to be told of tasks that are about to be deleted go with them, where there is any endpoint."""
+    if task_ids and await has_any(ledger.views):
+        await ledger.keep([Document(ERASED, new_id("erased"), {"task_ids": list(task_ids), "at": now})])
 
 
 async def start_following(ledger: Ledger) -> None:
