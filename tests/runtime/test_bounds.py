@@ -293,7 +293,7 @@ FOR_OPERATORS: dict[str, Verb] = {
 ELSEWHERE = {"events", "within", "ledger", "sessions.create", "tasks.give_away", "tasks.load", "tasks.retry_many"}
 """Those with tests of their own below; that of `events` is with the snapshots."""
 OF_NOBODY = {"doctor.is_alive", "doctor.readiness", "secrets.seal", "secrets.open_sealed"}
-OF_NOBODY |= {"answer_links.form", "answer_links.answer"}
+OF_NOBODY |= {"answer_links.form", "answer_links.answer", "answer_links.claims"}
 """They take what somebody has in hand, and read nothing."""
 
 
