@@ -12,6 +12,7 @@ import pytest
 from outrider import Outrider, Runtime, TaskHandle, TaskOptions
 from outrider.core.errors import NotFound
 from outrider.core.ledger import WorkerCard
+from outrider.runtime.bounds import Bounds
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +71,10 @@ async def test_every_standstill_of_a_task_has_its_reason(outrider: Runtime):
     assert "attempt 1 runs since" in await said(outrider, held, "attempt 1")
     second = await session.spawn("hold", options=TaskOptions(concurrency_key="door"))
     assert "1 of 1 running (no limit is set, so it is one)" in await said(outrider, second, "door is full")
+    stranger = outrider.within(Bounds("org_b"))
+    theirs = await (await stranger.sessions.create()).spawn("hold", options=TaskOptions(concurrency_key="door"))
+    told = await said(outrider.within(Bounds("org_b")), theirs, "door is full")
+    assert "running" not in told and "waiting" not in told, told  # noqa: PT018 - both are the promise
     after = await session.spawn("hold", options=TaskOptions(depends_on=(held.id,)))
     assert held.id in await said(outrider, after, "depends on")
     later = await session.spawn("hold", options=TaskOptions(delay=3600))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.ledger import Document
@@ -43,7 +44,8 @@ class Audit:
         """
         owner = self._owner(organization_id)
         said = {"action": action, "outcome": outcome, **({} if request_id is None else {"request_id": request_id})}
-        for where, texts in (("", said), ("actor", actor), ("targets", targets or {})):
+        parts: tuple[tuple[str, Mapping[Any, Any]], ...] = (("", said), ("actor", actor), ("targets", targets or {}))
+        for where, texts in parts:
             for name, value in texts.items():
                 if not all(isinstance(each, str) for each in (name, value)):
                     raise InvalidArguments(f"{where} {name} is text, not {value!r:.100}".strip())

@@ -415,10 +415,14 @@ class BoundedViews:
         return await self._whole.gates()
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
-        """What becomes of these keys, which somebody has to know: keys are one namespace for all."""
+        """What becomes of these keys, which somebody has to know; how many wait, operators alone.
+
+        Keys are one namespace for all.
+        """
         if keys is None:
             self._refuse("the keys of all")
-        return await self._whole.uses(keys)
+        found = await self._whole.uses(keys)
+        return found if self._bounds.is_operator else [replace(each, waiting=0) for each in found]
 
     async def count_by_state(self) -> Mapping[State, int]:
         """Refused: it counts all."""

@@ -329,7 +329,11 @@ class Doctor:
         (use,) = await self._services.views.uses([key])
         if limit.capacity is not None and use.held >= limit.capacity:
             source = "" if limit.key else " (no limit is set, so it is one)"
-            yield f"the limit of {key} is full: {use.held} of {limit.capacity} running{source}, {use.waiting} waiting"
+            if self._services.is_operator:
+                use_of_all = f": {use.held} of {limit.capacity} running{source}, {use.waiting} waiting"
+            else:  # keys are one namespace: how many of others' tasks run and wait is nobody else's
+                use_of_all = source
+            yield f"the limit of {key} is full{use_of_all}"
         left, moment = starts_left(limit, use.spent, now), next_return(limit, use.spent, now)
         if limit.rate is not None and left == 0 and moment is not None:
             rate = f"{counted(limit.rate, 'start')} in {limit.span / SECOND:g} s"
