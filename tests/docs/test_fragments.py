@@ -136,9 +136,9 @@ async def test_the_fragments_of_sessions_interrupt_fork_and_open_a_peer():
 async def test_the_fragment_of_operations_finds_the_tasks_that_it_describes():
     (source,) = fragments("operations.md")
     async with opened(Outrider()) as (runtime, session):
-        older = await session.spawn_agent("Hello", model="scripted:nobody")
+        older = await session.spawn_agent("Hello", model="scripted:who is in no script")
         options = TaskOptions(name="the quarterly report", labels={"team": "red"})
-        task = await session.spawn_agent("Hello", model="scripted:nobody", options=options)
+        task = await session.spawn_agent("Hello", model="scripted:who is in no script", options=options)
         for each in (older, task):
             with pytest.raises(TaskFailed):
                 await each.result()
