@@ -113,7 +113,7 @@ class Pooler:
         """Stop it, and remove all that is left of it."""
         if self._guard is not None:
             with suppress(ServerFailed):
-                self._end(signal.SIGQUIT)
+                self._end(signal.SIGKILL)  # it keeps nothing; where somebody has SIGQUIT blocked it would not hear
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _answers(self) -> bool:

@@ -47,6 +47,9 @@ from outrider.runtime.webhooks.duty import Webhooking
 
 BATCH = 100
 FOLLOW_UPS = 200
+AGAIN = 2.0
+"""Seconds after which what was told to end is told so again."""
+
 STORE_PAUSE = 0.5
 """How long a store that does not answer is left alone, in seconds."""
 
@@ -204,8 +207,11 @@ class Worker:
         undo: Iterable[Callable[[], object]],
     ) -> None:
         await self._drain()
-        for helper in helpers:
-            helper.cancel()
+        left = set(helpers)
+        while left:  # again and again: one cancellation that was forgotten on its way must not hold up the end for ever
+            for helper in left:
+                helper.cancel()
+            _, left = await asyncio.wait(left, timeout=AGAIN)
         await asyncio.gather(*helpers, return_exceptions=True)
         for each in undo:
             each()
