@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from datetime import datetime
 
 ID, AT = b"\nid: ", b'"at":"'
@@ -57,6 +58,11 @@ class Follower(asyncio.Protocol):
         self.closed = True
 
 
+def _itself(follower: Follower) -> Follower:
+    """What a connection is made with: a protocol that is there already."""
+    return follower
+
+
 async def follow(port: int, paths: list[str]) -> dict[str, object]:
     """Follow the paths until each has come to where the line says."""
     loop = asyncio.get_running_loop()
@@ -65,14 +71,17 @@ async def follow(port: int, paths: list[str]) -> dict[str, object]:
     for start in range(0, len(paths), 50):
         some = [Follower(path, lags) for path in paths[start : start + 50]]
         for each in some:
-            await loop.create_connection(lambda each=each: each, "127.0.0.1", port)  # type: ignore[misc]  # a loop's lambda
+            await loop.create_connection(partial(_itself, each), "127.0.0.1", port)
         await asyncio.gather(*(each.begun for each in some))
         followers += zip(paths[start : start + 50], some, strict=True)
     print(json.dumps({"begun": len(followers)}), flush=True)
     wanted: Mapping[str, int] = json.loads(await asyncio.to_thread(sys.stdin.readline))
     deadline = loop.time() + 15
-    while loop.time() < deadline and any(each.last < wanted[path] for path, each in followers):  # noqa: ASYNC110
-        # An event would have to be set by a thousand streams, in the midst of what is timed.
+
+    def is_behind() -> bool:
+        return any(each.last < wanted[path] for path, each in followers)
+
+    while loop.time() < deadline and is_behind():  # noqa: ASYNC110 - an event would be set by 1,000 streams while timed
         await asyncio.sleep(0.02)
     lost = sum(max(0, wanted[path] - each.first - each.count) for path, each in followers)
     doubled = sum(max(0, each.count - (each.last - each.first)) for _, each in followers)

@@ -125,10 +125,10 @@ async def new_endpoint(
     return Document(TASK_ENDPOINT, f"{task.id}{MARK}{id}", data, organization_id=organization_id, key=id), secret
 
 
-def events_of(given: object) -> Sequence[Event]:
+def events_of(given: Iterable[object]) -> Sequence[Event]:
     """The events that an endpoint is told of, each once. Raises InvalidArguments."""
     check_lists(events=given)
-    named = list(given)  # type: ignore[call-overload]  # it was just seen to be iterable
+    named = list(given)
     if not named or not all(each in EVENTS for each in named):
         raise InvalidArguments(f"events are some of {', '.join(EVENTS)}, not {given!r:.100}")
     return [each for each in EVENTS if each in named]
