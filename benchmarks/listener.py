@@ -11,8 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from datetime import datetime
+from functools import partial
 
 ID, AT = b"\nid: ", b'"at":"'
 
