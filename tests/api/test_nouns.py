@@ -114,3 +114,18 @@ async def test_what_is_kept_and_for_how_long_is_set_and_told(api: Api):
     assert [each["id"] for each in (await api.get("/v1/pins")).json()["items"]] == [task_id]
     assert (await api.delete(f"/v1/pins/{task_id}")).json() == {"changed": True}
     assert (await api.put("/v1/pins/task_none")).json()["code"] == "task_not_found"
+
+
+async def test_a_session_of_an_id_that_is_there_is_told_from_one_that_was_made(api: Api):
+    made = await api.post("/v1/sessions", json={"id": "session_daily", "title": "first"})
+    again = await api.post("/v1/sessions", json={"id": "session_daily", "title": "second"})
+    assert (made.status_code, "idempotent-replayed" in made.headers) == (201, False)
+    assert (again.status_code, again.headers["idempotent-replayed"], again.json()["title"]) == (200, "true", "first")
+
+
+async def test_a_key_that_no_two_read_alike_is_refused(api: Api):
+    session = (await api.post("/v1/sessions", json={})).json()["id"]
+    path, order = f"/v1/sessions/{session}/tasks", {"kind": "external", "spec": {}}
+    refused = await api.post(path, json=order, headers={"Idempotency-Key": "é".encode()})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_arguments")
+    assert (await api.get(path)).json()["items"] == []

@@ -163,6 +163,8 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
             (413, (POST + b"content-length: 999999999999999999\r\n\r\n{",)),
             (413, (POST + b"transfer-encoding: chunked\r\n\r\n", *[b"100\r\n" + b" " * 256 + b"\r\n"] * 9)),
             (431, (b"GET /v1/tasks HTTP/1.1\r\n" + b"x-long: " + b"y" * 1900, b"y" * 1900)),
+            (431, (b"GET /v1/tasks HTTP/1.1\r\nx-long: " + b"y" * 2100 + b"\r\n\r\n",)),
+            (431, (b"GET /v1/tasks?text=" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",)),
             (431, (CHUNKED, *[b"x-more: " + b"y" * 200 + b"\r\n"] * 11)),
             (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
             (400, (POST + b"content-length: abc\r\n\r\n{}",)),

@@ -29,6 +29,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._head = 0
         """How much of a head has come so far; while a body comes, of what is no part of it."""
         self._is_after_head = False
+        self._fields = 0
+        """How large the fields of the head are so far."""
         self._trailers = 0
         self._stall: asyncio.TimerHandle | None = None
         self._unread = 0
@@ -75,6 +77,7 @@ class HttpProtocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._is_after_head = False
+        self._fields = 0
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
         if self._patience is None:
             self._await_head()
@@ -82,6 +85,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field is there. One after the body is nothing that was asked: whoever filters heads has not seen it."""
         if not self._is_after_head:
+            self._fields += len(name) + len(value) + len(": \r\n")
             super().on_header(name, value)
             return
         self._trailers += len(name) + len(value)
@@ -92,6 +96,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head of a request is there."""
         self._has_head()
+        if len(self.url) + self._fields > self._settings.header:  # it may have come in one piece with the end of it
+            self._refuse_head()
+            raise ValueError("too large a head")  # so that nothing more is read
         self._is_after_head = True
         self._head = self._trailers = 0
         upgrades = self.parser.should_upgrade()
@@ -118,7 +125,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_head()  # it was an empty line, which begins nothing, and has ended the wait for another request
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Refuse what is no HTTP, such as an address too long to be looked at."""
+        if self._head > self._settings.header and not self._is_after_head:
+            self._refuse_head()
+            return
         self._refuse(400, f"this is no HTTP: {msg}")
 
     @property

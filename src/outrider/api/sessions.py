@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Query
@@ -17,6 +18,8 @@ from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.api.waiting import attended
+from outrider.api.wire import REPLAYED
+from outrider.core.errors import NotFound
 from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering
@@ -69,9 +72,17 @@ def _plain(budget: Budget | None) -> Mapping[str, float] | None:
     return None if budget is None else budget.model_dump(exclude_none=True)
 
 
-@router.post("/sessions", status_code=201, response_model=SessionRecord, responses=responses(409))
+@router.post(
+    "/sessions",
+    status_code=201,
+    response_model=SessionRecord,
+    responses={200: {"model": SessionRecord, "description": "It was there already."}, **responses(409)},
+)
 async def create_session(runtime: Submitting, caller: Asking, form: NewSessionForm) -> Response:
     """Create a session, or get the one of that id."""
+    if form.id is not None:
+        with suppress(NotFound):
+            return wire.record(await runtime.sessions.record(form.id), 200, REPLAYED)
     made = await runtime.sessions.create(
         agent=form.agent,
         title=form.title,

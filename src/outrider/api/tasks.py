@@ -20,6 +20,7 @@ from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.api.waiting import LONGEST, Patience, Timeout, attended
+from outrider.api.wire import REPLAYED
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
 from outrider.core.task import State
 from outrider.runtime.records import (
@@ -43,17 +44,23 @@ router = noun("tasks")
 MANY = 1000
 """How many tasks one request creates, cancels by id, retries or waits for."""
 
-REPLAYED = {"Idempotent-Replayed": "true"}
+PRINTABLE = r"^[\x20-\x7e]*$"
+"""What a header may say that is to mean the same as text in a body: nobody agrees on the bytes of any other."""
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
+        pattern=PRINTABLE,
         description="As `idempotency_key`: the same key in a session gives the same task, with the status 200.",
     ),
 ]
 MessageKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="The same key to a task gives the same message, sent once."),
+    Header(
+        alias="Idempotency-Key",
+        pattern=PRINTABLE,
+        description="The same key to a task gives the same message, sent once.",
+    ),
 ]
 Ids = Annotated[tuple[str, ...], Field(max_length=MANY)]
 

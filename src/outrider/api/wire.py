@@ -20,6 +20,8 @@ from outrider.runtime.around import Around
 from outrider.runtime.fields import task_fields
 
 JSON_TYPE = "application/json"
+REPLAYED = {"Idempotent-Replayed": "true"}
+"""Says of an answer that what was to be made was there already."""
 LINES = "application/x-ndjson"
 EXPORT: dict[str, Any] = {
     "description": "One JSON object a line; the last is of the `end`.",
