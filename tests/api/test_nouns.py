@@ -126,6 +126,6 @@ async def test_a_session_of_an_id_that_is_there_is_told_from_one_that_was_made(a
 async def test_a_key_that_no_two_read_alike_is_refused(api: Api):
     session = (await api.post("/v1/sessions", json={})).json()["id"]
     path, order = f"/v1/sessions/{session}/tasks", {"kind": "external", "spec": {}}
-    refused = await api.post(path, json=order, headers={"Idempotency-Key": "é".encode()})
+    refused = await api.post(path, json=order, headers=[(b"Idempotency-Key", "é".encode())])
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_arguments")
     assert (await api.get(path)).json()["items"] == []

@@ -1,6 +1,7 @@
 """`export`, `import`, `close`, `delete`, `prune`, `retry` and `fork`: what moves ends here, what is gone is gone."""
 
 import anyio
+import pytest
 
 from outrider import TaskOptions
 from tests.cli.example_app import app
@@ -130,3 +131,23 @@ def test_a_session_is_exported_whole_one_record_a_line(cli: Cli):
     assert [records[0]["session_id"], records[-1]["record"]] == ["session_default", "end"]
     assert {record["id"] for record in records if record["record"] == "task"} == {done, live}
     assert cli.run("export", "session_default", "--move").code == 2
+
+
+def test_a_session_is_archived_read_and_erased(cli: Cli):
+    pytest.importorskip("obstore", reason="the extra `archive` is not installed")
+    (done,), live = fill(cli, 1, delayed=6)
+    archive = {"OUTRIDER_ARCHIVE": (cli.folder / "archive").as_uri()}
+    assert cli.run("archive", "session_default", "--json").error["code"] == "invalid_arguments"
+    assert cli.run("retention", "--age", "7d", "--archive", "--json").error["code"] == "invalid_arguments"
+    assert cli.run("archive", "session_default", "--json", **archive).error["code"] == "not_ended"
+    cli.ok("cancel", live)
+    assert cli.ok("archive", "session_default", "--json", **archive).record["session_id"] == "session_default"
+    assert cli.run("show", done).code == 4
+    assert cli.ok("archive", **archive).out.startswith("session_default  ")
+    records = cli.ok("archive", "session_default", "--read", **archive).records
+    assert {record["id"] for record in records if record["record"] == "task"} == {done, live}
+    cli.ok("archive", "session_default", "--erase", **archive)
+    assert cli.ok("archive", "--json", **archive).records == []
+    assert cli.run("archive", "--read").code == 2
+    told = cli.ok("retention", "--age", "7d", "--archive", **archive).out
+    assert told == "org_default: sessions are archived that had nothing happen for 7 days\n"

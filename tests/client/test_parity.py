@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from outrider import Client, Runtime
-from outrider.client import doctor, external, handles, inbox, problems, queue, retention, sessions, tasks
+from outrider.client import archive, doctor, external, handles, inbox, problems, queue, retention, sessions, tasks
 from outrider.core import errors
 from outrider.core.errors import OutriderError
+from outrider.runtime import archive as archive_there
 from outrider.runtime import doctor as doctor_there
 from outrider.runtime import external as external_there
 from outrider.runtime import handles as handles_there
@@ -31,6 +32,7 @@ NOUNS: list[tuple[type[Any], type[Any]]] = [
     (doctor_there.Doctor, doctor.Doctor),
     (external_there.ExternalTasks, external.ExternalTasks),
     (retention_there.RetentionPolicies, retention.RetentionPolicies),
+    (archive_there.Archive, archive.Archive),
     (handles_there.SessionHandle, handles.SessionHandle),
     (handles_there.TaskHandle, handles.TaskHandle),
 ]
@@ -40,7 +42,6 @@ ABSENT = {
     "Runtime.ledger": "there is no store underneath",
     "Runtime.within": "the key says how far it reaches",
     "Runtime.answer_links": "not here yet; its route is",
-    "Runtime.archive": "not here yet; its routes are",
     "Runtime.audit": "not here yet; its routes are",
     "Runtime.keys": "not here yet; its routes are",
     "Runtime.organizations": "not here yet; its routes are",

@@ -49,6 +49,11 @@ export interface ApiKeyRecord {
   is_active: boolean;
 }
 
+/** Who archives a session. */
+export interface ArchiveForm {
+  by?: string | null;
+}
+
 /** A session in the archive: under which `key`, how large in bytes, and the SHA-256 of its file. */
 export interface ArchiveRecord {
   session_id: string;
@@ -1300,7 +1305,7 @@ export declare class Outrider extends Transport {
   getSession(session_id: string, asked?: Asked): Promise<SessionRecord>;
 
   /** Write a session with all in and below it into the archive, and delete it. Refused while anything in it lives. */
-  archiveSession(session_id: string, asked?: Asked): Promise<ArchiveRecord>;
+  archiveSession(session_id: string, body?: ArchiveForm | null, asked?: Asked): Promise<ArchiveRecord>;
 
   /** Have a session take nothing any more. Closing it again changes nothing. */
   closeSession(session_id: string, body?: CloseForm | null, asked?: Asked): Promise<SessionRecord>;

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from outrider.api import wire
 from outrider.api.access import Administering, Asking, Reading
-from outrider.api.forms import Changed
+from outrider.api.forms import Changed, Form
 from outrider.api.paging import After, Limit, Page
 from outrider.api.problems import responses
 from outrider.api.routing import noun
@@ -15,10 +15,18 @@ from outrider.runtime.records import ArchiveRecord
 router = noun("archive")
 
 
+class ArchiveForm(Form):
+    """Who archives a session."""
+
+    by: str | None = None
+
+
 @router.post("/sessions/{session_id}/archive", response_model=ArchiveRecord, responses=responses(404, 409))
-async def archive_session(runtime: Administering, caller: Asking, session_id: str) -> Response:
+async def archive_session(
+    runtime: Administering, caller: Asking, session_id: str, form: ArchiveForm | None = None
+) -> Response:
     """Write a session with all in and below it into the archive, and delete it. Refused while anything in it lives."""
-    return wire.record(await runtime.archive.store(session_id, by=caller.name))
+    return wire.record(await runtime.archive.store(session_id, by=caller.signs((form or ArchiveForm()).by)))
 
 
 @router.get("/archive", response_model=Page[ArchiveRecord])

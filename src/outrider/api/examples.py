@@ -355,6 +355,7 @@ EXAMPLES: dict[str, Any] = {
         "at": AT,
         "by": "ada",
     },
+    "ArchiveForm": {"by": "ada"},
     "PinForm": {"reason": "the audit"},
     "PriorityForm": {"priority": 10},
     "PruneForm": {"older_than": 2592000, "states": ["succeeded"]},

@@ -453,7 +453,14 @@ def _retention(parser: Parser) -> None:
     parser.add_argument("--organization", metavar="ID", help="default org_default")
     parser.add_argument("--age", metavar="TIME", help=f"keep what has ended for so long; `{FOREVER}` for no bound")
     parser.add_argument("--count", metavar="N", type=int, help="keep no more ended tasks than that, the newest")
+    parser.add_argument("--archive", action="store_true", help="whole sessions go, into the archive; with --age")
     parser.add_argument("--reset", action="store_true", help="as the setting `retention` of the workers says")
+
+
+def _archive(parser: Parser) -> None:
+    parser.add_argument("sessions", metavar="SESSION", nargs="*", help="what to archive; without any, list the archive")
+    parser.add_argument("--read", action="store_true", help="print what was archived of them, one record a line")
+    parser.add_argument("--erase", action="store_true", help="delete them from the archive, for good")
 
 
 def _pin(parser: Parser) -> None:
@@ -728,6 +735,7 @@ COMMANDS: dict[str, Command] = {
         Command("delete", "delete tasks that have ended, and sessions", "keeping:delete", _delete),
         Command("prune", "delete what ended long ago", "keeping:prune", _prune),
         Command("retention", "show and set for how long ended tasks are kept", "retaining:retention", _retention),
+        Command("archive", "take old sessions out of the database, and read them", "archiving:archive", _archive),
         Command("pin", "keep tasks and sessions whatever retention says", "retaining:pin", _pin),
         Command("worker", "run tasks until told to stop", "working:worker", _worker),
         Command("serve", "serve the HTTP API, with a worker inside", "serving:serve", _serve),

@@ -28,14 +28,15 @@ async def retention(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--organization is for a database; with a server, the key says of which")
     organization = arguments.organization or DEFAULT_ORGANIZATION
     of: dict[str, Any] = {} if server_of(arguments) is not None else {"organization_id": organization}
-    sets = arguments.age is not None or arguments.count is not None
+    sets = arguments.age is not None or arguments.count is not None or arguments.archive
     if sets and arguments.reset:
-        raise UsageError("--reset takes away what --age and --count set")
+        raise UsageError("--reset takes away what --age, --count and --archive set")
     async with open_runtime(arguments, create=sets) as runtime:
         policies = runtime.retention
         if sets:
             age = None if arguments.age in (None, FOREVER) else seconds(arguments.age)
-            found = [await policies.set_policy(**of, age=age, count=arguments.count, by=user_name())]
+            said = {"age": age, "count": arguments.count, "archive": arguments.archive, "by": user_name()}
+            found = [await policies.set_policy(**of, **said)]
         elif arguments.reset:
             await policies.reset_policy(**of)
             found = [await policies.policy(**of)]
@@ -92,6 +93,8 @@ def _show(pins: list[PinRecord], screen: Screen) -> None:
 def _told(policy: RetentionRecord) -> str:
     age = "for ever" if policy.age is None else _length(policy.age)
     count = "" if policy.count is None else f", no more than {counted(policy.count, 'task')}"
+    if policy.archive:
+        return on_one_line(f"{policy.organization_id}: sessions are archived that had nothing happen for {age}")
     whose = "" if policy.is_own else "  (the default; workers may be started with another)"
     return on_one_line(f"{policy.organization_id}: kept {age}{count}{whose}")
 

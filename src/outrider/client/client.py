@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from types import TracebackType
 
+from outrider.client.archive import Archive
 from outrider.client.connection import Connection, Told
 from outrider.client.doctor import Doctor
 from outrider.client.external import ExternalTasks
@@ -39,6 +40,7 @@ class Client:
         self.doctor = Doctor(self._connection)
         self.external = ExternalTasks(self._connection)
         self.retention = RetentionPolicies(self._connection)
+        self.archive = Archive(self._connection)
 
     def __repr__(self) -> str:
         return f"<Client {self.url}>"

@@ -61,9 +61,10 @@ class Archive:
             raise AlreadyExists(f"a session of the id {session_id} is in the archive: delete that one first")
         if session.parent_task_id is not None:
             raise InvalidArguments(f"{session_id} was opened by {session.parent_task_id}: archive the session above it")
+        store = self._open()
         if live := await live_in(services, session):
             raise NotEnded.of(f"tasks of {session_id} live", [task.id for task in live], "archived")
-        store, closed = self._open(), await self._close(session)
+        closed = await self._close(session)
         key = f"{quote(session.organization_id, safe='')}/{quote(session.id, safe='')}-{new_id('arc')}.jsonl.gz"
         try:
             kept = await self._keep(store, session, key, by)
