@@ -212,7 +212,12 @@ class Terminal:
         """The question that the line being typed answers: the one that was there when it was begun."""
         with redirect_stdout(screen.err):  # where its output goes is settled when it is asked for first
             output = get_app_session().output
+        keys = get_app_session().input
+        # While something is printed above the prompt the terminal would edit lines by itself, and what is typed just
+        # then would come in another form: Ctrl-U would clear nothing. It needs no other mode to print.
+        keys.cooked_mode = nullcontext  # type: ignore[method-assign]  # for this program alone
         self._prompt: PromptSession[str] = PromptSession(
+            input=keys,
             output=output,
             key_bindings=self._keys(),
             completer=WordCompleter(commands, sentence=True),
