@@ -148,6 +148,28 @@ async def test_who_was_stopped_while_a_session_was_deleted_finishes_that_and_wri
         assert {record["id"] for record in read if record["record"] == "task"} == tasks
 
 
+async def test_what_was_reopened_while_it_was_deleted_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+
+        async def stop(*given: Any, **more: Any) -> Any:
+            raise KeyError("killed")
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", stop)
+        with pytest.raises(KeyError):
+            await runtime.archive.store(session.id)
+        monkeypatch.undo()
+        await session.reopen()
+        late = await session.spawn(say, text="late")
+        await late.result()
+        with pytest.raises(NotEnded):
+            await runtime.archive.store(session.id)
+        assert late.id in {task.id for task in await session.tasks()}
+        with pytest.raises(AlreadyExists):
+            await runtime.archive.store(session.id)
+        assert await is_there(runtime, session)
+
+
 async def test_of_several_who_archive_at_once_one_does_and_the_file_is_whole(tmp_path: Path):
     async with opened(tmp_path) as runtime:
         session = await session_of(runtime)

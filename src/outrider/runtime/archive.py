@@ -69,7 +69,8 @@ class Archive:
         try:
             kept = await self._keep(store, session, key, by)
         except BaseException:
-            await self._reopen(closed)
+            if await services.views.document(COLLECTION, id=session_id) is None:  # else somebody else needs it closed
+                await self._reopen(closed)
             raise
         return await self._finish(session, kept)
 
@@ -87,7 +88,11 @@ class Archive:
         return evolve(document, version=1)
 
     async def _finish(self, session: Session | None, document: Document) -> ArchiveRecord:
-        """Delete what was archived; it is there whole."""
+        """Delete what was archived; it is there whole. What was reopened since is not what was: that stays."""
+        session = None if session is None else await self._services.views.session(session.id)
+        if session is not None and session.closed_at is None:
+            await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+            raise NotEnded(f"{session.id} was archived and reopened since: what is left of it stays as well")
         tasks = 0 if session is None else await delete_session(self._services, session)
         await put(self._services, evolve(document, data={**document.data, "is_left": False}))
         log.info("session archived", session=document.id, tasks=tasks, size=document.data["size"])

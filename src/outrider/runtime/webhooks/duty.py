@@ -68,6 +68,7 @@ class Webhooking:
         self._news = asyncio.Event()
         self._is_on_duty = False
         self._asked_at = self._swept_at = -SWEPT
+        self._sweeping: asyncio.Task[None] | None = None
         self._stood: tuple[int, float] = (-1, 0.0)
         """The position that was seen to be behind, by its version, and since when."""
 
@@ -102,7 +103,7 @@ class Webhooking:
             await self._hear(settings.takeover)
             return min(CALM, settings.takeover)
         await self._follower.catch_up()
-        await self._sweep()
+        self._sweep()
         await self._lanes.start(services.clock.now(), self._news.set)
         due_at = await services.views.due_at(LANE)
         wait = UNHEARD if due_at is None else (due_at - services.clock.now()) / SECOND
@@ -125,6 +126,9 @@ class Webhooking:
 
     async def leave(self) -> None:
         """Have what is being sent come to its end within a few seconds, and let go of everything."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         await self._lanes.leave()
         await self._sender.close()
 
@@ -157,12 +161,17 @@ class Webhooking:
             await self._follower.rest()
         await self._lanes.start(self._services.clock.now() - span(patience), self._news.set)
 
-    async def _sweep(self) -> None:
-        """Drop what is left of tasks that were deleted."""
-        if time.monotonic() - self._swept_at < SWEPT:
-            return
-        self._swept_at = time.monotonic()
-        await sweep(self._services, self._services.clock.now() - YOUNG)
+    def _sweep(self) -> None:
+        """Drop what is left of tasks that were deleted, beside all else: it looks at what every endpoint was told."""
+        if time.monotonic() - self._swept_at >= SWEPT and (self._sweeping is None or self._sweeping.done()):
+            self._swept_at = time.monotonic()
+            self._sweeping = asyncio.create_task(self._sweep_all())
+
+    async def _sweep_all(self) -> None:
+        try:
+            await sweep(self._services, self._services.clock.now() - YOUNG)
+        except OutriderError as error:
+            log.error("what webhooks told of deleted tasks is still there; trying again", reason=error.message)
 
 
 async def sweep(services: Services, before: Instant) -> int:
