@@ -25,7 +25,8 @@ def next_deadline(input: Input, core: Core, active_at: Instant | None = None) ->
 
 def timeouts_of(input: Input, core: Core, active_at: Instant | None = None) -> list[tuple[str, Instant]]:
     """Return which of the timeouts of a live task are running, and when each is up; the gravest first."""
-    spans, running = input.timeouts, list[tuple[str, Instant]]()
+    spans = input.timeouts
+    running: list[tuple[str, Instant]] = []
     if spans is NO_TIMEOUTS or spans == NO_TIMEOUTS:
         return running
     if spans.total is not None:

@@ -139,7 +139,8 @@ class Attempt:
         """Why the store of this task could not be written, when it last could not."""
         self._calls: set[asyncio.Task[Any]] = set()
         """What threads wait for that does not hear by itself when the attempt is told to stop."""
-        self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] = WeakKeyDictionary()
+        self._parents: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any] | None] | None = None
+        """Who started each asyncio task of its code; None while it has started none."""
 
     def open_journal(self, steps: Sequence[Step]) -> None:
         """Take over what earlier attempts journaled."""
@@ -148,12 +149,14 @@ class Attempt:
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Note an asyncio task that the code started, to be ended with the attempt."""
         self.tasks.add(task)
+        if self._parents is None:
+            self._parents = WeakKeyDictionary()
         self._parents[task] = asyncio.current_task()
         task.add_done_callback(self.tasks.discard)
 
     def has_handled(self, failed: Branch, branch: Branch) -> bool:
         """Whether a branch that goes on has dealt with an error that another one, or itself, raised."""
-        return has_handled(failed, branch, self._parents, self.runner)
+        return has_handled(failed, branch, self._parents or {}, self.runner)
 
     def thread_ended(self, thread: asyncio.Future[Any]) -> None:
         """A thread that ran its code is done, maybe long after anybody waited for it."""

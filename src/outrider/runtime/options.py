@@ -282,10 +282,11 @@ def check_flags(**given: object) -> None:
 def check_mappings(**given: object) -> None:
     """Raise InvalidArguments for what is no mapping with text for keys."""
     for name, value in given.items():
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise InvalidArguments(f"{name} is a mapping, not {value!r:.100}")
-        if not all(isinstance(key, str) for key in value):
-            raise InvalidArguments(f"the keys of {name} are text: {value!r:.100}")
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidArguments(f"the keys of {name} are text: {value!r:.100}")
 
 
 def check_lists(**given: object) -> None:

@@ -364,7 +364,7 @@ class Worker:
         try:
             event = await self._perform(attempt)
             attempt.is_closed = True
-            await _take_back_cancellation()
+            await _take_back_cancellation(attempt.runner)
             reason = attempt.store_error
             if reason is not None and not self._is_ruin(reason) and isinstance(event, Released):
                 log.error("a task is handed back: the store does not answer", task=attempt.task_id, reason=str(reason))
@@ -763,10 +763,9 @@ class _Following:
             self._loop.set_task_factory(self._before)
 
 
-async def _take_back_cancellation() -> None:
-    """Let a cancellation that was aimed at the code of a task, and came too late for it, go by."""
-    current = asyncio.current_task()
-    if current is not None and current.cancelling():
+async def _take_back_cancellation(runner: asyncio.Task[None] | None) -> None:
+    """Let a cancellation that was aimed at the code of a task, and came too late for its runner, go by."""
+    if runner is not None and runner.cancelling():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
 
