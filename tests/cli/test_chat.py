@@ -193,6 +193,28 @@ async def test_what_cannot_be_talked_to_is_refused(tmp_path: Path, monkeypatch: 
             await getattr(chatting if command.name == "chat" else steering, command.name)(arguments, Screen())
 
 
+def test_an_agent_of_a_server_is_talked_with_as_one_here(cli: Cli, hold: Path):
+    server = cli.start("serve", "chat_app", "--port", "0", "--json", "--db", "work.db")
+    assert server.stdout is not None
+    cli.env["OUTRIDER_SERVER"] = json.loads(server.stdout.readline())["url"]
+    terminal = cli.terminal("chat", "talk", "--agent=clerk", OUTRIDER_APP="")
+    type_line(terminal, "build docs")
+    terminal.read_until("It is begun.\r\n")
+    terminal.read_until("━")
+    type_line(terminal, "choose")
+    terminal.read_until("asks: Which colour? (red, green)")
+    type_line(terminal, "blue")
+    terminal.read_until("does not fit")
+    type_line(terminal, "green")
+    terminal.read_until("You chose green.\r\n")
+    hold.unlink()
+    terminal.read_until("reason=\"terminal\" state='succeeded'>docs is built</task_wake>\r\n")
+    type_line(terminal, "/quit")
+    assert terminal.end() == 0
+    assert "come back with: outrider chat talk" in terminal.shown
+    assert not (cli.folder / ".outrider").exists()
+
+
 async def _has_rung(runtime: Runtime, task_id: str, before: int) -> bool:
     return (await runtime.tasks.get(task_id)).core.rung != before
 

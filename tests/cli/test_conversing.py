@@ -1,4 +1,7 @@
-"""What somebody sees who follows a session: each word once, whenever they came, and what is asked while it is asked."""
+"""What somebody sees who follows a session: each word once, whenever they came, and what is asked while it is asked.
+
+Whether the session is in a database or at a server: every test runs on both.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, Runtime, SessionHandle, TaskRecord, WorkerSettings
+from outrider import Client, Outrider, SessionHandle, TaskRecord, WorkerSettings
 from outrider.agents.function import AgentContext
+from outrider.cli import conversing
+from outrider.cli.asking import Question
 from outrider.cli.conversing import Conversation
+from outrider.cli.database import Opened
 from outrider.cli.glance import Glance
 from outrider.cli.staging import Typed
-from outrider.core.task import InputRequest
+from tests.client.stage import WAYS, Way, served
 from tests.facts import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("way", WAYS)]
 LONG = "A long story. " * 8000
 
 
@@ -30,7 +36,7 @@ class Notebook:
         self.text = ""
         self.recalled: list[str] = []
         self.notes: list[str] = []
-        self.asked: list[InputRequest | None] = []
+        self.asked: list[Question | None] = []
 
     def taken(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -39,7 +45,7 @@ class Notebook:
         for _ in ():
             yield Typed("")
 
-    def ask(self, question: InputRequest | None) -> None:
+    def ask(self, question: Question | None) -> None:
         self.asked.append(question)
 
     async def say(self, text: str) -> None:
@@ -88,13 +94,17 @@ class Stage:
         self.app.agent("teller", teller)
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[Runtime, SessionHandle]]:
+    async def open(self, way: Way) -> AsyncIterator[tuple[Opened, SessionHandle]]:
         async with self.app.open("memory://") as runtime:
-            yield runtime, await runtime.sessions.create(agent="teller")
+            if way == "runtime":
+                yield runtime, await runtime.sessions.create(agent="teller")
+                return
+            async with served(runtime) as url, Client(url) as client:
+                yield client, await client.sessions.create(agent="teller")
 
 
 @asynccontextmanager
-async def following(runtime: Runtime, session: SessionHandle) -> AsyncIterator[tuple[Conversation, Notebook]]:
+async def following(runtime: Opened, session: SessionHandle) -> AsyncIterator[tuple[Conversation, Notebook]]:
     notebook = Notebook()
     conversation = Conversation(runtime, session, notebook)
     await conversation.join()
@@ -110,9 +120,9 @@ async def shown(notebook: Notebook, text: str) -> None:
     await until(lambda: text in notebook.text, within=30)
 
 
-async def test_whoever_joins_in_the_midst_of_an_answer_sees_all_of_it_once():
+async def test_whoever_joins_in_the_midst_of_an_answer_sees_all_of_it_once(way: Way):
     stage = Stage()
-    async with stage.open() as (runtime, session), following(runtime, session) as (_, early):
+    async with stage.open(way) as (runtime, session), following(runtime, session) as (_, early):
         turn = await session.send("slowly")
         await stage.midst.wait()
         await shown(early, "Once upon ")
@@ -127,17 +137,29 @@ async def test_whoever_joins_in_the_midst_of_an_answer_sees_all_of_it_once():
         assert early.text == late.text == "Once upon a time.\n"
 
 
-async def test_a_result_is_shown_once_whether_it_was_streamed_or_not_and_however_long():
-    async with Stage().open() as (runtime, session), following(runtime, session) as (conversation, notebook):
+async def test_of_what_was_said_before_the_last_turns_are_recalled_however_long_they_were(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(conversing, "PAGE", 2)
+    async with Stage().open(way) as (runtime, session):
+        for word in ("one", "two", "three", "four"):
+            await (await session.send(word)).wait()
+        async with following(runtime, session) as (_, late):
+            said = ("> two", "No story: two", "> three", "No story: three", "> four", "No story: four")
+            assert late.recalled == [*said]
+
+
+async def test_a_result_is_shown_once_whether_it_was_streamed_or_not_and_however_long(way: Way):
+    async with Stage().open(way) as (runtime, session), following(runtime, session) as (conversation, notebook):
         for said in ("long", "none"):
             conversation.expect((await session.send(said)).id, after=False)
             await conversation.quiet()
     assert notebook.text == f"{LONG}No story: none\n"
 
 
-async def test_it_is_quiet_when_what_was_said_for_later_is_answered_too():
+async def test_it_is_quiet_when_what_was_said_for_later_is_answered_too(way: Way):
     stage = Stage()
-    async with stage.open() as (runtime, session), following(runtime, session) as (conversation, notebook):
+    async with stage.open(way) as (runtime, session), following(runtime, session) as (conversation, notebook):
         turn = await session.send("slowly")
         await stage.midst.wait()
         await shown(notebook, "Once upon ")
@@ -149,8 +171,8 @@ async def test_it_is_quiet_when_what_was_said_for_later_is_answered_too():
     assert notebook.text == "Once upon a time.\nNo story: then this\n"
 
 
-async def test_a_question_is_asked_until_it_is_answered_and_no_answer_of_its_turn_is_missing():
-    async with Stage().open() as (runtime, session), following(runtime, session) as (conversation, notebook):
+async def test_a_question_is_asked_until_it_is_answered_and_no_answer_of_its_turn_is_missing(way: Way):
+    async with Stage().open(way) as (runtime, session), following(runtime, session) as (conversation, notebook):
         turn = await session.send("ask")
         conversation.expect(turn.id, after=False)
         await conversation.asked()

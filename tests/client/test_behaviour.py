@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 
 from outrider import State, TaskCanceled, TaskFailed, TaskOptions, WaitTimeout
+from outrider.agents.engine import said_in
+from outrider.client import sessions
 from outrider.core.errors import (
     AlreadyExists,
     Conflict,
@@ -574,6 +576,31 @@ async def test_an_agent_hears_what_is_said_and_its_turn_has_the_answer(outrider:
         await session.send("  ")
     with pytest.raises(IllegalMove):
         await (await outrider.sessions.create()).send("is anybody there?")
+
+
+async def test_a_transcript_is_read_page_by_page_from_either_end(outrider: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sessions, "PAGE", 2)
+    session = await outrider.sessions.create(agent="echo")
+    assert await session.transcript(newest_first=True) == []
+    turns = []
+    for word in ("one", "two", "three"):
+        turns.append(await session.send(word))
+        await turns[-1].wait(timeout=20)
+    whole = await session.transcript()
+    assert [each.number for each in whole] == [*range(1, len(whole) + 1)]
+    assert [*dict.fromkeys(each.task_id for each in whole)] == [turn.id for turn in turns]
+    assert [said_in(each.message) for each in whole if said_in(each.message)] == ["one", "two", "three"]
+    back = await session.transcript(newest_first=True)
+    assert back == whole[::-1]
+    for ask, all_of_it in (({}, whole), ({"newest_first": True}, back)):
+        assert await session.transcript(limit=3, **ask) == all_of_it[:3]
+        assert await session.transcript(after=all_of_it[2].number, **ask) == all_of_it[3:]
+        assert await session.transcript(after=all_of_it[-1].number, **ask) == []
+    for wrong in ({"after": -1}, {"limit": 0}, {"newest_first": "yes"}):
+        with pytest.raises(InvalidArguments):
+            await session.transcript(**wrong)
+    with pytest.raises(NotFound):
+        await outrider.sessions.transcript("session_none")
 
 
 async def test_the_turn_that_hears_what_was_said_after_another_is_told(outrider: Any):

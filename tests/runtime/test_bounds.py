@@ -184,6 +184,7 @@ FACADE: dict[str, Verb] = {
     "sessions.tree": lambda n, it: n.ours.sessions.tree(it.session),
     "sessions.send": lambda n, it: n.ours.sessions.send(it.session, "hello"),
     "sessions.turn": lambda n, it: n.ours.sessions.turn(it.session),
+    "sessions.transcript": lambda n, it: n.ours.sessions.transcript(it.session, newest_first=True),
     "sessions.files": lambda n, it: n.ours.sessions.files(it.session),
     "sessions.read_file": lambda n, it: n.ours.sessions.read_file(it.session, "/secret.txt"),
     "sessions.write_file": lambda n, it: n.ours.sessions.write_file(it.session, "/a.txt", "b"),

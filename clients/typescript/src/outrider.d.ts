@@ -670,6 +670,11 @@ export interface Page_TaskRecord {
   next?: string | null;
 }
 
+export interface Page_TranscriptRecord {
+  items: Array<TranscriptRecord>;
+  next?: string | null;
+}
+
 export interface Page_WebhookRecord {
   items: Array<WebhookRecord>;
   next?: string | null;
@@ -1098,6 +1103,16 @@ export interface TimeoutsRecord {
   total: number | null;
 }
 
+/** An entry of what a session's agent has heard, said and done, numbered from 1 without gaps.
+`message` is in the form of the engine that wrote it; `task_id` is the turn, or the task, in which it was written. */
+export interface TranscriptRecord {
+  session_id: string;
+  number: number;
+  task_id: string;
+  iteration: number;
+  message: any;
+}
+
 /** One try of a delivery: the receiver's `status`, how many `seconds` it took, and how its answer begins.
 `error` says why it failed, None if it was taken. */
 export interface TryRecord {
@@ -1366,6 +1381,9 @@ export declare class Outrider extends Transport {
 
   /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created. */
   createTasks(session_id: string, body: NewTasksForm, asked?: Asked): Promise<SubmittedTasks>;
+
+  /** Get what the session's agent has heard, said and done, an entry each, in the form of its engine. */
+  getTranscript(session_id: string, query?: { after?: number | null; limit?: number; newest_first?: boolean }, asked?: Asked): Promise<Page_TranscriptRecord>;
 
   /** Get the tasks of a session and those below them, oldest first; of more than 200 some. */
   getSessionTree(session_id: string, asked?: Asked): Promise<Page_TaskRecord>;

@@ -258,6 +258,10 @@ export class Outrider extends Transport {
     return this.request("POST", `/v1/sessions/${part(session_id)}/tasks/bulk`, { body, headers: asked.headers, signal: asked.signal });
   }
 
+  getTranscript(session_id, query = {}, asked = {}) {
+    return this.request("GET", `/v1/sessions/${part(session_id)}/transcript`, { query, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
   getSessionTree(session_id, asked = {}) {
     return this.request("GET", `/v1/sessions/${part(session_id)}/tree`, { headers: asked.headers, again: true, signal: asked.signal });
   }

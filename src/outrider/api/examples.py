@@ -270,6 +270,13 @@ EXAMPLES: dict[str, Any] = {
         "next_start_at": LATER,
     },
     "PauseRecord": {"scope": "kind", "name": "process", "since": AT, "by": "ada", "reason": "the disk is full"},
+    "TranscriptRecord": {
+        "session_id": SESSION,
+        "number": 1,
+        "task_id": TASK,
+        "iteration": 1,
+        "message": {"said": "Index the repository"},
+    },
     "GrantRecord": {
         "session_id": SESSION,
         "tool": "publish",

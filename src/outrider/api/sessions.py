@@ -20,7 +20,7 @@ from outrider.api.routing import noun
 from outrider.api.waiting import attended
 from outrider.api.wire import REPLAYED
 from outrider.core.errors import NotFound
-from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord
+from outrider.runtime.records import GrantRecord, SessionRecord, SpentRecord, TaskRecord, TranscriptRecord
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering
 
@@ -176,6 +176,21 @@ async def get_turn(runtime: Reading, session_id: str) -> Response:
     """Get the turn that the session's agent takes or took last; null before the first."""
     turn = await (await runtime.sessions.get(session_id)).turn()
     return wire.plain(None) if turn is None else wire.record(await turn.record())
+
+
+@router.get("/sessions/{session_id}/transcript", response_model=Page[TranscriptRecord], responses=responses(404))
+async def get_transcript(
+    runtime: Reading,
+    session_id: str,
+    after: Annotated[
+        int | None, Query(ge=0, le=1 << 53, description="The cursor `next` of the page before: the number of an entry.")
+    ] = None,
+    limit: Limit = 100,
+    newest_first: Annotated[bool, Query(description="From the end on.")] = False,
+) -> Response:
+    """Get what the session's agent has heard, said and done, an entry each, in the form of its engine."""
+    found = await runtime.sessions.transcript(session_id, after=after, limit=limit, newest_first=newest_first)
+    return wire.page(found, cursor_of(found, limit, "number"))
 
 
 @router.get("/sessions/{session_id}/usage", response_model=SpentRecord, responses=responses(404))

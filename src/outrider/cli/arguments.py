@@ -30,7 +30,7 @@ WEBHOOK_ACTIONS = (
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
 _OF_DATABASE = (
-    *("chat", "worker", "serve", "backup", "restore", "copy"),
+    *("worker", "serve", "backup", "restore", "copy"),
     *("webhooks", "keys", "organizations", "audit", "secrets"),
 )
 IDLE_EXIT = 60.0

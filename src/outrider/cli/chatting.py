@@ -1,7 +1,8 @@
 """`chat`: talking with a session's agent.
 
-What is said is put into the session's inbox and the turn is taken by whoever serves the agent, this process among them;
-what comes of it is read off the session's log. So one can leave at any moment, and come back from anywhere.
+What is said is put into the session's inbox and the turn is taken by whoever serves the agent, this process among them
+unless it talks with a server; what comes of it is read off the session's log. So one can leave at any moment, and come
+back from anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shlex
 import signal
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from outrider.cli.apps import load_apps, names_of
 from outrider.cli.arguments import IDLE_EXIT
 from outrider.cli.asking import give
 from outrider.cli.conversing import Conversation
-from outrider.cli.database import url_of
+from outrider.cli.database import Opened, client_of, is_here, server_of, url_of
 from outrider.cli.exits import HUNG_UP, INTERRUPTED, OK, UsageError, code_of, code_of_state
 from outrider.cli.glance import Glance, short
 from outrider.cli.staging import Typed, stage_for
@@ -45,7 +46,7 @@ from outrider.runtime.lease import locks_of
 from outrider.runtime.turns import Steering
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
+    from outrider.client import Client
     from outrider.runtime.handles import SessionHandle
 
 MOST_LEFT = 1000
@@ -68,17 +69,19 @@ async def chat(arguments: Namespace, screen: Screen) -> int:
     """Talk with an agent."""
     names = names_of(arguments.app)
     app = load_apps(names)
+    if (server := server_of(arguments)) is not None:
+        async with client_of(server, arguments) as client:
+            return await _chat_there(client, app, arguments, screen)
     app.settings = replace(app.settings, drain_timeout=min(DRAIN, app.settings.drain_timeout))
     url = url_of(arguments)
     async with app.open(url) as runtime:
         session = await _session(runtime, app, arguments)
         is_kept = locks_of(runtime.ledger) is not None
         code = await _Chat(runtime, session, screen).run()
-        left = await _left(runtime, session)
+        left = await runtime.services.views.list_tasks(await _left(session))
         routes = sorted({task.input.route for task in left} & set(app.registry.routes()))
-        going = f"{counted(len(left), 'task')} {'goes' if len(left) == 1 else 'go'} on; " if left and is_kept else ""
         if is_kept:
-            screen.note(f"{going}come back with: outrider chat {shlex.quote(on_one_line(session.id))}")
+            _tell_how_to_return(screen, session, len(left))
     if routes and is_kept:  # what this process did, somebody else has to
         async with app.open(url, worker=False) as runtime:
             for route in routes:
@@ -88,7 +91,20 @@ async def chat(arguments: Namespace, screen: Screen) -> int:
     return code
 
 
-async def _session(runtime: Runtime, app: Outrider, arguments: Namespace) -> SessionHandle:
+async def _chat_there(client: Client, app: Outrider, arguments: Namespace, screen: Screen) -> int:
+    """Talk with an agent of a server, whose workers take its turns."""
+    session = await _session(client, app, arguments)
+    code = await _Chat(client, session, screen).run()
+    _tell_how_to_return(screen, session, len(await client.tasks.list(await _left(session))))
+    return code
+
+
+def _tell_how_to_return(screen: Screen, session: SessionHandle, left: int) -> None:
+    going = f"{counted(left, 'task')} {'goes' if left == 1 else 'go'} on; " if left else ""
+    screen.note(f"{going}come back with: outrider chat {shlex.quote(on_one_line(session.id))}")
+
+
+async def _session(runtime: Opened, app: Outrider, arguments: Namespace) -> SessionHandle:
     """The session that was named, or a new one. Raises NotFound, IllegalMove, InvalidArguments or UnknownName."""
     agents, agent = sorted(app.registry.agents), arguments.agent
     if arguments.session is not None:
@@ -107,22 +123,21 @@ async def _session(runtime: Runtime, app: Outrider, arguments: Namespace) -> Ses
     if agent is None and len(agents) != 1:
         which = f"the app has {', '.join(agents)}" if agents else "name the app that has it: --app MODULE:APP"
         raise UsageError(f"which agent? --agent NAME; {which}")
-    if agent is not None and agents and agent not in agents:
+    if is_here(runtime) and agent is not None and agents and agent not in agents:  # a server may have others
         raise UnknownName.of("agent", agent, agents)
     return await runtime.sessions.create(id=arguments.session, agent=agent or agents[0])
 
 
-async def _left(runtime: Runtime, session: SessionHandle) -> Sequence[Any]:
-    """The tasks that live in a session and below it."""
+async def _left(session: SessionHandle) -> TaskFilter:
+    """What finds the tasks that live in a session and below it."""
     root = (await session.record()).root_session_id
-    wanted = TaskFilter(root_session_id=root, states=tuple(LIVE_STATES), limit=MOST_LEFT)
-    return await runtime.services.views.list_tasks(wanted)
+    return TaskFilter(root_session_id=root, states=tuple(LIVE_STATES), limit=MOST_LEFT)
 
 
 class _Chat:
     """One person, or a pipe, and one session."""
 
-    def __init__(self, runtime: Runtime, session: SessionHandle, screen: Screen) -> None:
+    def __init__(self, runtime: Opened, session: SessionHandle, screen: Screen) -> None:
         self._runtime = runtime
         self._session = session
         self._screen = screen
@@ -212,11 +227,16 @@ class _Chat:
         under_way = self._conversation.turn
         turn = await self._session.send(text, steering=steering, sender=user_name())
         self._conversation.expect(turn.id, after=steering != "inject" and turn.id == under_way)
-        task = await self._runtime.tasks.get(turn.id)
-        if not self._has_hinted and task.input.route not in self._runtime.services.registry.routes():
+        if not self._has_hinted and not await self._is_taken_here(turn.id):
             self._has_hinted = True
-            if (hint := await missing_worker(self._runtime, task.id)) is not None:
+            if (hint := await missing_worker(self._runtime, turn.id)) is not None:
                 await self._stage.note(hint)
+
+    async def _is_taken_here(self, turn_id: str) -> bool:
+        """Whether the worker in this process takes a turn."""
+        if not is_here(self._runtime):
+            return False
+        return (await self._runtime.tasks.get(turn_id)).input.route in self._runtime.services.registry.routes()
 
     async def _say_after(self, text: str) -> None:
         await self._say(_given(text, "/after TEXT"), "after")
@@ -254,8 +274,7 @@ class _Chat:
     # --- tasks ---------------------------------------------------------------------------------------
 
     async def _list(self, _: str) -> None:
-        wanted = TaskFilter(session_id=self._session.id, limit=LISTED)
-        found = [Glance.of(task) for task in await self._runtime.services.views.list_tasks(wanted)]
+        found = [Glance.of(task) for task in await self._session.tasks(limit=LISTED)]
         lines = [
             "  ".join(filter(None, [each.short_id, each.name, each.standing, each.news]))
             for each in reversed(found)
@@ -264,14 +283,11 @@ class _Chat:
         await self._stage.note("\n".join(lines) or "no tasks")
 
     async def _cancel(self, name: str) -> None:
-        own = await self._runtime.services.views.list_tasks(
-            TaskFilter(session_id=self._session.id, states=tuple(LIVE_STATES))
-        )
-        live = [task for task in own if task.input.kind != TURN]
+        live = [task for task in await self._session.tasks(states=tuple(LIVE_STATES)) if task.kind != TURN]
         if not name and len(live) != 1:
             raise InvalidArguments("which? /tasks lists them" if live else "there is nothing to cancel")
-        task = await self._runtime.tasks.find(name) if name else live[0]
-        if task.input.root_session_id != (await self._session.record()).root_session_id:
+        task = await self._runtime.tasks.record((await self._runtime.tasks.find(name)).id) if name else live[0]
+        if task.root_session_id != (await self._session.record()).root_session_id:
             raise InvalidArguments(f"{short(task.id)} is no task of this session; outrider cancel {short(task.id)}")
         await self._runtime.tasks.cancel(task.id, by=user_name())
 

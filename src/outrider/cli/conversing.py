@@ -9,28 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outrider.agents.engine import said_in
+from outrider.cli.asking import Question
 from outrider.cli.asking import asked as wording
 from outrider.cli.glance import Glance, short
 from outrider.cli.looking import is_seen, result_of
 from outrider.cli.staging import Stage
 from outrider.cli.terminal import json_text
-from outrider.core.ledger import TaskFilter
-from outrider.core.task import LIVE_STATES, TURN, InputRequest, State, Task
+from outrider.core.errors import NotFound
+from outrider.core.task import LIVE_STATES, TURN, State, Task
 from outrider.core.wording import counted
 from outrider.kinds.hearing import WAKE
-from outrider.runtime.codec import decode
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
-    from outrider.runtime.handles import SessionHandle
-    from outrider.runtime.records import EventRecord, TaskRecord
+    from outrider.cli.database import Opened
+    from outrider.runtime.handles import SessionHandle, TaskHandle
+    from outrider.runtime.records import EventRecord, TaskRecord, TranscriptRecord
+
+Stood: TypeAlias = "Task | TaskRecord"
+"""A task as it stands: as it is stored, or as a server tells of it."""
 
 RECALLED = 3
 """How many turns of an earlier conversation are shown."""
+PAGE = 100
+"""How many entries of the transcript are looked at for them at a time."""
+PAGES = 20
+"""How often: a turn that is longer than all of these is shown without what it was told first."""
 MOST = 200
 """How many live tasks are looked for when one joins."""
 _KEPT = 65_536
@@ -53,7 +62,7 @@ class _Turn:
 class Conversation:
     """Follows one session, and shows on a stage what happens there."""
 
-    def __init__(self, runtime: Runtime, session: SessionHandle, stage: Stage) -> None:
+    def __init__(self, runtime: Opened, session: SessionHandle, stage: Stage) -> None:
         self._runtime = runtime
         self._session = session
         self._stage = stage
@@ -62,7 +71,7 @@ class Conversation:
         """The turns that live, as far as the log was read."""
         self._ended: set[str] = set()
         """The tasks of which nothing more is told."""
-        self._open: dict[str, InputRequest] = {}
+        self._open: dict[str, Question] = {}
         self._skipped: set[str] = set()
         self._answered: set[str] = set()
         """Questions answered here: what was read before may still have them open."""
@@ -78,16 +87,16 @@ class Conversation:
         return next(iter(self._turns), None)
 
     @property
-    def questions(self) -> list[InputRequest]:
+    def questions(self) -> list[Question]:
         """What is asked and was not left for later, oldest first."""
         return [each for each in self._open.values() if each.id not in self._skipped]
 
-    def request(self, request_id: str) -> InputRequest | None:
+    def request(self, request_id: str) -> Question | None:
         """A question, while it is open."""
         return self._open.get(request_id)
 
     @property
-    def oldest(self) -> InputRequest | None:
+    def oldest(self) -> Question | None:
         """The oldest question, one that was left for later only where there is no other."""
         return next(iter([*self.questions, *self._open.values()]), None)
 
@@ -122,16 +131,15 @@ class Conversation:
         self._after = (await self._session.record()).last_seq
         if self._stage.is_live:
             await self._recall()
-        views = self._runtime.services.views
-        wanted = TaskFilter(session_id=self._session.id, states=tuple(LIVE_STATES), limit=MOST)
-        live = {task.id: task for task in reversed(await views.list_tasks(wanted))}
+        found = await self._session.tasks(states=tuple(LIVE_STATES), limit=MOST)
+        live: dict[str, Stood] = {task.id: task for task in reversed(found)}
         if (turn := await self._session.turn()) is not None and turn.id not in self._ended:
             live[turn.id] = await self._runtime.tasks.get(turn.id)
         for task in live.values():
             if task.is_terminal:
                 continue  # the log will tell, if it is news
-            if task.input.kind == TURN:
-                self._turns[task.id] = _Turn(task.core.attempt)
+            if _kind(task) == TURN:
+                self._turns[task.id] = _Turn(_attempt(task))
                 await self._read(task.id)
             await self._show(task)
         self._settle()
@@ -147,18 +155,20 @@ class Conversation:
             if task_id in self._turns:
                 await self._read(task_id, upto=event.data["to"])
             return
-        task = await self._runtime.services.views.task(task_id)
-        if task is None:  # deleted meanwhile
+        try:
+            task: Stood = await self._runtime.tasks.get(task_id)
+        except NotFound:  # deleted meanwhile
             self._turns.pop(task_id, None)
             self._open = {id: each for id, each in self._open.items() if each.task_id != task_id}
             self._aim()
-        elif task.input.kind == TURN:
-            await self._take_turn(task, event.task)
         else:
-            await self._show(task)
+            if _kind(task) == TURN:
+                await self._take_turn(task, event.task)
+            else:
+                await self._show(task)
         self._settle()
 
-    async def _show(self, task: Task) -> None:
+    async def _show(self, task: Stood) -> None:
         if task.is_terminal:
             self._ended.add(task.id)
         await self._stage.show(Glance.of(task))
@@ -166,7 +176,7 @@ class Conversation:
 
     # --- turns ---------------------------------------------------------------------------------------
 
-    async def _take_turn(self, task: Task, record: TaskRecord | None) -> None:
+    async def _take_turn(self, task: Stood, record: TaskRecord | None) -> None:
         """A turn was made, claimed, moved or ended; `record` is how it was when the log was told."""
         self._expects_next = False
         known = self._turns.setdefault(task.id, _Turn())
@@ -178,7 +188,7 @@ class Conversation:
             await self._stage.show(Glance.of(task))
         await self._compare(task)
 
-    async def _go_on(self, task: Task, known: _Turn, attempt: int) -> None:
+    async def _go_on(self, task: Stood, known: _Turn, attempt: int) -> None:
         """Say so where an attempt takes up what another one was kept from finishing."""
         endings = {each.attempt: each.ending for each in await self._runtime.tasks.attempts(task.id)}
         ended = [endings.get(number) for number in range(known.attempt, attempt)]
@@ -202,7 +212,7 @@ class Conversation:
             known.said = (known.said + piece.text)[-_KEPT:]
             await self._stage.say(piece.text)
 
-    async def _end_turn(self, task: Task, known: _Turn, record: TaskRecord) -> None:
+    async def _end_turn(self, task: Stood, known: _Turn, record: TaskRecord) -> None:
         await self._read(task.id)
         self._ended.add(task.id)
         result = await result_of(await self._runtime.task(task.id), record)
@@ -230,9 +240,9 @@ class Conversation:
 
     # --- questions -----------------------------------------------------------------------------------
 
-    async def _compare(self, task: Task) -> None:
+    async def _compare(self, task: Stood) -> None:
         """Show what a task asks that it did not ask before, and forget what it asks no more."""
-        asks = {} if task.is_terminal else {each.id: each for each in task.core.requests}
+        asks = {} if task.is_terminal else {each.id: each for each in _asked(task)}
         for request in list(self._open.values()):
             if request.task_id == task.id and request.id not in asks:
                 del self._open[request.id]
@@ -243,7 +253,7 @@ class Conversation:
                 await self._stage.note(self._question(task, request))
         self._aim()
 
-    def _question(self, task: Task, request: InputRequest) -> str:
+    def _question(self, task: Stood, request: Question) -> str:
         how = "/skip leaves it for later" if self._stage.is_live else f"outrider answer {short(task.id)} VALUE"
         return f"{Glance.of(task).name} asks: {wording(request)}\n  ({how})"
 
@@ -254,26 +264,49 @@ class Conversation:
 
     async def _recall(self) -> None:
         """Show the last turns, as far as they are kept. Of one that is taken, what it was told."""
-        views = self._runtime.services.views
-        rows = await views.transcript(self._session.id)
-        last = list(dict.fromkeys(row.task_id for row in rows))[-RECALLED:]
-        tasks = {task.id: task for task in await views.tasks(last)}
-        for task_id in last:
-            for text in (said_in(decode(row.message)) for row in rows if row.task_id == task_id):
+        entries = await self._last_entries()
+        for task_id in list(dict.fromkeys(entry.task_id for entry in entries))[-RECALLED:]:
+            for text in (said_in(entry.message) for entry in entries if entry.task_id == task_id):
                 if text is not None:
                     await self._stage.recall(text, is_users=not text.startswith(f"<{WAKE} "))
-            task = tasks.get(task_id)
-            if task is not None and task.is_terminal:
-                self._ended.add(task_id)
-                await self._recall_answer(task)
+            with suppress(NotFound):  # deleted long ago
+                await self._recall_answer(await self._runtime.task(task_id))
 
-    async def _recall_answer(self, task: Task) -> None:
-        handle = await self._runtime.task(task.id)
-        result: Any = await result_of(handle, await handle.record())
+    async def _last_entries(self) -> list[TranscriptRecord]:
+        """The end of the transcript, in order: as much as has the last turns, or as is looked at."""
+        found: list[TranscriptRecord] = []
+        after = None
+        for _ in range(PAGES):
+            page = await self._session.transcript(after=after, limit=PAGE, newest_first=True)
+            found += page
+            if len(page) < PAGE or len({entry.task_id for entry in found}) > RECALLED:
+                break
+            after = page[-1].number
+        return found[::-1]
+
+    async def _recall_answer(self, turn: TaskHandle) -> None:
+        record = await turn.record()
+        if not record.is_terminal:
+            return
+        self._ended.add(turn.id)
+        result: Any = await result_of(turn, record)
         if result is None:
-            await self._stage.note(f"the turn {Glance.of(task).standing}  {Glance.of(task).news}")
+            await self._stage.note(f"the turn {Glance.of(record).standing}  {Glance.of(record).news}")
         else:
             await self._stage.recall(result if isinstance(result, str) else json_text(result), is_users=False)
+
+
+def _kind(task: Stood) -> str:
+    return task.input.kind if isinstance(task, Task) else task.kind
+
+
+def _attempt(task: Stood) -> int:
+    return task.core.attempt if isinstance(task, Task) else task.attempt
+
+
+def _asked(task: Stood) -> Sequence[Question]:
+    """What a task asks now, oldest first."""
+    return task.core.requests if isinstance(task, Task) else task.input_requests
 
 
 def _is_cut(result: Any, said: str) -> bool:

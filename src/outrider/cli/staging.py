@@ -16,12 +16,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outrider.cli.asking import Question
 from outrider.cli.display import status_line
 from outrider.cli.exits import UsageError
 from outrider.cli.glance import STYLES, Glance, age_text
 from outrider.cli.terminal import Screen, harmless, json_text
 from outrider.cli.values import MOST_TEXT
-from outrider.core.task import TURN, InputRequest
+from outrider.core.task import TURN
 from outrider.core.wording import counted
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Typed:
     """What somebody typed, and the question that it answers, if it was one that they could see when they began."""
 
     text: str
-    question: InputRequest | None = None
+    question: Question | None = None
 
 
 class Stage(Protocol):
@@ -58,7 +59,7 @@ class Stage(Protocol):
         """Yield what is typed, up to the end of input."""
         ...
 
-    def ask(self, question: InputRequest | None) -> None:
+    def ask(self, question: Question | None) -> None:
         """What is typed from now on answers this question; None: it is said to the agent."""
         ...
 
@@ -134,7 +135,7 @@ class Pipe:
             except UnicodeDecodeError:
                 raise UsageError("stdin is not UTF-8 text, and only that can be given") from None
 
-    def ask(self, question: InputRequest | None) -> None:
+    def ask(self, question: Question | None) -> None:
         """Nothing: what is in a pipe was written for something else, and must not approve anything."""
 
     async def say(self, text: str) -> None:
@@ -207,8 +208,8 @@ class Terminal:
         self._glances: dict[str, tuple[Glance, float]] = {}
         """What is under way, as it stood at that moment of the monotonic clock."""
         self._tail = ""
-        self._question: InputRequest | None = None
-        self._aim: InputRequest | None = None
+        self._question: Question | None = None
+        self._aim: Question | None = None
         """The question that the line being typed answers: the one that was there when it was begun."""
         with redirect_stdout(screen.err):  # where its output goes is settled when it is asked for first
             output = get_app_session().output
@@ -273,7 +274,7 @@ class Terminal:
             if self._glances:
                 self._redraw()
 
-    def ask(self, question: InputRequest | None) -> None:
+    def ask(self, question: Question | None) -> None:
         """See `Stage`. A line that was begun before it could be seen is no answer to it."""
         self._question = question
         if not self._buffer.text:
@@ -362,7 +363,7 @@ class Terminal:
         return ANSI(f"{capture.get()}{_label(self._aim)}")
 
 
-def _label(question: InputRequest | None) -> str:
+def _label(question: Question | None) -> str:
     return "> " if question is None else "answer> "
 
 

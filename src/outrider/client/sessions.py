@@ -40,6 +40,7 @@ from outrider.runtime.records import (
     SessionSnapshot,
     SpentRecord,
     TaskRecord,
+    TranscriptRecord,
 )
 from outrider.runtime.sessions import Remaining
 from outrider.runtime.turns import Steering, check_steering
@@ -146,6 +147,30 @@ class Sessions:
         """Return the turn that a session's agent takes or took last, None before the first. Raises NotFound."""
         answer = await self._connection.ask("GET", f"{_path(session_id)}/turn")
         return None if answer.plain() is None else answer.record(TaskRecord)
+
+    async def transcript(
+        self, session_id: str, *, after: int | None = None, limit: int = 100, newest_first: bool = False
+    ) -> builtins.list[TranscriptRecord]:
+        """Return what a session's agent has heard, said and done, in order, after the entry of that number.
+
+        With `newest_first` from the end on, and `after` is the number below which to go on. Raises NotFound.
+        """
+        check_flags(newest_first=newest_first)
+        check_page(limit)
+        if after is not None:
+            check_count("after", after)
+        found: builtins.list[TranscriptRecord] = []
+        while len(found) < limit:
+            room = min(limit - len(found), PAGE)
+            params = {"after": after, "limit": room, "newest_first": newest_first}
+            page = (await self._connection.ask("GET", f"{_path(session_id)}/transcript", params=params)).page(
+                TranscriptRecord
+            )
+            found += page
+            if len(page) < room:
+                break
+            after = page[-1].number
+        return found
 
     async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
         """Return a session's files below a prefix."""

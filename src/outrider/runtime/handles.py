@@ -30,6 +30,7 @@ from outrider.runtime.records import (
     SpentRecord,
     StepRecord,
     TaskRecord,
+    TranscriptRecord,
 )
 from outrider.runtime.services import Services
 from outrider.runtime.sessions import Remaining, Sessions
@@ -383,6 +384,12 @@ class SessionHandle:
         """Return the turn that the agent takes or took last, None before the first. Raises NotFound."""
         turn = await self._sessions.turn(self.id)
         return None if turn is None else self._handle(turn)
+
+    async def transcript(
+        self, *, after: int | None = None, limit: int = 100, newest_first: bool = False
+    ) -> list[TranscriptRecord]:
+        """Return what the agent has heard, said and done; see `Sessions.transcript`."""
+        return await self._sessions.transcript(self.id, after=after, limit=limit, newest_first=newest_first)
 
     async def tasks(self, **filter: Any) -> list[TaskRecord]:
         """Return the session's tasks, newest first; fields of `TaskFilter` narrow it.

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict
 from outrider.core.change import AttemptEnd, WakeReason
 from outrider.core.delivery import Receipt
 from outrider.core.events import Message, Step
-from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, Worker
+from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, TranscriptRow, Worker
 from outrider.core.queue import Limit, Pause, Scope, next_return, split_route, starts_out
 from outrider.core.session import Grant, Session
 from outrider.core.task import InputRequest, State, Task, TaskError
 from outrider.core.values import Instant
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
+from outrider.runtime.codec import decode
 from outrider.runtime.fields import request_fields, task_fields
 from outrider.runtime.journal import DOUBT, OUTLIVES
 
@@ -421,6 +422,30 @@ class OrganizationSnapshot(Record):
     states: Mapping[State, int]
     tasks: tuple[TaskRecord, ...]
     is_cut: bool
+
+
+class TranscriptRecord(Record):
+    """An entry of what a session's agent has heard, said and done, numbered from 1 without gaps.
+
+    `message` is in the form of the engine that wrote it; `task_id` is the turn, or the task, in which it was written.
+    """
+
+    session_id: str
+    number: int
+    task_id: str
+    iteration: int
+    message: Any
+
+    @classmethod
+    def of(cls, session_id: str, row: TranscriptRow) -> TranscriptRecord:
+        """The public form of an entry."""
+        return cls(
+            session_id=session_id,
+            number=row.number,
+            task_id=row.task_id,
+            iteration=row.iteration,
+            message=decode(row.message),
+        )
 
 
 class FileRecord(Record):

@@ -40,6 +40,7 @@ from outrider.runtime.records import (
     SessionSnapshot,
     SpentRecord,
     TaskRecord,
+    TranscriptRecord,
 )
 from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_session
@@ -190,6 +191,27 @@ class Sessions:
     async def turn(self, session_id: str) -> Task | None:
         """Return the turn that a session's agent takes or took last, None before the first. Raises NotFound."""
         return await last_turn(self._services.lifecycle, await self._session(session_id))
+
+    async def transcript(
+        self, session_id: str, *, after: int | None = None, limit: int = 100, newest_first: bool = False
+    ) -> builtins.list[TranscriptRecord]:
+        """Return what a session's agent has heard, said and done, in order, after the entry of that number.
+
+        With `newest_first` from the end on, and `after` is the number below which to go on. Raises NotFound.
+        """
+        check_flags(newest_first=newest_first)
+        check_page(limit)
+        if after is not None:
+            check_count("after", after)
+        session, views = await self._session(session_id), self._services.views
+        if not newest_first:
+            rows = await views.transcript(session.id, after=after or 0, limit=limit)
+            return [TranscriptRecord.of(session.id, row) for row in rows]
+        last = await views.last_entry(session.id)
+        upto = last if after is None else min(last, after - 1)
+        begin = max(0, upto - limit)
+        rows = await views.transcript(session.id, after=begin, limit=upto - begin) if upto > begin else ()
+        return [TranscriptRecord.of(session.id, row) for row in reversed(rows)]
 
     async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
         """Return a session's files below a prefix."""
