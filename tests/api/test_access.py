@@ -83,6 +83,7 @@ BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
     "create_organization": lambda _: {"name": "x"},
     "create_webhook": lambda _: {"url": HOOK},
     "create_task_webhook": lambda _: {"url": HOOK},
+    "update_session": lambda _: {"title": "x"},
     "update_webhook": lambda _: {"description": "x"},
     "disable_webhook": lambda _: {},
     "rotate_webhook_secret": lambda _: {},

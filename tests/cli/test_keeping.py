@@ -1,5 +1,7 @@
 """`export`, `import`, `close`, `delete`, `prune`, `retry` and `fork`: what moves ends here, what is gone is gone."""
 
+import re
+
 import anyio
 import pytest
 
@@ -50,6 +52,21 @@ def test_a_session_is_closed_reopened_and_deleted_with_all_in_it(cli: Cli):
     assert cli.run("delete", live, "--cancel").code == 2
     assert cli.ok("delete", "session_default", "--cancel", "--json").record == {"id": "session_default", "tasks": 2}
     assert cli.run("close", "session_default", "--json").error["code"] == "session_not_found"
+
+
+def test_sessions_are_made_listed_and_labeled(cli: Cli):
+    made = cli.ok("sessions", "create", "--id", "session_a", "--title", "one", "--label", "x=1", "--json").record
+    assert (made["title"], made["labels"], made["status"]) == ("one", {"x": "1"}, "idle")
+    cli.ok("sessions", "create", "--id", "session_b")
+    changed = cli.ok("sessions", "update", "session_a", "--label", "y=2", "--no-label", "x", "--json").record
+    assert (changed["title"], changed["labels"]) == ("one", {"y": "2"})
+    assert [each["id"] for each in cli.ok("sessions", "--json").records] == ["session_b", "session_a"]
+    older = cli.ok("sessions", "list", "--after", "session_b", "--json").records
+    assert [each["id"] for each in older] == ["session_a"]
+    assert re.fullmatch(r"session_a  idle  -  \S+ \S+ UTC  one  y=2\n", cli.ok("sessions", "show", "session_a").out)
+    assert cli.run("sessions", "update", "session_a").code == 2
+    assert cli.run("sessions", "show").code == 2
+    assert cli.run("sessions", "show", "session_c").code == 4
 
 
 def test_a_session_is_forked_by_its_id(cli: Cli):

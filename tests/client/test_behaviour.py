@@ -29,6 +29,7 @@ from outrider.core.errors import (
     RequestClosed,
     SessionClosed,
     TaskFinished,
+    TooLarge,
     UnknownName,
 )
 from outrider.core.ledger import TaskFilter
@@ -117,6 +118,23 @@ async def test_ugly_arguments_are_refused_and_change_nothing(idle: Any):
         with pytest.raises(InvalidArguments):
             await ask
     assert await session.tasks() == []
+
+
+async def test_a_session_gets_another_title_and_other_labels_and_keeps_what_is_not_named(idle: Any):
+    session = await idle.sessions.create(title="old", labels={"a": "1", "b": "2"})
+    record = await session.update(labels={"b": None, "c": 3})
+    assert (record.title, record.labels) == ("old", {"a": "1", "c": "3"})
+    record = await idle.sessions.update(session.id, title="new")
+    assert (record.title, record.labels) == ("new", {"a": "1", "c": "3"})
+    assert (await session.update(title="")).title is None
+    for wrong in ({"title": 3}, {"labels": ["a"]}, {"labels": {3: "a"}}):
+        with pytest.raises(InvalidArguments):
+            await session.update(**wrong)
+    with pytest.raises(TooLarge):
+        await session.update(labels={"a": "x" * (1 << 20)})
+    with pytest.raises(NotFound):
+        await idle.sessions.update("session_none", title="new")
+    assert (await session.record()).labels == {"a": "1", "c": "3"}
 
 
 async def test_a_closed_session_takes_nothing_until_it_is_reopened(idle: Any):

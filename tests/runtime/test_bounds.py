@@ -190,6 +190,7 @@ FACADE: dict[str, Verb] = {
     "sessions.write_file": lambda n, it: n.ours.sessions.write_file(it.session, "/a.txt", "b"),
     "sessions.delete_file": lambda n, it: n.ours.sessions.delete_file(it.session, "/secret.txt"),
     "sessions.fork": lambda n, it: n.ours.sessions.fork(it.session),
+    "sessions.update": lambda n, it: n.ours.sessions.update(it.session, title="mine"),
     "sessions.close": lambda n, it: n.ours.sessions.close(it.session, tasks="cancel"),
     "sessions.reopen": lambda n, it: n.ours.sessions.reopen(it.session),
     "sessions.delete": lambda n, it: n.ours.sessions.delete(it.session, cancel=True),

@@ -47,6 +47,7 @@ from outrider.core.ledger import (
     Claim,
     Closed,
     Committed,
+    Described,
     Document,
     Existing,
     Fenced,
@@ -1714,6 +1715,39 @@ class Closings(Contract):
                 await scene.ledger.control(order)
 
 
+class Descriptions(Contract):
+    """A session may get another title and other labels."""
+
+    async def test_what_is_named_changes_and_the_rest_stays(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now, title="old", labels={"a": "1", "b": "2"}))
+        at = scene.later()
+        assert await scene.ledger.control(Described("session_b", at, labels={"b": None, "c": "3"})) is True
+        session = await scene.views.session("session_b")
+        assert session is not None
+        assert (session.title, session.labels, session.updated_at) == ("old", {"a": "1", "c": "3"}, at)
+        assert await scene.ledger.control(Described("session_b", scene.later(), title="")) is True
+        session = await scene.views.session("session_b")
+        assert session is not None
+        assert (session.title, session.labels) == (None, {"a": "1", "c": "3"})
+        told = [(row.type, data_of(row)) for row in await scene.log("session_b")]
+        assert told[1:] == [
+            ("session.updated", {"session": {"labels": {"a": "1", "c": "3"}}}),
+            ("session.updated", {"session": {"title": None}}),
+        ]
+
+    async def test_what_is_so_already_is_no_change(self, scene: Scene):
+        await scene.ledger.create_session(NewSession("session_b", scene.now, title="old", labels={"a": "1"}))
+        before = await scene.log("session_b")
+        for order in (
+            Described("session_b", scene.later()),
+            Described("session_b", scene.now, title="old", labels={"a": "1", "b": None}),
+        ):
+            assert await scene.ledger.control(order) is False
+        assert await scene.log("session_b") == before
+        with pytest.raises(NotFound):
+            await scene.ledger.control(Described("no", scene.now, title="new"))
+
+
 class Seeds(Contract):
     """A session may begin with copies of what another one has."""
 
@@ -2926,6 +2960,7 @@ class StoreContract(
     Rates,
     Pauses,
     Closings,
+    Descriptions,
     Seeds,
     Grants,
     Documents,

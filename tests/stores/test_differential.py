@@ -56,6 +56,7 @@ from outrider.core.ledger import (
     Claims,
     Closed,
     Committed,
+    Described,
     Existing,
     Ledger,
     LimitRemoved,
@@ -467,6 +468,15 @@ class Histories(RuleBasedStateMachine):
         closed = [Closed(session, self.now), Closed(session, self.now, when_idle=True)]
         orders: list[Closed | Reopened] = [*closed, *[Reopened(session, self.now)] * 2]
         order = data.draw(st.sampled_from(orders), "order")
+        self.on_all(lambda ledger: _ordered(ledger, order))
+        self.look()
+
+    @rule(data=st.data())
+    def a_session_is_described(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from([*SESSIONS, "session_x"]), "session")
+        title = data.draw(st.sampled_from([None, "", "a title"]), "title")
+        labels = data.draw(st.dictionaries(st.sampled_from("ab"), st.sampled_from([None, "1", "2"])), "labels")
+        order = Described(session, self.now, title, labels)
         self.on_all(lambda ledger: _ordered(ledger, order))
         self.look()
 
@@ -960,7 +970,7 @@ async def _acknowledge(ledger: Ledger, session: str, late: int, until: Instant |
     return await ledger.acknowledge(session, [*receipts, Receipt("task_x", 1, 1)], until)
 
 
-async def _ordered(ledger: Ledger, order: Closed | Reopened) -> Any:
+async def _ordered(ledger: Ledger, order: Closed | Reopened | Described) -> Any:
     """What became of an order, or why it was refused."""
     try:
         return await ledger.control(order)

@@ -904,6 +904,12 @@ export interface SessionForkForm {
   id?: string | null;
 }
 
+/** What a session is called, and how it is found; what is left out stays. */
+export interface SessionForm {
+  title?: string | null;
+  labels?: Record<string, string | null> | null;
+}
+
 /** A session. `last_seq` is the number of its newest event.
 It is `active` while its agent takes a turn, else `idle`; from `closed_at` on it is `closed`, also while what was in
 it then goes on to its end. `turn_id` is the turn that is taken or was taken last. */
@@ -1318,6 +1324,9 @@ export declare class Outrider extends Transport {
 
   /** Get a session. */
   getSession(session_id: string, asked?: Asked): Promise<SessionRecord>;
+
+  /** Give a session another title or other labels. */
+  updateSession(session_id: string, body: SessionForm, asked?: Asked): Promise<SessionRecord>;
 
   /** Write a session with all in and below it into the archive, and delete it. Refused while anything in it lives. */
   archiveSession(session_id: string, body?: ArchiveForm | null, asked?: Asked): Promise<ArchiveRecord>;

@@ -174,6 +174,10 @@ export class Outrider extends Transport {
     return this.request("GET", `/v1/sessions/${part(session_id)}`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
+  updateSession(session_id, body, asked = {}) {
+    return this.request("PATCH", `/v1/sessions/${part(session_id)}`, { body, headers: asked.headers, again: true, signal: asked.signal });
+  }
+
   archiveSession(session_id, body = {}, asked = {}) {
     return this.request("POST", `/v1/sessions/${part(session_id)}/archive`, { body, headers: asked.headers, signal: asked.signal });
   }

@@ -334,6 +334,7 @@ EXAMPLES: dict[str, Any] = {
     "NewSessionForm": {"agent": "assistant", "title": "Search", "labels": {"team": "search"}},
     "AnswerForm": {"answer": True, "by": "ada"},
     "MessageForm": {"content": "Leave out the tests."},
+    "SessionForm": {"title": "Search, second part", "labels": {"team": "search", "draft": None}},
     "SaidForm": {"content": "What changed since yesterday?", "steering": "inject"},
     "CancelForm": {"reason": "not needed any more", "wait": 10},
     "BulkCancelForm": {"filter": {"labels": {"team": "search"}}, "reason": "not needed any more"},

@@ -38,6 +38,13 @@ class NewSessionForm(Form):
     tree_budget: Budget | None = Field(default=None, description="The same, with all sessions below it.")
 
 
+class SessionForm(Form):
+    """What a session is called, and how it is found; what is left out stays."""
+
+    title: str | None = Field(default=None, description="An empty one takes it away.")
+    labels: dict[str, str | None] | None = Field(default=None, description="null takes a label away; others stay.")
+
+
 class SaidForm(Form):
     """Something said to a session's agent."""
 
@@ -106,6 +113,12 @@ async def list_sessions(runtime: Reading, after: After = None, limit: Limit = 10
 async def get_session(runtime: Reading, session_id: str) -> Response:
     """Get a session."""
     return wire.record(await runtime.sessions.record(session_id))
+
+
+@router.patch("/sessions/{session_id}", response_model=SessionRecord, responses=responses(404))
+async def update_session(runtime: Submitting, session_id: str, form: SessionForm) -> Response:
+    """Give a session another title or other labels."""
+    return wire.record(await runtime.sessions.update(session_id, title=form.title, labels=form.labels))
 
 
 @router.delete("/sessions/{session_id}", response_model=Deleted, responses=responses(404, 409))

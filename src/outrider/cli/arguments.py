@@ -387,6 +387,19 @@ def _scope(parser: Parser) -> None:
     which.add_argument("--all", action="store_true", help="every task")
 
 
+def _sessions(parser: Parser) -> None:
+    actions = ("list", "show", "create", "update")
+    parser.add_argument("action", metavar="ACTION", nargs="?", choices=actions, default="list", help=_either(actions))
+    parser.add_argument("session", metavar="SESSION", nargs="?", help="which to show or update")
+    parser.add_argument("--id", metavar="ID", help="create: an id of your own; the same one gives the same session")
+    parser.add_argument("--agent", metavar="NAME", help="create: who takes its turns; without one, an agent of yours")
+    parser.add_argument("--title", metavar="TEXT", help="create, update: what it is called; an empty one takes it away")
+    _labels(parser)
+    parser.add_argument("--no-label", metavar="K", action="append", default=[], help="update: take it away")
+    parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="list: newest first; default 50")
+    parser.add_argument("--after", metavar="SESSION", help="list: go on after this one, the last of the page before")
+
+
 def _close(parser: Parser) -> None:
     _session(parser)
     parser.add_argument(
@@ -718,6 +731,7 @@ COMMANDS: dict[str, Command] = {
         Command("limits", "show, set and remove limits of concurrency keys", "queueing:limits", _limits),
         Command("pause", "start no more tasks, of a session, of a kind, or any", "queueing:pause", _pause),
         Command("resume", "let what was paused start again", "queueing:resume", _resume),
+        Command("sessions", "list, show and make sessions, and title and label them", "sessions:sessions", _sessions),
         Command("close", "have a session take nothing any more", "sessions:close", _close),
         Command("reopen", "open a closed session again", "sessions:reopen", _reopen),
         Command("priority", "give a waiting task another place in the queue", "queueing:priority", _priority),

@@ -1,4 +1,4 @@
-"""Whole sessions: `close`, `reopen`; and what a name means where a session or a task may be named."""
+"""Whole sessions: `sessions`, `close`, `reopen`; and what a name means where a session or a task may be named."""
 
 from __future__ import annotations
 
@@ -6,14 +6,60 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from outrider.cli.database import open_runtime
-from outrider.cli.exits import OK
-from outrider.cli.terminal import Screen
+from outrider.cli.exits import OK, UsageError
+from outrider.cli.terminal import Screen, on_one_line
+from outrider.cli.values import pairs
 from outrider.core.errors import NotFound
 
 if TYPE_CHECKING:
     from outrider.cli.database import Opened
     from outrider.core.task import Task
-    from outrider.runtime.records import TaskRecord
+    from outrider.runtime.records import SessionRecord, TaskRecord
+
+
+async def sessions(arguments: Namespace, screen: Screen) -> int:
+    """List sessions, show one, make one, give one another title or other labels."""
+    action, named = arguments.action, arguments.session
+    if (named is None) != (action in ("list", "create")):
+        raise UsageError(f"{action} takes no SESSION" if named else f"which one? outrider sessions {action} SESSION")
+    labels = pairs(arguments.label, "label")
+    async with open_runtime(arguments, create=action == "create") as runtime:
+        if action == "list":
+            return _list(await runtime.sessions.list(after=arguments.after, limit=arguments.limit), screen)
+        if action == "create":
+            made = await runtime.sessions.create(
+                id=arguments.id, agent=arguments.agent, title=arguments.title, labels=labels
+            )
+            record = await made.record()
+        elif action == "update":
+            changes = {**dict.fromkeys(arguments.no_label), **labels}
+            if arguments.title is None and not changes:
+                raise UsageError("what is to change? --title TEXT, --label K=V, --no-label K")
+            record = await runtime.sessions.update(named, title=arguments.title, labels=changes)
+        else:
+            record = await runtime.sessions.record(named)
+    if screen.as_json:
+        screen.record(record)
+    else:
+        screen.line(_line(record))
+    return OK
+
+
+def _list(found: list[SessionRecord], screen: Screen) -> int:
+    for each in found:
+        if screen.as_json:
+            screen.record(each)
+        else:
+            screen.line(_line(each))
+    if not found:
+        screen.hint("no sessions")
+    return OK
+
+
+def _line(session: SessionRecord) -> str:
+    of = [session.id, session.status, session.agent or "-", f"{session.updated_at:%Y-%m-%d %H:%M:%S} UTC"]
+    labels = ",".join(f"{name}={value}" for name, value in session.labels.items())
+    return on_one_line("  ".join([*of, *filter(None, [session.title, labels])]))
 
 
 async def close(arguments: Namespace, screen: Screen) -> int:

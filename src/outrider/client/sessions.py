@@ -218,6 +218,18 @@ class Sessions:
         answer = await self._connection.ask("POST", f"{_path(session_id)}/fork", body=body, again=True)
         return SessionHandle(self._connection, answer.record(SessionRecord))
 
+    async def update(
+        self, session_id: str, *, title: str | None = None, labels: Mapping[str, str | None] | None = None
+    ) -> SessionRecord:
+        """Give a session another title or other labels; what is not named stays. An empty title takes it away."""
+        check_texts_if_given(title=title)
+        if labels is not None:
+            check_mappings(labels=labels)
+            labels = {name: None if value is None else str(value) for name, value in labels.items()}
+        body = {"title": title, "labels": labels}
+        answer = await self._connection.ask("PATCH", _path(session_id), body=body, again=True)
+        return answer.record(SessionRecord)
+
     async def close(self, session_id: str, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have a session take nothing any more; its live `tasks` go on, are canceled, or have it refused."""
         if tasks not in get_args(Remaining):

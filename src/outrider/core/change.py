@@ -16,6 +16,7 @@ from outrider.core.values import Instant, JSONObject, quick
 
 LogType: TypeAlias = Literal[
     "session.created",
+    "session.updated",
     "session.closed",
     "session.reopened",
     "task.created",

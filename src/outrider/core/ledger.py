@@ -182,13 +182,34 @@ class Reopened:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """An order to `Ledger.control`: this session has another title or other labels from now on.
+
+    None leaves the title, an empty one takes it away. Of the labels those are set that are named, or with None taken
+    away. Logs `session.updated` with what changed.
+    """
+
+    session_id: str
+    at: Instant
+    title: str | None = None
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+
+    def changes(self, title: str | None, labels: Mapping[str, str]) -> JSONObject:
+        """The fields that change of a session which has this title and these labels, as they are then."""
+        named = title if self.title is None else self.title or None
+        kept = {name: value for name, value in {**labels, **self.labels}.items() if value is not None}
+        changed: JSONObject = {} if named == title else {"title": named}
+        return changed if kept == labels else {**changed, "labels": kept}
+
+
+@dataclass(frozen=True, slots=True)
 class GrantSet:
     """An order to `Ledger.control`: this was said of a tool. What was said later stands."""
 
     grant: Grant
 
 
-Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | Closed | Reopened | GrantSet
+Order: TypeAlias = LimitSet | LimitRemoved | Paused | Resumed | Closed | Reopened | Described | GrantSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -855,7 +876,7 @@ class Ledger(Protocol):
         ...
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause, resume, close, reopen, grant; False if all was so already. What runs, runs on.
+        """Limit, pause, resume, close, reopen, describe, grant; False if all was so already. What runs, runs on.
 
         Whatever needs a session open is committed before it closes, or not at all. Raises NotFound where there is no
         such session, NotEnded where it may not be closed while tasks live.

@@ -22,6 +22,7 @@ from outrider.core.ledger import (
     Claims,
     Closed,
     Decide,
+    Described,
     Document,
     Existing,
     FileInfo,
@@ -546,15 +547,15 @@ class BoundedLedger:
         return await self._whole.claim(replace(claim, routes=routes), decide_within)
 
     async def control(self, order: Order) -> bool:
-        """Pause, resume, close, reopen a session, grant in it. Raises NotFound, and Forbidden for what is for all."""
+        """Carry out what concerns a session. Raises NotFound, and Forbidden for what concerns all."""
         match order:
             case LimitSet() | LimitRemoved():
                 raise _for_operators("a limit")
             case Paused(pause=Pause(scope=scope, name=session_id)) | Resumed(scope=scope, name=session_id):
                 if scope != "session":
                     raise _for_operators("a pause of more than a session")
-            case Closed(session_id=session_id) | Reopened(session_id=session_id):
-                pass
+            case Closed() | Reopened() | Described():
+                session_id = order.session_id
             case GrantSet():
                 session_id = order.grant.session_id
             case _:

@@ -408,6 +408,12 @@ class SessionHandle:
         """Yield all that is in it as JSON objects; see `Sessions.export`."""
         return self._sessions.export(self.id, tree=tree)
 
+    async def update(
+        self, *, title: str | None = None, labels: Mapping[str, str | None] | None = None
+    ) -> SessionRecord:
+        """Give the session another title or other labels; see `Sessions.update`."""
+        return await self._sessions.update(self.id, title=title, labels=labels)
+
     async def close(self, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have the session take nothing any more; see `Sessions.close`. Raises NotEnded with `refuse`."""
         return await self._sessions.close(self.id, tasks=tasks)

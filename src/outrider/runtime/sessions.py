@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, WaitTimeout
 from outrider.core.events import FileWrite
-from outrider.core.ledger import Closed, GrantSet, Reopened, TaskFilter
+from outrider.core.ledger import Closed, Described, GrantSet, Reopened, TaskFilter
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import LIVE_STATES, Task
 from outrider.core.values import JSONObject, evolve
@@ -290,6 +290,29 @@ class Sessions:
         )
         made = await self._services.ledger.create_session(new, Seed(session_id, entries, files=True))
         return SessionHandle(self._services, made)
+
+    async def update(
+        self, session_id: str, *, title: str | None = None, labels: Mapping[str, str | None] | None = None
+    ) -> SessionRecord:
+        """Give a session another title or other labels; what is not named stays.
+
+        An empty title takes it away, and so does None for a label. Raises NotFound, InvalidArguments or TooLarge.
+        """
+        limits = self._services.settings.limits
+        check_texts(session_id=session_id)
+        check_texts_if_given(title=title)
+        if title:
+            check_name("title", title, limits.spec)
+        if labels is not None:
+            check_mappings(labels=labels)
+            labels = {name: None if value is None else str(value) for name, value in labels.items()}
+        session = await self._session(session_id)
+        order = Described(session_id, self._services.clock.now(), title, labels or {})
+        after = {"agent": session.agent, "title": session.title, "labels": session.labels}
+        after.update(order.changes(session.title, session.labels))
+        check_size("the description of the session (agent, title, labels)", tuple(after.values()), limits.spec)
+        await self._services.ledger.control(order)
+        return await self.record(session_id)
 
     async def close(self, session_id: str, *, tasks: Remaining = "finish") -> SessionRecord:
         """Have a session take nothing any more: what is sent, spawned or imported there is refused with SessionClosed.

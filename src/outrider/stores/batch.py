@@ -22,6 +22,7 @@ from outrider.core.events import FileWrite, FollowUpEvent, Rung, Step, WatchedAs
 from outrider.core.ledger import (
     Barred,
     Committed,
+    Described,
     Existing,
     Fenced,
     InboxRow,
@@ -709,6 +710,20 @@ class Batch:
         if self._statements.array("inbox", session_id, 1):
             self._expand(FollowUp("session", session_id, Rung(session_id)))
         self._session_ids.add(session_id)
+        return True
+
+    def describe_session(self, order: Described) -> bool:
+        """Give a session another title or other labels. Likewise. Raises NotFound."""
+        head = self._kept_session(order.session_id)
+        title, labels = self._statements.row("description", head.number)
+        before = {"title": title, "labels": decode(labels)}
+        changed = order.changes(**before)
+        if not changed:
+            return False
+        after = {**before, **changed}
+        self._statements.run("describe_session", after["title"], encode(after["labels"]), head.number)
+        self._log(head, None, "session.updated", order.at, encode({"session": changed}))
+        self._session_ids.add(order.session_id)
         return True
 
     def _kept_session(self, session_id: str) -> SessionHead:

@@ -73,7 +73,7 @@ class SqlLedger(ABC):
         return await self._do(operations.claim(claim, decide))
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
+        """Carry out an order; False if all was so already."""
         return await self._do(operations.control(order))
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:

@@ -29,6 +29,7 @@ from outrider.core.ledger import (
     Closed,
     Committed,
     Decide,
+    Described,
     Document,
     Ended,
     Existing,
@@ -394,7 +395,7 @@ class MemoryLedger:
                     yield moment
 
     async def control(self, order: Order) -> bool:
-        """Set or remove a limit, pause or resume, close or reopen; False if all was so already."""
+        """Carry out an order; False if all was so already."""
         tables, news = self._tables, _News(ready=True)
         tables.check_open()
         match order:
@@ -411,6 +412,9 @@ class MemoryLedger:
             case Closed() | Reopened():
                 news = _News()
                 changed = self._open_or_close(order, news)
+            case Described():
+                news = _News()
+                changed = self._describe(order, news)
             case GrantSet(grant):
                 before = tables.grants.get((grant.session_id, grant.tool))
                 changed = before is None or before.at < grant.at
@@ -440,6 +444,18 @@ class MemoryLedger:
         if closed_at is None and row.inbox:
             self._follow_up(FollowUp("session", id, Rung(id)), news)
         news.session_ids.add(id)
+        return True
+
+    def _describe(self, order: Described, news: _News) -> bool:
+        row = self._tables.sessions.get(order.session_id)
+        if row is None:
+            raise NotFound.of("session", order.session_id)
+        changed = order.changes(row.session.title, row.session.labels)
+        if not changed:
+            return False
+        row.session = evolve(row.session, **changed)
+        self._tables.log(order.session_id, None, "session.updated", order.at, _encode({"session": changed}))
+        news.session_ids.add(order.session_id)
         return True
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:

@@ -19,6 +19,7 @@ from outrider.core.ledger import (
     Closed,
     Committed,
     Decide,
+    Described,
     Document,
     GrantSet,
     InboxRow,
@@ -285,9 +286,9 @@ def delete_file(session_id: str, path: str) -> Operation[bool]:
 
 
 def control(order: Order) -> Operation[bool]:
-    """Set or remove a limit, pause or resume, and let in who may start now; close or reopen a session."""
-    if isinstance(order, Closed | Reopened):
-        return _open_or_close(order)
+    """Set or remove a limit, pause or resume, and let in who may start now; or what concerns one session."""
+    if isinstance(order, Closed | Reopened | Described):
+        return _of_session(order)
 
     def run(batch: Batch) -> bool:
         batch.flush()
@@ -326,12 +327,18 @@ def _grant_row(grant: Grant) -> tuple[Any, ...]:
     return (grant.session_id, grant.tool, int(grant.is_allowed), grant.at, grant.by, grant.via, grant.task_id)
 
 
-def _open_or_close(order: Closed | Reopened) -> Operation[bool]:
+def _of_session(order: Closed | Reopened | Described) -> Operation[bool]:
     def run(batch: Batch) -> bool:
         batch.finish()
-        if isinstance(order, Closed):
-            return batch.close_session(order.session_id, order.at, when_idle=order.when_idle)
-        return batch.reopen_session(order.session_id, order.at)
+        match order:
+            case Closed():
+                return batch.close_session(order.session_id, order.at, when_idle=order.when_idle)
+            case Reopened():
+                return batch.reopen_session(order.session_id, order.at)
+            case Described():
+                return batch.describe_session(order)
+            case _:
+                assert_never(order)
 
     return Operation(run, lambda wanted: wanted.sessions.add(order.session_id), is_late=True)
 

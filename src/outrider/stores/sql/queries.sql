@@ -57,6 +57,11 @@ select ?1, path, media_type, size, created_at, task_id, content from files where
 -- Since a moment, or with NULL no more.
 update sessions set closed_at = ? where number = ?;
 
+-- description --
+select title, labels from sessions where number = ?;
+
+-- describe_session --
+update sessions set title = ?, labels = ? where number = ?;
 
 -- move_index --
 update indexed set position = ?;
