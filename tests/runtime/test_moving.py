@@ -201,6 +201,8 @@ async def test_what_an_agent_has_spent_stays_spent_where_it_goes_and_counts_once
         await there.tasks.load(document)
         assert await accounts(there, task) == left
         moved = await there.task(task.id)
+        opened = await there.sessions.get((await moved.record()).links.child_session_id or "")
+        assert (await opened.record()).budget == {"tree": {"tokens": 99_999, "seconds": 9}}
         await moved.answer(True)
         with pytest.raises(TaskFailed) as failure:
             await moved.result()
