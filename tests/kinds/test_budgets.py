@@ -97,6 +97,26 @@ async def test_an_agent_whose_budget_is_spent_ends_failed_with_what_it_has_so_fa
         assert not any(spent.accounts[0].reserved.values())
 
 
+async def test_an_agent_whose_wall_time_is_over_is_refused_its_next_call_and_keeps_what_it_has(app):
+    @app.tool(requires_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    asking = Reply("Asking.", calls=(Call("pay", {}),), tokens=Tokens(100, 10))
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        options = TaskOptions(budget={"seconds": 60})
+        task = await session.spawn_agent("Go.", model=told("patient", asking, DONE), tools=["pay"], options=options)
+        await runtime.run_until_idle()
+        await runtime.advance(timedelta(seconds=60))
+        await task.answer(True)
+        failure = await fails(task)
+        assert (failure.kind, failure.details["limit"]) == ("budget_exceeded", "seconds")
+        record = await task.record()
+        assert (record.summary, record.usage.requests) == ("Asking.", 1)
+
+
 async def test_the_turns_of_a_session_spend_what_it_and_its_tree_may(app):
     app.agent("talker", model=told("talker", DONE))
     async with app.open("memory://") as outrider:

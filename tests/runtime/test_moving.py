@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, TaskContext
+from outrider import Outrider, TaskContext, TaskFailed, TaskOptions
+from outrider.agents.scripted import Tokens, Turn
 from outrider.core.errors import (
     AlreadyExists,
     Conflict,
@@ -19,6 +20,7 @@ from outrider.core.errors import (
     TaskCanceled,
     UnknownName,
 )
+from outrider.core.meters import Amounts
 from outrider.core.replay import replay
 from outrider.runtime.codec import decode, jsonable
 from outrider.testing import Call, Reply, Store, TestRuntime, open_test, replies, script
@@ -62,6 +64,11 @@ async def journey(task: TaskContext) -> list[str]:
 @app.tool
 def look() -> str:
     return note("look")
+
+
+@app.tool(requires_approval=True)
+def confirm() -> str:
+    return note("confirm")
 
 
 @asynccontextmanager
@@ -153,10 +160,6 @@ async def test_an_ended_task_is_imported_with_its_result():
 async def test_an_agent_goes_on_with_its_transcript():
     script("travel", replies(Reply(calls=(Call("look", {}),)), Reply(calls=(Call("confirm", {}),)), Reply("done")))
 
-    @app.tool(requires_approval=True)
-    def confirm() -> str:
-        return note("confirm")
-
     async with two("sqlite") as (here, there):
         session = await here.sessions.create()
         task = await session.spawn_agent("travel", model="scripted:travel", tools=["look", "confirm"])
@@ -170,6 +173,71 @@ async def test_an_agent_goes_on_with_its_transcript():
         await moved.answer(True)
         assert await moved.result() == "done"
         assert ran == ["look", "confirm"]
+
+
+async def test_what_an_agent_has_spent_stays_spent_where_it_goes_and_counts_once():
+    asked: list[int] = []
+
+    def model(turn: Turn) -> Reply:
+        asked.append(turn.number)
+        if len(asked) == 1:
+            return Reply("lost", delay=3600)
+        tool = "confirm" if len(asked) == 2 else "look"
+        return Reply(calls=(Call(tool, {}),), tokens=Tokens(100, 10))
+
+    script("spender", model)
+
+    async with two() as (here, there):
+        session = await here.sessions.create(budget={"tokens": 99_999}, tree_budget={"tokens": 99_999, "seconds": 9})
+        options = TaskOptions(budget={"requests": 3})
+        task = await session.spawn_agent("Go.", model="scripted:spender", tools=["look", "confirm"], options=options)
+        await here.until(lambda: bool(asked))
+        await here.crash()
+        await here.run_until_idle()
+        left = await accounts(here, task)
+        assert [(each.spent.requests, each.unknown.requests, each.held) for each in left] == [(2, 1, Amounts())] * 3
+        document = through_a_file(await task.export())
+        await here.tasks.give_away(document)
+        await there.tasks.load(document)
+        assert await accounts(there, task) == left
+        moved = await there.task(task.id)
+        opened = await there.sessions.get((await moved.record()).links.child_session_id or "")
+        assert (await opened.record()).budget == {"tree": {"tokens": 99_999, "seconds": 9}}
+        await moved.answer(True)
+        with pytest.raises(TaskFailed) as failure:
+            await moved.result()
+        assert failure.value.kind == "budget_exceeded"
+        assert len(asked) == 3, "one was left"
+        assert [each.spent.requests for each in await accounts(there, task)] == [3, 3, 3]
+        assert await accounts(here, task) == left
+
+
+async def accounts(runtime: TestRuntime, task: Any) -> list[Any]:
+    names = [f"task:{task.id}", f"session:{task.session_id}", f"tree:{task.session_id}"]
+    found = await runtime.ledger.views.meters(names)
+    return [found[name] for name in names]
+
+
+async def test_the_budget_of_the_session_that_it_comes_into_holds_for_it():
+    look_first = Reply(calls=(Call("look", {}),), tokens=Tokens(100, 10))
+    script("once", replies(look_first, Reply(calls=(Call("confirm", {}),)), Reply("done")))
+    async with two() as (here, there):
+        session = await here.sessions.create(tree_budget={"tokens": 1})
+        other = await here.sessions.create()
+        task = await other.spawn_agent("Go.", model="scripted:once", tools=["look", "confirm"])
+        await here.run_until_idle()
+        document = through_a_file(await task.export())
+        document["task"]["input"]["budget"] = (await session.record()).budget
+        del document["taken"]  # of an older program
+        await there.sessions.create(id="session_new", budget={"requests": 1, "seconds": 99})
+        await there.tasks.load(document, session_id="session_new")
+        moved = await there.task(task.id)
+        assert (await moved.record()).budget == {"session": {"requests": 1, "seconds": 99}}
+        (account,) = (await moved.spent()).accounts
+        assert (account.name, account.spent["requests"], account.spent["tokens"]) == ("session:session_new", 1, 110)
+        await moved.answer(True)
+        with pytest.raises(TaskFailed, match="session:session_new has 1 requests"):
+            await moved.result()
 
 
 async def test_into_another_session_it_comes_whole():
@@ -187,8 +255,6 @@ async def test_what_cannot_be_exported_is_refused():
     async with open_test(app, worker=False) as here:
         session = await here.sessions.create()
         first = await session.spawn(echo, text="a")
-        from outrider import TaskOptions
-
         second = await session.spawn(echo, text="b", options=TaskOptions(depends_on=(first.id,)))
         with pytest.raises(IllegalMove, match="waits"):
             await second.export()
@@ -269,6 +335,14 @@ BROKEN: dict[str, Any] = {
     "a backoff that is no number": lambda document: _with_retry(document, factor=float("nan")),
     "a backoff that soon is none": lambda document: _with_retry(document, factor=1e300),
     "progress without end": lambda document: _with_live(document, progress={"current": float("inf")}),
+    "less taken than nothing": lambda document: {**document, "taken": {"spent": {"tokens": -1}}},
+    "more lost than taken": lambda document: {**document, "taken": {"spent": {}, "unknown": {"cost": 1}}},
+    "taken that is none": lambda document: {**document, "taken": "much"},
+    "a budget that is none": lambda document: _with_input(document, budget={"token": 1}),
+    "a session's budget that is none": lambda document: {
+        **document,
+        "session": {**document["session"], "budget": {"tree": {"tokens": "9"}}},
+    },
     "a command that runs elsewhere": lambda document: {
         **document,
         "steps": [*document["steps"], {**document["steps"][0], "position": "process!1", "verb": "outlives"}],
@@ -284,6 +358,10 @@ def _with_retry(document: dict[str, Any], **retry: Any) -> dict[str, Any]:
     given = document["task"]["input"]
     given = {**given, "retry": {**given.get("retry", {}), **retry}}
     return {**document, "task": {**document["task"], "input": given}}
+
+
+def _with_input(document: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return {**document, "task": {**document["task"], "input": {**document["task"]["input"], **given}}}
 
 
 def _with_live(document: dict[str, Any], **live: Any) -> dict[str, Any]:

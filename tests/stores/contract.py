@@ -71,6 +71,7 @@ from outrider.core.ledger import (
     WorkerCard,
 )
 from outrider.core.machine import apply, create
+from outrider.core.meters import Account, Amounts, Budget, taps_of
 from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
 from outrider.core.session import Grant, NewSession, Seed, Session
@@ -954,6 +955,22 @@ class Heritages(Contract):
         assert [row.offset for row in (await views.output("task_1")).rows] == [10, 16, 17]
         await scene.ledger.append(Page("session_child", "task_1", task.core.attempt, 3, (b"3",), LIVE, scene.now))
         assert (await views.transcript("session_child"))[-1].number == 3
+
+    async def test_what_a_task_from_elsewhere_has_taken_is_spent_here_too(self, scene: Scene):
+        budget = {"tokens": 1000, "tree": {"tokens": 100}}
+        names = ("task:task_1", f"tree:{SESSION}")
+        took, lost = Amounts(2, 45, 7, 1), Amounts(1, 30, 5)
+        for number, is_told in ((1, False), (2, True)):
+            change = scene.new(f"task_{number}", budget=budget)
+            accounts = tuple(
+                Account(tap.account, tap.budget, 5, tap.tell, took, unknown=lost) for tap in taps_of(change.task)
+            )
+            committed(await scene.one(replace(change, luggage=Luggage(accounts=accounts))))
+            assert await scene.told() == ([("task_2", "budget")] if is_told else [])
+        own, tree = [(await scene.views.meters(names))[name] for name in names]
+        assert own == Account(names[0], Budget(tokens=1000), 5, None, took, unknown=lost)
+        shared = Account(names[1], Budget(tokens=100), 5, SESSION, took.plus(took), unknown=lost.plus(lost))
+        assert tree == replace(shared, is_marked=True)
 
     async def test_a_task_whose_own_session_is_missing_is_not_made(self, scene: Scene):
         luggage = Luggage(child_session_id="session_none")

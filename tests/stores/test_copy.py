@@ -31,7 +31,7 @@ from outrider.core.errors import (
     StoreNewer,
 )
 from outrider.core.ledger import Document, GrantSet, Ledger, TaskFilter, WorkerCard
-from outrider.core.meters import Amounts, Budget, Charge, Granted, Heard, RateLimit, Reserve, Tap
+from outrider.core.meters import Account, Amounts, Charge, Granted, Heard, RateLimit, Reserve, taps_of
 from outrider.core.session import Grant, NewSession
 from outrider.core.task import State
 from outrider.core.values import evolve
@@ -145,7 +145,7 @@ async def fill(url: str) -> Full:
     async with app.open(url) as runtime:
         await runtime.queue.limit("narrow", concurrency=1)
         await runtime.queue.limit("slow*", rate=1, per=DAY)
-        first = await runtime.sessions.create(title=NAME, labels={"team": NAME})
+        first = await runtime.sessions.create(title=NAME, labels={"team": NAME}, tree_budget={"tokens": 9999})
         options = TaskOptions(
             name=NAME, labels={"team": NAME, "a\0b": "c\0"}, wake="on_activity", idempotency_key="the key"
         )
@@ -180,10 +180,9 @@ async def fill(url: str) -> Full:
         await until(lambda: _is_set_aside(runtime.ledger, names["next"]))
     async with app.open(url, worker=False) as runtime:
         first = await runtime.sessions.get(first.id)
-        tap = Tap(f"tree:{first.id}", Budget(tokens=1000, cost=5))
         held = await runtime.ledger.views.task(names["held"])
         assert held is not None
-        reserve = Reserve(held.id, held.core.attempt, 1, Amounts(1, 70), held.core.updated_at, (tap,))
+        reserve = Reserve(held.id, held.core.attempt, 1, Amounts(1, 70), held.core.updated_at, taps_of(held))
         limit = RateLimit(f"model:{NAME}", tokens=9)
         charges: list[Charge] = [reserve, evolve(reserve, ordinal=2, rate=limit), Heard("someone", UGLY, 1)]
         assert all(isinstance(verdict, Granted) for verdict in await runtime.ledger.charge(charges))
@@ -365,6 +364,10 @@ async def test_a_worker_at_the_target_goes_on_with_all_that_was_under_way(full: 
         assert await tasks["held"].result(timeout=60) == 3
         assert (await tasks["held"].record()).failures == 1
         assert next(each.ending for each in await tasks["held"].attempts()) == "lost"
+        tree = f"tree:{tasks['held'].session_id}"
+        account = (await runtime.ledger.views.meters([tree]))[tree]
+        assert isinstance(account, Account)
+        assert (account.held, account.unknown) == (Amounts(), Amounts(2, 140)), "the calls that nobody ended"
         assert await tasks["next"].result(timeout=60) == 6
         error = (await tasks["dependent"].wait(timeout=60)).error
         assert error is not None

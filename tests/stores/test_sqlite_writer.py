@@ -22,6 +22,7 @@ from outrider.core.errors import StoreUnavailable
 from outrider.core.events import CancelRequested, MessageReceived, Released, Succeeded
 from outrider.core.ledger import Claim, Committed, Report, Stale, TaskFilter, Verdict, WorkerCard
 from outrider.core.machine import apply
+from outrider.core.meters import Amounts, Granted, Reserve, Settle, taps_of
 from outrider.core.task import Live, State, WaitForMessage
 from outrider.runtime.indexing import take_in
 from outrider.stores.migrate import known
@@ -83,6 +84,20 @@ async def test_a_batch_of_many_rows_takes_few_statements(scene: Scene):
     before = scene.ledger.counters["statements"]
     await scene.ledger.commit([scene.new(f"task_{n:03}") for n in range(64)])
     assert scene.ledger.counters["statements"] - before <= 10
+
+
+async def test_a_call_costs_a_commit_of_four_statements_to_reserve_and_one_to_settle_that_others_share(scene: Scene):
+    budget = {"tokens": 9, "session": {"cost": 1}, "tree": {"requests": 99}}
+    tasks = [await scene.running(f"task_{n:02}", budget=budget) for n in range(64)]
+    call = Amounts(1, 9, 9, 1)
+    asked = [Reserve(task.id, 1, 1, call, scene.now, taps_of(task)) for task in tasks]
+    answered = [Settle(each.task_id, 1, 1, call, scene.now, each.taps) for each in asked]
+    for charges in ([asked[0]], asked[1:], [answered[0]], answered[1:]):
+        before = dict(scene.ledger.counters)
+        verdicts = await asyncio.gather(*(scene.ledger.charge([each]) for each in charges))
+        assert all(verdict == [Granted()] for verdict in verdicts)
+        after = scene.ledger.counters
+        assert (after["commits"] - before["commits"], after["statements"] - before["statements"]) == (1, 4)
 
 
 async def test_later_operations_of_a_transaction_see_the_earlier_ones(scene: Scene):

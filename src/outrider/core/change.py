@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from outrider.core.events import FileWrite, FollowUpEvent, Message, Step
+from outrider.core.meters import Account
 from outrider.core.task import Artifact, InputRequest, Live, Task, TaskError
 from outrider.core.values import Instant, JSONObject, quick
 
@@ -130,6 +131,8 @@ class Luggage:
     """The session that it opened, which must be there."""
     transcript: tuple[tuple[int, bytes], ...] = ()
     """What is appended to that one's transcript: the iteration and the encoded message of each entry."""
+    accounts: tuple[Account, ...] = ()
+    """What it has taken, for each account that it spends from; see `meters.bring`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -817,7 +817,11 @@ class Savable(Protocol):
 
 
 class Ledger(Protocol):
-    """The writing verbs. All are safe to call from many tasks of the loop at once; that is what makes them fast."""
+    """The writing verbs. All are safe to call from many tasks of the loop at once; that is what makes them fast.
+
+    `report`, `journal`, `append` and `print` all write what a held attempt says, and are four all the same: each has
+    rows and log entries of its own, and of a task that lies within bounds a client may `report` and `print` alone.
+    """
 
     @property
     def views(self) -> Views:

@@ -64,6 +64,15 @@ class Amounts:
             self.iterations - other.iterations,
         )
 
+    def at_least(self, other: Amounts) -> Amounts:
+        """Of each the larger."""
+        return Amounts(
+            max(self.requests, other.requests),
+            max(self.tokens, other.tokens),
+            max(self.cost, other.cost),
+            max(self.iterations, other.iterations),
+        )
+
 
 NOTHING = Amounts()
 
@@ -293,7 +302,10 @@ class Ruling:
 
 
 def taps_of(task: Task) -> tuple[Tap, ...]:
-    """The accounts that a task spends from, by what its `budget` says of itself, its session and its tree."""
+    """The accounts that a task spends from, by what its `budget` says of itself, its session and its tree.
+
+    Its own is one of them wherever there is any, if need be without a bound: who moves the task has to know its part.
+    """
     told, given = task.input.budget, task.input
     if not told:
         return ()
@@ -304,11 +316,13 @@ def taps_of(task: Task) -> tuple[Tap, ...]:
         (TREE + given.root_session_id, told.get("tree"), True),
     )
     tell = {SESSION: given.session_id, TREE: given.root_session_id, TASK: given.session_id}
-    return tuple(
+    taps = tuple(
         Tap(name, Budget.of(part), tell[name[: name.index(":") + 1]] if is_told else None)
         for name, part, is_told in parts
         if part and any(limit in part for limit in LIMITS)
     )
+    own = TASK + task.id
+    return taps if not taps or taps[0].account == own else (Tap(own, Budget()), *taps)
 
 
 def names_of(charge: Charge) -> tuple[str, ...]:
@@ -350,6 +364,20 @@ def lapse(task: Task, meters: Mapping[str, Meter], reserved: Sequence[Reservatio
     moved = [_spend(_account(meters, tap, now), taken, unknown, is_unknown=True) for tap in taps_of(task)]
     told, marked = _mark(moved, now)
     return Ruling(Granted(), told, closed=tuple(reserved), marked=marked)
+
+
+def bring(brought: Sequence[Account], meters: Mapping[str, Meter], now: Instant) -> Ruling:
+    """A task comes from another database: what it has taken there is spent here, too, from each of its accounts here.
+
+    An account that is not there yet begins as it is brought.
+    """
+    grown = []
+    for each in brought:
+        found = meters.get(each.name)
+        there = found if isinstance(found, Account) else evolve(each, spent=NOTHING, unknown=NOTHING)
+        grown.append(evolve(there, spent=there.spent.plus(each.spent), unknown=there.unknown.plus(each.unknown)))
+    told, marked = _mark(grown, now)
+    return Ruling(Granted(), told, marked=marked)
 
 
 def notice(account: Account) -> JSONObject:

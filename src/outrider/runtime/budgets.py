@@ -7,11 +7,24 @@ attempts may have spent, and its `spent` may be more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from outrider.core.ledger import Views
-from outrider.core.meters import SESSION, TASK, TREE, Account, Budget, told_amounts, told_budget
+from outrider.core.meters import (
+    NOTHING,
+    SESSION,
+    TASK,
+    TREE,
+    Account,
+    Amounts,
+    Budget,
+    told_amounts,
+    told_budget,
+    told_millionths,
+)
 from outrider.core.session import Session
 from outrider.core.task import Task, Usage
+from outrider.core.values import Instant
 from outrider.runtime.records import AccountRecord, SpentRecord
 
 
@@ -21,7 +34,34 @@ async def usage_of_task(views: Views, task: Task) -> SpentRecord:
     names = [TASK + task.id]
     names += [SESSION + task.session_id] if "session" in told else []
     names += [TREE + task.input.root_session_id] if "tree" in told else []
-    return _record(task.live.usage, await _accounts(views, names))
+    accounts = [each for each in await _accounts(views, names) if told_budget(each.budget)]
+    return _record(task.live.usage, accounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a task took of the budgets that it is under: `unknown` is a part of `spent`. `began_at`: its first call."""
+
+    spent: Amounts
+    unknown: Amounts = NOTHING
+    began_at: Instant | None = None
+    is_marked: bool = False
+
+
+async def taken_by(views: Views, task: Task) -> Taken:
+    """What a task took by its account, and by what it reported where it had none."""
+    found = await _accounts(views, [TASK + task.id])
+    if not found:
+        return Taken(reported_by(task))
+    (own,) = found
+    return Taken(own.spent.at_least(reported_by(task)), own.unknown, own.began_at, own.is_marked)
+
+
+def reported_by(task: Task) -> Amounts:
+    """What a task says that it used."""
+    used = task.live.usage
+    tokens = used.input_tokens + used.output_tokens
+    return Amounts(used.requests, tokens, told_millionths(used.cost), task.live.iterations)
 
 
 async def usage_of_session(views: Views, session: Session, *, tree: bool) -> SpentRecord:

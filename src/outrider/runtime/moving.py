@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import astuple, dataclass, fields, is_dataclass, replace
 from functools import cache
 from math import isfinite
 from typing import Any, TypeVar, cast
@@ -19,15 +19,17 @@ from outrider.core.change import AttemptEnd, Change, Heritage, Luggage, OutputRo
 from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound, SessionClosed
 from outrider.core.events import CancelRequested, FileWrite, Message, Step
 from outrider.core.ledger import Committed, Existing, Shut
+from outrider.core.meters import NOTHING, TASK, Account, taps_of
 from outrider.core.queue import route_within, split_route
 from outrider.core.session import NewSession, Session
 from outrider.core.task import EXTERNAL, InputRequest, Task, WaitForTasks
-from outrider.core.values import JSON, JSONObject, evolve
+from outrider.core.values import JSON, Instant, JSONObject, evolve
+from outrider.runtime.budgets import Taken, reported_by, taken_by
 from outrider.runtime.codec import decode, encode, jsonable
 from outrider.runtime.files import clean_path
 from outrider.runtime.ids import check_id
 from outrider.runtime.journal import OUTLIVES
-from outrider.runtime.options import check_keys, check_priority
+from outrider.runtime.options import check_budget, check_keys, check_priority
 from outrider.runtime.records import TaskRecord
 from outrider.runtime.services import Services
 from outrider.runtime.stream import task_from
@@ -128,6 +130,7 @@ async def _described(services: Services, task: Task) -> dict[str, JSON]:
         "messages": jsonable(await views.messages(task.id, limit=MANY)),
         "output": jsonable(output.rows),
         "files": await _files_of(services, task),
+        "taken": jsonable(await taken_by(views, task)),
     }
 
 
@@ -212,11 +215,13 @@ def _opened(document: JSONObject, home: _Home) -> tuple[NewSession | None, Lugga
     given = document.get("child_session")
     if given is None:
         return None, Luggage()
+    session = _read(NewSession, given)
     session = replace(
-        _read(NewSession, given),
+        session,
         organization_id=home.organization_id,
         root_session_id=home.root_session_id,
         parent_session_id=home.id,
+        budget=_parts(session.budget, "session") | _parts(home.budget, "tree") or None,
     )
     transcript = tuple((int(row["iteration"]), encode(row["message"])) for row in given["transcript"])
     return session, Luggage(child_session_id=session.id, transcript=transcript)
@@ -331,6 +336,7 @@ class _Home:
     id: str
     root_session_id: str
     organization_id: str
+    budget: JSONObject | None
     new: NewSession | None = None
 
 
@@ -339,7 +345,7 @@ async def _home(services: Services, document: JSONObject, session_id: str | None
     wanted = check_id("session", session_id or given.id)
     there = await services.views.session(wanted)
     if there is not None:
-        return _Home(there.id, there.root_session_id, there.organization_id)
+        return _Home(there.id, there.root_session_id, there.organization_id, there.budget)
     # What stood above it stays behind, so it is a root here.
     organization = given.organization_id if services.bounds is None else services.bounds.organization_id
     new = replace(
@@ -349,8 +355,9 @@ async def _home(services: Services, document: JSONObject, session_id: str | None
         root_session_id=None,
         parent_session_id=None,
         parent_task_id=None,
+        budget=_parts(given.budget, "session", "tree") or None,
     )
-    return _Home(wanted, wanted, new.organization_id, new)
+    return _Home(wanted, wanted, new.organization_id, new.budget, new)
 
 
 async def _free(services: Services, change: Change) -> tuple[FileWrite, ...]:
@@ -378,7 +385,8 @@ def _adopted(services: Services, task: Task, document: JSONObject, home: _Home, 
     """The creation of a task of a document in a session, everything in it under the ids of both."""
     own: dict[str, JSON] = {"task_id": task.id}
     place = {"session_id": home.id, "root_session_id": home.root_session_id, "organization_id": home.organization_id}
-    task = evolve(task, input=evolve(task.input, **place))
+    budget = {**_limits(task.input.budget), **(home.budget or {})}
+    task = evolve(task, input=evolve(task.input, **place, budget=budget or None))
     if task.input.kind == EXTERNAL:
         route = route_within(split_route(task.input.route)[0], home.organization_id)
         task = evolve(task, input=evolve(task.input, route=route))
@@ -394,8 +402,54 @@ def _adopted(services: Services, task: Task, document: JSONObject, home: _Home, 
         luggage,
         attempts=_all(AttemptEnd, [{**attempt, **own} for attempt in document["attempts"]]),
         output=_all(OutputRow, document["output"]),
+        accounts=_brought(task, _taken(task, document), home, services.clock.now()),
     )
     return machine.adopt(task, heritage, luggage, services.clock.now())
+
+
+def _limits(budget: JSONObject | None) -> dict[str, JSON]:
+    """What a budget says of the task itself. Raises InvalidArguments for what is no budget."""
+    own = {name: each for name, each in (budget or {}).items() if name not in ("session", "tree")}
+    check_budget("the document's budget", own or None)
+    return own
+
+
+def _parts(budget: JSONObject | None, *names: str) -> dict[str, JSON]:
+    """What a budget says of a session or its tree. Raises InvalidArguments for what is no budget."""
+    parts = {name: budget[name] for name in names if budget is not None and name in budget}
+    for name, part in parts.items():
+        check_budget(f"the document's budget of its {name}", part)
+    return parts
+
+
+def _taken(task: Task, document: JSONObject) -> Taken:
+    """What a task of a document took where it was. Raises InvalidArguments for what nobody can have taken."""
+    taken = _read(Taken, document["taken"]) if "taken" in document else Taken(NOTHING)
+    left = taken.spent.minus(taken.unknown)
+    if any(min(astuple(each)) < 0 for each in (taken.spent, taken.unknown, left)):
+        raise InvalidArguments(f"the document's {task.id} has taken less than nothing, or less than it has lost of it")
+    return replace(taken, spent=taken.spent.at_least(reported_by(task)))  # older documents have but that
+
+
+def _brought(task: Task, taken: Taken, home: _Home, now: Instant) -> tuple[Account, ...]:
+    """What it took, for each account here that it is under. Its own runs on, as do those of a session that it brings;
+    those that are here already, or yet to begin in a session that is here, run by their own time.
+    """
+    if taken.spent == NOTHING and taken.began_at is None:
+        return ()
+    own, began = TASK + task.id, now if taken.began_at is None else taken.began_at
+    return tuple(
+        Account(
+            tap.account,
+            tap.budget,
+            now if home.new is None and tap.account != own else began,
+            tap.tell,
+            taken.spent,
+            unknown=taken.unknown,
+            is_marked=taken.is_marked and tap.account == own,
+        )
+        for tap in taps_of(task)
+    )
 
 
 def _file(services: Services, given: JSONObject, task: Task) -> FileWrite:

@@ -47,6 +47,7 @@ from outrider.core.meters import (
     Ruling,
     Settle,
     Tap,
+    bring,
     judge,
     lapse,
     notice,
@@ -347,8 +348,11 @@ class Wanted:
             self.file(file)
         for entry in change.inbox:
             self.sessions.add(entry.session_id)
-        if change.luggage is not None and change.luggage.child_session_id is not None:
-            self.sessions.add(change.luggage.child_session_id)
+        if change.luggage is not None:
+            if change.luggage.child_session_id is not None:
+                self.sessions.add(change.luggage.child_session_id)
+            self.meters.update(account.name for account in change.luggage.accounts)
+            self.sessions.update(account.tell for account in change.luggage.accounts if account.tell is not None)
         if change.ended is not None and task.input.budget and (taps := taps_of(task)):
             self.meters.update(tap.account for tap in taps)
             self.spend(task.id, taps)
@@ -984,7 +988,7 @@ class Batch:
                 reserved = tuple(self._reserved.get(head.id, {}).values())
                 self._rule(lapse(change.task, self._meters, reserved, at), head.id, at)
         if change.luggage is not None:
-            self._unpack(head, change.luggage)
+            self._unpack(head, change.luggage, at)
         for request in change.requests:
             rows["upsert_requests"].append((request.id, number, REQUEST.write(request)))
         for message in change.messages:
@@ -1023,7 +1027,7 @@ class Batch:
             )
         )
 
-    def _unpack(self, head: TaskHead, luggage: Luggage) -> None:
+    def _unpack(self, head: TaskHead, luggage: Luggage, at: Instant) -> None:
         for ended in luggage.attempts:
             self._end_attempt(head.number, ended)
         end = 0
@@ -1038,6 +1042,7 @@ class Batch:
             session = self._sessions[luggage.child_session_id]
             for iteration, message in luggage.transcript:
                 self._append(session, head.id, iteration, message)
+        self._rule(bring(luggage.accounts, self._meters, at), head.id, at)
 
     def _append(self, session: SessionHead, task_id: str, iteration: int, message: bytes) -> None:
         session.transcript += 1

@@ -80,6 +80,7 @@ from outrider.core.meters import (
     Reserve,
     Ruling,
     Settle,
+    bring,
     judge,
     lapse,
     notice,
@@ -873,9 +874,9 @@ class MemoryLedger:
             at, reserved = change.task.core.updated_at, tuple(row.reserved.values())
             self._rule(lapse(change.task, self._tables.meters, reserved, at), row, at, news)
         if change.luggage is not None:
-            self._unpack(row, change.luggage)
+            self._unpack(row, change.luggage, news)
 
-    def _unpack(self, row: _TaskRow, luggage: Luggage) -> None:
+    def _unpack(self, row: _TaskRow, luggage: Luggage, news: _News) -> None:
         row.attempts.extend(luggage.attempts)
         row.output = list(luggage.output)
         if row.output:
@@ -884,6 +885,8 @@ class MemoryLedger:
             transcript = self._tables.sessions[luggage.child_session_id].transcript
             for iteration, message in luggage.transcript:
                 transcript.append(TranscriptRow(len(transcript) + 1, row.task.id, iteration, message))
+        at = row.task.core.updated_at
+        self._rule(bring(luggage.accounts, self._tables.meters, at), row, at, news)
 
     def _write_steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
