@@ -416,7 +416,14 @@ async def test_answers_by_link_are_in_the_audit_log_of_their_organization_and_en
         await client.post(f"{link.path}x", data={"choice": "0"})
         (forged,) = await runtime.audit.list()
         assert (forged.outcome, forged.actor["via"]) == ("invalid_link", "nobody")
-        assert link.path.removeprefix("/answer/") not in str([told, forged])
+        token = link.path.removeprefix("/answer/")
+        async with Client(runtime, await key(runtime, "submit")) as program:
+            answer = await program.post("/v1/links:answer", json={"token": token, "choice": 0})
+        assert answer.json()["code"] == "request_closed"
+        (keyed,) = await runtime.audit.list(organization_id=OWN, limit=1)
+        assert (keyed.action, keyed.targets) == ("answer_with_link", {"request_id": asked.id})
+        assert (keyed.outcome, keyed.actor["name"]) == ("request_closed", "ci")
+        assert token not in str([told, forged, keyed])
 
 
 async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_is_counted():

@@ -24,6 +24,7 @@ from outrider.core.errors import (
     InvalidLink,
     InvalidPath,
     LeaseLost,
+    LinkExpired,
     NotEnded,
     NotFound,
     Outdated,
@@ -888,7 +889,10 @@ async def test_a_link_answers_one_question_once(idle: Any):
     assert (form.request.prompt, form.choices, form.typing) == ("How many?", (), "number")
     narrow = (await idle.answer_links.create(request.id, choices=(1, 2))).path.removeprefix("/answer/")
     assert [each.answer for each in (await idle.answer_links.form(narrow)).choices] == [1, 2]
+    spent = (await idle.answer_links.create(request.id, expires=0)).path.removeprefix("/answer/")
     for kind, ask in (
+        (LinkExpired, idle.answer_links.form(spent)),
+        (LinkExpired, idle.answer_links.answer(spent, typed="1")),
         (InvalidLink, idle.answer_links.form("e30.e30")),
         (InvalidLink, idle.answer_links.form(f"{token}x")),
         (InvalidLink, idle.answer_links.form(None)),

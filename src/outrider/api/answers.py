@@ -92,7 +92,7 @@ async def create_answer_link(runtime: Submitting, caller: Asking, request_id: st
     return wire.record(made, 201, {"Cache-Control": "no-store"})
 
 
-@links.post("/links:show", response_model=AnswerFormRecord)
+@links.post("/links:show", response_model=AnswerFormRecord, responses=responses(409))
 async def show_answer_link(runtime: Reading, form: TokenForm) -> Response:
     """Get what a link shows, of a question within reach: what is asked, and how it can be answered."""
     await _within_reach(runtime, form.token)

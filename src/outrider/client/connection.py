@@ -78,9 +78,9 @@ class Answer:
 
     def page(self, kind: type[R]) -> list[R]:
         """The records of the page in it."""
-        return self.cut(kind)[0]
+        return self.page_and_next(kind)[0]
 
-    def cut(self, kind: type[R]) -> tuple[list[R], str | None]:
+    def page_and_next(self, kind: type[R]) -> tuple[list[R], str | None]:
         """The records of the page in it, and the cursor of the page after it; None where this was the last."""
         page = _read(_pages(kind), self.content)
         return page.items, None if page.next is None else f"{page.next}"
@@ -190,7 +190,7 @@ class Connection:
         room, found = check_page(limit), list[R]()
         while True:
             asked = {**(params or {}), "after": after, "limit": min(room - len(found), PAGE)}
-            page, after = (await self.ask("GET", path, params=asked)).cut(kind)
+            page, after = (await self.ask("GET", path, params=asked)).page_and_next(kind)
             found += page
             if after is None or len(found) >= room:
                 return found
