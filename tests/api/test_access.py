@@ -47,6 +47,7 @@ class Ids:
     pinned_id: str
     webhook_id: str
     delivery_id: str = "dlv_none"
+    token: str = "e30.e30"
     path: str = "hidden.txt"
 
 
@@ -89,6 +90,8 @@ BODIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
     "rotate_webhook_secret": lambda _: {},
     "replay_deliveries": lambda _: {},
     "create_answer_link": lambda _: {},
+    "show_answer_link": lambda it: {"token": it.token},
+    "answer_with_link": lambda it: {"token": it.token, "choice": 0},
     "set_retention": lambda _: {"age": None},
     "pin": lambda _: {},
 }
@@ -109,11 +112,14 @@ QUERIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
 NEEDS_ANOTHER_BODY = {"import_task", "give_task_away"}
 """What takes a whole document: tests/runtime/test_bounds.py has those of somebody else."""
 
+NO_LINK = {"show_answer_link", "answer_with_link"}
+"""What refuses links, whatever is wrong with them, by the same code."""
+
 NOT_THE_SAME_TWICE = {"create_session", "create_organization", "list_audit", "get_caller"}
 NOT_THE_SAME_TWICE |= {"set_retention", "reset_retention"}
 """They take no ids, or tell of what grows or changes with each request."""
 
-READ_BY_POST = {"wait_for_tasks"}
+READ_BY_POST = {"wait_for_tasks", "show_answer_link"}
 FOR_ADMINS = ("/v1/keys", "/v1/audit", "/v1/organizations", "/v1/secrets", "/v1/webhooks")
 
 
@@ -187,8 +193,10 @@ async def somebody_elses(runtime: Runtime) -> Ids:
     receipt = f"{task.id}.1.1"
     hook = await there.webhooks.create(HOOK, description="xyzzy")
     await there.webhooks.create(HOOK, task_id=task.id, description="xyzzy")
+    link = await there.answer_links.create(request.id, choices=["xyzzy"])
     return Ids(
-        *(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt, session.id, hook.id)
+        *(session.id, task.id, ended.id, request.id, made.id, "org_b", receipt, held.attempt, session.id, hook.id),
+        token=link.path.removeprefix("/answer/"),
     )
 
 
@@ -236,7 +244,7 @@ async def test_every_route_takes_ids_of_another_organization_for_ids_of_nothing(
             ):
                 continue  # no ids, or what is told grows with each request
             assert told(answers[0], theirs) == told(answers[1], NOTHING), route.name
-            if answers[0].status_code == 422 and route.name not in NEEDS_ANOTHER_BODY:
+            if answers[0].status_code == 422 and route.name not in NEEDS_ANOTHER_BODY | NO_LINK:
                 unproved.append((route.name, answers[0].json()["detail"]))
         assert unproved == [], "say in BODIES or QUERIES what these take"
         assert await state(runtime, theirs) == before
@@ -409,7 +417,14 @@ async def test_answers_by_link_are_in_the_audit_log_of_their_organization_and_en
         await client.post(f"{link.path}x", data={"choice": "0"})
         (forged,) = await runtime.audit.list()
         assert (forged.outcome, forged.actor["via"]) == ("invalid_link", "nobody")
-        assert link.path.removeprefix("/answer/") not in str([told, forged])
+        token = link.path.removeprefix("/answer/")
+        async with Client(runtime, await key(runtime, "submit")) as program:
+            answer = await program.post("/v1/links:answer", json={"token": token, "choice": 0})
+        assert answer.json()["code"] == "request_closed"
+        (keyed,) = await runtime.audit.list(organization_id=OWN, limit=1)
+        assert (keyed.action, keyed.targets) == ("answer_with_link", {"request_id": asked.id})
+        assert (keyed.outcome, keyed.actor["name"]) == ("request_closed", "ci")
+        assert token not in str([told, forged, keyed])
 
 
 async def test_refused_keys_and_scopes_are_in_the_audit_log_and_a_flood_of_them_is_counted():

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
+from typing import Any
 
 import httpx2
+import pytest
 
+from outrider import Outrider, Runtime
+from outrider.cli.arguments import parse
+from outrider.cli.terminal import Screen
+from outrider.core.errors import Forbidden, NotFound, OutriderError
+from outrider.settings import AccessSettings, ServeSettings
 from tests.cli.harness import Cli, eventually
+from tests.client.stage import served
 
 
 def test_the_first_key_is_made_on_the_machine_of_the_database_and_what_is_done_is_written_down(cli: Cli):
@@ -61,3 +71,91 @@ def test_beyond_this_machine_nothing_is_served_without_asking(cli: Cli):
     assert (refused.code, refused.error["code"]) == (3, "invalid_arguments")
     cli.env["OUTRIDER_OIDC_ISSUER"] = "https://issuer.example"
     assert "OUTRIDER_OIDC_AUDIENCE" in cli.run("serve", "--port", "0").err
+
+
+# --- the same with a server ------------------------------------------------------------------------------
+
+GUARDED = ServeSettings(shutdown_timeout=1.0, access=AccessSettings(key_cache=0))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Does a command in this process, and returns its exit code and the records on stdout."""
+
+    async def do(url: str, key: str, *given: str) -> tuple[int, list[dict[str, Any]]]:
+        monkeypatch.setenv("OUTRIDER_KEY", key)
+        command, arguments = parse(["--server", url, "--json", *given])
+        module, _, function = command.code.partition(":")
+        code = await getattr(import_module(f"outrider.cli.{module}"), function)(arguments, Screen(as_json=True))
+        return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return do
+
+
+async def admin_of(runtime: Runtime, organization_id: str | None = None) -> str:
+    made = await runtime.keys.create("boss", scopes=["admin"], organization_id=organization_id)
+    return made.token
+
+
+@pytest.mark.anyio
+async def test_keys_organizations_and_their_log_are_looked_after_by_a_server(command: Callable[..., Any]):
+    async with Outrider().open("memory://", worker=False) as runtime, served(runtime, GUARDED) as url:
+        boss = await admin_of(runtime)
+        (made,) = (await command(url, boss, "organizations", "create", "A", "--id", "org_a"))[1]
+        assert made["id"] == "org_a"
+        given = ("--scope", "admin", "--organization", "org_a", "--name", "ada")
+        (key,) = (await command(url, boss, "keys", "create", *given))[1]
+        assert (key["created_by"], key["token"][:4]) == ("boss", "ork_")
+        assert (await command(url, boss, "keys", "rotate", key["id"], "--overlap", "0s"))[1][0]["token"] != key["token"]
+        listed = (await command(url, boss, "keys", "list", "--organization", "org_a"))[1]
+        assert [(each["id"], "token" in each) for each in listed] == [(key["id"], False)]
+        theirs = await admin_of(runtime, "org_a")
+        assert (await command(url, theirs, "organizations", "list"))[1] == [made]
+        for refused, asked in (
+            (Forbidden, ("organizations", "create", "B")),
+            (Forbidden, ("secrets", "rotate")),
+            (NotFound, ("audit", "list", "--organization", "org_default")),
+        ):
+            with pytest.raises(refused):
+                await command(url, theirs, *asked)
+        assert (await command(url, boss, "keys", "revoke", key["id"]))[1][0]["is_active"] is False
+        assert (await command(url, boss, "organizations", "suspend", "org_a"))[1][0]["suspended_at"]
+        assert (await command(url, boss, "secrets", "rotate"))[1][0]["key_id"]
+        code, (verdict,) = await command(url, boss, "audit", "verify")
+        assert (code, verdict["is_whole"], verdict["entries"]) == (0, True, 6)
+        told = (await command(url, boss, "audit", "list", "--limit", "5"))[1]
+        # Each once, by the server: what is done here by hand is in no log twice.
+        assert [(each["action"], each["actor"]["name"], each["actor"]["via"]) for each in reversed(told)] == [
+            (action, "boss", "key")
+            for action in (
+                "create_api_key", "rotate_api_key", "revoke_api_key", "suspend_organization", "rotate_secrets",
+            )
+        ]  # fmt: skip
+        head = verdict["head"].replace("6:", "9:")
+        assert (await command(url, boss, "audit", "verify", "--expect-head", head))[0] == 10
+        assert (await command(url, boss, "audit", "prune", "--older-than", "1d"))[1] == [{"entries": 0}]
+        assert await command(url, boss, "organizations", "delete", "org_a") == (0, [])
+
+
+@pytest.mark.anyio
+async def test_webhooks_are_those_of_a_server_and_of_the_organization_of_the_key(command: Callable[..., Any]):
+    async with Outrider().open("memory://", worker=False) as runtime, served(runtime, GUARDED) as url:
+        await runtime.organizations.create("A", id="org_a")
+        boss, theirs = await admin_of(runtime), await admin_of(runtime, "org_a")
+        task = await (await runtime.sessions.create()).create("external", {})
+        (made,) = (await command(url, boss, "webhooks", "create", "https://hooks.example/x"))[1]
+        assert made["secret"].startswith("whsec_")
+        given = ("https://hooks.example/", "--task", task.id[-8:])
+        assert (await command(url, boss, "webhooks", "create", *given))[1][0]["task_id"] == task.id
+        assert [each["id"] for each in (await command(url, boss, "webhooks"))[1]] == [made["id"]]
+        assert (await command(url, theirs, "webhooks"))[1] == []
+        assert (await command(url, boss, "webhooks", "update", made["id"], "--events", "message"))[1][0]["url"]
+        assert (await command(url, boss, "webhooks", "rotate", made["id"]))[1][0]["secret"] != made["secret"]
+        assert (await command(url, boss, "webhooks", "disable", made["id"]))[1][0]["disabled_at"]
+        assert (await command(url, boss, "webhooks", "enable", made["id"]))[1][0]["disabled_at"] is None
+        assert (await command(url, boss, "webhooks", "deliveries", made["id"]))[1] == []
+        with pytest.raises(NotFound):
+            await command(url, theirs, "webhooks", "show", made["id"])
+        with pytest.raises(OutriderError, match="scope admin"):
+            await command(url, (await runtime.keys.create("x")).token, "webhooks")
+        assert (await command(url, boss, "webhooks", "delete", made["id"]))[0] == 0

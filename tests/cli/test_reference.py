@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from outrider.cli import exits
-from outrider.cli.arguments import COMMANDS
+from outrider.cli.arguments import _OF_DATABASE, COMMANDS
 from outrider.core import errors
 from tests.cli.harness import Cli
 
@@ -47,6 +47,11 @@ def test_what_a_command_takes_is_documented_in_its_order():
         for action in command.parser()._actions:
             if not action.option_strings:
                 assert str(action.metavar).split("=")[0] in section(name), (name, action.metavar)
+
+
+def test_what_no_server_does_is_documented_with_the_reason_that_the_refusal_gives():
+    for name, why in _OF_DATABASE.items():
+        assert f"| `{name}` | {why} |" in section("Of every command"), name
 
 
 def leaves(kind: type[errors.OutriderError]) -> list[type[errors.OutriderError]]:

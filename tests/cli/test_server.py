@@ -46,9 +46,10 @@ def test_what_is_done_with_a_database_is_done_with_a_server(there: Cli):
 
 
 def test_what_is_for_the_machine_of_the_database_is_refused_and_an_error_is_the_servers(there: Cli):
-    for command in (["backup", "copy.db"], ["worker"], ["serve", "example_app"], ["keys", "list"]):
+    for command in (["backup", "copy.db"], ["worker"], ["serve", "example_app"]):
         refused = there.run(*command)
-        assert (refused.code, "for the machine of the database" in refused.err) == (2, True), command
+        assert (refused.code, "for the machine of the database: " in refused.err) == (2, True), command
+    assert "names both databases itself" in there.run("copy", "a", "b", "--server", "http://127.0.0.1:1").err
     assert there.run("show", "task_none", "--json").error["code"] == "task_not_found"
     assert there.run("tasks", "--server", "http://127.0.0.1:1", "--db", "x.db").code == 2
     elsewhere = there.run("tasks", "--server", "nowhere", "--json")

@@ -82,12 +82,18 @@ def app_of_tests() -> Outrider:
 @asynccontextmanager
 async def opened(way: Way, *, worker: bool = True, app: Outrider | None = None) -> AsyncIterator[Any]:
     """The app by one of the ways, over the memory store."""
-    async with (app or app_of_tests()).open("memory://", worker=worker) as runtime:
-        if way == "runtime":
-            yield runtime
-            return
-        async with served(runtime) as url, Client(url, settings=QUICK) as client:
-            yield client
+    async with (app or app_of_tests()).open("memory://", worker=worker) as runtime, by(way, runtime) as found:
+        yield found
+
+
+@asynccontextmanager
+async def by(way: Way, runtime: Runtime) -> AsyncIterator[Any]:
+    """A runtime by one of the ways."""
+    if way == "runtime":
+        yield runtime
+        return
+    async with served(runtime) as url, Client(url, settings=QUICK) as client:
+        yield client
 
 
 @asynccontextmanager

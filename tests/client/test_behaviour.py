@@ -10,18 +10,22 @@ from typing import Any, cast
 
 import pytest
 
-from outrider import State, TaskCanceled, TaskFailed, TaskOptions, WaitTimeout
+from outrider import Outrider, State, TaskCanceled, TaskFailed, TaskOptions, WaitTimeout, WorkerSettings
 from outrider.agents.engine import said_in
-from outrider.client import sessions
+from outrider.client import connection
 from outrider.core.errors import (
+    AddressRefused,
     AlreadyExists,
     Conflict,
     IdempotencyConflict,
     IllegalMove,
+    InUse,
     InvalidAnswer,
     InvalidArguments,
+    InvalidLink,
     InvalidPath,
     LeaseLost,
+    LinkExpired,
     NotEnded,
     NotFound,
     Outdated,
@@ -34,8 +38,10 @@ from outrider.core.errors import (
 )
 from outrider.core.ledger import TaskFilter
 from outrider.runtime.tasks import Order
-from tests.client.stage import WAYS, Way, opened
+from outrider.runtime.webhooks.duty import Webhooking
+from tests.client.stage import WAYS, Way, by, opened
 from tests.facts import until
+from tests.webhooks.receivers import LOOPBACK, receiving, status
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("way", WAYS)]
 
@@ -272,10 +278,9 @@ async def test_creating_twice_under_one_key_makes_one_task(idle: Any):
 
 
 async def test_many_are_created_at_once_and_listed_page_by_page(idle: Any, monkeypatch: pytest.MonkeyPatch):
-    from outrider.client import sessions, tasks
+    from outrider.client import tasks
 
     monkeypatch.setattr(tasks, "PAGE", 3)
-    monkeypatch.setattr(sessions, "PAGE", 3)
     session = await idle.sessions.create()
     made = await session.spawn_many("add", [{"a": n} for n in range(8)], options=TaskOptions(labels={"of": "eight"}))
     found = await session.tasks(limit=7)
@@ -597,7 +602,7 @@ async def test_an_agent_hears_what_is_said_and_its_turn_has_the_answer(outrider:
 
 
 async def test_a_transcript_is_read_page_by_page_from_either_end(outrider: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sessions, "PAGE", 2)
+    monkeypatch.setattr(connection, "PAGE", 2)
     session = await outrider.sessions.create(agent="echo")
     assert await session.transcript(newest_first=True) == []
     turns = []
@@ -740,3 +745,219 @@ async def test_workers_numbers_and_findings_are_told(outrider: Any):
     assert (await outrider.stats(timedelta(minutes=5))).states[State.RUNNING] == 1
     assert (await outrider.doctor.explain(task.id)).task_id == task.id
     assert all(each.level in ("problem", "note") for each in await outrider.doctor.examine())
+
+
+# --- who may, who did, who is told -----------------------------------------------------------------------
+
+
+async def test_a_key_is_made_listed_rotated_and_revoked(idle: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "PAGE", 2)
+    session = await idle.sessions.create()
+    made = await idle.keys.create("ci", scopes={"submit", "read"}, expires=timedelta(days=1), by="me")
+    assert (made.name, made.scopes, made.created_by, made.is_active) == ("ci", ["read", "submit"], "me", True)
+    assert made.expires_at - made.created_at == timedelta(days=1)
+    assert made.token.startswith("ork_")
+    assert made.token not in f"{made!r} {made}"  # a record that is logged says no more than one that is listed
+    others = [await idle.keys.create(f"{number}", session_id=session.id) for number in range(4)]
+    assert [each.id for each in await idle.keys.list(limit=4)] == [made.id, *(each.id for each in others[:3])]
+    assert [each.id for each in await idle.keys.list(after=others[0].id)] == [each.id for each in others[1:]]
+    assert (await idle.keys.list(organization_id="org_none"), others[0].session_id) == ([], session.id)
+    rotated = await idle.keys.rotate(made.id, overlap=60)
+    assert rotated.token != made.token
+    assert (await idle.keys.get(made.id)).overlaps_until is not None
+    assert (await idle.keys.revoke(made.id)).is_active is False
+    with pytest.raises(Conflict):
+        await idle.keys.rotate(made.id)
+    for code, ask in (
+        ("key_not_found", idle.keys.get("key_none")),
+        ("key_not_found", idle.keys.revoke("no id/at all")),
+        ("session_not_found", idle.keys.create("x", session_id="session_none")),
+        ("organization_not_found", idle.keys.create("x", organization_id="org_none")),
+        ("invalid_arguments", idle.keys.create("x", scopes="read")),
+        ("invalid_arguments", idle.keys.create("x", scopes=())),
+        ("invalid_arguments", idle.keys.create("x", expires=0)),
+        ("invalid_arguments", idle.keys.create("")),
+        ("invalid_arguments", idle.keys.create(None)),
+        ("invalid_arguments", idle.keys.rotate(made.id, overlap=-1)),
+        ("invalid_arguments", idle.keys.list(limit=0)),
+        ("invalid_arguments", idle.keys.get(None)),
+    ):
+        with pytest.raises(OutriderError) as told:
+            await ask
+        assert told.value.code == code
+    assert len(await idle.keys.list()) == 5
+
+
+async def test_an_organization_is_made_suspended_resumed_and_deleted(idle: Any):
+    made = await idle.organizations.create("Ünïcode", id="org_a")
+    assert await idle.organizations.get("org_a") == made
+    other = await idle.organizations.create("B")
+    assert [each.id for each in await idle.organizations.list(limit=2)] == ["org_default", other.id]
+    assert [each.id for each in await idle.organizations.list(after=other.id)] == ["org_a"]
+    with pytest.raises(AlreadyExists):
+        await idle.organizations.create("Ünïcode", id="org_a")
+    assert (await idle.organizations.suspend("org_a")).suspended_at is not None
+    assert await idle.organizations.resume("org_a") == made
+    assert (await idle.keys.create("theirs", organization_id="org_a")).organization_id == "org_a"
+    assert await idle.organizations.delete("org_a") is None
+    assert await idle.keys.list() == []
+    for ask in (idle.organizations.delete("org_a"), idle.organizations.get("org_none")):
+        with pytest.raises(NotFound):
+            await ask
+    with pytest.raises(AlreadyExists):  # its id is not given again
+        await idle.organizations.create("A", id="org_a")
+    for id in ("no id/at all", 7):
+        with pytest.raises(InvalidArguments):
+            await idle.organizations.create("A", id=id)
+
+
+async def test_an_organization_with_sessions_stays_and_so_does_that_of_its_operators(way: Way):
+    async with Outrider().open("memory://", worker=False) as runtime, by(way, runtime) as outrider:
+        await runtime.organizations.create("A", id="org_a")
+        await runtime.sessions.create(organization_id="org_a")
+        with pytest.raises(InUse):
+            await outrider.organizations.delete("org_a")
+        assert (await outrider.organizations.get("org_a")).suspended_at is None
+        for ask in (outrider.organizations.delete("org_default"), outrider.organizations.suspend("org_default")):
+            with pytest.raises(InvalidArguments):
+                await ask
+
+
+async def test_an_audit_log_is_read_verified_and_pruned(way: Way, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "PAGE", 2)
+    async with Outrider().open("memory://", worker=False) as runtime, by(way, runtime) as outrider:
+        await runtime.organizations.create("A", id="org_a")
+        for number in range(6):
+            await runtime.audit.record(f"deed_{number}", actor={"name": "ada"}, organization_id="org_a")
+        assert await outrider.audit.list() == []
+        told = await outrider.audit.list(organization_id="org_a", limit=5)
+        assert [(each.number, each.action) for each in told] == [(n, f"deed_{n - 1}") for n in range(6, 1, -1)]
+        assert [each.number for each in await outrider.audit.list(organization_id="org_a", before=2)] == [1]
+        verdict = await outrider.audit.verify(organization_id="org_a", expect_head=f"6:{told[0].hash}")
+        assert (verdict.is_whole, verdict.entries, verdict.head) == (True, 6, f"6:{told[0].hash}")
+        assert (await outrider.audit.verify(organization_id="org_a", expect_head=f"5:{'0' * 64}")).broken_at == 5
+        with pytest.raises(InvalidArguments):
+            await outrider.audit.verify(expect_head="no head")
+        with pytest.raises(InvalidArguments):
+            await outrider.audit.prune(-1)
+        assert await outrider.audit.prune(timedelta(days=1), organization_id="org_a") == 0
+        assert await outrider.audit.prune(0, organization_id="org_a") == 5
+        assert (await outrider.audit.verify(organization_id="org_a")).first == 6
+
+
+async def test_secrets_are_sealed_anew(idle: Any):
+    await idle.webhooks.create("https://hooks.example/x")
+    assert (await idle.secrets.rotate()).sealed in (0, 1)  # in memory there is one key, which stays
+
+
+async def test_an_endpoint_is_made_changed_disabled_and_deleted(idle: Any):
+    task = await (await idle.sessions.create()).create("external", {})
+    made = await idle.webhooks.create("https://hooks.example/x", events={"message", "terminal"}, description="x")
+    assert (made.events, made.description, made.task_id) == (("terminal", "message"), "x", None)
+    assert made.secret.startswith("whsec_")
+    assert made.secret not in f"{made!r} {made}"
+    own = await idle.webhooks.create("https://hooks.example/", task_id=task.id, secret=made.secret)
+    assert (own.events, own.secret, own.task_id) == (("terminal", "awaiting_input"), made.secret, task.id)
+    assert [each.id for each in await idle.webhooks.list()] == [made.id]
+    assert [each.id for each in await idle.webhooks.list(task_id=task.id)] == [own.id]
+    assert await idle.webhooks.list(task_id=task.id, after=own.id) == []
+    changed = await idle.webhooks.update(made.id, events=["progress"], description="")
+    assert (changed.url, changed.events, changed.description) == (made.url, ("progress",), "")
+    assert (await idle.webhooks.disable(made.id, reason="noisy")).disabled_reason == "noisy"
+    with pytest.raises(Conflict):
+        await idle.webhooks.replay(made.id)
+    assert (await idle.webhooks.enable(made.id)).disabled_at is None
+    rotated = await idle.webhooks.rotate_secret(made.id, overlap=60)
+    assert (rotated.secrets, rotated.secret != made.secret) == (2, True)
+    assert await idle.webhooks.update(made.id) == await idle.webhooks.get(made.id)
+    assert [await idle.webhooks.replay(made.id), await idle.webhooks.replay(made.id, [])] == [0, 0]
+    for kind, ask in (
+        (AddressRefused, idle.webhooks.create("http://127.0.0.1:5/")),
+        (AddressRefused, idle.webhooks.update(made.id, url="http://localhost/")),
+        (InvalidArguments, idle.webhooks.create("no url")),
+        (InvalidArguments, idle.webhooks.create(None)),
+        (InvalidArguments, idle.webhooks.create(made.url, events=[])),
+        (InvalidArguments, idle.webhooks.create(made.url, events="terminal")),
+        (InvalidArguments, idle.webhooks.create(made.url, secret="hush")),
+        (InvalidArguments, idle.webhooks.rotate_secret(made.id, overlap=timedelta(days=31))),
+        (InvalidArguments, idle.webhooks.deliveries(made.id, status="lost")),
+        (NotFound, idle.webhooks.create(made.url, task_id="task_none")),
+        (NotFound, idle.webhooks.list(task_id="task_none")),
+        (NotFound, idle.webhooks.get("whk_none")),
+        (NotFound, idle.webhooks.test("whk_none")),
+        (NotFound, idle.webhooks.delivery(made.id, "dlv_none")),
+        (NotFound, idle.webhooks.replay(made.id, ["dlv_none"])),
+    ):
+        with pytest.raises(kind) as told:
+            await ask
+        assert "hush" not in str(told.value)
+    assert await idle.webhooks.delete(made.id) is None
+    with pytest.raises(NotFound):
+        await idle.webhooks.delete(made.id)
+
+
+async def test_what_was_sent_is_told_sent_again_and_tried(way: Way):
+    app = Outrider(WorkerSettings(webhooks=LOOPBACK))
+    async with app.open("memory://", worker=False) as runtime, by(way, runtime) as outrider, receiving() as receiver:
+        hook = await outrider.webhooks.create(receiver.url, events=["terminal"])
+        session = await outrider.sessions.create()
+        for _ in range(2):
+            await (await session.create("external", {})).cancel()
+        duty = Webhooking(runtime.services)
+        await duty.once()
+        last, first = await outrider.webhooks.deliveries(hook.id)
+        assert sorted(receiver.ids) == [first.id, last.id]
+        assert [each.id for each in await outrider.webhooks.deliveries(hook.id, after=last.id, limit=1)] == [first.id]
+        assert await outrider.webhooks.deliveries(hook.id, status="dead") == []
+        assert await outrider.webhooks.delivery(hook.id, first.id) == first
+        assert (first.status, first.tries[0].status, first.payload["data"]["task"]["state"]) == (
+            "delivered", 200, "canceled",
+        )  # fmt: skip
+        assert await outrider.webhooks.replay(hook.id, [first.id]) == 1
+        await duty.once()
+        await duty.leave()
+        assert receiver.ids == [first.id, last.id, first.id]
+        receiver.answers = [status(503)]
+        assert (await outrider.webhooks.test(hook.id)).status == 503
+        assert receiver.requests[-1].verify(hook.secret)["type"] == "webhook.ping"
+
+
+async def test_a_link_answers_one_question_once(idle: Any):
+    task = await (await idle.sessions.create()).create("external", {}, options=TaskOptions(idle_timeout=60))
+    (held,) = await idle.external.claim("me")
+    request = await idle.external.ask(task.id, held.attempt, "How many?", expected={"type": "integer"})
+    link = await idle.answer_links.create(request.id, expires=timedelta(hours=1), by="ada")
+    assert (link.request_id, link.task_id, link.url) == (request.id, task.id, None)
+    token = link.path.removeprefix("/answer/")
+    form = await idle.answer_links.form(token)
+    assert (form.request.prompt, form.choices, form.typing) == ("How many?", (), "number")
+    narrow = (await idle.answer_links.create(request.id, choices=(1, 2))).path.removeprefix("/answer/")
+    assert [each.answer for each in (await idle.answer_links.form(narrow)).choices] == [1, 2]
+    spent = (await idle.answer_links.create(request.id, expires=0)).path.removeprefix("/answer/")
+    for kind, ask in (
+        (LinkExpired, idle.answer_links.form(spent)),
+        (LinkExpired, idle.answer_links.answer(spent, typed="1")),
+        (InvalidLink, idle.answer_links.form("e30.e30")),
+        (InvalidLink, idle.answer_links.form(f"{token}x")),
+        (InvalidLink, idle.answer_links.form(None)),
+        (InvalidLink, idle.answer_links.answer("\ud800", typed="1")),
+        (InvalidAnswer, idle.answer_links.answer(token, typed="many")),
+        (InvalidAnswer, idle.answer_links.answer(token)),
+        (InvalidAnswer, idle.answer_links.answer(narrow, choice=2)),
+        (InvalidAnswer, idle.answer_links.answer(narrow, typed="1")),
+        (InvalidAnswer, idle.answer_links.create(request.id, choices=["many"])),
+        (InvalidArguments, idle.answer_links.create(request.id, choices=[])),
+        (InvalidArguments, idle.answer_links.create(request.id, choices="12")),
+        (InvalidArguments, idle.answer_links.create(request.id, expires=timedelta(days=31))),
+        (NotFound, idle.answer_links.create("req_none")),
+    ):
+        with pytest.raises(kind):
+            await ask
+    assert (await idle.answer_links.answer(narrow, choice=1)).id == task.id
+    (asked,) = await task.requests()
+    assert (asked.answer, asked.answered_by, asked.answered_via) == (2, None, "link")
+    with pytest.raises(RequestClosed):
+        await idle.answer_links.answer(token, typed="3")
+    assert (await idle.answer_links.form(token)).request.status == "answered"
+    with pytest.raises(RequestClosed):
+        await idle.answer_links.create(request.id)

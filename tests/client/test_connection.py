@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from outrider.api.protocol import ABORT
 from outrider.api.serving import Service, bind
 from outrider.client import connection
 from outrider.core.errors import (
+    AlreadyExists,
     InvalidArguments,
     LimitReached,
     Outdated,
@@ -195,6 +197,55 @@ async def test_a_change_that_arrived_is_told_as_one():
         assert await client.retention.unpin(task.id)
         assert app.lost == 4
         assert not await client.queue.resume(kind="external")
+
+
+async def test_an_organization_is_made_and_deleted_once_though_the_answers_were_lost():
+    async with lossy() as (runtime, app, client):
+        app.loses = once("POST", "/organizations")
+        made = await client.organizations.create("A")
+        app.loses = once("POST", "/suspend")
+        assert (await client.organizations.suspend(made.id)).suspended_at is not None
+        app.loses = once("DELETE", made.id)
+        await client.organizations.delete(made.id)
+        hook = await client.webhooks.create("https://hooks.example/")
+        app.loses = once("PATCH", hook.id)
+        assert (await client.webhooks.update(hook.id, description="x")).description == "x"
+        app.loses = once("DELETE", hook.id)
+        await client.webhooks.delete(hook.id)
+        assert app.lost == 5
+        assert [each.id for each in await runtime.organizations.list()] == ["org_default"]
+        await runtime.organizations.create("B", id="org_b")
+        app.loses = once("POST", "/organizations")
+        with pytest.raises(AlreadyExists):  # somebody else's
+            await client.organizations.create("A", id="org_b")
+
+
+async def test_a_secret_that_is_told_once_is_made_once_and_the_error_says_that_it_may_be_there():
+    async with lossy() as (runtime, app, client):
+        key = await client.keys.create("ci")
+        hook = await client.webhooks.create("https://hooks.example/")
+        app.loses = lambda method, _: method == "POST"
+        for ask in (
+            client.keys.create("ci"),
+            client.keys.rotate(key.id),
+            client.webhooks.create("https://hooks.example/"),
+            client.webhooks.rotate_secret(hook.id),
+            client.secrets.rotate(),
+        ):
+            with pytest.raises(ServerUnreachable, match=r"whether POST /v1/\S+ was done is not known"):
+                await ask
+        assert app.lost == 5
+        assert len(await runtime.keys.list()) == 2
+        assert [each.secrets for each in await runtime.webhooks.list()] == [2, 1]
+        assert (await runtime.keys.get(key.id)).overlaps_until is not None
+
+
+async def test_a_secret_in_an_answer_that_cannot_be_read_is_not_in_the_error():
+    told = http(201, "application/json", '{"id": "key_1", "token": "ork_hush"}')
+    async with answering(told) as (url, _), Client(url, settings=QUICK) as client:
+        with pytest.raises(ServerDiffers, match="organization_id: Field required") as raised:
+            await client.keys.create("ci")
+    assert "ork_hush" not in "".join(traceback.format_exception(raised.value))
 
 
 async def test_what_may_not_be_done_twice_is_not_and_the_error_says_so():

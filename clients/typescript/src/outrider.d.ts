@@ -22,6 +22,16 @@ export interface AnswerForm {
   via?: string;
 }
 
+/** What a link shows: the question, and how it can be answered: by one of the `choices`, or by `typing` something.
+`typing` is None where only the choices will do. */
+export interface AnswerFormRecord {
+  task_name: string;
+  request: InputRequestRecord;
+  choices: Array<ChoiceRecord>;
+  typing: "text" | "number" | "json" | null;
+  expires_at: string;
+}
+
 /** A link. `path` is its place on any server of the store; `url` is whole where the server's address is known. */
 export interface AnswerLinkRecord {
   request_id: string;
@@ -197,6 +207,12 @@ export interface CheckpointRecord {
   step: string | null;
   iteration: number;
   at: string | null;
+}
+
+/** One of the answers that a form offers, and what its button says. */
+export interface ChoiceRecord {
+  label: string;
+  answer: any;
 }
 
 /** Who takes tasks, of which name, and how many. */
@@ -393,6 +409,13 @@ export interface LimitRecord {
   per: number | null;
 }
 
+/** An answer by a link: one of the two. */
+export interface LinkAnswerForm {
+  token: string;
+  choice?: number | null;
+  typed?: string | null;
+}
+
 /** A link that answers a question. */
 export interface LinkForm {
   expires?: number | null;
@@ -457,6 +480,7 @@ export interface NewKeyForm {
   session_id?: string | null;
   expires?: number | null;
   organization_id?: string | null;
+  by?: string | null;
 }
 
 /** An organization to be made. */
@@ -1109,6 +1133,11 @@ export interface TimeoutsRecord {
   total: number | null;
 }
 
+/** A link: what stands after `/answer/` in its path. */
+export interface TokenForm {
+  token: string;
+}
+
 /** An entry of what a session's agent has heard, said and done, numbered from 1 without gaps.
 `message` is in the form of the engine that wrote it; `task_id` is the turn, or the task, in which it was written. */
 export interface TranscriptRecord {
@@ -1246,6 +1275,12 @@ export declare class Outrider extends Transport {
 
   /** Give a key another token, which is in the answer and never shown again; the one before is good for a while. */
   rotateApiKey(key_id: string, body?: RotationForm | null, asked?: Asked): Promise<NewApiKeyRecord>;
+
+  /** Answer a question within reach by a link: with one of its choices, or with what was typed. */
+  answerWithLink(body: LinkAnswerForm, asked?: Asked): Promise<TaskRecord>;
+
+  /** Get what a link shows, of a question within reach: what is asked, and how it can be answered. */
+  showAnswerLink(body: TokenForm, asked?: Asked): Promise<AnswerFormRecord>;
 
   /** List organizations in the order of their ids. */
   listOrganizations(query?: { after?: string | null; limit?: number }, asked?: Asked): Promise<Page_OrganizationRecord>;

@@ -63,11 +63,19 @@ export class Outrider extends Transport {
   }
 
   revokeApiKey(key_id, asked = {}) {
-    return this.request("POST", `/v1/keys/${part(key_id)}/revoke`, { headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/keys/${part(key_id)}/revoke`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
   rotateApiKey(key_id, body = {}, asked = {}) {
     return this.request("POST", `/v1/keys/${part(key_id)}/rotate`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  answerWithLink(body, asked = {}) {
+    return this.request("POST", `/v1/links:answer`, { body, headers: asked.headers, signal: asked.signal });
+  }
+
+  showAnswerLink(body, asked = {}) {
+    return this.request("POST", `/v1/links:show`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
   listOrganizations(query = {}, asked = {}) {
@@ -87,11 +95,11 @@ export class Outrider extends Transport {
   }
 
   resumeOrganization(organization_id, asked = {}) {
-    return this.request("POST", `/v1/organizations/${part(organization_id)}/resume`, { headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/organizations/${part(organization_id)}/resume`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
   suspendOrganization(organization_id, asked = {}) {
-    return this.request("POST", `/v1/organizations/${part(organization_id)}/suspend`, { headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/organizations/${part(organization_id)}/suspend`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
   listPins(query = {}, asked = {}) {
@@ -135,7 +143,7 @@ export class Outrider extends Transport {
   }
 
   createAnswerLink(request_id, body, asked = {}) {
-    return this.request("POST", `/v1/requests/${part(request_id)}/links`, { body, headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/requests/${part(request_id)}/links`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
   resetRetention(asked = {}) {
@@ -447,7 +455,7 @@ export class Outrider extends Transport {
   }
 
   updateWebhook(webhook_id, body, asked = {}) {
-    return this.request("PATCH", `/v1/webhooks/${part(webhook_id)}`, { body, headers: asked.headers, signal: asked.signal });
+    return this.request("PATCH", `/v1/webhooks/${part(webhook_id)}`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
   listDeliveries(webhook_id, query = {}, asked = {}) {
@@ -459,11 +467,11 @@ export class Outrider extends Transport {
   }
 
   disableWebhook(webhook_id, body, asked = {}) {
-    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/disable`, { body, headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/disable`, { body, headers: asked.headers, again: true, signal: asked.signal });
   }
 
   enableWebhook(webhook_id, asked = {}) {
-    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/enable`, { headers: asked.headers, signal: asked.signal });
+    return this.request("POST", `/v1/webhooks/${part(webhook_id)}/enable`, { headers: asked.headers, again: true, signal: asked.signal });
   }
 
   replayDeliveries(webhook_id, body, asked = {}) {

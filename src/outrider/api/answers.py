@@ -1,7 +1,8 @@
 """Answering a question by a signed link: a page of plain HTML for a phone, and the form on it.
 
 Opening the page changes nothing, for whatever shows a preview of a link opens it too; only the form answers. The token
-in the path is all that admits; it is neither logged here nor sent on to anybody.
+in the path is all that admits; it is neither logged here nor sent on to anybody. A program with a key has routes beside
+it, for what the key reaches.
 """
 
 from __future__ import annotations
@@ -18,14 +19,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from outrider.api import wire
-from outrider.api.access import Asking, Submitting
-from outrider.api.forms import Form, Seconds
+from outrider.api.access import Asking, Reading, Submitting
+from outrider.api.forms import Form, Seconds, Whole
 from outrider.api.problems import responses
 from outrider.api.routing import noun
-from outrider.core.errors import InvalidAnswer, InvalidLink, LinkExpired, OutriderError, RequestClosed, TaskFinished
+from outrider.core.errors import (
+    InvalidAnswer,
+    InvalidLink,
+    LinkExpired,
+    NotFound,
+    OutriderError,
+    RequestClosed,
+    TaskFinished,
+)
 from outrider.runtime.access import Caller
-from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord
+from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord, Claims
 from outrider.runtime.facade import Runtime
+from outrider.runtime.records import TaskRecord
 
 links = noun("answers")
 router = APIRouter(prefix="/answer", tags=["answers"], include_in_schema=False, responses=responses())
@@ -58,6 +68,19 @@ class LinkForm(Form):
     by: str | None = Field(default=None, description="Who it is for: recorded as who answered.")
 
 
+class TokenForm(Form):
+    """A link: what stands after `/answer/` in its path."""
+
+    token: str
+
+
+class LinkAnswerForm(TokenForm):
+    """An answer by a link: one of the two."""
+
+    choice: Whole | None = Field(default=None, description="The number of one of the choices that it shows, from 0.")
+    typed: str | None = Field(default=None, description="What was typed, where it takes that.")
+
+
 @links.post(
     "/requests/{request_id}/links", status_code=201, response_model=AnswerLinkRecord, responses=responses(404, 409)
 )
@@ -67,6 +90,31 @@ async def create_answer_link(runtime: Submitting, caller: Asking, request_id: st
     by = form.by if caller.name is None else f"{form.by or 'somebody'}, by a link of {caller.name}"
     made = await runtime.answer_links.create(request_id, expires=form.expires, choices=form.choices, by=by)
     return wire.record(made, 201, {"Cache-Control": "no-store"})
+
+
+@links.post("/links:show", response_model=AnswerFormRecord, responses=responses(409))
+async def show_answer_link(runtime: Reading, form: TokenForm) -> Response:
+    """Get what a link shows, of a question within reach: what is asked, and how it can be answered."""
+    await _within_reach(runtime, form.token)
+    return wire.record(await runtime.answer_links.form(form.token), headers={"Cache-Control": "no-store"})
+
+
+@links.post("/links:answer", response_model=TaskRecord, responses=responses(409))
+async def answer_with_link(runtime: Submitting, request: Request, form: LinkAnswerForm) -> Response:
+    """Answer a question within reach by a link: with one of its choices, or with what was typed."""
+    claims = await _within_reach(runtime, form.token)
+    request.scope["outrider.targets"] = {"request_id": claims.request_id}
+    return wire.record(await runtime.answer_links.answer(form.token, choice=form.choice, typed=form.typed))
+
+
+async def _within_reach(runtime: Runtime, token: str) -> Claims:
+    """What a link says. Raises InvalidLink, also for one to what the key does not reach: a page tells less."""
+    claims = await runtime.answer_links.claims(token)
+    try:
+        await runtime.tasks.get(claims.task_id)
+    except NotFound:
+        raise InvalidLink("what this link is about is not here") from None
+    return claims
 
 
 @router.get("/{token}")

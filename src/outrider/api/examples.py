@@ -48,6 +48,7 @@ _WEBHOOK: dict[str, Any] = {
     "failures": 0,
     "secrets": 1,
 }
+_CHOICE = {"label": "Yes", "answer": True}
 _TRY = {"at": AT, "status": 204, "seconds": 0.12, "head": "", "error": None}
 _TASK: dict[str, Any] = {
     "id": TASK,
@@ -403,11 +404,21 @@ EXAMPLES: dict[str, Any] = {
         "url": "https://outrider.example.com/answer/WyJvcmdfZGVmYXVsdCJd.c2lnbmVk",
         "expires_at": LATER,
     },
+    "ChoiceRecord": _CHOICE,
+    "AnswerFormRecord": {
+        "task_name": "deploy",
+        "request": _QUESTION,
+        "choices": [_CHOICE],
+        "typing": None,
+        "expires_at": LATER,
+    },
     "NewWebhookForm": {"url": "https://example.com/outrider", "events": ["terminal", "awaiting_input"]},
     "WebhookForm": {"events": ["terminal"]},
     "DisablingForm": {"reason": "the receiver is being moved"},
     "SecretForm": {"overlap": 3600},
     "ReplayForm": {"delivery_ids": ["dlv_01a2072b4aa27000b1c6c7e5b0b0d3a4"]},
+    "TokenForm": {"token": "WyJvcmdfZGVmYXVsdCJd.c2lnbmVk"},
+    "LinkAnswerForm": {"token": "WyJvcmdfZGVmYXVsdCJd.c2lnbmVk", "choice": 0},
     "LinkForm": {"expires": 3600, "by": "ada@example.com"},
     "Budget": {"tokens": 200000, "cost": 1.5, "soft": 0.8},
 }

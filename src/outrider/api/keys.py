@@ -36,6 +36,7 @@ class NewKeyForm(Form):
     session_id: str | None = Field(default=None, description="Good for the tree of this session alone, its root.")
     expires: Seconds | None = None
     organization_id: str | None = Field(default=None, description="For operators: of another organization.")
+    by: str | None = Field(default=None, description="Who makes it; a caller with a name is who they are.")
 
 
 class RotationForm(Form):
@@ -82,7 +83,7 @@ async def create_api_key(runtime: Administering, caller: Asking, form: NewKeyFor
         session_id=form.session_id,
         expires=form.expires,
         organization_id=form.organization_id,
-        by=caller.name,
+        by=caller.signs(form.by),
     )
     return wire.record(made, 201, _SECRET)
 

@@ -29,10 +29,14 @@ WEBHOOK_ACTIONS = (
 )
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
-_OF_DATABASE = (
-    *("worker", "serve", "backup", "restore", "copy"),
-    *("webhooks", "keys", "organizations", "audit", "secrets"),
-)
+_OF_DATABASE = {
+    "worker": "a worker takes its tasks out of the database itself",
+    "serve": "it is what serves a database",
+    "backup": "it writes a file, which has all of all organizations in it",
+    "restore": "it puts a file in the place of the database, which nobody may be using",
+}
+"""Commands that no server does, and why."""
+_OF_OTHERS = {"demo": "uses a database of its own", "copy": "names both databases itself"}
 IDLE_EXIT = 60.0
 """Seconds that a worker which a command started stays after its last task."""
 
@@ -154,14 +158,14 @@ def _check_place(command: Command, arguments: argparse.Namespace) -> None:
     """Raise UsageError for two places at once, and for a server where only the machine of the database will do."""
     if arguments.db is not None and arguments.server is not None:
         raise UsageError("--server takes the place of --db")
-    if arguments.server is not None and command.name == "demo":
-        raise UsageError("demo uses a database of its own; leave out --server")
+    if arguments.server is not None and command.name in _OF_OTHERS:
+        raise UsageError(f"{command.name} {_OF_OTHERS[command.name]}; leave out --server")
     if command.name not in _OF_DATABASE or arguments.db is not None:
         return
     if arguments.server or (environment("OUTRIDER_SERVER") and not environment("OUTRIDER_DB")):
         raise UsageError(
-            f"outrider {command.name} is for the machine of the database, and no server can do it; run it there, or "
-            "name a database with --db"
+            f"outrider {command.name} is for the machine of the database: {_OF_DATABASE[command.name]}; "
+            "run it there, or name a database with --db"
         )
 
 

@@ -1,7 +1,7 @@
 """Who may use a service, and what they did: `keys`, `organizations`, `audit`, `secrets`.
 
-Whoever can open the database is its operator: on its machine the first key is made. What is changed here is in the
-audit log too, under the name by which the system knows who sits here.
+Whoever can open the database is its operator: on its machine the first key is made. What is changed there is in the
+audit log too, under the name by which the system knows who sits there; what a server is asked, it records itself.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli.arguments import environment
-from outrider.cli.database import open_here
+from outrider.cli.database import Opened, is_here, open_runtime
 from outrider.cli.exits import OK, UNSOUND, UsageError
 from outrider.cli.terminal import Screen, on_one_line
 from outrider.core.wording import counted
 from outrider.settings import AccessSettings, IssuerSettings
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
     from outrider.runtime.records import ApiKeyRecord, AuditRecord, OrganizationRecord, Record
 
 
@@ -33,14 +32,14 @@ async def keys(arguments: Namespace, screen: Screen) -> int:
         raise UsageError(f"{action} takes no KEY" if named else f"which key? outrider keys {action} KEY")
     if action == "create" and not (arguments.scope or arguments.admin):
         raise UsageError("what for? --scope read, submit or operate, or --admin")
-    async with open_here(arguments, create=action == "create") as runtime:
+    async with open_runtime(arguments, create=action == "create") as runtime:
         if action == "list":
             for each in await runtime.keys.list(organization_id=arguments.organization, limit=1000):
                 _show(each, _key_line(each), screen)
             return OK
         if action == "revoke":
             revoked = await runtime.keys.revoke(named)
-            await _record(runtime, "revoke_key", revoked, revoked.organization_id)
+            await _record(runtime, "revoke_key", revoked.organization_id, {"id": revoked.id})
             _show(revoked, f"{revoked.id} is good no more, from within seconds", screen)
             return OK
         if action == "create":
@@ -54,7 +53,7 @@ async def keys(arguments: Namespace, screen: Screen) -> int:
             )
         else:
             made = await runtime.keys.rotate(named, overlap=arguments.overlap)
-        await _record(runtime, f"{action}_key", made, made.organization_id)
+        await _record(runtime, f"{action}_key", made.organization_id, {"id": made.id})
     _show(made, made.token, screen)
     screen.note(f"this is the token of {made.id}; it is shown this once, and nobody can read it again")
     return OK
@@ -67,7 +66,7 @@ async def organizations(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("list takes no ORGANIZATION" if named else f"which? outrider organizations {action} NAME")
     if arguments.id is not None and action != "create":
         raise UsageError("--id is the id of an organization that is made")
-    async with open_here(arguments, create=action == "create") as runtime:
+    async with open_runtime(arguments, create=action == "create") as runtime:
         found = runtime.organizations
         if action == "list":
             for each in await found.list(limit=1000):
@@ -75,14 +74,14 @@ async def organizations(arguments: Namespace, screen: Screen) -> int:
             return OK
         if action == "delete":
             await found.delete(named)
-            await _record(runtime, "delete_organization", None, named)
+            await _record(runtime, "delete_organization", named)
             screen.note(f"{named} is deleted, with its keys; its audit log stays")
             return OK
         if action == "create":
             changed = await found.create(named, id=arguments.id)
         else:
             changed = await (found.suspend(named) if action == "suspend" else found.resume(named))
-        await _record(runtime, f"{action}_organization", changed, changed.id)
+        await _record(runtime, f"{action}_organization", changed.id, {"id": changed.id})
     _show(changed, _organization_line(changed), screen)
     return OK
 
@@ -94,13 +93,13 @@ async def audit(arguments: Namespace, screen: Screen) -> int:
         raise UsageError("--expect-head is for verify")
     if action == "prune" and arguments.older_than is None:
         raise UsageError("how old? --older-than 365d")
-    async with open_here(arguments) as runtime:
+    async with open_runtime(arguments) as runtime:
         if action == "list":
             for entry in await runtime.audit.list(organization_id=owner, limit=arguments.limit):
                 _show(entry, _entry_line(entry), screen)
             return OK
         if action == "prune":
-            await _record(runtime, "prune_audit", None, owner or runtime.services.organization_id)
+            await _record(runtime, "prune_audit", owner)
             gone = await runtime.audit.prune(arguments.older_than, organization_id=owner)
             if screen.as_json:
                 screen.data({"entries": gone})
@@ -120,9 +119,9 @@ async def audit(arguments: Namespace, screen: Screen) -> int:
 
 async def secrets(arguments: Namespace, screen: Screen) -> int:
     """Seal the secrets in the database anew."""
-    async with open_here(arguments, create=True) as runtime:
+    async with open_runtime(arguments, create=True) as runtime:
         rotated = await runtime.secrets.rotate()
-        await runtime.audit.record("rotate_secrets", actor=_actor(), targets={"key_id": rotated.key_id})
+        await _record(runtime, "rotate_secrets", None, {"key_id": rotated.key_id})
     _show(rotated, f"{rotated.key_id} seals from now on; {counted(rotated.sealed, 'secret')} sealed anew", screen)
     if rotated.unused:
         screen.note(f"no longer needed: {', '.join(rotated.unused)}")
@@ -162,16 +161,13 @@ def _pairs(variable: str) -> Mapping[str, str] | None:
     return {value: meaning for value, _, meaning in found}
 
 
-async def _record(runtime: Runtime, action: str, record: ApiKeyRecord | OrganizationRecord | None, owner: str) -> None:
-    """Write down what was done here, in the log of the organization that it was done to."""
-    targets = {} if record is None else {"id": record.id}
-    await runtime.audit.record(action, actor=_actor(), targets=targets, organization_id=owner)
-
-
-def _actor() -> dict[str, str]:
+async def _record(runtime: Opened, action: str, owner: str | None, targets: Mapping[str, str] | None = None) -> None:
+    """Write down what was done here, in the log of the organization that it was done to; a server has it already."""
     from outrider.cli.starting import user_name
 
-    return {"name": user_name() or "unknown", "via": "command line"}
+    if is_here(runtime):
+        actor = {"name": user_name() or "unknown", "via": "command line"}
+        await runtime.audit.record(action, actor=actor, targets=targets, organization_id=owner)
 
 
 def _show(record: Record, line: str, screen: Screen) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from outrider.cli.database import open_here
+from outrider.cli.database import Opened, open_runtime
 from outrider.cli.exits import INTERNAL, OK, UsageError
 from outrider.cli.terminal import Screen, on_one_line
 
 if TYPE_CHECKING:
-    from outrider.runtime.facade import Runtime
-    from outrider.runtime.webhooks.endpoints import Webhooks
     from outrider.runtime.webhooks.records import DeliveryRecord, WebhookRecord
 
 _OF = {
@@ -35,15 +33,15 @@ async def webhooks(arguments: Namespace, screen: Screen) -> int:
         raise UsageError(f"{action} takes one TARGET")
     if (target is None) != (action == "list"):
         raise UsageError(f"{action} takes no TARGET" if action == "list" else f"{action} which? name the TARGET")
-    async with open_here(arguments, create=action == "create") as runtime:
+    async with open_runtime(arguments, create=action == "create") as runtime:
         if action == "list":
             return await _list(runtime, arguments, screen)
         if action == "create":
             return await _create(runtime, arguments, screen)
-        return await _one(runtime.webhooks, arguments, screen)
+        return await _one(runtime, arguments, screen)
 
 
-async def _list(runtime: Runtime, arguments: Namespace, screen: Screen) -> int:
+async def _list(runtime: Opened, arguments: Namespace, screen: Screen) -> int:
     task = None if arguments.task is None else (await runtime.tasks.find(arguments.task)).id
     found = await runtime.webhooks.list(task_id=task, limit=arguments.limit)
     for each in found:
@@ -53,7 +51,7 @@ async def _list(runtime: Runtime, arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
-async def _create(runtime: Runtime, arguments: Namespace, screen: Screen) -> int:
+async def _create(runtime: Opened, arguments: Namespace, screen: Screen) -> int:
     given: dict[str, Any] = {} if arguments.events is None else {"events": _events(arguments.events)}
     if arguments.task is not None:
         given["task_id"] = (await runtime.tasks.find(arguments.task)).id
@@ -65,8 +63,8 @@ async def _create(runtime: Runtime, arguments: Namespace, screen: Screen) -> int
     return OK
 
 
-async def _one(hooks: Webhooks, arguments: Namespace, screen: Screen) -> int:
-    target = arguments.target
+async def _one(runtime: Opened, arguments: Namespace, screen: Screen) -> int:
+    hooks, target = runtime.webhooks, arguments.target
     match arguments.action:
         case "show":
             _show(await hooks.get(target), screen)

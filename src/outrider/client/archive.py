@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from outrider.client.connection import Connection, segment
 from outrider.core.values import JSONObject
-from outrider.runtime.options import check_page, check_texts_if_given
+from outrider.runtime.options import check_texts_if_given
 from outrider.runtime.records import ArchiveRecord
 
 
@@ -27,9 +27,7 @@ class Archive:
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[ArchiveRecord]:
         """Return the archived sessions, in the order of their ids."""
-        check_texts_if_given(after=after)
-        params = {"after": after, "limit": check_page(limit)}
-        return (await self._connection.ask("GET", "/v1/archive", params=params)).page(ArchiveRecord)
+        return await self._connection.listed("/v1/archive", ArchiveRecord, after=after, limit=limit)
 
     async def get(self, session_id: str) -> ArchiveRecord:
         """Return what is known of an archived session. Raises NotFound."""

@@ -6,16 +6,22 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from types import TracebackType
 
+from outrider.client.answer_links import AnswerLinks
 from outrider.client.archive import Archive
+from outrider.client.audit import Audit
 from outrider.client.connection import Connection, Told
 from outrider.client.doctor import Doctor
 from outrider.client.external import ExternalTasks
 from outrider.client.handles import TaskHandle
 from outrider.client.inbox import Inbox
+from outrider.client.keys import Keys
+from outrider.client.organizations import Organizations
 from outrider.client.queue import Queue
 from outrider.client.retention import RetentionPolicies
+from outrider.client.secrets import Secrets
 from outrider.client.sessions import Sessions
 from outrider.client.tasks import Tasks
+from outrider.client.webhooks import Webhooks
 from outrider.core.errors import InvalidArguments, ServerDiffers
 from outrider.runtime.clock import span
 from outrider.runtime.options import Length, check_count
@@ -41,6 +47,12 @@ class Client:
         self.external = ExternalTasks(self._connection)
         self.retention = RetentionPolicies(self._connection)
         self.archive = Archive(self._connection)
+        self.webhooks = Webhooks(self._connection)
+        self.answer_links = AnswerLinks(self._connection)
+        self.organizations = Organizations(self._connection)
+        self.keys = Keys(self._connection)
+        self.audit = Audit(self._connection)
+        self.secrets = Secrets(self._connection)
 
     def __repr__(self) -> str:
         return f"<Client {self.url}>"

@@ -33,7 +33,7 @@ from outrider.core.errors import (
 )
 from outrider.runtime.codec import encode
 from outrider.runtime.ids import check_id
-from outrider.runtime.options import check_texts
+from outrider.runtime.options import check_page, check_texts, check_texts_if_given
 from outrider.settings import ClientSettings
 
 R = TypeVar("R", bound=BaseModel)
@@ -43,6 +43,10 @@ Params: TypeAlias = Mapping[str, Any]
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream"
 LINES_TYPE = "application/x-ndjson"
+PAGE = 1000
+"""How many items one request takes or gives; more go in several."""
+LONG = 300.0
+"""Seconds that work on a whole store may take, beyond what any answer may."""
 FINAL = ("task_ended", "task_deleted", "session_deleted")
 """Why a stream ends for good. After any other end the same stream is asked for again."""
 
@@ -74,7 +78,12 @@ class Answer:
 
     def page(self, kind: type[R]) -> list[R]:
         """The records of the page in it."""
-        return cast("list[R]", _read(_pages(kind), self.content).items)
+        return self.page_and_next(kind)[0]
+
+    def page_and_next(self, kind: type[R]) -> tuple[list[R], str | None]:
+        """The records of the page in it, and the cursor of the page after it; None where this was the last."""
+        page = _read(_pages(kind), self.content)
+        return page.items, None if page.next is None else f"{page.next}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,7 @@ class Told:
 
 class _Page(BaseModel, Generic[R]):
     items: list[R]
+    next: str | int | None = None
 
 
 class _Trouble(Exception):
@@ -171,6 +181,19 @@ class Connection:
             return Answer(response.content, response.headers, is_doubtful)
 
         return await self._until_it_works(once, again, until)
+
+    async def listed(
+        self, path: str, kind: type[R], params: Params | None = None, *, after: str | None, limit: int
+    ) -> list[R]:
+        """Up to `limit` records of a list, after a cursor: page by page, where one request does not give so many."""
+        check_texts_if_given(after=after)
+        room, found = check_page(limit), list[R]()
+        while True:
+            asked = {**(params or {}), "after": after, "limit": min(room - len(found), PAGE)}
+            page, after = (await self.ask("GET", path, params=asked)).page_and_next(kind)
+            found += page
+            if after is None or len(found) >= room:
+                return found
 
     async def snapshot(self, path: str, kind: type[R]) -> R:
         """The snapshot with which a stream begins."""
@@ -418,7 +441,10 @@ def _read(adapter: TypeAdapter[Any], content: bytes | str) -> Any:
     try:
         return adapter.validate_json(content, extra="ignore")
     except ValidationError as error:
-        raise ServerDiffers(f"the server is of another version: what it answered cannot be read ({error})") from error
+        # What it answered is not quoted, nor is the cause that quotes it: there may be a key in it.
+        places = error.errors(include_url=False, include_input=False, include_context=False)[:3]
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in places)
+        raise ServerDiffers(f"the server is of another version: what it answered cannot be read ({told})") from None
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outrider.client.connection import Connection, segment
 from outrider.runtime.clock import span
-from outrider.runtime.options import Length, check_flags, check_page, check_texts_if_given
+from outrider.runtime.options import Length, check_flags, check_texts_if_given
 from outrider.runtime.records import PinRecord, RetentionRecord
 
 
@@ -20,9 +20,7 @@ class RetentionPolicies:
 
     async def policies(self, *, after: str | None = None, limit: int = 100) -> list[RetentionRecord]:
         """Return the organizations that have a policy of their own, in the order of their ids."""
-        check_texts_if_given(after=after)
-        params = {"after": after, "limit": check_page(limit)}
-        return (await self._connection.ask("GET", "/v1/retention/policies", params=params)).page(RetentionRecord)
+        return await self._connection.listed("/v1/retention/policies", RetentionRecord, after=after, limit=limit)
 
     async def set_policy(
         self, *, age: Length | None, count: int | None = None, archive: bool = False, by: str | None = None
@@ -52,9 +50,7 @@ class RetentionPolicies:
 
     async def pins(self, *, after: str | None = None, limit: int = 100) -> list[PinRecord]:
         """Return what is pinned, in the order of ids."""
-        check_texts_if_given(after=after)
-        params = {"after": after, "limit": check_page(limit)}
-        return (await self._connection.ask("GET", "/v1/pins", params=params)).page(PinRecord)
+        return await self._connection.listed("/v1/pins", PinRecord, after=after, limit=limit)
 
 
 def _path(id: str) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from outrider.client.connection import Connection, Told, segment
 from outrider.client.handles import SessionHandle, TaskHandle
 from outrider.client.inbox import Inbox
-from outrider.client.tasks import NO_LIMIT, PAGE, Tasks
+from outrider.client.tasks import NO_LIMIT, Tasks
 from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
 from outrider.core.ledger import TaskFilter
 from outrider.core.task import TURN
@@ -27,7 +27,6 @@ from outrider.runtime.options import (
     check_count,
     check_flags,
     check_mappings,
-    check_page,
     check_texts,
     check_texts_if_given,
     not_negative,
@@ -98,17 +97,7 @@ class Sessions:
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[SessionRecord]:
         """Return sessions, newest first, after the one of that id."""
-        check_texts_if_given(after=after)
-        found: builtins.list[SessionRecord] = []
-        while len(found) < check_page(limit):
-            room = min(limit - len(found), PAGE)
-            answer = await self._connection.ask("GET", "/v1/sessions", params={"after": after, "limit": room})
-            page = answer.page(SessionRecord)
-            found += page
-            if len(page) < room:
-                break
-            after = page[-1].id
-        return found
+        return await self._connection.listed("/v1/sessions", SessionRecord, after=after, limit=limit)
 
     async def grants(self, session_id: str) -> builtins.list[GrantRecord]:
         """Return the tools that need no more approval in a session, for somebody said `always`. Raises NotFound."""
@@ -156,21 +145,11 @@ class Sessions:
         With `newest_first` from the end on, and `after` is the number below which to go on. Raises NotFound.
         """
         check_flags(newest_first=newest_first)
-        check_page(limit)
         if after is not None:
             check_count("after", after)
-        found: builtins.list[TranscriptRecord] = []
-        while len(found) < limit:
-            room = min(limit - len(found), PAGE)
-            params = {"after": after, "limit": room, "newest_first": newest_first}
-            page = (await self._connection.ask("GET", f"{_path(session_id)}/transcript", params=params)).page(
-                TranscriptRecord
-            )
-            found += page
-            if len(page) < room:
-                break
-            after = page[-1].number
-        return found
+        cursor = None if after is None else str(after)
+        path, params = f"{_path(session_id)}/transcript", {"newest_first": newest_first}
+        return await self._connection.listed(path, TranscriptRecord, params, after=cursor, limit=limit)
 
     async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
         """Return a session's files below a prefix."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import orjson
 
-from outrider.client.connection import Connection, Told, as_json, segment
+from outrider.client.connection import PAGE, Connection, Told, as_json, segment
 from outrider.core.errors import (
     InvalidArguments,
     NotFound,
@@ -63,8 +63,6 @@ from outrider.runtime.records import (
 )
 from outrider.runtime.tasks import Order
 
-PAGE = 1000
-"""How many items one request takes or gives; more go in several."""
 BYTES = 4 * 1024 * 1024
 """How many bytes of tasks to be made go in one request, unless one task has more."""
 NO_LIMIT = 1 << 62

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from outrider.core.change import AttemptEnd, WakeReason
 from outrider.core.delivery import Receipt
@@ -689,7 +689,7 @@ class ApiKeyRecord(Record):
 class NewApiKeyRecord(ApiKeyRecord):
     """A key with its `token`, which is shown this once."""
 
-    token: str
+    token: str = Field(repr=False)
 
 
 class AuditRecord(Record):

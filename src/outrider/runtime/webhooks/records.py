@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import Field
 
 from outrider.core.ledger import Document
 from outrider.core.values import Instant
@@ -47,7 +48,7 @@ class WebhookRecord(Record):
 class NewWebhookRecord(WebhookRecord):
     """An endpoint with a `secret` that was just made or given, which is told here and never again."""
 
-    secret: str
+    secret: str = Field(repr=False)
 
     @classmethod
     def with_secret(cls, endpoint: Endpoint, lane: Document | None, now: Instant, secret: str) -> NewWebhookRecord:
