@@ -45,6 +45,9 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
 """
+KEYS = """A key of Outrider, or a token of its issuer. Each operation names the scope that it needs, of which each holds
+those before it: `read`, `submit`, `operate`, `admin`. What has `x-outrider-operator` is for admins of `org_default`.
+"""
 ROUTERS = (
     tasks.router,
     sessions.router,
@@ -140,9 +143,7 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
-    }
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": KEYS}}
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from outrider.api import wire
+from outrider.api.access import SCOPE_OF
 from outrider.api.problems import Refusal, described, responses
 from outrider.api.wire import Request
 
@@ -32,6 +33,9 @@ class Route(APIRoute):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
+        scopes = [SCOPE_OF[each.call] for each in self.dependant.dependencies if each.call in SCOPE_OF]
+        if scopes:  # the roles of the scheme, as OpenAPI 3.1 has them; nobody need have a key where nobody is asked
+            self.openapi_extra = {"security": [{"bearer": scopes}, {}], **(self.openapi_extra or {})}
         found = self.response_fields.get(500)
         if found is not None:  # as all routes of a noun have it, which say beside it what else they answer
             for status, applies in ((415, self.body_field is not None), (507, self.methods != {"GET"})):
