@@ -359,10 +359,16 @@ async def test_who_asks_too_often_is_refused_with_when_to_come_again():
             assert 0 < int(third.headers["Retry-After"]) <= 100
 
 
-async def test_who_sends_wrong_keys_is_told_to_wait():
-    settings = ServeSettings(access=AccessSettings(failures=2))
-    async with opened() as runtime, Client(runtime, "ork_wrong", settings) as client:
+@pytest.mark.parametrize("token", ["ork_wrong", None])
+async def test_who_sends_wrong_keys_or_none_is_told_to_wait_and_holds_up_nobody(token: str | None):
+    settings = ServeSettings(access=AccessSettings(failures=2, rate=0.01, burst=1))
+    async with opened() as runtime, Client(runtime, token, settings) as client:
         assert [(await client.get("/v1/caller")).status_code for _ in range(3)] == [401, 401, 429]
+        good = {"Authorization": f"Bearer {await key(runtime, 'read')}"}
+        assert (await client.get("/v1/caller", headers=good)).status_code == 200
+        # How often is asked before what: what the key may not do is not said any more.
+        for path in ("/v1/caller", "/v1/keys"):
+            assert (await client.get(path, headers=good)).json()["code"] == "rate_limited"
 
 
 # --- the audit log -----------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from outrider.api.examples import EXAMPLES
 from outrider.api.health import health_routes
 from outrider.api.limits import Limits
 from outrider.api.recording import Recording
+from outrider.api.routing import Head
 from outrider.api.tracing import http_telemetry
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
@@ -102,6 +103,7 @@ def create_api(
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     health = health_routes(runtime, registry=registry, is_draining=app.state.ending.is_set, guard=[Depends(measuring)])
     app.router.routes.extend(health.routes)
+    app.router.routes.extend(Head.of(app.router.routes))
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
