@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import httpx2
 import orjson
-import stamina
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from outrider.client.problems import error_of
@@ -33,6 +32,7 @@ from outrider.core.errors import (
 )
 from outrider.runtime.codec import encode
 from outrider.runtime.ids import check_id
+from outrider.runtime.log import log
 from outrider.runtime.options import check_texts
 from outrider.settings import ClientSettings
 
@@ -121,6 +121,10 @@ class Connection:
             timeout=httpx2.Timeout(settings.answer_timeout, connect=settings.connect_timeout),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
         )
+        self._trying = 0
+        """How many ask again, since they were not answered."""
+        self._troubled_since: float | None = None
+        """Since when that was said; None where all is well."""
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -216,8 +220,8 @@ class Connection:
             since = now if cuts == 0 else since
             if cuts and now >= since + self.settings.patience:
                 raise self._unreachable(cut or OSError("its streams end as soon as they begin"))
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**cuts, _LONGEST_PAUSE))
             cuts += 1
+            await asyncio.sleep(_backoff(cuts))
 
     async def _open(self, path: str, after: int | None) -> httpx2.Response:
         """Ask for a stream, once. Raises _Trouble."""
@@ -255,35 +259,42 @@ class Connection:
 
         Patience begins with the first failure: a request that was meant to wait has used none of it until then.
         """
-        end = math.inf if until is None else until
-        is_first = True
+        done = await self._tried(once, again, math.inf if until is None else until)
+        if self._troubled_since is not None and not self._trying:
+            self._tell_its_end(self._troubled_since)
+        return done
 
-        def is_to_be_tried(trouble: Exception) -> bool | float:
-            nonlocal end, is_first
-            if not isinstance(trouble, _Trouble) or not trouble.is_passing or not (again or trouble.is_certain):
-                return False
-            now = time.monotonic()
-            if is_first:
-                is_first, end = False, min(end, now + self.settings.patience)
-            if now >= end or (trouble.after is not None and now + trouble.after > end):
-                return False
-            return True if trouble.after is None else trouble.after
-
-        tries = stamina.retry_context(
-            on=is_to_be_tried,
-            attempts=None,
-            timeout=None,
-            wait_initial=_FIRST_PAUSE,
-            wait_max=_LONGEST_PAUSE,
-            wait_jitter=_JITTER,
-        )
+    async def _tried(self, once: Callable[[], Awaitable[T]], again: bool, end: float) -> T:
+        tries = 0
         try:
-            async for attempt in tries:
-                with attempt:
+            while True:
+                try:
                     return await once()
-        except _Trouble as trouble:
-            raise trouble.error from trouble.__cause__
-        raise AssertionError("the last try returns or raises")
+                except _Trouble as trouble:
+                    now = time.monotonic()
+                    end = end if tries else min(end, now + self.settings.patience)
+                    is_to_be_tried = trouble.is_passing and (again or trouble.is_certain) and now < end
+                    if not is_to_be_tried or (trouble.after is not None and now + trouble.after > end):
+                        raise trouble.error from trouble.__cause__
+                    if not tries:
+                        self._begin_again(trouble.error)
+                    tries += 1
+                    pause = _backoff(tries) if trouble.after is None else trouble.after
+                await asyncio.sleep(pause)
+        finally:
+            if tries:
+                self._trying -= 1
+
+    def _begin_again(self, error: OutriderError) -> None:
+        """Say that there is trouble, once for all who run into it."""
+        self._trying += 1
+        if self._troubled_since is None:
+            self._troubled_since = time.monotonic()
+            log.warning("the server is in trouble; asking again", server=self.url, reason=error.message)
+
+    def _tell_its_end(self, since: float) -> None:
+        self._troubled_since = None
+        log.warning("the server answers again", server=self.url, seconds=round(time.monotonic() - since, 1))
 
     async def _send(self, request: httpx2.Request, again: bool, *, stream: str | None = None) -> httpx2.Response:
         """Ask once. Raises _Trouble."""
@@ -368,6 +379,11 @@ def _said(params: Params) -> dict[str, Any]:
 
 def _is_passing(error: httpx2.TransportError) -> bool:
     return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.ProxyError)
+
+
+def _backoff(tries: int) -> float:
+    """How many seconds to wait after so many tries in vain."""
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(tries - 1, 16) + random.uniform(0.0, _JITTER))
 
 
 def _pause(told: str | None) -> float | None:
