@@ -20,7 +20,7 @@ DOCS = "docs/"
 DOCUMENTS = {"README.md": "quickstart.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Documents of the root, and their names on the site."""
 
-LANGUAGES = {".py": "python", ".json": "json", ".yaml": "yaml", ".yml": "yaml", ".service": "ini"}
+LANGUAGES = {".py": "python", ".json": "json", ".yaml": "yaml", ".yml": "yaml", ".service": "ini", ".ts": "ts"}
 
 FENCED = re.compile(r"^(`{3,}|~{3,})([^\n]*)\n.*?^\1 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")

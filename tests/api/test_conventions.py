@@ -1,5 +1,7 @@
 """What holds for all routes: problems, idempotency, tags, pages, ugly input."""
 
+import json
+
 import pytest
 
 from outrider import Outrider
@@ -31,6 +33,46 @@ async def test_every_error_is_a_problem_with_a_stable_code(api: Api):
         assert problem["status"] == status
         assert code is None or problem["code"] == code
         assert problem["request_id"] == told.headers["x-request-id"]
+
+
+async def test_a_key_that_is_twice_in_one_object_is_refused_and_nothing_else_is(api: Api):
+    path = f"/v1/sessions/{await api.session()}/tasks"
+    for spec, named in {
+        b'{"a":1,"a":1}': "'a'",
+        b'{"b":[{"x:y":":", "x:y":2}]}': "'x:y'",
+        b'{"c":1,"d":"\\u003a","\\u0063":2}': "'c'",  # the same however it is written
+        b'{"n":%d,"e":{"e":1,"e":2}}' % (1 << 70): "'e'",
+        b'{"' + b"k" * 9000 + b'":1,"' + b"k" * 9000 + b'":2}': "'kkk",
+    }.items():
+        told = await api.post(path, content=b'{"kind":"external","spec":' + spec + b"}", headers=JSON)
+        assert (told.status_code, told.json()["code"], named in told.json()["detail"]) == (400, "invalid_json", True)
+    for spec in (
+        b'{"a":{"a":{"a" : "a:a"}}, "b":"\\":\\"", ":":":"}',
+        b'{"\\u003a":"\\u003A","b":[{"c":1},{"c":1}]}',
+    ):
+        made = await api.post(path, content=b'{"kind":"external","spec":' + spec + b"}", headers=JSON)
+        assert (made.status_code, made.json()["spec"]) == (201, json.loads(spec))
+
+
+async def test_head_is_answered_as_get_without_the_body(api: Api):
+    session_id = await api.session()
+    await api.put(f"/v1/sessions/{session_id}/files/a.txt", content=b"text")
+    for path in (
+        "/v1/tasks?limit=5",
+        f"/v1/sessions/{session_id}",
+        f"/v1/sessions/{session_id}/files/a.txt",
+        f"/v1/sessions/{session_id}/export",
+        f"/v1/sessions/{session_id}/tree",
+    ):
+        got, told = await api.get(path), await api.head(path)
+        assert (told.status_code, told.content) == (200, b"")
+        assert {**told.headers, "x-request-id": ""} == {**got.headers, "x-request-id": ""}
+    stream = await api.head(f"/v1/sessions/{session_id}/events")  # which is over with its head
+    assert (stream.status_code, stream.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    assert (await api.head("/v1/tasks/task_none")).status_code == 404
+    other = await api.head("/v1/tasks:wait")
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
+    assert (await api.put("/v1/tasks")).headers["allow"] == "GET, HEAD"
 
 
 async def test_probes_may_ask_with_head_and_who_asks_otherwise_is_told_how(api: Api):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from tests.api.conftest import Api
 
 pytestmark = pytest.mark.anyio
 
-PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "http-api.md").read_text()
 SOURCES = Path(inspect.getfile(create_api)).parent
 
 STREAMS = "a stream: Server-Sent Events"
@@ -159,9 +161,12 @@ def routes(document: dict[str, Any]) -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
 
 
-async def test_the_page_lists_the_routes_that_there_are(api: Api):
+async def test_the_page_lists_the_routes_that_there_are_with_scope_body_and_answer(api: Api):
+    document = api.app.openapi()
     listed = set(re.findall(r"^\| `([A-Z]+) (/v1[^` ]*)` \|", PAGE, re.MULTILINE))
-    assert listed == routes(api.app.openapi())
+    assert listed == routes(document)
+    filled = runpy.run_path(str(DOCS / "routes.py"))["filled"](PAGE, document)
+    assert filled.splitlines() == PAGE.splitlines(), "run docs/routes.py: a route is another by now"
 
 
 async def test_each_route_says_that_a_body_may_have_another_form_and_that_the_store_may_be_full(api: Api):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import stamina
 
 from outrider import Client, Runtime, TaskOptions
 from outrider.api import create_api
@@ -31,18 +30,10 @@ from outrider.core.errors import (
     StoreLocked,
 )
 from outrider.settings import AccessSettings, ClientSettings, ServeSettings
-from tests.client.stage import QUICK, app_of_tests
+from tests.client.stage import QUICK, app_of_tests, served
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """What is tried again is not told: structlog would print it."""
-    before = stamina.instrumentation.get_on_retry_hooks()
-    stamina.instrumentation.set_on_retry_hooks([])
-    yield
-    stamina.instrumentation.set_on_retry_hooks(before)
 
 
 class Lossy:
@@ -324,6 +315,26 @@ async def test_a_server_that_is_away_is_waited_for_as_long_as_patience_lasts():
     async with Client(f"http://127.0.0.1:{port}", settings=ClientSettings(patience=0)) as client:
         with pytest.raises(ServerUnreachable):
             await client.sessions.create()
+
+
+async def test_trouble_is_told_when_it_begins_and_when_it_is_over_however_many_wait(caplog: pytest.LogCaptureFixture):
+    def told() -> list[str]:
+        return [vars(each)["outrider"]["event"] for each in caplog.records if each.name == "outrider"]
+
+    async with app_of_tests().open("memory://", worker=False) as runtime:
+        async with served(runtime) as url:
+            port = int(url.rpartition(":")[2])
+        async with Client(url, settings=replace(QUICK, patience=0)) as hasty:
+            with pytest.raises(ServerUnreachable):
+                await hasty.sessions.list()
+        assert told() == []  # nothing was asked again: the error says it all
+        async with Client(url, settings=QUICK) as client:
+            waiting = [asyncio.ensure_future(client.sessions.list()) for _ in range(5)]
+            await until(lambda: told() != [])
+            async with served(runtime, port=port):
+                assert await asyncio.gather(*waiting) == [[]] * 5
+                await client.sessions.list()
+    assert told() == ["the server is in trouble; asking again", "the server answers again"]
 
 
 async def test_what_is_asked_too_early_is_asked_again_when_the_server_says():

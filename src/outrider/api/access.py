@@ -129,6 +129,16 @@ async def caller_of(request: Request) -> Caller:
     return caller
 
 
+SCOPE_OF: dict[object, Scope] = {
+    reading: "read",
+    submitting: "submit",
+    operating: "operate",
+    administering: "admin",
+}
+"""Which scope each of these dependencies asks for."""
+FOR_OPERATORS: dict[str, object] = {"x-outrider-operator": True}
+"""`openapi_extra` of a route that the façade refuses to all but operators, whatever is asked of it."""
+
 Reading = Annotated[Runtime, Depends(reading)]
 Submitting = Annotated[Runtime, Depends(submitting)]
 Operating = Annotated[Runtime, Depends(operating)]

@@ -35,6 +35,7 @@ from outrider.api.examples import EXAMPLES
 from outrider.api.health import health_routes
 from outrider.api.limits import Limits
 from outrider.api.recording import Recording
+from outrider.api.routing import Head
 from outrider.api.tracing import http_telemetry
 from outrider.core.errors import OutriderError
 from outrider.runtime.facade import Runtime
@@ -44,6 +45,9 @@ DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk awa
 
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
 the page after it. A create with an `Idempotency-Key` is safe to repeat.
+"""
+KEYS = """A key of Outrider, or a token of its issuer. Each operation names the scope that it needs, of which each holds
+those before it: `read`, `submit`, `operate`, `admin`. What has `x-outrider-operator` is for admins of `org_default`.
 """
 ROUTERS = (
     tasks.router,
@@ -99,6 +103,7 @@ def create_api(
         app.router.routes.extend(router.routes)  # as they are: included, each would be made anew and looked for twice
     health = health_routes(runtime, registry=registry, is_draining=app.state.ending.is_set, guard=[Depends(measuring)])
     app.router.routes.extend(health.routes)
+    app.router.routes.extend(Head.of(app.router.routes))
     handlers: dict[type[Exception], Any] = {
         OutriderError: problems.on_outrider_error,
         HTTPException: problems.on_http_error,
@@ -140,9 +145,7 @@ class _Api(FastAPI):
 def _finished(document: dict[str, Any]) -> dict[str, Any]:
     """Problems have their own media type, validation errors are problems too, and a bearer token may be asked for."""
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "A key of Outrider, or a token of its issuer."}
-    }
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": KEYS}}
     document["security"] = [{"bearer": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():

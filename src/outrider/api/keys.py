@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from outrider.api import wire
-from outrider.api.access import Administering, Asking, Reading
+from outrider.api.access import FOR_OPERATORS, Administering, Asking, Reading
 from outrider.api.forms import Form, Seconds
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
@@ -116,7 +116,7 @@ async def rotate_api_key(runtime: Administering, key_id: str, form: RotationForm
     return wire.record(made, headers=_SECRET)
 
 
-@router.post("/secrets/rotate", response_model=RotationRecord, responses=responses(409))
+@router.post("/secrets/rotate", response_model=RotationRecord, responses=responses(409), openapi_extra=FOR_OPERATORS)
 async def rotate_secrets(runtime: Administering) -> Response:
     """Seal the secrets in the database anew with the first of its keys, a new one where those are in a file."""
     return wire.record(await runtime.secrets.rotate())

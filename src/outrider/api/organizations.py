@@ -6,7 +6,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from outrider.api import wire
-from outrider.api.access import Administering
+from outrider.api.access import FOR_OPERATORS, Administering
 from outrider.api.forms import Form
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
@@ -23,7 +23,13 @@ class NewOrganizationForm(Form):
     id: str | None = Field(default=None, description="An id of your own.")
 
 
-@router.post("/organizations", status_code=201, response_model=OrganizationRecord, responses=responses(409))
+@router.post(
+    "/organizations",
+    status_code=201,
+    response_model=OrganizationRecord,
+    responses=responses(409),
+    openapi_extra=FOR_OPERATORS,
+)
 async def create_organization(runtime: Administering, form: NewOrganizationForm) -> Response:
     """Make an organization."""
     return wire.record(await runtime.organizations.create(form.name, id=form.id), 201)
@@ -42,7 +48,9 @@ async def get_organization(runtime: Administering, organization_id: str) -> Resp
     return wire.record(await runtime.organizations.get(organization_id))
 
 
-@router.delete("/organizations/{organization_id}", status_code=204, responses=responses(404, 409))
+@router.delete(
+    "/organizations/{organization_id}", status_code=204, responses=responses(404, 409), openapi_extra=FOR_OPERATORS
+)
 async def delete_organization(runtime: Administering, organization_id: str) -> Response:
     """Delete an organization that has no session left, with all of it but its audit log. Its id is not given again."""
     await runtime.organizations.delete(organization_id)
@@ -50,7 +58,10 @@ async def delete_organization(runtime: Administering, organization_id: str) -> R
 
 
 @router.post(
-    "/organizations/{organization_id}/suspend", response_model=OrganizationRecord, responses=responses(404, 409)
+    "/organizations/{organization_id}/suspend",
+    response_model=OrganizationRecord,
+    responses=responses(404, 409),
+    openapi_extra=FOR_OPERATORS,
 )
 async def suspend_organization(runtime: Administering, organization_id: str) -> Response:
     """Admit nobody to an organization until it is resumed. What runs in it runs on."""
@@ -58,7 +69,10 @@ async def suspend_organization(runtime: Administering, organization_id: str) -> 
 
 
 @router.post(
-    "/organizations/{organization_id}/resume", response_model=OrganizationRecord, responses=responses(404, 409)
+    "/organizations/{organization_id}/resume",
+    response_model=OrganizationRecord,
+    responses=responses(404, 409),
+    openapi_extra=FOR_OPERATORS,
 )
 async def resume_organization(runtime: Administering, organization_id: str) -> Response:
     """Admit those again whose keys and tokens are good."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from outrider.api import wire
-from outrider.api.access import Asking, Operating, Reading
+from outrider.api.access import FOR_OPERATORS, Asking, Operating, Reading
 from outrider.api.forms import Changed, Flag, Form, Name, Seconds, Whole
 from outrider.api.paging import Page
 from outrider.api.problems import responses
@@ -39,25 +39,25 @@ class PauseForm(Form):
     reason: str | None = None
 
 
-@router.get("/queue/limits", response_model=Page[LimitRecord])
+@router.get("/queue/limits", response_model=Page[LimitRecord], openapi_extra=FOR_OPERATORS)
 async def list_limits(runtime: Reading) -> Response:
     """List all limits, in the order of their keys."""
     return wire.page(await runtime.queue.limits())
 
 
-@router.put("/queue/limits", response_model=LimitRecord)
+@router.put("/queue/limits", response_model=LimitRecord, openapi_extra=FOR_OPERATORS)
 async def set_limit(runtime: Operating, form: LimitForm) -> Response:
     """Set the limit of a concurrency key, in place of the one it has, at once and for all workers."""
     return wire.record(await runtime.queue.limit(form.key, concurrency=form.concurrency, rate=form.rate, per=form.per))
 
 
-@router.delete("/queue/limits", response_model=Changed)
+@router.delete("/queue/limits", response_model=Changed, openapi_extra=FOR_OPERATORS)
 async def remove_limit(runtime: Operating, key: Annotated[str, Query(min_length=1, max_length=512)]) -> Response:
     """Remove the limit of a key. Without any limit a key admits one task at a time."""
     return wire.plain({"changed": await runtime.queue.unlimit(key)})
 
 
-@router.get("/queue/keys", response_model=Page[KeyRecord])
+@router.get("/queue/keys", response_model=Page[KeyRecord], openapi_extra=FOR_OPERATORS)
 async def list_keys(runtime: Reading) -> Response:
     """List the concurrency keys under which anything runs or waits."""
     return wire.page(await runtime.queue.keys())

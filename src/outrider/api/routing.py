@@ -6,7 +6,8 @@ the plain routes, which most are, are called by `_Plan`: the same declared parts
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from typing import Any, TypeAlias, cast
 
@@ -16,11 +17,15 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.routing import Route as PlainRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outrider.api import wire
+from outrider.api.access import SCOPE_OF
 from outrider.api.problems import Refusal, described, responses
 from outrider.api.wire import Request
 
@@ -32,6 +37,9 @@ class Route(APIRoute):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
+        scopes = [SCOPE_OF[each.call] for each in self.dependant.dependencies if each.call in SCOPE_OF]
+        if scopes:  # the roles of the scheme, as OpenAPI 3.1 has them; nobody need have a key where nobody is asked
+            self.openapi_extra = {"security": [{"bearer": scopes}, {}], **(self.openapi_extra or {})}
         found = self.response_fields.get(500)
         if found is not None:  # as all routes of a noun have it, which say beside it what else they answer
             for status, applies in ((415, self.body_field is not None), (507, self.methods != {"GET"})):
@@ -53,6 +61,41 @@ class Route(APIRoute):
             return await handle(Request(request.scope, request.receive))
 
         return strictly
+
+
+class Head(PlainRoute):
+    """What is answered to HEAD where there is a GET route: the same without the body (RFC 9110, 9.3.2).
+
+    A route of its own, so that no document and no other request has to do with it.
+    """
+
+    def __init__(self, route: Route) -> None:
+        super().__init__(route.path, route.endpoint, methods=["HEAD"], name=route.name, include_in_schema=False)
+        self.app = _headless(route)
+
+    @classmethod
+    def of(cls, routes: Iterable[BaseRoute]) -> list[Head]:
+        """One for each of these routes that answers to GET."""
+        return [cls(route) for route in routes if isinstance(route, Route) and "GET" in (route.methods or ())]
+
+
+def _headless(route: Route) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] != "http.response.start":
+                raise _HeadSent  # the rest is not made: it may be long, or never end
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+
+        scope["route"] = route
+        with suppress(_HeadSent, ClientDisconnect):
+            await route.app(scope, receive, sending)
+
+    return answer
+
+
+class _HeadSent(OSError):
+    """Ends a response as a client does that is gone, which is what all of them look out for."""
 
 
 class _Plan:

@@ -1,10 +1,13 @@
 """JSON as the API takes and gives it: read strictly, once, and written as bytes that nothing looks at again.
 
-Strict: UTF-8, no NaN, no halves of characters, no numbers that a reader would round, and no more than 200 levels deep.
+Strict: UTF-8, no NaN, no halves of characters, no numbers that a reader would round, no key twice in one object, and no
+more than 200 levels deep.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -39,10 +42,34 @@ class Request(StarletteRequest):
         if not hasattr(self, "_json"):
             body = await self.body()
             try:
-                self._json = from_json(body, allow_inf_nan=False, cache_strings="keys")
+                read = from_json(body, allow_inf_nan=False, cache_strings="keys")
             except ValueError as error:
                 raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from None
+            _check_keys(body, read)
+            self._json = read
         return self._json
+
+
+def _check_keys(body: bytes, read: Any) -> None:
+    """Raise Refusal for a key that is twice in one object: readers differ in which of them counts.
+
+    What was read has lost one of them, and is written with fewer colons. That is found in a quarter of the time that
+    it took to read; only where it says something is the body read again, in Python, to find out what.
+    """
+    try:
+        is_less = body.count(b":") > orjson.dumps(read).count(b":")
+    except TypeError:  # a number that is too great for it
+        is_less = True
+    if is_less or b"\\u003" in body:  # an escaped colon would make up for one that is missing
+        json.loads(body, object_pairs_hook=_once, parse_int=str, parse_float=str)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Refusal(400, f"the body has the key {twice!r:.100} twice in one object", code="invalid_json")
+    return found
 
 
 def answer(content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,7 +8,7 @@ from fastapi import Query
 from starlette.responses import Response
 
 from outrider.api import wire
-from outrider.api.access import Operating, Reading
+from outrider.api.access import FOR_OPERATORS, Operating, Reading
 from outrider.api.paging import Page
 from outrider.api.routing import noun
 from outrider.runtime.records import Finding, StatsRecord, WorkerRecord
@@ -18,13 +18,13 @@ router = noun("workers")
 YEAR = 366 * 86_400.0
 
 
-@router.get("/workers", response_model=Page[WorkerRecord])
+@router.get("/workers", response_model=Page[WorkerRecord], openapi_extra=FOR_OPERATORS)
 async def list_workers(runtime: Reading) -> Response:
     """List the registered workers, with what each holds."""
     return wire.page(await runtime.workers())
 
 
-@router.get("/stats", response_model=StatsRecord)
+@router.get("/stats", response_model=StatsRecord, openapi_extra=FOR_OPERATORS)
 async def get_stats(
     runtime: Reading,
     within: Annotated[float, Query(ge=0.001, le=YEAR, allow_inf_nan=False, description="Seconds.")] = 3600.0,
@@ -33,7 +33,7 @@ async def get_stats(
     return wire.record(await runtime.stats(within))
 
 
-@router.get("/doctor", response_model=Page[Finding])
+@router.get("/doctor", response_model=Page[Finding], openapi_extra=FOR_OPERATORS)
 async def examine(
     runtime: Operating, deep: Annotated[bool, Query(description="Compare every index with its table.")] = False
 ) -> Response:

@@ -151,21 +151,20 @@ class Conversation:
                 await self._tell(event, event.task_id)
 
     async def _tell(self, event: EventRecord, task_id: str) -> None:
-        if event.type == "task.output":
-            if task_id in self._turns:
-                await self._read(task_id, upto=event.data["to"])
-            return
         try:
+            if event.type == "task.output":
+                if task_id in self._turns:
+                    await self._read(task_id, upto=event.data["to"])
+                return
             task: Stood = await self._runtime.tasks.get(task_id)
-        except NotFound:  # deleted meanwhile
-            self._turns.pop(task_id, None)
-            self._open = {id: each for id, each in self._open.items() if each.task_id != task_id}
-            self._aim()
-        else:
             if _kind(task) == TURN:
                 await self._take_turn(task, event.task)
             else:
                 await self._show(task)
+        except NotFound:  # deleted meanwhile
+            self._turns.pop(task_id, None)
+            self._open = {id: each for id, each in self._open.items() if each.task_id != task_id}
+            self._aim()
         self._settle()
 
     async def _show(self, task: Stood) -> None:

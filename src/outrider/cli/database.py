@@ -102,12 +102,9 @@ def is_here(opened: Opened) -> TypeGuard[Runtime]:
 
 def client_of(server: str, arguments: Namespace) -> Client:
     """A client of a server, with the key of `--key-file` or OUTRIDER_KEY."""
-    from stamina.instrumentation import set_on_retry_hooks
-
     from outrider.client import Client
     from outrider.settings import ClientSettings
 
-    set_on_retry_hooks([])  # who waits for a server sees that; each try is no news, and stdout is for results
     return Client(server, key=_key_of(arguments), settings=ClientSettings(patience=PATIENCE))
 
 

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 import httpx2
 import orjson
-import stamina
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from outrider.client.problems import error_of
 from outrider.core.errors import (
@@ -33,6 +33,7 @@ from outrider.core.errors import (
 )
 from outrider.runtime.codec import encode
 from outrider.runtime.ids import check_id
+from outrider.runtime.log import log
 from outrider.runtime.options import check_page, check_texts, check_texts_if_given
 from outrider.settings import ClientSettings
 
@@ -51,6 +52,7 @@ FINAL = ("task_ended", "task_deleted", "session_deleted")
 """Why a stream ends for good. After any other end the same stream is asked for again."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 0.05, 2.0, 0.2
+_BACKOFF = wait_exponential_jitter(max=_LONGEST_PAUSE, jitter=_JITTER, multiplier=_FIRST_PAUSE)
 _NEVER_BEGUN = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _LATER = (408, 429, 500, 502, 503, 504)
 """Statuses after which asking again makes sense, at once or after the pause that is named."""
@@ -131,6 +133,10 @@ class Connection:
             timeout=httpx2.Timeout(settings.answer_timeout, connect=settings.connect_timeout),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
         )
+        self._trying = 0
+        """How many ask again, since they were not answered."""
+        self._troubled_since: float | None = None
+        """Since when that was said; None where all is well."""
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -239,8 +245,8 @@ class Connection:
             since = now if cuts == 0 else since
             if cuts and now >= since + self.settings.patience:
                 raise self._unreachable(cut or OSError("its streams end as soon as they begin"))
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**cuts, _LONGEST_PAUSE))
             cuts += 1
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(cuts, 16), _LONGEST_PAUSE))
 
     async def _open(self, path: str, after: int | None) -> httpx2.Response:
         """Ask for a stream, once. Raises _Trouble."""
@@ -278,35 +284,45 @@ class Connection:
 
         Patience begins with the first failure: a request that was meant to wait has used none of it until then.
         """
-        end = math.inf if until is None else until
-        is_first = True
+        done = await self._tried(once, again, math.inf if until is None else until)
+        if self._troubled_since is not None and not self._trying:
+            self._tell_its_end(self._troubled_since)
+        return done
 
-        def is_to_be_tried(trouble: Exception) -> bool | float:
-            nonlocal end, is_first
+    async def _tried(self, once: Callable[[], Awaitable[T]], again: bool, end: float) -> T:
+        is_troubled = False
+
+        def is_to_be_tried(trouble: BaseException) -> bool:
+            nonlocal end, is_troubled
             if not isinstance(trouble, _Trouble) or not trouble.is_passing or not (again or trouble.is_certain):
                 return False
             now = time.monotonic()
-            if is_first:
-                is_first, end = False, min(end, now + self.settings.patience)
-            if now >= end or (trouble.after is not None and now + trouble.after > end):
+            end = end if is_troubled else min(end, now + self.settings.patience)
+            if now >= end or now + (trouble.after or 0.0) > end:
                 return False
-            return True if trouble.after is None else trouble.after
+            if not is_troubled:
+                is_troubled = True
+                self._begin_again(trouble.error)
+            return True
 
-        tries = stamina.retry_context(
-            on=is_to_be_tried,
-            attempts=None,
-            timeout=None,
-            wait_initial=_FIRST_PAUSE,
-            wait_max=_LONGEST_PAUSE,
-            wait_jitter=_JITTER,
-        )
         try:
-            async for attempt in tries:
-                with attempt:
-                    return await once()
+            return await AsyncRetrying(retry=retry_if_exception(is_to_be_tried), wait=_pause_after, reraise=True)(once)
         except _Trouble as trouble:
             raise trouble.error from trouble.__cause__
-        raise AssertionError("the last try returns or raises")
+        finally:
+            if is_troubled:
+                self._trying -= 1
+
+    def _begin_again(self, error: OutriderError) -> None:
+        """Say that there is trouble, once for all who run into it."""
+        self._trying += 1
+        if self._troubled_since is None:
+            self._troubled_since = time.monotonic()
+            log.warning("the server is in trouble; asking again", server=self.url, reason=error.message)
+
+    def _tell_its_end(self, since: float) -> None:
+        self._troubled_since = None
+        log.warning("the server answers again", server=self.url, seconds=round(time.monotonic() - since, 1))
 
     async def _send(self, request: httpx2.Request, again: bool, *, stream: str | None = None) -> httpx2.Response:
         """Ask once. Raises _Trouble."""
@@ -391,6 +407,13 @@ def _said(params: Params) -> dict[str, Any]:
 
 def _is_passing(error: httpx2.TransportError) -> bool:
     return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.ProxyError)
+
+
+def _pause_after(tries: RetryCallState) -> float:
+    """How many seconds to wait after a try in vain: what the server asks for, else longer from try to try."""
+    trouble = tries.outcome.exception() if tries.outcome is not None else None
+    asked = trouble.after if isinstance(trouble, _Trouble) else None
+    return _BACKOFF(tries) if asked is None else asked
 
 
 def _pause(told: str | None) -> float | None:
