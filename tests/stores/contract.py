@@ -74,6 +74,7 @@ from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import (
+    DEFAULT_ORGANIZATION,
     TURN,
     Artifact,
     Input,
@@ -91,6 +92,7 @@ from outrider.core.task import (
     WaitForMessage,
     WaitForTasks,
     WaitUntil,
+    key_within,
     phase_of,
 )
 from outrider.core.values import SECOND, difference, evolve
@@ -1421,6 +1423,19 @@ class Limits(Contract):
         for n, key in enumerate(["tenant:a", "tenant:a", "tenant:b", "tenant:b", "tenant:c"]):
             await scene.create(f"task_{n}", concurrency_key=key)
         assert await scene.claimed_ids() == ["task_0", "task_2", "task_4"]
+
+    async def test_a_limit_for_all_lets_each_organization_in_for_itself_and_its_own_goes_before_it(self, scene: Scene):
+        for n, organization in enumerate([DEFAULT_ORGANIZATION, "org_a", "org_b"] * 4):
+            await scene.create(f"task_{n:02}", concurrency_key=key_within("gpu", organization))
+        assert await scene.claimed_ids() == ["task_00", "task_01", "task_02"]
+        assert await scene.limit(key_within("gpu", "org_a"), capacity=3) is True
+        assert await scene.claimed_ids() == ["task_04", "task_07"]
+        assert await scene.limit("gpu", capacity=2) is True
+        assert await scene.claimed_ids() == ["task_03", "task_05"]
+        assert [use[1:] for use in await scene.uses()] == [(2, 2), (3, 1), (2, 2)]
+        assert await scene.ledger.control(LimitRemoved(key_within("gpu", "org_a"))) is True
+        await scene.succeed("task_01")
+        assert await scene.claimed_ids() == []
 
     @pytest.mark.parametrize("event", [Failed(1, BROKEN), Released(1), Parked(1, ()), HolderLost(1)])
     async def test_a_place_is_free_again_however_a_hold_ends(self, scene: Scene, event: Event):

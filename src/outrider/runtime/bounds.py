@@ -60,7 +60,7 @@ from outrider.core.ledger import (
 from outrider.core.meters import SESSION, TASK, TREE, Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Pause, kind_of, route_within, split_route
 from outrider.core.session import Grant, NewSession, Seed, Session
-from outrider.core.task import EXTERNAL, Direction, InputRequest, State, Task, Usage
+from outrider.core.task import EXTERNAL, Direction, InputRequest, State, Task, Usage, split_key
 from outrider.core.values import Instant
 
 
@@ -79,6 +79,10 @@ class Bounds:
     def hold(self, owned: Owned) -> bool:
         """Whether a session, or the input of a task, lies within."""
         return owned.organization_id == self.organization_id and self.session_id in (None, owned.root_session_id)
+
+    def hold_key(self, key: str) -> bool:
+        """Whether what becomes of a concurrency key may be told: an operator of any, others of their organization's."""
+        return self.is_operator or (self.session_id is None and split_key(key)[1] == self.organization_id)
 
     def cover(self, other: Bounds) -> bool:
         """Whether whoever reaches this far may be given those."""
@@ -415,14 +419,11 @@ class BoundedViews:
         return await self._whole.gates()
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
-        """What becomes of these keys, which somebody has to know; how many wait, operators alone.
-
-        Keys are one namespace for all.
-        """
+        """What becomes of these keys, which somebody has to know; how many wait, of keys of the organization alone."""
         if keys is None:
             self._refuse("the keys of all")
         found = await self._whole.uses(keys)
-        return found if self._bounds.is_operator else [replace(each, waiting=0) for each in found]
+        return [each if self._bounds.hold_key(each.key) else replace(each, waiting=0) for each in found]
 
     async def count_by_state(self) -> Mapping[State, int]:
         """Refused: it counts all."""

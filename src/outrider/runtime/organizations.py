@@ -10,8 +10,8 @@ import builtins
 from typing import Any
 
 from outrider.core.errors import AlreadyExists, Conflict, InUse, InvalidArguments, NotFound
-from outrider.core.ledger import Document
-from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.ledger import Document, LimitRemoved
+from outrider.core.task import DEFAULT_ORGANIZATION, split_key
 from outrider.core.values import evolve
 from outrider.runtime.archive import COLLECTION as ARCHIVED
 from outrider.runtime.clock import as_datetime
@@ -134,7 +134,7 @@ async def _check_empty(services: Services, organization_id: str) -> None:
 
 
 async def _clear(services: Services, organization_id: str) -> None:
-    """Drop all documents of an organization but its audit log, a page at a time; its keys first."""
+    """Drop all documents of an organization but its audit log, a page at a time, its keys first; and its limits."""
     ledger, views = services.ledger, services.views
     for collection in (KEYS, stored.ENDPOINT, stored.TASK_ENDPOINT, stored.LANE, POLICY, PIN, ARCHIVED):
         while page := await views.documents(collection, organization_id=organization_id):
@@ -143,6 +143,9 @@ async def _clear(services: Services, organization_id: str) -> None:
                     await stored.forget(ledger, stored.Endpoint(each))
             else:
                 await ledger.keep([], page)
+    for key in (await views.gates()).limits:
+        if split_key(key)[1] == organization_id:
+            await ledger.control(LimitRemoved(key))
 
 
 _DEFAULT = Document(COLLECTION, DEFAULT_ORGANIZATION, {"name": "default", "created_at": None, "suspended_at": None})

@@ -70,7 +70,7 @@ from outrider.core.queue import (
     turn_after,
 )
 from outrider.core.session import NewSession, Seed, Session
-from outrider.core.task import TERMINAL, Core, Input, State, Task
+from outrider.core.task import OWNED, TERMINAL, Core, Input, State, Task, split_key
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.index import forget_unlisted, write_entries
 from outrider.stores.parcel import Parcel
@@ -1569,19 +1569,22 @@ class Batch:
             rates.append((key, encode(known.spent), opens_at))
         self._write_rates(rates)
 
-    def open_limit(self, name: str) -> None:
+    def open_limit(self, key: str) -> None:
         """A limit was changed: let in who may start by the new one."""
-        wide = name.endswith(EVERY)
-        first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\x01")
+        name, _ = split_key(key)
+        if name.endswith(EVERY):
+            first, last = name[:-1], name[:-1] + AFTER_ANY
+        else:
+            first, last = key, key + OWNED + AFTER_ANY
         keys = self._statements.array("waiting_keys", first, last)
         self.load_keys(set(keys))
         rates = []
-        for key in keys:
-            known = self._known.keys[key]
+        for each in keys:
+            known = self._known.keys[each]
             # A claim looks whether there are places and starts.
-            self.open_key(key, self.gates.gates.limit(key).capacity)
+            self.open_key(each, self.gates.gates.limit(each).capacity)
             if known.spent:  # the next claim knows the time, and asks the new rate
-                rates.append((key, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
+                rates.append((each, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
         self._write_rates(rates)
 
     def _write_rates(self, rates: Sequence[tuple[str, str, Instant | None]]) -> None:
