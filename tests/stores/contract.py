@@ -2852,6 +2852,18 @@ class Pruning(Contract):
         assert again.last_seq == 1
         assert await scene.views.first_seq("session_b") == 1
 
+    async def test_a_session_with_another_file_than_those_named_stays(self, scene: Scene):
+        for id in ("session_b", "session_c"):
+            await scene.session(id)
+            await scene.ledger.write_file(scene.file("/a", session_id=id))
+        ((info,), at) = (await scene.views.files("session_b"), scene.later())
+        await scene.ledger.write_file(scene.file("/a", session_id="session_c"))
+        marks = {(info.path, info.size, info.created_at)}
+        assert list((await scene.ledger.prune([], ["session_b", "session_c"], files=())).session_ids) == []
+        pruned = await scene.ledger.prune([], ["session_b", "session_c"], files=marks)
+        assert (list(pruned.session_ids), at > info.created_at) == (["session_b"], True)
+        assert len(await scene.views.files("session_c")) == 1
+
     async def test_who_ended_before_a_moment_is_listed_the_longest_ended_first(self, scene: Scene):
         await scene.session("session_b", organization_id="org_b")
         for id in ("task_3", "task_1", "task_2"):

@@ -8,7 +8,7 @@ record is asked whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, assert_never
 
@@ -25,6 +25,7 @@ from outrider.core.ledger import (
     Document,
     Existing,
     FileInfo,
+    FileMark,
     GrantSet,
     Head,
     InboxRow,
@@ -629,11 +630,16 @@ class BoundedLedger:
         return await self._whole.acknowledge(session_id, receipts, until)
 
     async def prune(
-        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str] = (),
+        *,
+        now: Instant | None = None,
+        files: Collection[FileMark] | None = None,
     ) -> Pruned:
         """Delete ended tasks, and sessions that have no task left, of those within."""
         tasks, sessions = await self._views.own_tasks(task_ids), await self._views.own_sessions(session_ids)
-        return await self._whole.prune(tasks, sessions, now=now)
+        return await self._whole.prune(tasks, sessions, now=now, files=files)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
         """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from operator import itemgetter
@@ -24,6 +24,7 @@ from outrider.core.ledger import (
     Committed,
     Existing,
     Fenced,
+    FileMark,
     InboxRow,
     IndexEntry,
     NoSession,
@@ -1330,7 +1331,13 @@ class Batch:
 
     # --- pruning -----------------------------------------------------------------------------------------
 
-    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Pruned:
+    def prune(
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str],
+        now: Instant | None,
+        files: Collection[FileMark] | None = None,
+    ) -> Pruned:
         """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
         statements = self._statements
         places = {id: place for place, id in enumerate(task_ids[:MOST_LOOKED_AT])}
@@ -1359,6 +1366,9 @@ class Batch:
         for session, ids in untold.items():
             statements.run("prune_inbox", session, listed(ids))
         empty = statements.array("empty_sessions", *concerned)
+        if files is not None:
+            marks = set(files)
+            empty = [row for row in empty if marks.issuperset(map(tuple, statements.array("own_files", -row[0])))]
         return Pruned(
             tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
         )
