@@ -210,6 +210,16 @@ async def test_nothing_of_a_deleted_organization_is_left_but_its_audit_log_and_n
     b = await runtime.organizations.create("B", id="org_b")
     there, now = Document("webhook", "whk_1", {}, b.id), runtime.clock.now()
     archived = {"key": "k", "size": 1, "sha256": "", "at": now, "by": None}
+    await runtime.keys.create("key", organization_id=b.id)
+    await runtime.retention.set_policy(b.id, age=60.0)
+    await runtime.queue.limit("door", concurrency=2)
+    await runtime.queue.limit("door", concurrency=3, organization_id=b.id)
+    await runtime.audit.record("x", actor={"name": "a"}, organization_id=b.id)
+    session = await runtime.sessions.create(organization_id=b.id)
+    with pytest.raises(InUse):
+        await runtime.organizations.delete(b.id)
+    assert (await runtime.organizations.get(b.id)).suspended_at is None
+    await session.delete()
     await runtime.ledger.keep(
         [
             there,
@@ -221,16 +231,6 @@ async def test_nothing_of_a_deleted_organization_is_left_but_its_audit_log_and_n
             evolve(there, id="whk_3", organization_id="org_c"),
         ]
     )
-    await runtime.keys.create("key", organization_id=b.id)
-    await runtime.retention.set_policy(b.id, age=60.0)
-    await runtime.queue.limit("door", concurrency=2)
-    await runtime.queue.limit("door", concurrency=3, organization_id=b.id)
-    await runtime.audit.record("x", actor={"name": "a"}, organization_id=b.id)
-    session = await runtime.sessions.create(organization_id=b.id)
-    with pytest.raises(InUse):
-        await runtime.organizations.delete(b.id)
-    assert (await runtime.organizations.get(b.id)).suspended_at is None
-    await session.delete()
     await runtime.organizations.delete(b.id)
     views = runtime.services.views
     kept = ("keys", "webhook", "task_webhook", "webhook_lane", "retention", "archive", "pin")
