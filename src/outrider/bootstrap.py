@@ -120,11 +120,11 @@ class Outrider:
         Its first parameter may be a `TaskContext`; the others are the tool's arguments, and their annotations
         its schema. `effects="once"` keeps a crash from repeating it, `isolation="process"` gives it a process of
         its own, `requires_approval` makes an agent ask before it calls it. `concurrency_key` names the limit under
-        which its tasks run; see `Queue.limit`. Only a worker that states the label which it `needs` runs them. No
-        task of it is made without its `connections`, by name; see `connection`.
+        which its tasks run, those of all organizations together; see `Queue.limit`. Only a worker that states the
+        label which it `needs` runs them. No task of it is made without its `connections`, by name; see `connection`.
         """
         from outrider.runtime.labels import check_label
-        from outrider.runtime.options import check_name, retry_policy, timeouts_of
+        from outrider.runtime.options import check_key, retry_policy, timeouts_of
         from outrider.runtime.registry import Tool
 
         def register(fn: F) -> F:
@@ -133,7 +133,7 @@ class Outrider:
 
                 importable(fn)
             if concurrency_key is not None:
-                check_name("concurrency_key", concurrency_key, self.settings.limits.name)
+                check_key("concurrency_key", concurrency_key, self.settings.limits.name)
             if needs is not None:
                 check_label("needs", needs)
             tool = Tool.of(

@@ -82,10 +82,15 @@ async def test_files_are_uploaded_and_downloaded_whole_in_part_or_not_again(api:
 
 
 async def test_limits_and_pauses_are_set_told_and_removed(api: Api):
-    limit = {"key": "model:*", "concurrency": 2, "rate": 10, "per": 60.0}
-    assert (await api.put("/v1/queue/limits", json=limit)).json() == limit
-    assert (await api.get("/v1/queue/limits")).json()["items"] == [limit]
-    assert (await api.delete("/v1/queue/limits", params={"key": "model:*"})).json() == {"changed": True}
+    limit = {"key": "model:*", "concurrency": 2, "rate": 10, "per": 60.0, "organization_id": None}
+    theirs = {**limit, "concurrency": 1, "organization_id": "org_b"}
+    for each in (limit, theirs):
+        assert (await api.put("/v1/queue/limits", json=each)).json() == each
+    assert (await api.get("/v1/queue/limits")).json()["items"] == [limit, theirs]
+    for whose in ({}, {"organization_id": "org_b"}):
+        removed = await api.delete("/v1/queue/limits", params={"key": "model:*", **whose})
+        assert removed.json() == {"changed": True}
+    assert (await api.get("/v1/queue/limits")).json()["items"] == []
     assert (await api.put("/v1/queue/pauses", json={"kind": "external", "by": "ada"})).json() == {"changed": True}
     assert (await api.get("/v1/queue/pauses")).json()["items"][0]["by"] == "ada"
     await api.task(await api.session())

@@ -7,7 +7,10 @@ def test_a_limit_is_set_shown_and_removed(cli: Cli):
     cli.ok("limits", "tenant:*", "--concurrency", "2", "--rate", "100/1m")
     assert cli.ok("limits").out == "tenant:*: 2 at once, 100 starts in any 60 s\n"
     shown = cli.ok("limits", "--json").record
-    assert shown["limits"] == [{"key": "tenant:*", "concurrency": 2, "rate": 100, "per": 60.0}]
+    assert shown["limits"] == [{"key": "tenant:*", "concurrency": 2, "rate": 100, "per": 60.0, "organization_id": None}]
+    cli.ok("limits", "tenant:*", "--organization", "org_b", "--concurrency", "3")
+    assert "tenant:* of org_b: 3 at once" in cli.ok("limits").out
+    cli.ok("limits", "tenant:*", "--organization", "org_b", "--remove")
     cli.ok("limits", "tenant:*", "--remove")
     assert cli.ok("limits").out == ""
 

@@ -697,7 +697,10 @@ async def test_limits_pauses_and_priorities_are_set_and_told(idle: Any):
     limit = await idle.queue.limit("crane *", concurrency=2, rate=10, per=timedelta(minutes=1))
     assert (limit.concurrency, limit.rate, limit.per) == (2, 10, 60)
     assert await idle.queue.limits() == [limit]
+    theirs = await idle.queue.limit("crane *", concurrency=1, organization_id="org_b")
+    assert await idle.queue.limits() == [limit, theirs]
     assert [await idle.queue.unlimit("crane *"), await idle.queue.unlimit("crane *")] == [True, False]
+    assert await idle.queue.unlimit("crane *", organization_id="org_b")
     session = await idle.sessions.create()
     task = await session.create("external", {}, options=TaskOptions(concurrency_key="crane"))
     assert [await idle.queue.pause(session=session.id, by="me", reason="why") for _ in range(2)] == [True, False]

@@ -83,7 +83,7 @@ MORE = {
     "Client.close": "a client is closed; a runtime is by who opened it",
     "Client.url": "it says where the server is",
 }
-OF_ALL = {"Organizations", "Keys", "Audit"}
+OF_ALL = {"Queue", "Organizations", "Keys", "Audit"}
 """Nouns that name an organization: an operator's key has those of all."""
 WITHOUT = {
     "organization_id": "the key says of which organization",

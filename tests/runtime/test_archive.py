@@ -21,6 +21,7 @@ from outrider.core.errors import (
     StoreError,
     StoreUnavailable,
 )
+from outrider.core.session import NewSession
 from outrider.runtime.pruning import Retention
 from outrider.testing import TestRuntime, open_test
 
@@ -53,6 +54,22 @@ async def session_of(runtime: TestRuntime, **given: Any) -> SessionHandle:
     await session.write_file("/notes.txt", "all of it")
     await runtime.run_until_idle()
     return session
+
+
+async def child_of(runtime: TestRuntime, session: SessionHandle) -> SessionHandle:
+    """A session that a task of another one opened, with a file in it."""
+    (opener,) = await session.tasks()
+    new = NewSession(
+        "session_child",
+        runtime.clock.now(),
+        root_session_id=session.id,
+        parent_session_id=session.id,
+        parent_task_id=opener.id,
+    )
+    await runtime.services.ledger.create_session(new)
+    child = await runtime.sessions.get(new.id)
+    await child.write_file("/notes.txt", "all of it")
+    return child
 
 
 async def is_there(runtime: TestRuntime, session: SessionHandle) -> bool:
@@ -168,6 +185,31 @@ async def test_what_was_reopened_while_it_was_deleted_stays(tmp_path: Path, monk
         with pytest.raises(AlreadyExists):
             await runtime.archive.store(session.id)
         assert await is_there(runtime, session)
+
+
+@pytest.mark.parametrize("below", [False, True])
+async def test_a_file_that_comes_after_a_session_was_archived_is_not_deleted_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: bool
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        there = await child_of(runtime, session) if below else session
+        prune = runtime.services.ledger.prune
+
+        async def late(*given: Any, **more: Any) -> Any:
+            await there.write_file("/notes.txt", "more of it")
+            return await prune(*given, **more)
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", late)
+        with pytest.raises(NotEnded):
+            await runtime.archive.store(session.id)
+        monkeypatch.undo()
+        assert await there.read_file("/notes.txt") == b"more of it"
+        assert await is_there(runtime, session)
+        with pytest.raises(AlreadyExists):
+            await runtime.archive.store(session.id)
+        read = [record async for record in runtime.archive.read(session.id)]
+        assert sum(record["record"] == "file" and record["path"] == "/notes.txt" for record in read) == 1 + below
 
 
 async def test_of_several_who_archive_at_once_one_does_and_the_file_is_whole(tmp_path: Path):

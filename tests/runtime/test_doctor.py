@@ -25,6 +25,11 @@ async def hold() -> None:
     await gate.wait()
 
 
+@app.tool(concurrency_key="door")
+async def hold_door() -> None:
+    await gate.wait()
+
+
 @app.tool(max_failures=2, backoff=3600)
 async def fail() -> None:
     raise ValueError("no such thing")
@@ -72,9 +77,12 @@ async def test_every_standstill_of_a_task_has_its_reason(outrider: Runtime):
     second = await session.spawn("hold", options=TaskOptions(concurrency_key="door"))
     assert "1 of 1 running (no limit is set, so it is one)" in await said(outrider, second, "door is full")
     stranger = outrider.within(Bounds("org_b"))
-    theirs = await (await stranger.sessions.create()).spawn("hold", options=TaskOptions(concurrency_key="door"))
-    told = await said(outrider.within(Bounds("org_b")), theirs, "door is full")
+    there = await stranger.sessions.create()
+    theirs = await there.spawn("hold_door")
+    told = await said(stranger, theirs, "door is full")
     assert "running" not in told and "waiting" not in told, told  # noqa: PT018 - both are the promise
+    own = await there.spawn_many("hold", [{}, {}], options=TaskOptions(concurrency_key="door"))
+    assert "1 of 1 running (no limit is set, so it is one), 1 waiting" in await said(stranger, own[1], "door is full")
     after = await session.spawn("hold", options=TaskOptions(depends_on=(held.id,)))
     assert held.id in await said(outrider, after, "depends on")
     later = await session.spawn("hold", options=TaskOptions(delay=3600))

@@ -21,7 +21,7 @@ from outrider.core.errors import (
     Unauthenticated,
 )
 from outrider.core.ledger import Document
-from outrider.core.session import NewSession
+from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import evolve
 from outrider.runtime.access import Access, Caller, Rates
@@ -210,6 +210,16 @@ async def test_nothing_of_a_deleted_organization_is_left_but_its_audit_log_and_n
     b = await runtime.organizations.create("B", id="org_b")
     there, now = Document("webhook", "whk_1", {}, b.id), runtime.clock.now()
     archived = {"key": "k", "size": 1, "sha256": "", "at": now, "by": None}
+    await runtime.keys.create("key", organization_id=b.id)
+    await runtime.retention.set_policy(b.id, age=60.0)
+    await runtime.queue.limit("door", concurrency=2)
+    await runtime.queue.limit("door", concurrency=3, organization_id=b.id)
+    await runtime.audit.record("x", actor={"name": "a"}, organization_id=b.id)
+    session = await runtime.sessions.create(organization_id=b.id)
+    with pytest.raises(InUse):
+        await runtime.organizations.delete(b.id)
+    assert (await runtime.organizations.get(b.id)).suspended_at is None
+    await session.delete()
     await runtime.ledger.keep(
         [
             there,
@@ -221,25 +231,55 @@ async def test_nothing_of_a_deleted_organization_is_left_but_its_audit_log_and_n
             evolve(there, id="whk_3", organization_id="org_c"),
         ]
     )
-    await runtime.keys.create("key", organization_id=b.id)
-    await runtime.retention.set_policy(b.id, age=60.0)
-    await runtime.audit.record("x", actor={"name": "a"}, organization_id=b.id)
-    session = await runtime.sessions.create(organization_id=b.id)
-    with pytest.raises(InUse):
-        await runtime.organizations.delete(b.id)
-    assert (await runtime.organizations.get(b.id)).suspended_at is None
-    await session.delete()
     await runtime.organizations.delete(b.id)
     views = runtime.services.views
     kept = ("keys", "webhook", "task_webhook", "webhook_lane", "retention", "archive", "pin")
     for collection in (*kept, *(f"webhook_{status}:whk_1" for status in STATUSES)):
         assert list(await views.documents(collection, organization_id=b.id)) == [], collection
     assert await views.document("webhook", id="whk_3") is not None
+    assert [each.organization_id for each in await runtime.queue.limits()] == [None]
     assert len(await runtime.audit.list(organization_id=b.id)) == 1
     with pytest.raises(AlreadyExists):
         await runtime.organizations.create("somebody else", id=b.id)
     with pytest.raises(NotFound):
         await runtime.organizations.delete(b.id)
+
+
+async def test_a_session_that_is_made_while_its_organization_goes_does_not_outlive_it(
+    runtime: TestRuntime, monkeypatch: pytest.MonkeyPatch
+):
+    b = await runtime.organizations.create("B", id="org_b")
+    there, ledger = runtime.within(Bounds(b.id)), runtime.ledger
+    assert (await there.sessions.create(id="session_first")).id == "session_first"
+    await runtime.organizations.suspend(b.id)
+    with pytest.raises(Forbidden):  # admitted before, and too late
+        await there.sessions.create(id="session_first")
+    await (await runtime.sessions.get("session_first")).delete()
+    await runtime.organizations.resume(b.id)
+
+    write, made = ledger.create_session, list[Session]()
+
+    async def when_nothing_was_found(new: NewSession, seed: Seed | None = None) -> Session:
+        made.append(await write(new, seed))
+        with pytest.raises(InUse):  # written before the deletion looks, and found
+            await runtime.organizations.delete(b.id)
+        await runtime.organizations.suspend(b.id)
+        return made[-1]
+
+    monkeypatch.setattr(ledger, "create_session", when_nothing_was_found)
+    with pytest.raises(Forbidden):
+        await there.sessions.create(id="session_second")
+    monkeypatch.setattr(ledger, "create_session", write)
+    assert await runtime.services.views.session("session_second") is None
+
+    async def after_the_deletion(new: NewSession, seed: Seed | None = None) -> Session:
+        await runtime.organizations.delete(b.id)
+        return await write(new, seed)
+
+    monkeypatch.setattr(ledger, "create_session", after_the_deletion)
+    with pytest.raises(NotFound):
+        await there.sessions.create(id="session_third")
+    assert await runtime.services.views.sessions(organization_id=b.id) == []
 
 
 async def test_what_makes_no_key_is_refused_and_changes_nothing(runtime: TestRuntime):

@@ -22,6 +22,8 @@ from outrider.core.errors import (
 )
 from outrider.core.meters import Amounts
 from outrider.core.replay import replay
+from outrider.core.task import key_within
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.codec import decode, jsonable
 from outrider.testing import Call, Reply, Store, TestRuntime, open_test, replies, script
 
@@ -396,3 +398,20 @@ async def test_a_document_takes_nobody_elses_question_or_session():
         assert [
             task.id for task in await there.tasks.list() if task.kind == "background_tool" and not task.is_terminal
         ] == [victim.id]
+
+
+async def test_a_document_brings_no_key_of_somebody_else_along():
+    options = TaskOptions(concurrency_key="door", delay=3600)
+    async with two() as (here, there):
+        session = await here.sessions.create(organization_id="org_a")
+        task = await session.spawn("echo", text="a", options=options)
+        document = await here.tasks.export(task.id)
+        assert document["task"]["input"]["concurrency_key"] == key_within("door", "org_a")
+        plain = {**document["task"], "id": "task_plain"}
+        plain = {**plain, "input": {**plain["input"], "concurrency_key": "door"}}
+        guest = there.within(Bounds("org_b"))
+        for each in (document, {**document, "task": plain}):
+            made = await guest.tasks.load(each, session_id="session_b")
+            assert made.input.concurrency_key == key_within("door", "org_b")
+        kept = await here.tasks.load({**document, "task": plain})
+        assert kept.input.concurrency_key == "door"

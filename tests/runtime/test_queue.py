@@ -11,6 +11,8 @@ import pytest
 from outrider import Outrider, Runtime, State, TaskOptions
 from outrider.core.errors import IdempotencyConflict, InvalidArguments, TaskFinished, TooLarge
 from outrider.core.ledger import TaskFilter
+from outrider.core.values import evolve
+from outrider.runtime.options import new_task
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +44,11 @@ async def hold(n: int) -> int:
 
 @app.tool(concurrency_key="from the tool")
 async def keyed() -> None: ...
+
+
+@app.tool(concurrency_key="common")
+async def keyed_hold(n: int) -> int:
+    return await hold(n)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -89,6 +96,42 @@ async def test_a_key_without_a_limit_is_a_lock_and_a_tool_brings_its_own(outride
     assert (await (await session.spawn("keyed")).record()).concurrency_key == "from the tool"
     asked = await session.spawn("keyed", options=TaskOptions(concurrency_key="other"))
     assert (await asked.record()).concurrency_key == "other"
+
+
+async def test_a_key_is_of_the_organization_that_names_it_and_that_of_a_tool_is_common_to_all(outrider: Runtime):
+    await outrider.queue.limit("door", concurrency=2, organization_id="org_b")
+    sessions = [await outrider.sessions.create(organization_id=id) for id in ("org_default", "org_a", "org_b")]
+    for n, session in enumerate(sessions):
+        options = TaskOptions(concurrency_key="door")
+        await session.spawn_many("hold", [{"n": 10 * n}, {"n": 10 * n + 1}], options=options)
+        await session.spawn("keyed_hold", n=10 * n + 2)
+    assert sorted(await started(5)) == [0, 2, 10, 20, 21]
+    async with asyncio.timeout(20):
+        while sum(key.waiting for key in await outrider.queue.keys()) < 4:  # noqa: ASYNC110 - the store
+            await asyncio.sleep(0.001)
+    keys = {(each.key, each.organization_id): (each.held, each.waiting) for each in await outrider.queue.keys()}
+    own = {("door", None): (1, 1), ("door", "org_a"): (1, 1), ("door", "org_b"): (2, 0)}
+    assert keys == {**own, ("common", None): (1, 2)}
+    (record,) = [each for each in await sessions[1].tasks() if each.phase == "blocked" and each.spec["tool"] == "hold"]
+    assert (record.concurrency_key, record.phase_reason) == ("door", "limit of door")
+    gate.set()
+
+
+async def test_what_was_made_while_keys_were_common_to_all_is_found_again_and_stays_under_its_key(outrider: Runtime):
+    await outrider.queue.pause(everything=True)
+    session = await outrider.sessions.create(organization_id="org_a")
+    options = TaskOptions(id="task_old", concurrency_key="door")
+    executor = app.registry.executor("background_tool")
+    checked = executor.check({"tool": "hold", "arguments": {"n": 1}})
+    found = await outrider.services.views.session(session.id)
+    assert found is not None
+    new = new_task("background_tool", checked, found, options, outrider.services.clock.now(), app.settings.limits)
+    await outrider.services.lifecycle.create([evolve(new, input=evolve(new.input, concurrency_key="door"))])
+    assert (await session.spawn("hold", n=1, options=options)).id == "task_old"
+    await outrider.queue.resume(everything=True)
+    await started(1)
+    assert [(each.key, each.organization_id) for each in await outrider.queue.keys()] == [("door", None)]
+    gate.set()
 
 
 async def test_a_parked_task_leaves_its_place_to_others(outrider: Runtime):

@@ -76,6 +76,7 @@ from outrider.core.queue import AGEING, Limit, Pause
 from outrider.core.replay import replay
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import (
+    DEFAULT_ORGANIZATION,
     TURN,
     Artifact,
     Input,
@@ -93,6 +94,7 @@ from outrider.core.task import (
     WaitForMessage,
     WaitForTasks,
     WaitUntil,
+    key_within,
     phase_of,
 )
 from outrider.core.values import SECOND, difference, evolve
@@ -1439,6 +1441,19 @@ class Limits(Contract):
         for n, key in enumerate(["tenant:a", "tenant:a", "tenant:b", "tenant:b", "tenant:c"]):
             await scene.create(f"task_{n}", concurrency_key=key)
         assert await scene.claimed_ids() == ["task_0", "task_2", "task_4"]
+
+    async def test_a_limit_for_all_lets_each_organization_in_for_itself_and_its_own_goes_before_it(self, scene: Scene):
+        for n, organization in enumerate([DEFAULT_ORGANIZATION, "org_a", "org_b"] * 4):
+            await scene.create(f"task_{n:02}", concurrency_key=key_within("gpu", organization))
+        assert await scene.claimed_ids() == ["task_00", "task_01", "task_02"]
+        assert await scene.limit(key_within("gpu", "org_a"), capacity=3) is True
+        assert await scene.claimed_ids() == ["task_04", "task_07"]
+        assert await scene.limit("gpu", capacity=2) is True
+        assert await scene.claimed_ids() == ["task_03", "task_05"]
+        assert [use[1:] for use in await scene.uses()] == [(2, 2), (3, 1), (2, 2)]
+        assert await scene.ledger.control(LimitRemoved(key_within("gpu", "org_a"))) is True
+        await scene.succeed("task_01")
+        assert await scene.claimed_ids() == []
 
     @pytest.mark.parametrize("event", [Failed(1, BROKEN), Released(1), Parked(1, ()), HolderLost(1)])
     async def test_a_place_is_free_again_however_a_hold_ends(self, scene: Scene, event: Event):
@@ -2887,6 +2902,18 @@ class Pruning(Contract):
         again = await scene.session("session_b")
         assert again.last_seq == 1
         assert await scene.views.first_seq("session_b") == 1
+
+    async def test_a_session_with_another_file_than_those_named_stays(self, scene: Scene):
+        for id in ("session_b", "session_c"):
+            await scene.session(id)
+            await scene.ledger.write_file(scene.file("/a", session_id=id))
+        ((info,), at) = (await scene.views.files("session_b"), scene.later())
+        await scene.ledger.write_file(scene.file("/a", session_id="session_c"))
+        marks = {(info.path, info.size, info.created_at)}
+        assert list((await scene.ledger.prune([], ["session_b", "session_c"], files=())).session_ids) == []
+        pruned = await scene.ledger.prune([], ["session_b", "session_c"], files=marks)
+        assert (list(pruned.session_ids), at > info.created_at) == (["session_b"], True)
+        assert len(await scene.views.files("session_c")) == 1
 
     async def test_who_ended_before_a_moment_is_listed_the_longest_ended_first(self, scene: Scene):
         await scene.session("session_b", organization_id="org_b")

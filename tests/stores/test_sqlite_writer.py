@@ -477,6 +477,21 @@ def test_a_debounce_key_is_looked_up_at_the_same_price_however_many_tasks_it_sto
     assert work_of(plans, "debounced", '[["s", "key"]]') == before
 
 
+def test_what_an_organization_keeps_is_found_at_the_same_price_however_much_others_ended(plans: sqlite3.Connection):
+    def ended(organization: str, first: int, last: int) -> None:
+        plans.executemany(
+            "insert into tasks (id, session, organization_id, kind, route, priority, detached, created_at,"
+            " state, version, attempt, failures, updated_at, rank, started_at, finished_at)"
+            " values (?, 1, ?, 'k', 'k', 0, 0, 0, 'succeeded', 2, 1, 0, 0, 0, 0, ?)",
+            [(f"t{n}", organization, n) for n in range(first, last)],
+        )
+
+    ended("org_a", 0, 10)
+    before = [work_of(plans, "newest_ended", "org_a", place) for place in (5, 50)]
+    ended("org_b", 10, 1000)
+    assert [work_of(plans, "newest_ended", "org_a", place) for place in (5, 50)] == before
+
+
 def test_output_is_trimmed_at_the_same_price_however_much_is_kept(plans: sqlite3.Connection):
     def pieces(first: int, last: int) -> None:
         rows = [(start,) for start in range(first, last)]

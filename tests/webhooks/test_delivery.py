@@ -14,9 +14,10 @@ from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.clock import SystemClock
 from outrider.runtime.webhooks import stored
-from outrider.runtime.webhooks.duty import Webhooking, sweep
+from outrider.runtime.webhooks.duty import Webhooking
 from outrider.runtime.webhooks.following import Follower
 from outrider.runtime.webhooks.news import news_in, payload_of
+from outrider.runtime.webhooks.sweeping import sweep
 from tests.webhooks.conftest import Open
 from tests.webhooks.receivers import hang, receiving, status
 
@@ -203,6 +204,20 @@ async def test_endpoints_of_a_task_go_with_it(opened: Open):
         assert {each.id for each in await runtime.services.views.documents(stored.LANE)} == {stored.Endpoint(left).id}
 
 
+async def test_endpoints_of_a_task_go_with_a_session_that_is_erased(opened: Open):
+    async with opened() as (runtime, duty):
+        session, other = [await runtime.sessions.create() for _ in range(2)]
+        for each in (session, other):
+            await each.spawn("add", a=1, options=TaskOptions(webhooks=["http://127.0.0.1:1/"]))
+        await runtime.run_until_idle()
+        await duty.once()
+        runtime.clock.advance(1)
+        await session.delete()
+        (left,) = await runtime.services.views.documents(stored.TASK_ENDPOINT)
+        assert left.id.startswith((await other.tasks())[0].id)
+        assert {each.id for each in await runtime.services.views.documents(stored.LANE)} == {stored.Endpoint(left).id}
+
+
 async def test_nothing_that_was_told_of_a_task_outlives_it_or_its_time(opened: Open):
     async with receiving() as receiver, receiving(status(500)) as bad, opened() as (runtime, duty):
         good, failing = [await runtime.webhooks.create(each.url, events=["terminal"]) for each in (receiver, bad)]
@@ -213,6 +228,8 @@ async def test_nothing_that_was_told_of_a_task_outlives_it_or_its_time(opened: O
         await duty.once()
         await runtime.ledger.prune([pruned.id])  # as what is too old goes
         await doomed.delete()
+        for hook, told in ((good, {kept.id}), (failing, {kept.id, pruned.id})):  # before anybody swept
+            assert {each.task_id for each in await runtime.webhooks.deliveries(hook.id)} == told
 
         async def left(hook_id: str) -> set[str | None]:
             await sweep(runtime.services, runtime.clock.now())

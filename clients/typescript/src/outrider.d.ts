@@ -383,7 +383,8 @@ export interface InputRequestRecord {
 
 /** A concurrency key in use, with the limit that counts for it.
 `held` tasks run under it and `waiting` were set aside; `started` count against its rate, and `next_start_at` is
-when that admits more, None unless it holds any back. */
+when that admits more, None unless it holds any back. One without an `organization_id` is common to all: that of a
+tool, or of `org_default`. */
 export interface KeyRecord {
   key: string;
   limit: LimitRecord;
@@ -391,22 +392,26 @@ export interface KeyRecord {
   waiting: number;
   started: number;
   next_start_at: string | null;
+  organization_id?: string | null;
 }
 
 /** A limit of a concurrency key: so many tasks at once, so many starts in any `per` seconds. */
 export interface LimitForm {
   key: string;
+  organization_id?: string | null;
   concurrency?: number | null;
   rate?: number | null;
   per?: number;
 }
 
-/** A limit: `concurrency` tasks of a key at once, `rate` starts in any `per` seconds; None for no bound. */
+/** A limit: `concurrency` tasks of a key at once, `rate` starts in any `per` seconds; None for no bound.
+Without an `organization_id` it holds wherever an organization has no limit of its own. */
 export interface LimitRecord {
   key: string;
   concurrency: number | null;
   rate: number | null;
   per: number | null;
+  organization_id?: string | null;
 }
 
 /** An answer by a link: one of the two. */
@@ -1313,7 +1318,7 @@ export declare class Outrider extends Transport {
   listKeys(asked?: Asked): Promise<Page_KeyRecord>;
 
   /** Remove the limit of a key. Without any limit a key admits one task at a time. */
-  removeLimit(query?: { key: string }, asked?: Asked): Promise<Changed>;
+  removeLimit(query?: { key: string; organization_id?: string | null }, asked?: Asked): Promise<Changed>;
 
   /** List all limits, in the order of their keys. */
   listLimits(asked?: Asked): Promise<Page_LimitRecord>;

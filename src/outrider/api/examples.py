@@ -134,7 +134,7 @@ _MESSAGE = {
     "sender": "ada",
     "in_reply_to": None,
 }
-_LIMIT = {"key": "model:gpt-5", "concurrency": 4, "rate": 60, "per": 60.0}
+_LIMIT = {"key": "model:gpt-5", "concurrency": 4, "rate": 60, "per": 60.0, "organization_id": None}
 
 _KEY: dict[str, Any] = {
     "id": "key_0190f0a2b3c47d5e8f9a0b1c2d3e4f50",
@@ -269,6 +269,7 @@ EXAMPLES: dict[str, Any] = {
         "waiting": 2,
         "started": 31,
         "next_start_at": LATER,
+        "organization_id": None,
     },
     "PauseRecord": {"scope": "kind", "name": "process", "since": AT, "by": "ada", "reason": "the disk is full"},
     "TranscriptRecord": {

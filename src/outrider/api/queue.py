@@ -24,6 +24,7 @@ class LimitForm(Form):
     """A limit of a concurrency key: so many tasks at once, so many starts in any `per` seconds."""
 
     key: Name = Field(description="One that ends in * means each that begins like it.")
+    organization_id: Name | None = Field(default=None, description="Whose key; None for all that have no limit of it.")
     concurrency: Annotated[Whole, Field(ge=0, le=MOST)] | None = Field(default=None, description="None for no bound.")
     rate: Annotated[Whole, Field(ge=1, le=MOST)] | None = Field(default=None, description="None for no bound.")
     per: Annotated[Seconds, Field(ge=0.001)] = 1.0
@@ -48,13 +49,20 @@ async def list_limits(runtime: Reading) -> Response:
 @router.put("/queue/limits", response_model=LimitRecord, openapi_extra=FOR_OPERATORS)
 async def set_limit(runtime: Operating, form: LimitForm) -> Response:
     """Set the limit of a concurrency key, in place of the one it has, at once and for all workers."""
-    return wire.record(await runtime.queue.limit(form.key, concurrency=form.concurrency, rate=form.rate, per=form.per))
+    limit = await runtime.queue.limit(
+        form.key, concurrency=form.concurrency, rate=form.rate, per=form.per, organization_id=form.organization_id
+    )
+    return wire.record(limit)
 
 
 @router.delete("/queue/limits", response_model=Changed, openapi_extra=FOR_OPERATORS)
-async def remove_limit(runtime: Operating, key: Annotated[str, Query(min_length=1, max_length=512)]) -> Response:
+async def remove_limit(
+    runtime: Operating,
+    key: Annotated[str, Query(min_length=1, max_length=512)],
+    organization_id: Annotated[str | None, Query(max_length=512)] = None,
+) -> Response:
     """Remove the limit of a key. Without any limit a key admits one task at a time."""
-    return wire.plain({"changed": await runtime.queue.unlimit(key)})
+    return wire.plain({"changed": await runtime.queue.unlimit(key, organization_id=organization_id)})
 
 
 @router.get("/queue/keys", response_model=Page[KeyRecord], openapi_extra=FOR_OPERATORS)

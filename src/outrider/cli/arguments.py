@@ -358,6 +358,7 @@ def _limits(parser: Parser) -> None:
     parser.add_argument("key", metavar="KEY", nargs="?", help="whose limit to set; K* means each that begins so")
     parser.add_argument("--concurrency", metavar="N", type=_whole, help="tasks at once; left out, any number")
     parser.add_argument("--rate", metavar="N/TIME", help="starts in any such time: 100/1m")
+    parser.add_argument("--organization", metavar="ID", help="of its key alone; left out, of all without one of theirs")
     parser.add_argument("--remove", action="store_true", help="remove the limit of KEY")
 
 

@@ -15,7 +15,7 @@ from outrider.core.wording import counted
 
 if TYPE_CHECKING:
     from outrider.cli.database import Opened
-    from outrider.runtime.records import LimitRecord
+    from outrider.runtime.records import KeyRecord, LimitRecord
 
 
 async def limits(arguments: Namespace, screen: Screen) -> int:
@@ -24,18 +24,24 @@ async def limits(arguments: Namespace, screen: Screen) -> int:
     if sets and arguments.remove:
         raise UsageError("--remove takes away what --concurrency and --rate set")
     if arguments.key is None:
-        if sets or arguments.remove:
+        if sets or arguments.remove or arguments.organization is not None:
             raise UsageError("whose limit? name a KEY")
         return await _show_limits(arguments, screen)
     if not sets and not arguments.remove:
         raise UsageError("give --concurrency, --rate or both, or --remove")
     async with open_runtime(arguments, create=True) as runtime:
         if arguments.remove:
-            was_there = await runtime.queue.unlimit(arguments.key)
+            was_there = await runtime.queue.unlimit(arguments.key, organization_id=arguments.organization)
             screen.note(f"{arguments.key}: {'removed' if was_there else 'there was no limit'}")
             return OK
         rate, per = (None, 1.0) if arguments.rate is None else _rate(arguments.rate)
-        limit = await runtime.queue.limit(arguments.key, concurrency=arguments.concurrency, rate=rate, per=per)
+        limit = await runtime.queue.limit(
+            arguments.key,
+            concurrency=arguments.concurrency,
+            rate=rate,
+            per=per,
+            organization_id=arguments.organization,
+        )
     if screen.as_json:
         screen.record(limit)
     else:
@@ -54,7 +60,7 @@ async def _show_limits(arguments: Namespace, screen: Screen) -> int:
     for key in keys:
         waiting = f", {key.waiting} waiting" if key.waiting else ""
         until = f", more at {key.next_start_at:%H:%M:%S} UTC" if key.next_start_at else ""
-        screen.line(f"{on_one_line(key.key)}: {key.held} running{waiting}{until}")
+        screen.line(f"{on_one_line(_whose(key))}: {key.held} running{waiting}{until}")
     for pause in pauses:
         what = f"{pause.scope} {pause.name}".strip()
         by, reason = f" by {pause.by}" if pause.by else "", f": {pause.reason}" if pause.reason else ""
@@ -125,7 +131,11 @@ def _told(limit: LimitRecord) -> str:
     said = [] if limit.concurrency is None else [f"{limit.concurrency} at once"]
     if limit.rate is not None:
         said.append(f"{counted(limit.rate, 'start')} in any {limit.per:g} s")
-    return on_one_line(f"{limit.key}: {', '.join(said) or 'no bound'}")
+    return on_one_line(f"{_whose(limit)}: {', '.join(said) or 'no bound'}")
+
+
+def _whose(what: LimitRecord | KeyRecord) -> str:
+    return what.key if what.organization_id is None else f"{what.key} of {what.organization_id}"
 
 
 def _plain(records: Any) -> list[Any]:

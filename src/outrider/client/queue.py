@@ -18,19 +18,29 @@ class Queue:
         self._connection = connection
 
     async def limit(
-        self, key: str, *, concurrency: int | None = None, rate: int | None = None, per: Length = 1.0
+        self,
+        key: str,
+        *,
+        concurrency: int | None = None,
+        rate: int | None = None,
+        per: Length = 1.0,
+        organization_id: str | None = None,
     ) -> LimitRecord:
         """Limit the tasks of a concurrency key: so many at once, so many starts in any `per`; None for no bound."""
         check_texts(key=key)
+        check_texts_if_given(organization_id=organization_id)
         body = {"key": key, "concurrency": concurrency, "rate": rate, "per": span(per) / 1e6}
+        if organization_id is not None:
+            body["organization_id"] = organization_id
         return (await self._connection.ask("PUT", "/v1/queue/limits", body=body)).record(LimitRecord)
 
-    async def unlimit(self, key: str) -> bool:
+    async def unlimit(self, key: str, *, organization_id: str | None = None) -> bool:
         """Remove the limit of a key; False if there was none. Without any limit a key admits one task at a time."""
-        return await self._changed("DELETE", "limits", params={"key": key})
+        check_texts_if_given(organization_id=organization_id)
+        return await self._changed("DELETE", "limits", params={"key": key, "organization_id": organization_id})
 
     async def limits(self) -> list[LimitRecord]:
-        """Return all limits, in the order of their keys."""
+        """Return all limits, in the order of their keys, those for all before those of organizations."""
         return (await self._connection.ask("GET", "/v1/queue/limits")).page(LimitRecord)
 
     async def keys(self) -> list[KeyRecord]:

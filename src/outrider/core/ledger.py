@@ -26,7 +26,7 @@ method says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -391,6 +391,10 @@ class TranscriptRow:
     task_id: str
     iteration: int
     message: bytes
+
+
+FileMark: TypeAlias = tuple[str, int, Instant]
+"""What tells a file from another, and from what it was: its path, size and `created_at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -979,14 +983,20 @@ class Ledger(Protocol):
         ...
 
     async def prune(
-        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str] = (),
+        *,
+        now: Instant | None = None,
+        files: Collection[FileMark] | None = None,
     ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently.
 
         With a task go its record, journal, attempts, requests, messages, output, files, log entries, undelivered
         wake, and the follow-ups for it, also where it was gone before. A session goes with all that it has. The
         session of a task that is gone, and that has no task left itself, goes with the last of them. Where it is known
-        what time it is `now`, so do the starts of their concurrency keys that count against no rate any more.
+        what time it is `now`, so do the starts of their concurrency keys that count against no rate any more. Where
+        `files` are given, a session stays that has a file of its own which is not among them.
 
         What names a pruned task or session goes on naming it. `seq` and `position` are not given again; the
         session's `first_seq` moves beyond the newest entry that went.

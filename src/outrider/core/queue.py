@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.task import DEFAULT_ORGANIZATION, OWNED, split_key
 from outrider.core.values import SECOND, Instant, Span
 
 AGEING: Span = 10 * SECOND
@@ -91,7 +91,8 @@ SLICES = 100
 class Limit:
     """What a `concurrency_key` admits: `capacity` tasks held at once, `rate` starts in any `span`; None for no bound.
 
-    `key` ends in `*` where it means every key that begins like it.
+    The name of `key` ends in `*` where it means every key that begins like it. One that belongs to no organization
+    holds for those of every organization that has no limit of its own for it, each counted for itself.
     """
 
     key: str
@@ -215,12 +216,21 @@ class Gates:
         return self.everything is not None or bool(self.kinds) or bool(self.sessions)
 
     def limit(self, key: str) -> Limit:
-        """The limit of a key: its own, else that of the longest beginning, else one at a time."""
-        found = self.limits.get(key)
+        """The limit of a key: of its organization, else the one for all, else one at a time.
+
+        Of either its own counts, else that of the longest beginning.
+        """
+        name, owner = split_key(key)
+        own = None if owner is None else self._limit_of(name, OWNED + owner)
+        return own or self._limit_of(name, "") or _ALONE
+
+    def _limit_of(self, name: str, whose: str) -> Limit | None:
+        found = self.limits.get(name + whose)
         if found is not None:
             return found
-        wide = [limit for name, limit in self.limits.items() if name.endswith(EVERY) and key.startswith(name[:-1])]
-        return max(wide, key=lambda limit: len(limit.key), default=_ALONE)
+        end = EVERY + whose
+        wide = [limit for key, limit in self.limits.items() if key.endswith(end) and name.startswith(key[: -len(end)])]
+        return max(wide, key=lambda limit: len(limit.key), default=None)
 
     def routes(self, routes: Iterable[str]) -> tuple[str, ...]:
         """Those of the routes, each once, whose tasks may start."""

@@ -25,6 +25,9 @@ EXTERNAL = "external"
 OUTSIDER = "external:"
 """How the ids of these holders begin."""
 
+OWNED = "\x01"
+"""Stands in a concurrency key before the organization that it belongs to. No name of a key has it."""
+
 
 class State(StrEnum):
     """The six states. Timeout, rejection and orphaning are error kinds; cancel is an intent."""
@@ -58,6 +61,20 @@ ExpiryPolicy: TypeAlias = Literal["default", "deny", "fail", "remind"]
 RequestStatus: TypeAlias = Literal["pending", "answered", "expired", "withdrawn"]
 Direction: TypeAlias = Literal["inbound", "outbound"]
 ChildPolicy: TypeAlias = Literal["wait", "cancel", "detach"]
+
+
+def key_within(key: str, organization_id: str) -> str:
+    """The concurrency key of that name which belongs to an organization.
+
+    Those of `org_default`, which is the operators', are also what is common to all: what the keys of tools name.
+    """
+    return key if organization_id == DEFAULT_ORGANIZATION else f"{key}{OWNED}{organization_id}"
+
+
+def split_key(key: str) -> tuple[str, str | None]:
+    """The name of a concurrency key, and the organization that it belongs to; None for one that is common to all."""
+    name, _, owner = key.partition(OWNED)
+    return name, owner or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +125,7 @@ class Input:
     idempotency_key: str | None = None
     priority: int = 0
     concurrency_key: str | None = None
-    """Names the limit under which it runs; see `queue.Limit`."""
+    """What it is counted under, with whose it is; see `queue.Limit` and `queue.split_key`."""
     debounce_key: str | None = None
     """Until the task has started, one more of its session with this key changes it and is no task of its own."""
     debounce_until: Instant | None = None
@@ -128,6 +145,11 @@ class Input:
     message_schema: JSONObject | None = None
     retry_of: str | None = None
     """The task that this one repeats, when a person retried or forked it."""
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of its concurrency key, whoever that belongs to."""
+        return None if self.concurrency_key is None else split_key(self.concurrency_key)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +463,7 @@ def _running_phase(task: Task) -> Phase:
 def _block_of(task: Task) -> str | None:
     match task.core.blocked_by:
         case "limit":
-            return f"limit of {task.input.concurrency_key}"
+            return f"limit of {task.input.key_name}"
         case "paused":
             return "session paused"
         case other:

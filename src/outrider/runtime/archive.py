@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ from urllib.parse import quote
 import orjson
 
 from outrider.core.errors import AlreadyExists, InvalidArguments, NotEnded, NotFound, StoreError, StoreUnavailable
-from outrider.core.ledger import Closed, Document, Reopened
+from outrider.core.ledger import Closed, Document, FileMark, Reopened
 from outrider.core.session import Session
 from outrider.core.values import JSONObject, evolve
 from outrider.runtime.clock import as_datetime
@@ -54,7 +54,7 @@ class Archive:
         session = await services.views.session(session_id)
         there = await services.views.document(COLLECTION, id=session_id)
         if there is not None and there.data.get("is_left") is True:
-            return await self._finish(session, there)
+            return await self._finish(session, there, None if session is None else await self._marks_of(there))
         if session is None:
             raise NotFound.of("session", session_id)
         if there is not None:
@@ -67,15 +67,20 @@ class Archive:
         closed = await self._close(session)
         key = f"{quote(session.organization_id, safe='')}/{quote(session.id, safe='')}-{new_id('arc')}.jsonl.gz"
         try:
-            kept = await self._keep(store, session, key, by)
+            kept, files = await self._keep(store, session, key, by)
         except BaseException:
             if await services.views.document(COLLECTION, id=session_id) is None:  # else somebody else needs it closed
                 await self._reopen(closed)
             raise
-        return await self._finish(session, kept)
+        return await self._finish(session, kept, files)
 
-    async def _keep(self, store: Any, session: Session, key: str, by: str | None) -> Document:
-        """Write the file under a key of its own, and the document that says so, if nothing has happened meanwhile."""
+    async def _keep(
+        self, store: Any, session: Session, key: str, by: str | None
+    ) -> tuple[Document, Collection[FileMark]]:
+        """Write the file under a key of its own, and the document that says so, if nothing has happened meanwhile.
+
+        Return that document, and which files of the session and of those below it were written.
+        """
         services, written = self._services, _Written()
         before = await self._heads(session)
         await self._write(store, key, written.over(export_session(services, session, tree=True)))
@@ -85,15 +90,29 @@ class Archive:
         if await self._heads(session) != before or not await services.ledger.keep([document]):
             await _remove(store, key)
             raise NotEnded(f"something has just happened in {session.id}, or somebody else archives it; try later")
-        return evolve(document, version=1)
+        return evolve(document, version=1), {mark for _, _, marks in before for mark in marks}
 
-    async def _finish(self, session: Session | None, document: Document) -> ArchiveRecord:
-        """Delete what was archived; it is there whole. What was reopened since is not what was: that stays."""
+    async def _marks_of(self, document: Document) -> Collection[FileMark]:
+        """Which files were archived by somebody who was stopped then."""
+        files = [each async for each in self.read(document.id) if each["record"] == "file"]
+        return {(str(each["path"]), int(each["size"]), int(each["created_at"])) for each in files}
+
+    async def _finish(
+        self, session: Session | None, document: Document, files: Collection[FileMark] | None
+    ) -> ArchiveRecord:
+        """Delete what was archived; it is there whole. What was reopened since is not what was: that stays.
+
+        So does a session into which a file came since; that is decided in the transaction that deletes it.
+        """
         session = None if session is None else await self._services.views.session(session.id)
         if session is not None and session.closed_at is None:
             await put(self._services, evolve(document, data={**document.data, "is_left": False}))
             raise NotEnded(f"{session.id} was archived and reopened since: what is left of it stays as well")
-        tasks = 0 if session is None else await delete_session(self._services, session)
+        try:
+            tasks = 0 if session is None else await delete_session(self._services, session, files=files)
+        except NotEnded as error:
+            await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+            raise NotEnded(f"{error.message} after it was archived: what is left of it stays as well") from error
         await put(self._services, evolve(document, data={**document.data, "is_left": False}))
         log.info("session archived", session=document.id, tasks=tasks, size=document.data["size"])
         return _record(document)
@@ -165,7 +184,7 @@ class Archive:
             raise NotFound.of("archive", session_id)
         return found
 
-    async def _heads(self, session: Session) -> Any:
+    async def _heads(self, session: Session) -> Sequence[tuple[str, int, Sequence[FileMark]]]:
         """What tells whether anything has happened in a session or below it, files included."""
         found = []
         for each in await sessions_below(self._services, session):

@@ -8,13 +8,13 @@ record is asked whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, assert_never
 
 from outrider.core.change import AttemptEnd, Change, Page
 from outrider.core.delivery import Receipt, Standing
-from outrider.core.errors import AlreadyExists, Forbidden, NotFound
+from outrider.core.errors import AlreadyExists, Forbidden, NotFound, OutriderError
 from outrider.core.events import FileWrite, Message, Step
 from outrider.core.ledger import (
     Beat,
@@ -26,6 +26,7 @@ from outrider.core.ledger import (
     Document,
     Existing,
     FileInfo,
+    FileMark,
     GrantSet,
     Head,
     InboxRow,
@@ -61,8 +62,12 @@ from outrider.core.ledger import (
 from outrider.core.meters import SESSION, TASK, TREE, Charge, ChargeVerdict, Meter
 from outrider.core.queue import Gates, Pause, kind_of, route_within, split_route
 from outrider.core.session import Grant, NewSession, Seed, Session
-from outrider.core.task import EXTERNAL, Direction, InputRequest, State, Task, Usage
+from outrider.core.task import DEFAULT_ORGANIZATION, EXTERNAL, Direction, InputRequest, State, Task, Usage, split_key
 from outrider.core.values import Instant
+
+ORGANIZATIONS = "organizations"
+ORGANIZATION_IDS = "organization_ids"
+"""The ids that were ever given. They stay: what is found under one of them later is nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,10 @@ class Bounds:
     def hold(self, owned: Owned) -> bool:
         """Whether a session, or the input of a task, lies within."""
         return owned.organization_id == self.organization_id and self.session_id in (None, owned.root_session_id)
+
+    def hold_key(self, key: str) -> bool:
+        """Whether what becomes of a concurrency key may be told: an operator of any, others of their organization's."""
+        return self.is_operator or (self.session_id is None and split_key(key)[1] == self.organization_id)
 
     def cover(self, other: Bounds) -> bool:
         """Whether whoever reaches this far may be given those."""
@@ -416,14 +425,11 @@ class BoundedViews:
         return await self._whole.gates()
 
     async def uses(self, keys: Sequence[str] | None = None) -> Sequence[KeyUse]:
-        """What becomes of these keys, which somebody has to know; how many wait, operators alone.
-
-        Keys are one namespace for all.
-        """
+        """What becomes of these keys, which somebody has to know; how many wait, of keys of the organization alone."""
         if keys is None:
             self._refuse("the keys of all")
         found = await self._whole.uses(keys)
-        return found if self._bounds.is_operator else [replace(each, waiting=0) for each in found]
+        return [each if self._bounds.hold_key(each.key) else replace(each, waiting=0) for each in found]
 
     async def count_by_state(self) -> Mapping[State, int]:
         """Refused: it counts all."""
@@ -492,7 +498,8 @@ class BoundedLedger:
         """Create a session, or return the one of that id.
 
         Raises NotFound for another organization and for what it is put below or begins with, AlreadyExists for an id
-        that is taken outside, Forbidden within a tree for one that is not below its root.
+        that is taken outside, Forbidden within a tree for one that is not below its root, and in an organization that
+        was suspended since somebody was admitted.
         """
         bounds, views = self._bounds, self._views
         if new.organization_id != bounds.organization_id:
@@ -509,10 +516,33 @@ class BoundedLedger:
         # One that comes from another database comes before the task that opened it.
         if opener is not None and await self._whole.views.task(opener) and not await views.has_task(opener):
             raise NotFound.of("task", opener)
+        is_new = bounds.organization_id != DEFAULT_ORGANIZATION and not await views.has_session(new.id)
         session = await self._whole.create_session(new, seed)
         if not bounds.hold(session):
             raise _taken("session", new.id)
+        try:
+            await self._check_organization()
+        except OutriderError:
+            if is_new:
+                await self._whole.prune([], [session.id])
+            raise
         return session
+
+    async def _check_organization(self) -> None:
+        """Raise Forbidden if the organization is suspended, NotFound if it is deleted.
+
+        To be called after a write. Whoever deletes an organization suspends it first and looks for sessions then, so
+        either they find the session that was written, or who wrote it finds the organization suspended.
+        """
+        id, views = self._bounds.organization_id, self._whole.views
+        if id == DEFAULT_ORGANIZATION:
+            return
+        found = await views.document(ORGANIZATIONS, id=id)
+        if found is None:  # never made, as in programs that have no need of it, or gone
+            if await views.document(ORGANIZATION_IDS, id=id) is not None:
+                raise NotFound.of("organization", id)
+        elif found.data["suspended_at"] is not None:
+            raise Forbidden(f"{id} is suspended")
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[Verdict]:
         """Commit each Change whole or not at all. Raises NotFound, or AlreadyExists, if one reaches outside: then
@@ -601,11 +631,16 @@ class BoundedLedger:
         return await self._whole.acknowledge(session_id, receipts, until)
 
     async def prune(
-        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str] = (),
+        *,
+        now: Instant | None = None,
+        files: Collection[FileMark] | None = None,
     ) -> Pruned:
         """Delete ended tasks, and sessions that have no task left, of those within."""
         tasks, sessions = await self._views.own_tasks(task_ids), await self._views.own_sessions(session_ids)
-        return await self._whole.prune(tasks, sessions, now=now)
+        return await self._whole.prune(tasks, sessions, now=now, files=files)
 
     async def keep(self, documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
         """Write documents anew and drop others. Raises NotFound for another organization, AlreadyExists for its ids."""

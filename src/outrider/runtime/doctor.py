@@ -27,6 +27,7 @@ from outrider.core.task import (
     WaitForNews,
     WaitForTasks,
     WaitUntil,
+    split_key,
 )
 from outrider.core.values import SECOND, Instant
 from outrider.core.wording import counted
@@ -327,17 +328,19 @@ class Doctor:
     async def _limit_of(self, key: str, around: Around, now: Instant) -> AsyncIterator[str]:
         limit = around.gates.limit(key)
         (use,) = await self._services.views.uses([key])
+        name, _ = split_key(key)
         if limit.capacity is not None and use.held >= limit.capacity:
             source = "" if limit.key else " (no limit is set, so it is one)"
-            if self._services.is_operator:
+            bounds = self._services.bounds
+            if bounds is None or bounds.hold_key(key):
                 use_of_all = f": {use.held} of {limit.capacity} running{source}, {use.waiting} waiting"
-            else:  # keys are one namespace: how many of others' tasks run and wait is nobody else's
+            else:  # a key that is common to all: how many of others' tasks run and wait is nobody else's
                 use_of_all = source
-            yield f"the limit of {key} is full{use_of_all}"
+            yield f"the limit of {name} is full{use_of_all}"
         left, moment = starts_left(limit, use.spent, now), next_return(limit, use.spent, now)
         if limit.rate is not None and left == 0 and moment is not None:
             rate = f"{counted(limit.rate, 'start')} in {limit.span / SECOND:g} s"
-            yield f"the rate of {key} is spent: {rate}; the next is at {_moment(moment)}"
+            yield f"the rate of {name} is spent: {rate}; the next is at {_moment(moment)}"
 
     async def _room_for(self, task: Task, workers: Sequence[Worker]) -> str:
         holders = await self._services.views.holders()

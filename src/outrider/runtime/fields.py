@@ -41,7 +41,7 @@ def task_fields(task: Task, *, heartbeat_at: Instant | None = None, around: Arou
         "wake_policy": given.wake_policy,
         "idempotency_key": given.idempotency_key,
         "priority": task.priority,
-        "concurrency_key": given.concurrency_key,
+        "concurrency_key": given.key_name,
         "needs": None if given.kind == EXTERNAL else split_route(given.route)[1],
         "debounce_key": given.debounce_key,
         "depends_on": given.depends_on,

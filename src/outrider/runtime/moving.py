@@ -22,7 +22,7 @@ from outrider.core.ledger import Committed, Existing, Shut
 from outrider.core.meters import NOTHING, TASK, Account, taps_of
 from outrider.core.queue import route_within, split_route
 from outrider.core.session import NewSession, Session
-from outrider.core.task import EXTERNAL, InputRequest, Task, WaitForTasks
+from outrider.core.task import EXTERNAL, Input, InputRequest, Task, WaitForTasks, key_within, split_key
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.runtime.budgets import Taken, reported_by, taken_by
 from outrider.runtime.codec import decode, encode, jsonable
@@ -177,7 +177,7 @@ async def import_task(services: Services, document: JSONObject, *, session_id: s
     task or an opened session that is there already.
     """
     task = _checked(document)
-    check_keys(task.input, services.settings.limits)
+    check_keys(evolve(task.input, concurrency_key=task.input.key_name), services.settings.limits)
     check_priority(task.priority)
     await _check_absent(services, task, document)
     home = await _home(services, document, session_id)
@@ -385,8 +385,8 @@ def _adopted(services: Services, task: Task, document: JSONObject, home: _Home, 
     """The creation of a task of a document in a session, everything in it under the ids of both."""
     own: dict[str, JSON] = {"task_id": task.id}
     place = {"session_id": home.id, "root_session_id": home.root_session_id, "organization_id": home.organization_id}
-    budget = {**_limits(task.input.budget), **(home.budget or {})}
-    task = evolve(task, input=evolve(task.input, **place, budget=budget or None))
+    budget, key = {**_limits(task.input.budget), **(home.budget or {})}, _key_within(services, task.input, home)
+    task = evolve(task, input=evolve(task.input, **place, budget=budget or None, concurrency_key=key))
     if task.input.kind == EXTERNAL:
         route = route_within(split_route(task.input.route)[0], home.organization_id)
         task = evolve(task, input=evolve(task.input, route=route))
@@ -450,6 +450,17 @@ def _brought(task: Task, taken: Taken, home: _Home, now: Instant) -> tuple[Accou
         )
         for tap in taps_of(task)
     )
+
+
+def _key_within(services: Services, given: Input, home: _Home) -> str | None:
+    """The key that a task is counted under: of the organization that it comes into, unless an operator brings another.
+
+    A document can say anything.
+    """
+    if given.concurrency_key is None:
+        return None
+    name, owner = split_key(given.concurrency_key)
+    return name if owner is None and services.is_operator else key_within(name, home.organization_id)
 
 
 def _file(services: Services, given: JSONObject, task: Task) -> FileWrite:

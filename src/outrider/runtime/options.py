@@ -17,6 +17,7 @@ from outrider.core.session import Session
 from outrider.core.task import (
     EXTERNAL,
     NO_TIMEOUTS,
+    OWNED,
     ChildPolicy,
     Input,
     NewTask,
@@ -25,6 +26,7 @@ from outrider.core.task import (
     Task,
     Timeouts,
     WakePolicy,
+    key_within,
 )
 from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.clock import LONGEST, instant, span
@@ -44,8 +46,9 @@ class TaskOptions:
     """How a task is to be treated. Lengths of time are timedeltas or seconds.
 
     `id` and `idempotency_key` make creation idempotent. `delay` or `start_at` hold the task back. `concurrency_key`
-    names the limit under which it runs (see `Queue.limit`); while a task with this `debounce_key` has not started,
-    another of its session changes it, and puts it off by its delay, `debounce_max` at most since its creation.
+    names the limit under which it runs, among those of its organization (see `Queue.limit`); while a task with this
+    `debounce_key` has not started, another of its session changes it, and puts it off by its delay, `debounce_max` at
+    most since its creation.
     Only a worker that states the label which a task `needs` runs it, and such a worker runs no others.
     `budget` bounds what the model calls of an agent's task take: any of `tokens`, `cost` (dollars), `requests`,
     `iterations`, `seconds` (from the first call), and `soft`, the share after which its session is told.
@@ -134,7 +137,7 @@ def new_task(
         wake_policy=options.wake,
         idempotency_key=options.idempotency_key,
         priority=options.priority,
-        concurrency_key=options.concurrency_key or checked.concurrency_key,
+        concurrency_key=_concurrency_key(checked, options, session),
         debounce_key=options.debounce_key,
         debounce_until=_debounce_until(options, now),
         depends_on=tuple(dict.fromkeys(options.depends_on)),
@@ -161,6 +164,13 @@ def _route(kind: str, checked: CheckedSpec, label: str | None, session: Session)
     if kind == EXTERNAL:
         return route_within(checked.route, session.organization_id)
     return route_needing(checked.route, label)
+
+
+def _concurrency_key(checked: CheckedSpec, options: TaskOptions, session: Session) -> str | None:
+    """What the caller names is the organization's; what a tool brings is common to all who use the tool."""
+    if options.concurrency_key is None:
+        return checked.concurrency_key
+    return key_within(options.concurrency_key, session.organization_id)
 
 
 def check_options(options: TaskOptions, limits: Limits) -> None:
@@ -239,10 +249,19 @@ def _budget(own: Mapping[str, float] | None, session: JSONObject | None) -> JSON
 
 def check_keys(given: TaskOptions | Input, limits: Limits) -> None:
     """Raise InvalidArguments or TooLarge for a key that the queue cannot go by."""
-    for name in ("idempotency_key", "concurrency_key", "debounce_key"):
+    for name in ("idempotency_key", "debounce_key"):
         key = getattr(given, name)
         if key is not None:
             check_name(name, key, limits.name)
+    if given.concurrency_key is not None:
+        check_key("concurrency_key", given.concurrency_key, limits.name)
+
+
+def check_key(what: str, key: object, longest: int) -> None:
+    """Raise InvalidArguments or TooLarge for what is no name of a concurrency key."""
+    check_name(what, key, longest)
+    if OWNED in cast(str, key):
+        raise InvalidArguments(f"{what} has a character in it that no name of a key has: {key!r:.100}")
 
 
 def check_name(what: str, text: object, longest: int) -> None:
@@ -378,6 +397,8 @@ def check_same(asked: Input, existing: Task) -> None:
     """Creating twice is fine, whoever does it; raises IdempotencyConflict for something else under the same name."""
     there = existing.input
     comparable = evolve(asked, created_at=there.created_at, origin=there.origin)
+    if asked.key_name == there.key_name:  # before keys belonged to organizations it was made under the bare name
+        comparable = evolve(comparable, concurrency_key=there.concurrency_key)
     if jsonable(comparable) == jsonable(there):
         return
     name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"

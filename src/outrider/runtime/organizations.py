@@ -10,10 +10,11 @@ import builtins
 from typing import Any
 
 from outrider.core.errors import AlreadyExists, Conflict, InUse, InvalidArguments, NotFound
-from outrider.core.ledger import Document
-from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.ledger import Document, LimitRemoved
+from outrider.core.task import DEFAULT_ORGANIZATION, split_key
 from outrider.core.values import evolve
 from outrider.runtime.archive import COLLECTION as ARCHIVED
+from outrider.runtime.bounds import ORGANIZATION_IDS, ORGANIZATIONS
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.options import check_name, check_page, check_texts, check_texts_if_given
@@ -22,9 +23,6 @@ from outrider.runtime.retention import PIN, POLICY
 from outrider.runtime.services import Services
 from outrider.runtime.webhooks import stored
 
-COLLECTION = "organizations"
-IDS = "organization_ids"
-"""The ids that were ever given. They stay: what is found under one of them later is nobody else's."""
 KEYS = "keys"
 TRIES = 20
 """How often a record is read again that somebody else has changed meanwhile."""
@@ -46,8 +44,10 @@ class Organizations:
         if id is not None:
             check_id("organization", id)
         data = {"name": name, "created_at": services.clock.now(), "suspended_at": None}
-        made = Document(COLLECTION, id or new_id("org"), data)
-        if made.id == DEFAULT_ORGANIZATION or not await services.ledger.keep([made, Document(IDS, made.id, {})]):
+        made = Document(ORGANIZATIONS, id or new_id("org"), data)
+        if made.id == DEFAULT_ORGANIZATION or not await services.ledger.keep(
+            [made, Document(ORGANIZATION_IDS, made.id, {})]
+        ):
             raise AlreadyExists(f"there is an organization {made.id!r} already, or there was one")
         return _record(made)
 
@@ -57,7 +57,7 @@ class Organizations:
         check_page(limit)
         if not self._services.is_operator:
             return [] if after is not None else [await self.get(self._services.organization_id)]
-        found = await self._services.whole.views.documents(COLLECTION, after=after, limit=limit)
+        found = await self._services.whole.views.documents(ORGANIZATIONS, after=after, limit=limit)
         first = [_DEFAULT] if after is None else []
         return [_record(each) for each in (*first, *found)][:limit]
 
@@ -93,10 +93,11 @@ class Organizations:
                 await self.resume(document.id)
                 raise
         await _clear(services, document.id)
+        await _check_empty(services, document.id)  # of who may still make one: those who are bound to no organization
         for _ in range(TRIES):
             document = await self._document(organization_id)
-            known = await services.views.document(IDS, id=document.id)
-            if await services.ledger.keep([known or Document(IDS, document.id, {})], [document]):
+            known = await services.views.document(ORGANIZATION_IDS, id=document.id)
+            if await services.ledger.keep([known or Document(ORGANIZATION_IDS, document.id, {})], [document]):
                 return
         raise Conflict(f"{organization_id} changes all the time")
 
@@ -125,7 +126,7 @@ async def organization_of(services: Services, organization_id: str) -> Document 
     """The record of an organization, whoever asks."""
     if organization_id == DEFAULT_ORGANIZATION:
         return _DEFAULT
-    return await services.whole.views.document(COLLECTION, id=organization_id)
+    return await services.whole.views.document(ORGANIZATIONS, id=organization_id)
 
 
 async def _check_empty(services: Services, organization_id: str) -> None:
@@ -134,7 +135,7 @@ async def _check_empty(services: Services, organization_id: str) -> None:
 
 
 async def _clear(services: Services, organization_id: str) -> None:
-    """Drop all documents of an organization but its audit log, a page at a time; its keys first."""
+    """Drop all documents of an organization but its audit log, a page at a time, its keys first; and its limits."""
     ledger, views = services.ledger, services.views
     for collection in (KEYS, stored.ENDPOINT, stored.TASK_ENDPOINT, stored.LANE, POLICY, PIN, ARCHIVED):
         while page := await views.documents(collection, organization_id=organization_id):
@@ -143,9 +144,12 @@ async def _clear(services: Services, organization_id: str) -> None:
                     await stored.forget(ledger, stored.Endpoint(each))
             else:
                 await ledger.keep([], page)
+    for key in (await views.gates()).limits:
+        if split_key(key)[1] == organization_id:
+            await ledger.control(LimitRemoved(key))
 
 
-_DEFAULT = Document(COLLECTION, DEFAULT_ORGANIZATION, {"name": "default", "created_at": None, "suspended_at": None})
+_DEFAULT = Document(ORGANIZATIONS, DEFAULT_ORGANIZATION, {"name": "default", "created_at": None, "suspended_at": None})
 
 
 def _record(document: Document) -> OrganizationRecord:

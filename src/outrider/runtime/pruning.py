@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, OutriderError
-from outrider.core.ledger import Pruned, TaskFilter
+from outrider.core.ledger import FileMark, Pruned, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import LIVE_STATES, TERMINAL, State, Task
 from outrider.core.values import SECOND, Instant, Span, evolve
@@ -55,18 +55,24 @@ async def delete_task(services: Services, task: Task) -> int:
     return gone
 
 
-async def delete_session(services: Services, session: Session) -> int:
-    """Delete a session and the sessions below it, with all in them; return how many tasks went. Raises NotEnded."""
+async def delete_session(services: Services, session: Session, *, files: Collection[FileMark] | None = None) -> int:
+    """Delete a session and the sessions below it, with all in them; return how many tasks went. Raises NotEnded.
+
+    Where `files` are given, also if one of the sessions has a file of its own that is not among them: that one stays,
+    and so do those above it.
+    """
     gone = 0
     while True:
         live = await live_in(services, session)
         if live:
             raise NotEnded.of(f"tasks of {session.id} live", [each.id for each in live], "deleted")
-        gone += await _empty(services, session.id)
-        pruned = await services.ledger.prune([], [session.id])
+        gone += await _empty(services, session.id, files)
+        pruned = await services.ledger.prune([], [session.id], files=files)
         if pruned.session_ids or await services.views.session(session.id) is None:
             await drop(services, PIN, session.id)
             return gone
+        if files is not None:
+            raise NotEnded(f"a file has just come into {session.id}")
 
 
 async def live_in(services: Services, session: Session) -> list[Task]:
@@ -307,28 +313,33 @@ async def is_idle_below(services: Services, session: Session, before: Instant) -
     return all(each.updated_at < before for each in await sessions_below(services, session))
 
 
-async def _empty(services: Services, session_id: str) -> int:
+async def _empty(services: Services, session_id: str, files: Collection[FileMark] | None = None) -> int:
     """Delete the ended tasks of a session, and the sessions that they opened."""
     page = TaskFilter(
         session_id=session_id, states=tuple(TERMINAL), limit=services.settings.retention_batch, newest_first=False
     )
     gone = 0
     while tasks := await services.views.list_tasks(page):
-        gone += await _prune(services, [task.id for task in tasks])
+        gone += await _prune(services, [task.id for task in tasks], files)
     return gone
 
 
-async def _prune(services: Services, task_ids: Sequence[str]) -> int:
+async def _prune(services: Services, task_ids: Sequence[str], files: Collection[FileMark] | None = None) -> int:
     """Delete ended tasks, in the order given, after what is in the sessions that they opened."""
     gone = 0
-    for session in await services.views.child_sessions(task_ids):
-        gone += await _empty(services, session.id)
+    opened = await services.views.child_sessions(task_ids)
+    for session in opened:
+        gone += await _empty(services, session.id, files)
     await mark_erased(services.whole.ledger, task_ids, services.clock.now())
     left = task_ids
     while left:
-        pruned = await services.ledger.prune(left, now=services.clock.now())
+        pruned = await services.ledger.prune(left, now=services.clock.now(), files=files)
         gone += len(pruned.task_ids)
         left = pruned.rest
+    if files is not None:
+        for session in opened:
+            if await services.views.session(session.id) is not None:
+                raise NotEnded(f"a file has just come into {session.id}")
     return gone
 
 

@@ -12,10 +12,10 @@ from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import Reprioritized
 from outrider.core.ledger import LimitRemoved, LimitSet, Paused, Resumed
 from outrider.core.queue import Limit, Pause, Scope
-from outrider.core.task import Task
+from outrider.core.task import DEFAULT_ORGANIZATION, Task, key_within
 from outrider.runtime.clock import span
 from outrider.runtime.ids import check_id
-from outrider.runtime.options import Length, check_flags, check_name, check_priority, check_texts, is_whole
+from outrider.runtime.options import Length, check_flags, check_key, check_name, check_priority, check_texts, is_whole
 from outrider.runtime.records import KeyRecord, LimitRecord, PauseRecord
 from outrider.runtime.services import Services
 
@@ -34,15 +34,22 @@ class Queue:
     # --- limits --------------------------------------------------------------------------------------
 
     async def limit(
-        self, key: str, *, concurrency: int | None = None, rate: int | None = None, per: Length = 1.0
+        self,
+        key: str,
+        *,
+        concurrency: int | None = None,
+        rate: int | None = None,
+        per: Length = 1.0,
+        organization_id: str | None = None,
     ) -> LimitRecord:
         """Limit the tasks of a concurrency key: so many at once, so many starts in any `per`; None for no bound.
 
-        A key that ends in `*` means each that begins like it, each counted for itself; the longest counts. Each
-        attempt is a start: a task that parked starts again. Replaces the limit of that key, at once and for all
-        workers. Raises InvalidArguments.
+        A key that ends in `*` means each that begins like it, each counted for itself; the longest counts. Without
+        an organization it holds for the key that all have in common, and for that of each organization which has no
+        limit of its own, each counted for itself. Each attempt is a start: a task that parked starts again. Replaces
+        the limit of that key, at once and for all workers. Raises InvalidArguments, and Forbidden but for operators.
         """
-        check_name("the key of a limit", key, self._services.settings.limits.name)
+        name = self._name(key, organization_id)
         length = span(per)
         if concurrency is not None and not (is_whole(concurrency) and 0 <= concurrency <= MOST):
             raise InvalidArguments("concurrency is a whole number from 0, which lets nothing start")
@@ -50,17 +57,20 @@ class Queue:
             raise InvalidArguments("rate is a whole number from 1: how many may start in any `per`")
         if rate is not None and length < 1000:
             raise InvalidArguments("per is a length of time of a millisecond or more")
-        limit = Limit(key, concurrency, rate, length)
+        limit = Limit(name, concurrency, rate, length)
         await self._services.operating("the limits").ledger.control(LimitSet(limit))
         return LimitRecord.of(limit)
 
-    async def unlimit(self, key: str) -> bool:
-        """Remove the limit of a key; False if there was none. Without any limit a key admits one task at a time."""
-        check_name("the key of a limit", key, self._services.settings.limits.name)
-        return await self._services.operating("the limits").ledger.control(LimitRemoved(key))
+    async def unlimit(self, key: str, *, organization_id: str | None = None) -> bool:
+        """Remove the limit of a key; False if there was none. Without any limit a key admits one task at a time.
+
+        That of an organization leaves the one for all. Raises InvalidArguments, and Forbidden but for operators.
+        """
+        name = self._name(key, organization_id)
+        return await self._services.operating("the limits").ledger.control(LimitRemoved(name))
 
     async def limits(self) -> list[LimitRecord]:
-        """Return all limits, in the order of their keys."""
+        """Return all limits, in the order of their keys, those for all before those of organizations."""
         gates = await self._services.operating("the limits").views.gates()
         return [LimitRecord.of(limit) for _, limit in sorted(gates.limits.items())]
 
@@ -117,6 +127,15 @@ class Queue:
         check_texts(task_id=task_id)
         check_priority(priority)
         return await self._services.lifecycle.move(task_id, Reprioritized(priority))
+
+    def _name(self, key: str, organization_id: str | None) -> str:
+        check_key("the key of a limit", key, self._services.settings.limits.name)
+        if organization_id is None:
+            return key
+        check_id("organization", organization_id)
+        if organization_id == DEFAULT_ORGANIZATION:
+            raise InvalidArguments(f"the keys of {DEFAULT_ORGANIZATION} are common to all; leave the organization out")
+        return key_within(key, organization_id)
 
     def _reaching(self, scope: Scope) -> Services:
         return self._services if scope == "session" else self._services.operating("pauses of kinds and of everything")

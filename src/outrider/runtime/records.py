@@ -18,7 +18,7 @@ from outrider.core.events import Message, Step
 from outrider.core.ledger import FileInfo, InboxRow, KeyUse, Statistics, TranscriptRow, Worker
 from outrider.core.queue import Limit, Pause, Scope, next_return, split_route, starts_out
 from outrider.core.session import Grant, Session
-from outrider.core.task import InputRequest, State, Task, TaskError
+from outrider.core.task import InputRequest, State, Task, TaskError, split_key
 from outrider.core.values import Instant
 from outrider.runtime.around import Around
 from outrider.runtime.clock import as_datetime
@@ -597,25 +597,31 @@ class WorkerRecord(Record):
 
 
 class LimitRecord(Record):
-    """A limit: `concurrency` tasks of a key at once, `rate` starts in any `per` seconds; None for no bound."""
+    """A limit: `concurrency` tasks of a key at once, `rate` starts in any `per` seconds; None for no bound.
+
+    Without an `organization_id` it holds wherever an organization has no limit of its own.
+    """
 
     key: str
     concurrency: int | None
     rate: int | None
     per: float | None
+    organization_id: str | None = None
 
     @classmethod
     def of(cls, limit: Limit) -> LimitRecord:
         """The public form of a limit."""
         per = None if limit.rate is None else limit.span / 1e6
-        return cls(key=limit.key, concurrency=limit.capacity, rate=limit.rate, per=per)
+        name, owner = split_key(limit.key)
+        return cls(key=name, organization_id=owner, concurrency=limit.capacity, rate=limit.rate, per=per)
 
 
 class KeyRecord(Record):
     """A concurrency key in use, with the limit that counts for it.
 
     `held` tasks run under it and `waiting` were set aside; `started` count against its rate, and `next_start_at` is
-    when that admits more, None unless it holds any back.
+    when that admits more, None unless it holds any back. One without an `organization_id` is common to all: that of a
+    tool, or of `org_default`.
     """
 
     key: str
@@ -624,12 +630,15 @@ class KeyRecord(Record):
     waiting: int
     started: int
     next_start_at: datetime | None
+    organization_id: str | None = None
 
     @classmethod
     def of(cls, use: KeyUse, limit: Limit, now: Instant) -> KeyRecord:
         """The public form of what becomes of a key."""
+        name, owner = split_key(use.key)
         return cls(
-            key=use.key,
+            key=name,
+            organization_id=owner,
             limit=LimitRecord.of(limit),
             held=use.held,
             waiting=use.waiting,

@@ -47,6 +47,7 @@ from outrider.runtime.snapshots import snapshot_of_session
 from outrider.runtime.stream import EventReader
 from outrider.runtime.trees import tasks_below
 from outrider.runtime.turns import Steering, check_steering, last_turn, say
+from outrider.runtime.webhooks.sweeping import erase
 
 if TYPE_CHECKING:
     from outrider.runtime.handles import SessionHandle
@@ -350,7 +351,8 @@ class Sessions:
 
         Peers that they opened stay. Returns how many tasks went. While any of them lives it is refused with NotEnded
         and nothing is deleted; with `cancel` they are canceled first, detached ones too, and waited for as long as
-        their grace. Raises NotFound.
+        their grace. What webhooks told of it goes too, before this returns but for what is just being told. Raises
+        NotFound.
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)
@@ -363,8 +365,13 @@ class Sessions:
             canceled.update(task.id for task in live)
             await self._cancel(live)
             with suppress(NotEnded):
-                return await delete_session(self._services, session)
-        return await delete_session(self._services, session)
+                return await self._delete(session)
+        return await self._delete(session)
+
+    async def _delete(self, session: Session) -> int:
+        gone = await delete_session(self._services, session)
+        await erase(self._services.whole, session.organization_id)
+        return gone
 
     async def export(self, session_id: str, *, tree: bool = True) -> AsyncIterator[JSONObject]:
         """Yield all that is in a session as JSON objects, each with a `record` that says what it is of.

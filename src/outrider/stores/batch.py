@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from operator import itemgetter
@@ -25,6 +25,7 @@ from outrider.core.ledger import (
     Described,
     Existing,
     Fenced,
+    FileMark,
     InboxRow,
     IndexEntry,
     NoSession,
@@ -72,7 +73,7 @@ from outrider.core.queue import (
     turn_after,
 )
 from outrider.core.session import NewSession, Seed, Session
-from outrider.core.task import TERMINAL, Core, Input, State, Task
+from outrider.core.task import OWNED, TERMINAL, Core, Input, State, Task, split_key
 from outrider.core.values import Instant, difference, evolve
 from outrider.stores.index import forget_unlisted, write_entries
 from outrider.stores.parcel import Parcel
@@ -1350,7 +1351,13 @@ class Batch:
 
     # --- pruning -----------------------------------------------------------------------------------------
 
-    def prune(self, task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Pruned:
+    def prune(
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str],
+        now: Instant | None,
+        files: Collection[FileMark] | None = None,
+    ) -> Pruned:
         """Delete ended tasks, and sessions without tasks. To be called when all was flushed."""
         statements = self._statements
         places = {id: place for place, id in enumerate(task_ids[:MOST_LOOKED_AT])}
@@ -1379,6 +1386,9 @@ class Batch:
         for session, ids in untold.items():
             statements.run("prune_inbox", session, listed(ids))
         empty = statements.array("empty_sessions", *concerned)
+        if files is not None:
+            marks = set(files)
+            empty = [row for row in empty if marks.issuperset(map(tuple, statements.array("own_files", -row[0])))]
         return Pruned(
             tuple(row[1] for row in ended), self._prune_sessions(sorted(empty, key=itemgetter(1))), tuple(rest)
         )
@@ -1589,19 +1599,22 @@ class Batch:
             rates.append((key, encode(known.spent), opens_at))
         self._write_rates(rates)
 
-    def open_limit(self, name: str) -> None:
+    def open_limit(self, key: str) -> None:
         """A limit was changed: let in who may start by the new one."""
-        wide = name.endswith(EVERY)
-        first, last = (name[:-1], name[:-1] + AFTER_ANY) if wide else (name, name + "\x01")
+        name, _ = split_key(key)
+        if name.endswith(EVERY):
+            first, last = name[:-1], name[:-1] + AFTER_ANY
+        else:
+            first, last = key, key + OWNED + AFTER_ANY
         keys = self._statements.array("waiting_keys", first, last)
         self.load_keys(set(keys))
         rates = []
-        for key in keys:
-            known = self._known.keys[key]
+        for each in keys:
+            known = self._known.keys[each]
             # A claim looks whether there are places and starts.
-            self.open_key(key, self.gates.gates.limit(key).capacity)
+            self.open_key(each, self.gates.gates.limit(each).capacity)
             if known.spent:  # the next claim knows the time, and asks the new rate
-                rates.append((key, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
+                rates.append((each, encode(known.spent), AT_NEXT_CLAIM if known.may_wait else None))
         self._write_rates(rates)
 
     def _write_rates(self, rates: Sequence[tuple[str, str, Instant | None]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from outrider.core.change import Change
@@ -14,6 +14,7 @@ from outrider.core.ledger import (
     Claims,
     Decide,
     Document,
+    FileMark,
     InboxRow,
     IndexEntry,
     Listener,
@@ -134,7 +135,12 @@ class SqlLedger(ABC):
         return await self._do(operations.acknowledge(session_id, receipts, until))
 
     async def prune(
-        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str] = (),
+        *,
+        now: Instant | None = None,
+        files: Collection[FileMark] | None = None,
     ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
-        return await self._do(operations.prune(task_ids, session_ids, now))
+        return await self._do(operations.prune(task_ids, session_ids, now, files))

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -35,6 +35,7 @@ from outrider.core.ledger import (
     Existing,
     Fenced,
     FileInfo,
+    FileMark,
     GrantSet,
     Head,
     InboxRow,
@@ -123,6 +124,10 @@ class _SessionRow:
     inbox_seq: int = 0
     first_seq: int = 1
     files: dict[str, FileWrite] = field(default_factory=dict)
+
+    def marks(self) -> set[FileMark]:
+        """What tells its files apart."""
+        return {(file.path, len(file.content), file.created_at) for file in self.files.values()}
 
 
 @dataclass(slots=True)
@@ -658,7 +663,12 @@ class MemoryLedger:
         return standings
 
     async def prune(
-        self, task_ids: Sequence[str], session_ids: Sequence[str] = (), *, now: Instant | None = None
+        self,
+        task_ids: Sequence[str],
+        session_ids: Sequence[str] = (),
+        *,
+        now: Instant | None = None,
+        files: Collection[FileMark] | None = None,
     ) -> Pruned:
         """Delete ended tasks whole, and sessions that have no task left; what lives is left as it is, silently."""
         self._tables.check_open()
@@ -676,6 +686,8 @@ class MemoryLedger:
             for id in sorted(tables.sessions.keys() - busy)
             if id in session_ids or self._is_left_over(tables.sessions[id].session, ended, owners)
         ]
+        if files is not None:
+            sessions = [id for id in sessions if set(files).issuperset(tables.sessions[id].marks())]
         for session_id in sessions:
             del tables.sessions[session_id]
             tables.lines = {name: place for name, place in tables.lines.items() if name[1] != f"s:{session_id}"}

@@ -6,7 +6,7 @@ judge by heads alone share one flush; those that read tables (`is_late`) come af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, assert_never
 
@@ -21,6 +21,7 @@ from outrider.core.ledger import (
     Decide,
     Described,
     Document,
+    FileMark,
     GrantSet,
     InboxRow,
     IndexEntry,
@@ -422,12 +423,14 @@ def acknowledge(session_id: str, receipts: Sequence[Receipt], until: Instant | N
     return Operation(run, is_late=True)
 
 
-def prune(task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None) -> Operation[Pruned]:
+def prune(
+    task_ids: Sequence[str], session_ids: Sequence[str], now: Instant | None, files: Collection[FileMark] | None
+) -> Operation[Pruned]:
     """Delete ended tasks and empty sessions; after all the writes of its transaction, so it sees them."""
     tasks, sessions = tuple(dict.fromkeys(task_ids)), tuple(dict.fromkeys(session_ids))
 
     def run(batch: Batch) -> Pruned:
         batch.finish()
-        return batch.prune(tasks, sessions, now)
+        return batch.prune(tasks, sessions, now, files)
 
     return Operation(run, is_late=True)

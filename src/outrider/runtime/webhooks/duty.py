@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Set
 
 from outrider.core.errors import OutriderError, StoreError
-from outrider.core.ledger import Document
-from outrider.core.values import SECOND, Instant
+from outrider.core.values import SECOND
 from outrider.runtime.clock import span
 from outrider.runtime.log import log
 from outrider.runtime.services import Services
@@ -21,20 +19,8 @@ from outrider.runtime.webhooks.following import Follower
 from outrider.runtime.webhooks.guard import Guard
 from outrider.runtime.webhooks.lanes import Lanes
 from outrider.runtime.webhooks.sending import Sender
-from outrider.runtime.webhooks.stored import (
-    ENDPOINT,
-    ERASED,
-    LANE,
-    MARK,
-    PAGE,
-    STATUSES,
-    TASK_ENDPOINT,
-    Endpoint,
-    deliveries_of,
-    every,
-    forget,
-    has_any,
-)
+from outrider.runtime.webhooks.stored import LANE, has_any
+from outrider.runtime.webhooks.sweeping import YOUNG, sweep
 
 CALM = 2.0
 """Seconds between two looks, at least, while there is no endpoint, or others are on duty."""
@@ -50,9 +36,6 @@ UNHEARD = 15.0
 
 SWEPT = 300.0
 """Seconds between two looks for what is left of tasks that were deleted."""
-
-YOUNG = 3600 * SECOND
-"""How old such an endpoint is at least: its task is made after it."""
 
 
 class Webhooking:
@@ -172,48 +155,3 @@ class Webhooking:
             await sweep(self._services, self._services.clock.now() - YOUNG)
         except OutriderError as error:
             log.error("what webhooks told of deleted tasks is still there; trying again", reason=error.message)
-
-
-async def sweep(services: Services, before: Instant) -> int:
-    """Drop the endpoints made before a moment whose tasks are gone; return how many that were.
-
-    With them goes what was told of tasks that are gone, or long ago. What is still to be sent goes where somebody
-    deleted the task by name: he wants it gone, and whoever only keeps little wants it told first.
-    """
-    views, gone = services.views, 0
-    after: str | None = None
-    while True:
-        page: list[Document] = list(await views.documents(TASK_ENDPOINT, after=after, limit=PAGE))
-        there = {task.id: task for task in await views.tasks([each.id.rpartition(MARK)[0] for each in page])}
-        for each in page:
-            endpoint = Endpoint(each)
-            if not endpoint.concerns(there.get(endpoint.task_id or "")) and each.data["created_at"] < before:
-                gone += await forget(services.ledger, endpoint)
-        if len(page) < PAGE:
-            break
-        after = page[-1].id
-    marks = [each async for each in every(views, ERASED)]
-    erased = {task_id for each in marks for task_id in each.data["task_ids"]}
-    async for each in every(views, ENDPOINT):
-        await _sweep_deliveries(services, each.id, erased)
-    for each in marks:
-        if each.data["at"] < before:  # until then somebody may be about to write what he read before
-            await services.ledger.keep([], [each])
-    return gone
-
-
-async def _sweep_deliveries(services: Services, endpoint_id: str, erased: Set[str]) -> None:
-    oldest = services.clock.now() - span(services.settings.webhooks.history_age)
-    for status in STATUSES:
-        if status == "pending" and not erased:
-            continue
-        after: str | None = None
-        while page := await services.views.documents(deliveries_of(endpoint_id, status), after=after, limit=PAGE):
-            there = {task.id for task in await services.views.tasks(list({each.data["task_id"] for each in page}))}
-            for each in page:
-                task_id, waits = each.data["task_id"], status == "pending"
-                is_over = not waits or task_id in erased
-                is_old = not waits and each.data["ended_at"] < oldest
-                if is_old or (is_over and task_id not in there):
-                    await services.ledger.keep([], [each])  # by itself: one that is sent just now is left for later
-            after = page[-1].id

@@ -855,6 +855,10 @@ select json_build_array(o.first, o.next, (
 from outputs o
 where o.task = (select number from tasks where id = ?1);
 
+-- own_files --
+-- What tells those of a folder apart.
+select path, size, created_at from files where folder = ?;
+
 -- files --
 select path, media_type, size, created_at, task_id
 from (

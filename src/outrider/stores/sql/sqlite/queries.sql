@@ -740,6 +740,10 @@ select json_array(o.first, o.next, (
 from outputs o
 where o.task = (select number from tasks where id = ?1);
 
+-- own_files --
+-- What tells those of a folder apart.
+select json_group_array(json_array(path, size, created_at)) from files where folder = ?;
+
 -- files --
 -- Below a prefix: the session's own files, and those in the folders of its tasks, whose ids are in a range too.
 select json_group_array(json_array(path, media_type, size, created_at, task_id))
