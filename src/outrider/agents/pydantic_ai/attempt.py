@@ -57,7 +57,7 @@ from outrider.agents.engine import (
     ModelMisbehaved,
 )
 from outrider.agents.models import ModelChoice, choose
-from outrider.agents.pydantic_ai.durability import Durability, GivenTools
+from outrider.agents.pydantic_ai.durability import CHOSEN, CORRECTIONS, Durability, GivenTools
 from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.agents.telling import shows_content
 from outrider.core.errors import UnknownName
@@ -69,9 +69,10 @@ from outrider.runtime.telemetry import telemetry
 
 T = TypeVar("T")
 
-CORRECTIONS = 3
-"""How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
-starts anew, and the limit on iterations holds over all of them."""
+PLAIN = Agent(
+    CHOSEN, defer_model_check=True, name="outrider", retries=CORRECTIONS, capabilities=[Durability(name="outrider")]
+)
+"""The agent of our own making, which is what the brief says in each run. To make one takes as long as a request."""
 
 CUT_OFF = "\n[… cut here: the answer has as many tokens as it may; see max_tokens]"
 
@@ -104,6 +105,8 @@ class Attempt:
         self.keys: set[str] = set()
         self.choice: ModelChoice | None = None
         """The model that the task names, if it names one."""
+        self.model: Model | None = None
+        """That model, while the run is open."""
         self.instructions: str | None = None
         self.last: ModelResponse | None = None
         self.usage: RunUsage | None = None
@@ -257,7 +260,7 @@ class Attempt:
     async def _open(self, prompt: str | None, history: list[ModelMessage]) -> AsyncGenerator[EngineRun[Any, Any]]:
         brief = self.brief
         self.choice = choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
-        model = await resolve(choice, self) if choice is not None else None
+        self.model = model = await resolve(choice, self) if choice is not None else None
         agent, output_type = self._agent(model)
         spent = brief.usage
         # What was made for this run is closed with it: its connections are nobody else's.
@@ -283,12 +286,10 @@ class Attempt:
                 ),
                 # Iterations are counted here, with an outcome of their own.
                 usage_limits=UsageLimits(request_limit=None),
-                toolsets=[GivenTools(brief.tools, corrections=CORRECTIONS)],
+                toolsets=[GivenTools(brief.tools)] if brief.tools and agent is not PLAIN else None,
                 capabilities=[
                     *_instrumentation(agent),
-                    Durability(
-                        self, name=agent.name or "agent", models={"chosen": model} if model is not None else None
-                    ),
+                    *([Durability(name=agent.name or "agent")] if agent is not PLAIN else []),
                 ],
                 infer_name=False,
             ) as agent_run,
@@ -423,7 +424,7 @@ class Attempt:
         if self.brief.agent is None:
             if model is None:
                 raise AgentFailed("the task names neither an agent nor a model", kind="rejected")
-            return Agent(model, name="outrider", retries=CORRECTIONS), self._answer_type()
+            return PLAIN, self._answer_type()
         agent = self.brief.agent
         if not isinstance(agent, AbstractAgent):
             raise AgentFailed(f"{type(agent).__name__} is not an agent of pydantic-ai", kind="rejected")
