@@ -97,7 +97,7 @@ class Durability(BaseDurabilityCapability[Any]):
 
     def get_durable_operation_backend(self) -> Journal:
         """Where the base sends model requests and the durable operations of other capabilities."""
-        return Journal(self.name)
+        return _JOURNAL
 
     def get_wrapper_model(self, model: Model) -> Model:
         """Wrap whichever model serves a request."""
@@ -105,8 +105,9 @@ class Durability(BaseDurabilityCapability[Any]):
 
     def _bind_to_agent(self, agent: AbstractAgent[Any, Any]) -> None:
         # The base would wrap each toolset, and refuses those without an id. Calls are journaled in
-        # `wrap_tool_execute` instead, whatever toolset they go to.
-        pass
+        # `wrap_tool_execute` instead, whatever toolset they go to. Model requests it would bind each for itself, since
+        # some engines name them by the model.
+        self._bound_model_operations = self._bind_model_operations(_JOURNAL, model_id=None, model_name="")
 
     def _registered_model_id(self, model: Model) -> tuple[bool, str | None]:
         # The base knows those alone that the agent was bound with.
@@ -193,9 +194,9 @@ class Durability(BaseDurabilityCapability[Any]):
 class Journal(JournalCallableOperationBackend[None]):
     """Runs what the engine calls a durable unit as a step of the open iteration."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         nothing = RoleBasedOperationConfig[None](model=None, event=None, capability=None, tool=None)
-        super().__init__(agent_name=name, config=nothing)
+        super().__init__(agent_name="", config=nothing)
 
     async def execute(
         self,
@@ -220,6 +221,9 @@ class Journal(JournalCallableOperationBackend[None]):
             case _:
                 # Event handlers and clean-up: nothing that the run depends on.
                 return await body()
+
+
+_JOURNAL = Journal()
 
 
 def _heard(body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
