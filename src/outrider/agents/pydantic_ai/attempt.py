@@ -94,8 +94,10 @@ class Attempt:
         self.number = brief.iterations + 1
         """The open iteration."""
         self.shortens_history = brief.agent is None
+        self.unread: Sequence[JSON] = ()
+        """What nobody has looked at of what the engine is not shown: the start of the transcript."""
         self.older: list[ModelMessage] = []
-        """What the engine is not shown: the start of the history, in order."""
+        """What follows on that, and is not shown either, in order."""
         self.fresh: list[ModelMessage] = []
         """What the transcript does not have yet."""
         self.answered = False
@@ -118,8 +120,8 @@ class Attempt:
 
     async def drive(self) -> AgentOutcome:
         """Open the run where the transcript ends, take it node by node, and end it durably."""
-        history = ModelMessagesTypeAdapter.validate_python(list(self.brief.transcript))
-        self._look_back(history)
+        self._look_back(self.brief.transcript)
+        history = self._history(self.brief.transcript)
         prompt = self.brief.prompt if self.brief.iterations == 0 and not self.brief.asked else None
         # Without a prompt the engine sends the last message of the history again, and the transcript has it already.
         self.resends = prompt is None
@@ -189,6 +191,9 @@ class Attempt:
 
     def whole(self, messages: list[ModelMessage]) -> list[ModelMessage]:
         """Return the history as the model has to see it."""
+        if self.unread:
+            self.older[:0] = ModelMessagesTypeAdapter.validate_python(self.unread)
+            self.unread = ()
         return [*self.older, *messages] if self.older else messages
 
     async def decide(self, calls: Sequence[ToolCallPart]) -> dict[str, ToolApproved | ToolDenied]:
@@ -373,13 +378,21 @@ class Attempt:
                 self.instructions = stated or self.instructions
         return list(dumped)
 
-    def _look_back(self, history: Sequence[ModelMessage]) -> None:
-        self.instructions = next(
-            (m.instructions for m in reversed(history) if isinstance(m, ModelRequest) and m.instructions), None
-        )
+    def _look_back(self, transcript: Sequence[JSON]) -> None:
+        stated = (message.get("instructions") for message in reversed(transcript) if message["kind"] == "request")
+        self.instructions = next((each for each in stated if each), None)
         if self.brief.iterations:
-            said = (text_of(m) for m in reversed(history) if isinstance(m, ModelResponse))
+            said = (_text_in(message) for message in reversed(transcript) if message["kind"] == "response")
             self.text = next((text for text in said if text), "")
+
+    def _history(self, transcript: Sequence[JSON]) -> list[ModelMessage]:
+        """Return what the engine is shown to begin with. To read what it is not takes time with each turn before."""
+        start = 0
+        if self.shortens_history:
+            answers = (nth for nth in reversed(range(len(transcript))) if transcript[nth]["kind"] == "response")
+            start = next(answers, 0)
+        self.unread = transcript[:start]
+        return ModelMessagesTypeAdapter.validate_python(transcript[start:])
 
     def _hear(self, response: ModelResponse) -> None:
         self.end_line()
@@ -473,6 +486,10 @@ def said(text: str) -> list[JSON]:
     """What the transcript holds of a text that the user says."""
     dumped: list[JSON] = ModelMessagesTypeAdapter.dump_python([ModelRequest([UserPromptPart(text)])], mode="json")
     return dumped
+
+
+def _text_in(response: JSON) -> str:
+    return "".join(part["content"] for part in response["parts"] if part["part_kind"] == "text")
 
 
 def _is_followed(schema: JSONObject) -> bool:
