@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -84,12 +84,12 @@ def _has_nan(value: object) -> bool:
     """Whether a value that could be encoded has a NaN or an infinity anywhere in it."""
     if isinstance(value, float):
         return not math.isfinite(value)
+    if isinstance(value, dict):
+        return _is_nan_among(value.values()) or _is_nan_among(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return _is_nan_among(value)
     if isinstance(value, str | int | None):
         return False
-    if isinstance(value, Mapping):
-        return _is_nan_among(value.values()) or _is_nan_among(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return _is_nan_among(value)
     if is_dataclass(value) and not isinstance(value, type):
         return any(_has_nan(getattr(value, each.name)) for each in fields(value))
     dump = getattr(value, "model_dump", None)
