@@ -111,7 +111,8 @@ class Durability(BaseDurabilityCapability[Any]):
 
     def _registered_model_id(self, model: Model) -> tuple[bool, str | None]:
         # The base knows those alone that the agent was bound with.
-        return (True, CHOSEN) if model is self._attempt.model else super()._registered_model_id(model)
+        is_known, model_id = super()._registered_model_id(model)
+        return (True, CHOSEN) if not is_known and model is self._attempt.model else (is_known, model_id)
 
     async def resolve_model_id(self, ctx: ModelResolutionContext[Any], *, model_id: str) -> Model | None:
         """Find the model that the task names."""
