@@ -144,6 +144,26 @@ async def test_tool_calls_of_one_response_run_side_by_side_each_on_its_own_key(e
     assert answered == ["a", "b", "c"]
 
 
+async def test_attempts_at_once_each_have_a_model_tools_and_a_transcript_of_their_own(engine, play):
+    both = asyncio.Barrier(2)
+
+    async def meet(_: JSONObject) -> JSON:
+        async with asyncio.timeout(5), both:
+            return "met"
+
+    async def one(name: str) -> tuple[FakeRun, Bench]:
+        scripted.register(name, scripted.replies(Reply(calls=(Call(name, {}),)), Reply(f"{name} is done")))
+        bench, run = Bench(), FakeRun(Record())
+        brief = replace(play(tools=[bench.tool(name, meet)], system_prompt=name), model=f"scripted:{name}")
+        assert (await attempt(engine, brief, run)).result == f"{name} is done"
+        return run, bench
+
+    for name, (run, bench) in zip("ab", await asyncio.gather(one("a"), one("b")), strict=True):
+        assert [call[0] for call in bench.calls] == [name]
+        assert run.record.model == f"scripted:{name}"
+        assert run.record.transcript[0]["instructions"] == name
+
+
 async def test_two_calls_of_one_response_with_the_same_id_are_run_neither(engine, play):
     bench = Bench()
     calls = (Call("look", {"n": 1}, id="same"), Call("look", {"n": 2}, id="same"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -227,9 +228,7 @@ class Delegation:
                 raise ToolError(f"{error.code}: {error.message}") from None
 
         described = parameters.__doc__ or ""
-        return ToolSpec(
-            name, described.strip(), parameters.model_json_schema(), call, requires_approval=self._is_gated(name)
-        )
+        return ToolSpec(name, described.strip(), _schema_of(parameters), call, requires_approval=self._is_gated(name))
 
     def _is_gated(self, name: str) -> bool:
         return self.gated if isinstance(self.gated, bool) else name in self.gated
@@ -550,6 +549,12 @@ def has_heard(task: TaskContext, row: InboxRow) -> bool:
     """Whether what an entry of its inbox says is what the agent has heard by waiting, in its open iteration."""
     of = {"terminal": row.task_id, "question": row.body.get("request_id")}.get(row.reason)
     return of is not None and task.journal.at(f"{OPEN}{WAITED}{of}") is not None
+
+
+@cache
+def _schema_of(parameters: type[BaseModel]) -> JSONObject:
+    """What a tool takes; worked out once, for that takes as long as a request."""
+    return parameters.model_json_schema()
 
 
 def _is_guest(kind: str, spec: Mapping[str, Any]) -> bool:

@@ -296,7 +296,7 @@ class AgentRun(Protocol):
 
 
 class Engine(Protocol):
-    """Runs agents. One instance serves many attempts at once and keeps nothing between them."""
+    """Runs agents. One instance serves many attempts at once and keeps nothing of any."""
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ from outrider.agents.registered import RegisteredAgent
 from outrider.core.change import Page
 from outrider.core.errors import InvalidArguments, UnknownName
 from outrider.core.events import Step
-from outrider.core.ledger import InboxRow
+from outrider.core.ledger import InboxRow, TranscriptRow
 from outrider.core.task import TURN, Effects, ExpiryPolicy, Live, Usage
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.kinds.background_tool import call_tool
@@ -75,6 +75,8 @@ OUTCOME = "outcome!"
 ITERATION = "iteration!"
 MESSAGES = "messages!"
 """The journal row that says how many messages the agent has been told, and which was the last."""
+FEW = 100
+"""How many rows are asked for where there are mostly fewer. A store reads so many right away, without a thread."""
 
 
 class Subagent:
@@ -205,7 +207,7 @@ class Subagent:
         delegation = await self._delegation(task, agent, run)
         while True:
             await task.append_last()
-            rows = await task.services.views.transcript(run.session_id)
+            rows = await self._transcript(task, run.session_id)
             transcript = tuple(decode(row.message) for row in rows)
             brief = self._brief(task, agent, run.session_id, transcript, prompt, asked=asked)
             said = (nth for nth in reversed(range(len(rows))) if is_said(transcript[nth]))
@@ -239,6 +241,14 @@ class Subagent:
                         return AgentOutcome("answered", text=error.partial)  # its result is what it has reported
                     raise
             run.restart()
+
+    @staticmethod
+    async def _transcript(task: TaskContext, session_id: str) -> Sequence[TranscriptRow]:
+        views = task.services.views
+        rows = await views.transcript(session_id, limit=FEW)
+        if len(rows) < FEW:
+            return rows
+        return [*rows, *await views.transcript(session_id, after=rows[-1].number)]
 
     async def _delegation(
         self, task: TaskContext, agent: RegisteredAgent | None, run: AgentTranscript
@@ -571,7 +581,10 @@ class AgentTranscript:
 
     async def untaken(self) -> Sequence[InboxRow]:
         """What is in the inbox that no page takes which was made already."""
-        rows = await self._task.services.views.inbox(self._session_id, limit=LOOK)
+        views = self._task.services.views
+        rows = await views.inbox(self._session_id, limit=FEW)
+        if len(rows) == FEW:
+            rows = await views.inbox(self._session_id, limit=LOOK)
         last = self._task.last_page
         taken = {(row.task_id, row.seq) for row in self._taken} | set(() if last is None else last.takes)
         return [row for row in rows if (row.task_id, row.seq) not in taken]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -23,6 +23,7 @@ from outrider.core.values import JSON
 
 _PLAIN = (None, type(None), Any, object, inspect.Parameter.empty, JSON)
 TOO_WIDE = "a whole number in it has more than 64 bits, which readers of JSON would round; make it a text"
+_WITHOUT_NAN = frozenset({str, int, bool, type(None)})
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
 
 
@@ -83,16 +84,21 @@ def _has_nan(value: object) -> bool:
     """Whether a value that could be encoded has a NaN or an infinity anywhere in it."""
     if isinstance(value, float):
         return not math.isfinite(value)
+    if isinstance(value, dict):
+        return _is_nan_among(value.values()) or _is_nan_among(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return _is_nan_among(value)
     if isinstance(value, str | int | None):
         return False
-    if isinstance(value, Mapping):
-        return any(map(_has_nan, value.values())) or any(map(_has_nan, value))
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_nan, value))
     if is_dataclass(value) and not isinstance(value, type):
         return any(_has_nan(getattr(value, each.name)) for each in fields(value))
     dump = getattr(value, "model_dump", None)
     return dump is not None and not isinstance(value, type) and _has_nan(dump())
+
+
+def _is_nan_among(values: Iterable[object]) -> bool:
+    # Most values of most JSON are of these types, and need no call each.
+    return any(_has_nan(each) for each in values if type(each) not in _WITHOUT_NAN)
 
 
 class Shape:

@@ -161,7 +161,7 @@ def check_effects(effects: object) -> None:
 class Arguments:
     """The parameters of a function as a schema: checks what a caller passes by name."""
 
-    __slots__ = ("_fn", "_hints", "_model", "_parameters", "_simple")
+    __slots__ = ("_fn", "_hints", "_model", "_parameters", "_schema", "_simple")
 
     def __init__(self, fn: Callable[..., Any], skip: int = 0) -> None:
         self._fn = fn
@@ -175,6 +175,7 @@ class Arguments:
         self._parameters = parameters
         self._hints: dict[str, Any] | None = None
         self._model: Any = None
+        self._schema: dict[str, JSON] | None = None
         self._simple: dict[str, type] | None = None
 
     def check(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -189,10 +190,11 @@ class Arguments:
         return self._validate(given)
 
     def schema(self) -> dict[str, JSON]:
-        """Return the JSON Schema of the arguments, of type object."""
-        schema = typing.cast("dict[str, JSON]", self._load().model_json_schema())
-        schema.pop("title", None)
-        return schema
+        """Return the JSON Schema of the arguments, of type object. Not for changing: who asks again gets the same."""
+        if self._schema is None:
+            self._schema = typing.cast("dict[str, JSON]", self._load().model_json_schema())
+            self._schema.pop("title", None)
+        return self._schema
 
     def _validate(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         from pydantic import ValidationError

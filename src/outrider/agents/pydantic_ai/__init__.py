@@ -13,6 +13,7 @@ from pydantic_ai.durable_exec import replay_scope
 from outrider.agents.engine import AgentBrief, AgentOutcome, AgentRun
 from outrider.agents.models import ModelChoice
 from outrider.agents.pydantic_ai.attempt import Attempt, RuntimeFault, said, ungrouped
+from outrider.agents.pydantic_ai.durability import attempting
 from outrider.agents.pydantic_ai.serving import check_model
 from outrider.core.values import JSON
 
@@ -39,7 +40,7 @@ class PydanticAI:
         """See `Engine.run`."""
         attempt = Attempt(brief, run)
         try:
-            with replay_scope():  # what the engine's spans and metrics tell of, they tell once
+            with attempting(attempt), replay_scope():  # what the engine's spans and metrics tell of, they tell once
                 return await attempt.drive()
         except BaseException as error:
             plain = ungrouped(error)

@@ -57,7 +57,7 @@ from outrider.agents.engine import (
     ModelMisbehaved,
 )
 from outrider.agents.models import ModelChoice, choose
-from outrider.agents.pydantic_ai.durability import Durability, GivenTools
+from outrider.agents.pydantic_ai.durability import CHOSEN, CORRECTIONS, Durability, GivenTools
 from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.agents.telling import shows_content
 from outrider.core.errors import UnknownName
@@ -69,9 +69,10 @@ from outrider.runtime.telemetry import telemetry
 
 T = TypeVar("T")
 
-CORRECTIONS = 3
-"""How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
-starts anew, and the limit on iterations holds over all of them."""
+PLAIN = Agent(
+    CHOSEN, defer_model_check=True, name="outrider", retries=CORRECTIONS, capabilities=[Durability(name="outrider")]
+)
+"""The agent of our own making, which is what the brief says in each run. To make one takes as long as a request."""
 
 CUT_OFF = "\n[… cut here: the answer has as many tokens as it may; see max_tokens]"
 
@@ -93,8 +94,10 @@ class Attempt:
         self.number = brief.iterations + 1
         """The open iteration."""
         self.shortens_history = brief.agent is None
+        self.unread: Sequence[JSON] = ()
+        """What nobody has looked at of what the engine is not shown: the start of the transcript."""
         self.older: list[ModelMessage] = []
-        """What the engine is not shown: the start of the history, in order."""
+        """What follows on that, and is not shown either, in order."""
         self.fresh: list[ModelMessage] = []
         """What the transcript does not have yet."""
         self.answered = False
@@ -104,6 +107,8 @@ class Attempt:
         self.keys: set[str] = set()
         self.choice: ModelChoice | None = None
         """The model that the task names, if it names one."""
+        self.model: Model | None = None
+        """That model, while the run is open."""
         self.instructions: str | None = None
         self.last: ModelResponse | None = None
         self.usage: RunUsage | None = None
@@ -115,8 +120,8 @@ class Attempt:
 
     async def drive(self) -> AgentOutcome:
         """Open the run where the transcript ends, take it node by node, and end it durably."""
-        history = ModelMessagesTypeAdapter.validate_python(list(self.brief.transcript))
-        self._look_back(history)
+        self._look_back(self.brief.transcript)
+        history = self._history(self.brief.transcript)
         prompt = self.brief.prompt if self.brief.iterations == 0 and not self.brief.asked else None
         # Without a prompt the engine sends the last message of the history again, and the transcript has it already.
         self.resends = prompt is None
@@ -186,6 +191,9 @@ class Attempt:
 
     def whole(self, messages: list[ModelMessage]) -> list[ModelMessage]:
         """Return the history as the model has to see it."""
+        if self.unread:
+            self.older[:0] = ModelMessagesTypeAdapter.validate_python(self.unread)
+            self.unread = ()
         return [*self.older, *messages] if self.older else messages
 
     async def decide(self, calls: Sequence[ToolCallPart]) -> dict[str, ToolApproved | ToolDenied]:
@@ -257,7 +265,7 @@ class Attempt:
     async def _open(self, prompt: str | None, history: list[ModelMessage]) -> AsyncGenerator[EngineRun[Any, Any]]:
         brief = self.brief
         self.choice = choice = choose(brief.model, brief.model_settings) if brief.model is not None else None
-        model = await resolve(choice, self) if choice is not None else None
+        self.model = model = await resolve(choice, self) if choice is not None else None
         agent, output_type = self._agent(model)
         spent = brief.usage
         # What was made for this run is closed with it: its connections are nobody else's.
@@ -283,12 +291,10 @@ class Attempt:
                 ),
                 # Iterations are counted here, with an outcome of their own.
                 usage_limits=UsageLimits(request_limit=None),
-                toolsets=[GivenTools(brief.tools, corrections=CORRECTIONS)],
+                toolsets=[GivenTools(brief.tools)] if brief.tools and agent is not PLAIN else None,
                 capabilities=[
                     *_instrumentation(agent),
-                    Durability(
-                        self, name=agent.name or "agent", models={"chosen": model} if model is not None else None
-                    ),
+                    *([Durability(name=agent.name or "agent")] if agent is not PLAIN else []),
                 ],
                 infer_name=False,
             ) as agent_run,
@@ -372,13 +378,21 @@ class Attempt:
                 self.instructions = stated or self.instructions
         return list(dumped)
 
-    def _look_back(self, history: Sequence[ModelMessage]) -> None:
-        self.instructions = next(
-            (m.instructions for m in reversed(history) if isinstance(m, ModelRequest) and m.instructions), None
-        )
+    def _look_back(self, transcript: Sequence[JSON]) -> None:
+        stated = (message.get("instructions") for message in reversed(transcript) if message["kind"] == "request")
+        self.instructions = next((each for each in stated if each), None)
         if self.brief.iterations:
-            said = (text_of(m) for m in reversed(history) if isinstance(m, ModelResponse))
+            said = (_text_in(message) for message in reversed(transcript) if message["kind"] == "response")
             self.text = next((text for text in said if text), "")
+
+    def _history(self, transcript: Sequence[JSON]) -> list[ModelMessage]:
+        """Return what the engine is shown to begin with. To read what it is not takes time with each turn before."""
+        start = 0
+        if self.shortens_history:
+            answers = (nth for nth in reversed(range(len(transcript))) if transcript[nth]["kind"] == "response")
+            start = next(answers, 0)
+        self.unread = transcript[:start]
+        return ModelMessagesTypeAdapter.validate_python(transcript[start:])
 
     def _hear(self, response: ModelResponse) -> None:
         self.end_line()
@@ -423,7 +437,7 @@ class Attempt:
         if self.brief.agent is None:
             if model is None:
                 raise AgentFailed("the task names neither an agent nor a model", kind="rejected")
-            return Agent(model, name="outrider", retries=CORRECTIONS), self._answer_type()
+            return PLAIN, self._answer_type()
         agent = self.brief.agent
         if not isinstance(agent, AbstractAgent):
             raise AgentFailed(f"{type(agent).__name__} is not an agent of pydantic-ai", kind="rejected")
@@ -472,6 +486,10 @@ def said(text: str) -> list[JSON]:
     """What the transcript holds of a text that the user says."""
     dumped: list[JSON] = ModelMessagesTypeAdapter.dump_python([ModelRequest([UserPromptPart(text)])], mode="json")
     return dumped
+
+
+def _text_in(response: JSON) -> str:
+    return "".join(part["content"] for part in response["parts"] if part["part_kind"] == "text")
 
 
 def _is_followed(schema: JSONObject) -> bool:

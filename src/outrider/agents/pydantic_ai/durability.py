@@ -1,11 +1,15 @@
 """How the task's journal gets into a run: each model request, each tool call and each approval passes here.
 
 Tool calls are journaled by the id of the call, whatever toolset they go to, so no toolset needs an id of its own.
+To bind a `Durability` to an agent takes the engine as long as a request, so one that is bound serves many attempts at
+once: which of them a run is of is in its context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,7 +31,7 @@ from pydantic_ai.durable_exec import (
 )
 from pydantic_ai.exceptions import ModelRetry, ToolFailed, ToolFailedError, ToolRetryError
 from pydantic_ai.messages import ToolCallPart, ToolReturn, ToolReturnContent
-from pydantic_ai.models import Model, ModelRequestContext
+from pydantic_ai.models import Model, ModelRequestContext, ModelResolutionContext
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_core import SchemaValidator, core_schema
 
@@ -47,12 +51,31 @@ METADATA_KEY = "outrider"
 _TOLD = {"retry": ToolRetry.__name__, "failed": ToolError.__name__}
 """What an outcome that the model is told of counts as."""
 
+CHOSEN = "chosen"
+"""What the model that a task names is called in its run."""
+
+CORRECTIONS = 3
+"""How often in a row the model may correct one tool's call, or its answer. The engine counts in memory: a new attempt
+starts anew, and the limit on iterations holds over all of them."""
+
+_ATTEMPT: ContextVar[Attempt] = ContextVar("attempt of an agent")
+
 _RETURN: TypeAdapter[ToolReturn[Any]] = TypeAdapter(ToolReturn)
 _CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
 
 
+@contextmanager
+def attempting(attempt: Attempt) -> Iterator[None]:
+    """What is run in here is of this attempt."""
+    token = _ATTEMPT.set(attempt)
+    try:
+        yield
+    finally:
+        _ATTEMPT.reset(token)
+
+
 class Durability(BaseDurabilityCapability[Any]):
-    """What makes one run of an agent durable: added to the run, so that the agent itself stays as it is."""
+    """What makes the runs of an agent durable that are made while `attempting`; no others are to be made with it."""
 
     engine_spec = DurabilityEngineSpec(
         engine_name="Outrider",
@@ -63,18 +86,18 @@ class Durability(BaseDurabilityCapability[Any]):
         journal_discovery=False,
     )
 
-    def __init__(self, attempt: Attempt, *, name: str, models: dict[str, Model] | None) -> None:
-        super().__init__(name=name, models=models)
-        self._attempt = attempt
+    @property
+    def _attempt(self) -> Attempt:
+        return _ATTEMPT.get()
 
     @property
     def in_durable_context(self) -> bool:
-        """Always: an instance belongs to one run of one task."""
+        """Always: a run that it is added to is one of a task."""
         return True
 
     def get_durable_operation_backend(self) -> Journal:
         """Where the base sends model requests and the durable operations of other capabilities."""
-        return Journal(self._attempt, self.name)
+        return _JOURNAL
 
     def get_wrapper_model(self, model: Model) -> Model:
         """Wrap whichever model serves a request."""
@@ -82,12 +105,30 @@ class Durability(BaseDurabilityCapability[Any]):
 
     def _bind_to_agent(self, agent: AbstractAgent[Any, Any]) -> None:
         # The base would wrap each toolset, and refuses those without an id. Calls are journaled in
-        # `wrap_tool_execute` instead, whatever toolset they go to.
-        pass
+        # `wrap_tool_execute` instead, whatever toolset they go to. Model requests it would bind each for itself, since
+        # some engines name them by the model.
+        self._bound_model_operations = self._bind_model_operations(_JOURNAL, model_id=None, model_name="")
+
+    def _registered_model_id(self, model: Model) -> tuple[bool, str | None]:
+        # The base knows those alone that the agent was bound with.
+        is_known, model_id = super()._registered_model_id(model)
+        return (True, CHOSEN) if not is_known and model is self._attempt.model else (is_known, model_id)
+
+    async def resolve_model_id(self, ctx: ModelResolutionContext[Any], *, model_id: str) -> Model | None:
+        """Find the model that the task names."""
+        if model_id == CHOSEN and self._attempt.model is not None:
+            return self._attempt.model
+        return await super().resolve_model_id(ctx, model_id=model_id)
 
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any] | None:
-        """None: no toolset is replaced. The base would look for some in each run, and import what is not there."""
-        return None
+        """Give an agent of our own making its tools, in the place of those that it was made with: none.
+
+        Beside them, each request would be prepared in several asyncio tasks.
+        """
+        brief = self._attempt.brief
+        if brief.agent is not None or not brief.tools:
+            return None
+        return toolset.visit_and_replace(lambda _: GivenTools(brief.tools))
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
@@ -154,10 +195,9 @@ class Durability(BaseDurabilityCapability[Any]):
 class Journal(JournalCallableOperationBackend[None]):
     """Runs what the engine calls a durable unit as a step of the open iteration."""
 
-    def __init__(self, attempt: Attempt, name: str) -> None:
+    def __init__(self) -> None:
         nothing = RoleBasedOperationConfig[None](model=None, event=None, capability=None, tool=None)
-        super().__init__(agent_name=name, config=nothing)
-        self._attempt = attempt
+        super().__init__(agent_name="", config=nothing)
 
     async def execute(
         self,
@@ -169,12 +209,12 @@ class Journal(JournalCallableOperationBackend[None]):
         config: None,
     ) -> object:
         """Run `body`, or return what it returned before."""
-        attempt = self._attempt
+        attempt = _ATTEMPT.get()
         match operation_id:
             case ModelRequestId(streaming=False):
                 return await attempt.step("model", _readable(body))
             case ModelRequestId():
-                return await attempt.step("model", self._heard(_readable(body)))
+                return await attempt.step("model", _heard(_readable(body)))
             case ModelCompactMessagesId():
                 return await attempt.step("compact", body)
             case CapabilityOperationId(capability_id=capability, operation=operation):
@@ -183,17 +223,21 @@ class Journal(JournalCallableOperationBackend[None]):
                 # Event handlers and clean-up: nothing that the run depends on.
                 return await body()
 
-    def _heard(self, body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
-        """Show a response that a handler of the user's streams for itself, once it is whole."""
 
-        async def heard() -> object:
-            payload = await body()
-            if isinstance(payload, dict):
-                parts = payload.get("parts", ())
-                self._attempt.say("".join(part["content"] for part in parts if part.get("part_kind") == "text"))
-            return payload
+_JOURNAL = Journal()
 
-        return heard
+
+def _heard(body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+    """Show a response that a handler of the user's streams for itself, once it is whole."""
+
+    async def heard() -> object:
+        payload = await body()
+        if isinstance(payload, dict):
+            parts = payload.get("parts", ())
+            _ATTEMPT.get().say("".join(part["content"] for part in parts if part.get("part_kind") == "text"))
+        return payload
+
+    return heard
 
 
 def _readable(body: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
@@ -210,8 +254,7 @@ class GivenTools(AbstractToolset[Any]):
 
     _OBJECT = SchemaValidator(core_schema.dict_schema(core_schema.str_schema()))
 
-    def __init__(self, specs: Sequence[ToolSpec], *, corrections: int) -> None:
-        self._corrections = corrections
+    def __init__(self, specs: Sequence[ToolSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._tools = {spec.name: self._tool(spec) for spec in specs}
 
@@ -242,9 +285,7 @@ class GivenTools(AbstractToolset[Any]):
             parameters_json_schema=dict(spec.parameters),
             kind="unapproved" if spec.requires_approval else "function",
         )
-        return ToolsetTool(
-            toolset=self, tool_def=definition, max_retries=self._corrections, args_validator=self._OBJECT
-        )
+        return ToolsetTool(toolset=self, tool_def=definition, max_retries=CORRECTIONS, args_validator=self._OBJECT)
 
 
 async def _outcome_of(call: Awaitable[Any]) -> dict[str, JSON]:

@@ -187,13 +187,21 @@ def _tidied_call(call: ToolCallPart) -> ToolCallPart:
 
 def all_well_formed(value: Any) -> Any:
     """JSON without halves of characters, which JSON can tell of and no text can keep."""
+    try:
+        encode(value)
+    except TypeError:
+        return _mended(value)
+    return value
+
+
+def _mended(value: Any) -> Any:
     match value:
         case str():
             return well_formed(value)
         case dict():
-            return {all_well_formed(key): all_well_formed(each) for key, each in value.items()}
+            return {_mended(key): _mended(each) for key, each in value.items()}
         case list():
-            return [all_well_formed(each) for each in value]
+            return [_mended(each) for each in value]
         case _:
             return value
 
