@@ -28,13 +28,21 @@ def say(value: Any) -> None:
 
 
 async def claim(scene: Scene, name: str) -> None:
-    """Claims what is on the route in each line of its input, so many at a time, and says which ids it got."""
+    """Claims what is on the route in each line of its input, so many at a time, and says which ids it got of it.
+
+    It claims from all the routes it was told of side by side.
+    """
     loop, chance = asyncio.get_running_loop(), random.Random(name)
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
+
+    async def empty(route: str) -> None:
         got: list[str] = []
-        while tasks := (await scene.claim(name, limit=chance.randrange(1, 50), routes=[line.strip()])).tasks:
+        while tasks := (await scene.claim(name, limit=chance.randrange(1, 50), routes=[route])).tasks:
             got += [task.id for task in tasks]
-        say(got)
+        say([route, got])
+
+    async with asyncio.TaskGroup() as group:
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            group.create_task(empty(line.strip()))
 
 
 async def answer(scene: Scene, name: str) -> None:
