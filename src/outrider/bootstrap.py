@@ -378,8 +378,8 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
     """Copy all that the database of one URL holds into that of another, which is empty; either may be of any kind.
 
     It is there whole, compared with what was read and durable when this returns, or not at all; the source stays as it
-    is. Workers are not copied: what they held is taken up by the next one at the target, as after a crash. `tell` is
-    called from a thread. Raises NotFound without a source, AlreadyExists for a target that has anything in it,
+    is. Workers are not copied: what they held is taken up by the next one at the target, as after a crash. `tell` may
+    be called from a thread. Raises NotFound without a source, AlreadyExists for a target that has anything in it,
     StoreLocked while a worker lives on either, InvalidArguments for the same database twice or one in memory,
     CopyDiffers or another StoreError.
     """
@@ -387,8 +387,8 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
 
     here, there = _place(source), _place(target)
     await asyncio.to_thread(here.check_present)
-    locks, beats = await _beats_of_dead(source, here.name)
-    locks_there, beats_there = await _beats_of_dead(target, there.name)
+    locks, beats = await _beats_of_dead(source, here.name, tell)
+    locks_there, beats_there = await _beats_of_dead(target, there.name, tell)
     if locks == locks_there:
         raise InvalidArguments("source and target are the same database, or one is a copy that its server made")
     is_over = threading.Event()
@@ -440,12 +440,15 @@ def _place(url: str) -> Place:
     return SqlitePlace(path)
 
 
-async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str, int]]:
+async def _beats_of_dead(
+    url: str, name: str, tell: Callable[[Progress], None]
+) -> tuple[Path | None, Mapping[str, int]]:
     """The folder of a database's locks, and the beats of its registered workers. Raises StoreLocked if one lives.
 
     One of this machine is known by its lock; of any other the beat is watched, for as long as one may miss it.
     """
     from outrider.runtime.lease import locks_of, seen_alive
+    from outrider.stores.copy import Progress
 
     ledger = await open_ledger(url)
     try:
@@ -461,6 +464,8 @@ async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str,
                 case None:
                     watched.add(worker.card.id)
         until = time.monotonic() + SILENT
+        if watched and not alive:
+            tell(Progress("wait", "workers", len(watched), is_whole=False))
         while watched and not alive and time.monotonic() < until:
             await asyncio.sleep(LOOK)
             found = {worker.card.id: worker.beat for worker in await ledger.views.workers()}

@@ -665,7 +665,9 @@ async def test_a_worker_of_another_machine_lives_as_long_as_its_beat_moves(
     finally:
         is_dead.set()
         thread.join()
-    await copy(full.url, urls["postgres"])
+    told: list[Progress] = []
+    await copy(full.url, urls["postgres"], tell=told.append)
+    assert told[0] == Progress("wait", "workers", 1, is_whole=False), "whoever waits is told so"
     await copy(urls["postgres"], urls["sqlite"])
     await ledger.close()
     other = await open_ledger(urls["sqlite"])
