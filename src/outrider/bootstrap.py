@@ -403,7 +403,7 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
 
         with here.read() as tables, there.write() as empty:
             for each, known in ((tables, beats), (empty, beats_there)):
-                if alive := [id for id, beat in each.beats().items() if known.get(id) != beat]:
+                if alive := _moved(known, each.beats()):
                     raise _is_worked_on(each.name, alive)
             return copy_all(tables, empty, tell_and_heed)
 
@@ -414,6 +414,50 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
         is_over.set()
         await see_through(_ended(job))
         raise
+
+
+async def separate(url: str, *, tell: Callable[[Progress], None] = lambda _: None) -> str:
+    """Give a PostgreSQL database that was copied from another, by its server or a dump, an identity of its own.
+
+    Done in one transaction; returns the identity. The locks of the original's workers, which live, tell nothing of the
+    copy's, so that registered workers are watched by their beats: `tell` hears of it. Raises StoreLocked while one
+    lives on the copy, InvalidArguments for a database that is known by where it is, StoreForeign or another StoreError.
+    """
+    from outrider.stores.copy import Progress
+
+    scheme, path = _split(url)
+    if scheme != "postgresql":
+        raise InvalidArguments("only a PostgreSQL database has an identity to change: a file is known by where it is")
+    try:
+        from outrider.stores.postgres.copy import PostgresPlace
+    except ImportError as error:
+        raise _no_driver(error) from error
+    place = PostgresPlace(path)
+
+    def beats() -> Mapping[str, int]:
+        with place.read() as tables:
+            return tables.beats()
+
+    def change(known: Mapping[str, int]) -> str:
+        with place.write() as tables:
+            if alive := _moved(known, tables.beats()):
+                raise _is_worked_on(place.name, alive)
+            return tables.separate()
+
+    await asyncio.to_thread(place.check_present)
+    known = await asyncio.to_thread(beats)
+    if known:
+        tell(Progress("wait", "workers", len(known), is_whole=False))
+    until = time.monotonic() + SILENT
+    while known and time.monotonic() < until:
+        await asyncio.sleep(LOOK)
+        if alive := _moved(known, await asyncio.to_thread(beats)):
+            raise _is_worked_on(place.name, alive)
+    return await asyncio.to_thread(change, known)
+
+
+def _moved(known: Mapping[str, int], beats: Mapping[str, int]) -> list[str]:
+    return [id for id, beat in beats.items() if known.get(id) != beat]
 
 
 class _CalledOff(Exception):

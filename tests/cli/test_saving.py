@@ -87,6 +87,15 @@ def test_a_copy_that_waits_for_a_worker_of_another_machine_says_so():
     assert err.getvalue() == told
 
 
+def test_a_copy_that_the_server_made_is_set_apart(cli: Cli, postgres_url: str):
+    cli.ok("tasks", f"--db={postgres_url}")
+    one = cli.ok("separate", f"--db={postgres_url}", "--json").record["id"]
+    other = cli.ok("separate", f"--db={postgres_url}")
+    assert len(other.out.strip()) == len(one)
+    assert other.out.strip() != one
+    assert "pause --all" in other.err
+
+
 def test_a_copy_takes_two_databases_and_makes_no_source(cli: Cli):
     assert cli.run("copy", "a.db").code == 2
     assert cli.run("copy", "a.db", "b.db", "--db=c.db").code == 2

@@ -30,7 +30,7 @@ WEBHOOK_ACTIONS = (
 SHELLS = ("bash", "zsh", "fish")
 FOREVER = "forever"
 _OF_DATABASE = (
-    *("chat", "worker", "serve", "backup", "restore", "copy"),
+    *("chat", "worker", "serve", "backup", "restore", "copy", "separate"),
     *("webhooks", "keys", "organizations", "audit", "secrets"),
 )
 IDLE_EXIT = 60.0
@@ -583,6 +583,10 @@ def _copy(parser: Parser) -> None:
     parser.add_argument("destination", metavar="TO", help="the URL of an empty one; made where it is a file")
 
 
+def _separate(parser: Parser) -> None:
+    del parser
+
+
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
     parser.add_argument("--tasks", metavar="LINE", dest="line", help=argparse.SUPPRESS)
@@ -746,6 +750,7 @@ COMMANDS: dict[str, Command] = {
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),
+        Command("separate", "give a copy of a database an identity of its own", "saving:separate", _separate),
         Command("completion", "print a script by which a shell completes this", "completion:completion", _completion),
         Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),
     )

@@ -1,4 +1,4 @@
-"""`backup`, `restore` and `copy`: the database as a file to keep, and back; and into another one."""
+"""`backup`, `restore`, `copy` and `separate`: the database as a file to keep, and back; into another; apart from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from outrider.bootstrap import SILENT, path_of
 from outrider.bootstrap import copy as copy_whole
 from outrider.bootstrap import restore as put_back
-from outrider.cli.database import open_here, url_of
+from outrider.bootstrap import separate as set_apart
+from outrider.cli.database import open_here, shown, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
@@ -70,6 +71,18 @@ async def copy(arguments: Namespace, screen: Screen) -> int:
         screen.note("read again and compared: nothing differs")
         tasks, sessions = counted(done.rows["tasks"], "task"), counted(done.rows["sessions"], "session")
         screen.line(f"{tasks} in {sessions} copied to {done.target}")
+    return OK
+
+
+async def separate(arguments: Namespace, screen: Screen) -> int:
+    """Give a database that its server or a dump has copied an identity of its own."""
+    url = url_of(arguments)
+    id = await set_apart(url, tell=_teller(screen))
+    if screen.as_json:
+        screen.data({"database": shown(url), "id": id})
+    else:
+        screen.note("its tasks are still the original's: `outrider pause --all` keeps a worker from doing them again")
+        screen.line(id)
     return OK
 
 
