@@ -40,7 +40,8 @@ class Pooler:
         self.folder: Final = shared_folder()
         self.port: Final = free_port()
         self._program = pooler_program()
-        self._server = urlsplit(server)
+        self.server = server
+        """The address that it has been made for, or was moved to: it holds from the next start on."""
         self._settings = {"pool_mode": mode, "default_pool_size": str(pool_size), **settings}
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -55,10 +56,13 @@ class Pooler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def url(self, server: str, *, stated: bool = True) -> str:
-        """The address, through the pooler, of the database that an address on the server names."""
+    def url(self, server: str, *, stated: bool = True, port: int | None = None) -> str:
+        """The address, through the pooler, of the database that an address on the server names.
+
+        `port` is that of a proxy before the pooler, if there is one.
+        """
         options = "?pooler=transaction" if stated else ""
-        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}{urlsplit(server).path}{options}"
+        return f"postgresql://{SUPERUSER}@127.0.0.1:{port or self.port}{urlsplit(server).path}{options}"
 
     def start(self) -> None:
         """Start it, and return when it takes connections. Raises `ServerFailed`."""
@@ -73,9 +77,10 @@ class Pooler:
             "server_login_retry": "0.1",
             **self._settings,
         }
+        behind = urlsplit(self.server)
         lines = [
             "[databases]",
-            f"* = host={self._server.hostname} port={self._server.port or 5432} user={self._server.username}",
+            f"* = host={behind.hostname} port={behind.port or 5432} user={behind.username}",
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in settings.items()),
         ]

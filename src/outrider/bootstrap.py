@@ -378,8 +378,8 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
     """Copy all that the database of one URL holds into that of another, which is empty; either may be of any kind.
 
     It is there whole, compared with what was read and durable when this returns, or not at all; the source stays as it
-    is. Workers are not copied: what they held is taken up by the next one at the target, as after a crash. `tell` is
-    called from a thread. Raises NotFound without a source, AlreadyExists for a target that has anything in it,
+    is. Workers are not copied: what they held is taken up by the next one at the target, as after a crash. `tell` may
+    be called from a thread. Raises NotFound without a source, AlreadyExists for a target that has anything in it,
     StoreLocked while a worker lives on either, InvalidArguments for the same database twice or one in memory,
     CopyDiffers or another StoreError.
     """
@@ -387,8 +387,8 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
 
     here, there = _place(source), _place(target)
     await asyncio.to_thread(here.check_present)
-    locks, beats = await _beats_of_dead(source, here.name)
-    locks_there, beats_there = await _beats_of_dead(target, there.name)
+    locks, beats = await _beats_of_dead(source, here.name, tell)
+    locks_there, beats_there = await _beats_of_dead(target, there.name, tell)
     if locks == locks_there:
         raise InvalidArguments("source and target are the same database, or one is a copy that its server made")
     is_over = threading.Event()
@@ -403,7 +403,7 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
 
         with here.read() as tables, there.write() as empty:
             for each, known in ((tables, beats), (empty, beats_there)):
-                if alive := [id for id, beat in each.beats().items() if known.get(id) != beat]:
+                if alive := _moved(known, each.beats()):
                     raise _is_worked_on(each.name, alive)
             return copy_all(tables, empty, tell_and_heed)
 
@@ -414,6 +414,50 @@ async def copy(source: str, target: str, *, tell: Callable[[Progress], None] = l
         is_over.set()
         await see_through(_ended(job))
         raise
+
+
+async def separate(url: str, *, tell: Callable[[Progress], None] = lambda _: None) -> str:
+    """Give a PostgreSQL database that was copied from another, by its server or a dump, an identity of its own.
+
+    Done in one transaction; returns the identity. The locks of the original's workers, which live, tell nothing of the
+    copy's, so that registered workers are watched by their beats: `tell` hears of it. Raises StoreLocked while one
+    lives on the copy, InvalidArguments for a database that is known by where it is, StoreForeign or another StoreError.
+    """
+    from outrider.stores.copy import Progress
+
+    scheme, path = _split(url)
+    if scheme != "postgresql":
+        raise InvalidArguments("only a PostgreSQL database has an identity to change: a file is known by where it is")
+    try:
+        from outrider.stores.postgres.copy import PostgresPlace
+    except ImportError as error:
+        raise _no_driver(error) from error
+    place = PostgresPlace(path)
+
+    def beats() -> Mapping[str, int]:
+        with place.read() as tables:
+            return tables.beats()
+
+    def change(known: Mapping[str, int]) -> str:
+        with place.write() as tables:
+            if alive := _moved(known, tables.beats()):
+                raise _is_worked_on(place.name, alive)
+            return tables.separate()
+
+    await asyncio.to_thread(place.check_present)
+    known = await asyncio.to_thread(beats)
+    if known:
+        tell(Progress("wait", "workers", len(known), is_whole=False))
+    until = time.monotonic() + SILENT
+    while known and time.monotonic() < until:
+        await asyncio.sleep(LOOK)
+        if alive := _moved(known, await asyncio.to_thread(beats)):
+            raise _is_worked_on(place.name, alive)
+    return await asyncio.to_thread(change, known)
+
+
+def _moved(known: Mapping[str, int], beats: Mapping[str, int]) -> list[str]:
+    return [id for id, beat in beats.items() if known.get(id) != beat]
 
 
 class _CalledOff(Exception):
@@ -440,12 +484,15 @@ def _place(url: str) -> Place:
     return SqlitePlace(path)
 
 
-async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str, int]]:
+async def _beats_of_dead(
+    url: str, name: str, tell: Callable[[Progress], None]
+) -> tuple[Path | None, Mapping[str, int]]:
     """The folder of a database's locks, and the beats of its registered workers. Raises StoreLocked if one lives.
 
     One of this machine is known by its lock; of any other the beat is watched, for as long as one may miss it.
     """
     from outrider.runtime.lease import locks_of, seen_alive
+    from outrider.stores.copy import Progress
 
     ledger = await open_ledger(url)
     try:
@@ -461,6 +508,8 @@ async def _beats_of_dead(url: str, name: str) -> tuple[Path | None, Mapping[str,
                 case None:
                     watched.add(worker.card.id)
         until = time.monotonic() + SILENT
+        if watched and not alive:
+            tell(Progress("wait", "workers", len(watched), is_whole=False))
         while watched and not alive and time.monotonic() < until:
             await asyncio.sleep(LOOK)
             found = {worker.card.id: worker.beat for worker in await ledger.views.workers()}

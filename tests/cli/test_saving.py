@@ -1,7 +1,11 @@
 """`backup`, `restore` and `copy`, while a worker works and after it was stopped."""
 
+import io
 import signal
 
+from outrider.cli.saving import _teller
+from outrider.cli.terminal import Screen
+from outrider.stores.copy import Progress
 from tests.cli.harness import Cli
 
 
@@ -74,6 +78,22 @@ def test_a_database_is_copied_to_postgresql_and_back_and_gone_on_with(cli: Cli, 
     assert cli.ok("doctor", "--deep", "--db=back.db").code == 0
     assert cli.task(asked)["state"] == "awaiting_input"
     assert cli.ok("show", asked, "--json", "--db=back.db").record["result"] == "yes"
+
+
+def test_a_copy_that_waits_for_a_worker_of_another_machine_says_so():
+    err = io.StringIO()
+    _teller(Screen(err=err))(Progress("wait", "workers", 1, is_whole=False))
+    told = "1 registered worker may live on another machine: watching for 10 s whether a lease is renewed\n"
+    assert err.getvalue() == told
+
+
+def test_a_copy_that_the_server_made_is_set_apart(cli: Cli, postgres_url: str):
+    cli.ok("tasks", f"--db={postgres_url}")
+    one = cli.ok("separate", f"--db={postgres_url}", "--json").record["id"]
+    other = cli.ok("separate", f"--db={postgres_url}")
+    assert len(other.out.strip()) == len(one)
+    assert other.out.strip() != one
+    assert "pause --all" in other.err
 
 
 def test_a_copy_takes_two_databases_and_makes_no_source(cli: Cli):

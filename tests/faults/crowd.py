@@ -189,9 +189,12 @@ class Crowd:
     async def goes_on(self, word: str = "ended", by: int = 30, timeout: float = 60) -> None:
         """Wait until more was noted than there is."""
         wanted, give_up = len(self.told(word)) + by, time.monotonic() + timeout
-        while len(self.told(word)) < wanted:
-            assert time.monotonic() < give_up, f"they do not go on: {len(self.told(word))} of {wanted} {word}"
-            await asyncio.sleep(0.02)
+        while True:
+            begun = time.monotonic()
+            if (found := len(self.told(word))) >= wanted:
+                return
+            assert begun < give_up, f"they do not go on: {found} of {wanted} {word}"
+            await asyncio.sleep(max(0.02, 10 * (time.monotonic() - begun)))  # the machine is theirs
 
 
 @asynccontextmanager

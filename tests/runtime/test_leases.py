@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, TaskContext, TaskOptions, WorkerSettings
-from outrider.core.errors import StoreUnavailable
-from outrider.core.ledger import WorkerCard
+from outrider.core.errors import StoreLocked, StoreUnavailable
+from outrider.core.ledger import Claims, WorkerCard
 from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked, lock_path, locks_of
 from outrider.runtime.recovery import Recovery
 from outrider.runtime.worker import Worker
@@ -368,6 +368,61 @@ async def test_a_worker_that_counts_as_lost_stops_its_code_and_leaves_no_task_be
         await runtime.run_until_idle()
         assert await handle.result() == "done"
         assert (await handle.record()).failures == 0
+
+
+async def test_what_is_given_late_to_a_worker_whose_lease_is_over_is_handed_back_and_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its claim was under way when the store went away, and is answered when that is back: another may be faster."""
+    app, seen = Outrider(), list[int]()
+
+    @app.tool
+    async def works(task: TaskContext) -> str:
+        seen.append(task.attempt)
+        return "done"
+
+    async with open_test(app) as runtime:
+        lost, session = runtime._crews[0], await runtime.sessions.create()
+        ledger, claim = lost.worker._services.ledger, lost.worker._services.ledger.claim
+
+        async def claim_late(*given: Any) -> Claims:
+            claims = await claim(*given)
+            if claims.tasks:
+                lost.worker._on_lost()
+            return claims
+
+        monkeypatch.setattr(ledger, "claim", claim_late)
+        handle = await session.spawn("works", options=TaskOptions(concurrency_key="queued, and claimed"))
+        await runtime.until(lambda: lost.job.done())
+        assert seen == []
+        monkeypatch.undo()
+        runtime._crews.remove(lost)
+        await runtime.start_worker()
+        assert await handle.result() == "done"
+        assert seen == [2]
+        assert [each.ending for each in await handle.attempts()] == ["released", "succeeded"]
+
+
+async def test_what_is_tried_again_and_again_is_told_when_it_begins_and_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    looks, fail = Recovery.look, [StoreUnavailable("no answer"), StoreLocked("somebody keeps it locked")] * 3
+
+    async def look(recovery: Recovery) -> int:
+        if fail:
+            raise fail.pop()
+        return await looks(recovery)
+
+    monkeypatch.setattr(Recovery, "look", look)
+    async with Outrider(QUICK).open("memory://"):
+        await until(lambda: "recovery succeeds again" in caplog.text)
+        await asyncio.sleep(0.05)
+    told: list[dict[str, Any]] = [vars(line)["outrider"] for line in caplog.records if "recovery" in line.getMessage()]
+    assert [(each["event"], each.get("reason"), each.get("failures")) for each in told] == [
+        ("recovery failed; trying again", "somebody keeps it locked", None),
+        ("recovery failed; trying again", "no answer", None),
+        ("recovery succeeds again", None, 6),
+    ]
 
 
 async def test_a_worker_that_signs_off_between_two_beats_does_not_take_itself_for_lost(

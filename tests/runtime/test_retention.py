@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, TaskContext, TaskOptions
-from outrider.core.errors import InvalidArguments, NotEnded, NotFound, TaskFailed
+from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable, TaskFailed
 from outrider.core.ledger import WorkerCard
 from outrider.core.task import State
 from outrider.runtime.pruning import Retention, is_on_duty
@@ -271,6 +271,26 @@ async def test_a_worker_deletes_what_ended_longer_ago_than_the_setting_keeps_it(
 
         await runtime.until(all_gone)
         assert {each.id for each in await session.tasks()} == {live.id, young.id}
+
+
+async def test_what_could_not_be_deleted_while_the_store_was_away_is_deleted_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with opened(worker=False, retention=60.0) as runtime:
+        task = await (await runtime.sessions.create()).spawn(say, text="old")
+        await task.cancel()
+        await runtime.advance(timedelta(hours=1))
+        retention, ledger = Retention(runtime.services, "worker_1"), runtime.services.ledger
+
+        async def is_away(*_: Any, **__: Any) -> None:
+            raise StoreUnavailable("no answer")
+
+        monkeypatch.setattr(ledger, "prune", is_away)
+        with pytest.raises(StoreUnavailable):
+            await retention.look()
+        monkeypatch.undo()
+        await retention.look()
+        assert await gone(runtime, task.id)
 
 
 async def test_who_falls_behind_with_deleting_takes_more_of_the_time_for_it():

@@ -1,8 +1,8 @@
 """A fleet on a pair of PostgreSQL servers, with faults of every kind: how soon it is back, and what is left of an hour.
 
-All programs reach the servers through proxies, which cut and freeze their links. `SOAK_SECONDS` says how long the mixed
-faults go on, `SEED` repeats the choices of one run, `FLEET_RATE` is how many tasks a second are submitted: what the
-machine does with ease, for then all that is due has to be done.
+All programs reach the servers through proxies, which cut and freeze their links; some through a pooler behind those.
+`SOAK_SECONDS` says how long the mixed faults go on, `SEED` repeats the choices of one run, `FLEET_RATE` is how many
+tasks a second are submitted: what the machine does with ease, for then all that is due has to be done.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from outrider.core.task import TERMINAL
 from outrider.runtime.facade import Runtime
 from tests.faults.crowd import noted
 from tests.faults.test_postgres_outages import cut_all
+from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.servers import Server, either, programs_of
 from tests.soak import fleet
@@ -47,6 +48,8 @@ BACK = 15.0
 """Seconds after the end of a fault in which all is as before."""
 GRACE = 1.5
 """Seconds for which a process that was stopped may run on before it sees that its lease is over."""
+POOL = 4
+"""How many connections a pooler has to the server: one for each program, as the docs ask for."""
 RETENTION = 20.0
 HARM, CALM = 60.0, 75.0
 """Seconds of faults, and of none: a server that was killed has forgotten what there is to vacuum, and by default one
@@ -101,16 +104,23 @@ Fault: TypeAlias = "Callable[[Fleet], Awaitable[None]]"
 class Fleet:
     """The pair of servers, their proxies, the workers, and who submits."""
 
-    def __init__(self, folder: Path, pair: list[Server], proxies: list[Proxy], chance: random.Random) -> None:
+    def __init__(
+        self, folder: Path, pair: list[Server], proxies: list[Proxy], chance: random.Random, pooler: Pooler | None
+    ) -> None:
         self.folder = folder
         self.leader, self.standby = pair
         self.proxies = proxies
         self.chance = chance
+        self.pooler = pooler
+        """Before the leader, and behind the one proxy that there is then."""
         self.workers: list[asyncio.subprocess.Process] = []
         self.woken: defaultdict[int, list[int]] = defaultdict(list)
         """When each process that was stopped was let go on, in nanoseconds."""
         self.near = either((each.port for each in pair), "work")
-        self.far = either((each.port for each in proxies), "work") + "&connect_timeout=3"
+        if pooler is None:
+            self.far = either((each.port for each in proxies), "work") + "&connect_timeout=3"
+        else:
+            self.far = pooler.url(self.leader.url("work"), port=proxies[0].port) + "&connect_timeout=3"
         self.session_id = ""
         self.samples: list[Sample] = []
         self.done: Counter[str] = Counter()
@@ -316,6 +326,13 @@ class Fleet:
         await asyncio.to_thread(self.leader.kill)
         await asyncio.to_thread(self.standby.promote)
         self.leader, self.standby = self.standby, self.leader
+        if self.pooler is not None:
+            self.pooler.server = self.leader.url()
+            await self.restart_pooler()
+
+    async def restart_pooler(self) -> None:
+        if self.pooler is not None:
+            await asyncio.to_thread(self.pooler.restart)
 
     async def rejoin(self) -> None:
         """Where the standby is a leader that died, make it a standby."""
@@ -378,7 +395,7 @@ class Fleet:
 
 @asynccontextmanager
 async def at_work(
-    folder: Path, mix: str, *, workers: int, seed: int, version: str
+    folder: Path, mix: str, *, workers: int, seed: int, version: str, is_pooled: bool = False
 ) -> AsyncIterator[tuple[Fleet, Runtime]]:
     """A fleet under way, and a runtime that reaches the servers directly."""
     print(f"\nSEED={seed}")
@@ -386,8 +403,10 @@ async def at_work(
         pair = [stack.enter_context(Server(programs_of(version))) for _ in range(2)]
         pair[1].follow(pair[0])
         pair[0].create_database("work")
-        proxies = [stack.enter_context(Proxy(each.port)) for each in pair]
-        on = Fleet(folder, pair, proxies, random.Random(seed))
+        pooler = stack.enter_context(Pooler(pair[0].url(), pool_size=POOL)) if is_pooled else None
+        ports = [pooler.port] if pooler is not None else [each.port for each in pair]
+        proxies = [stack.enter_context(Proxy(port)) for port in ports]
+        on = Fleet(folder, pair, proxies, random.Random(seed), pooler)
         runtime = await stack.enter_async_context(fleet.app.open(on.near, worker=False))
         await runtime.queue.limit("cart *", concurrency=4)
         on.session_id = (await runtime.sessions.create()).id
@@ -460,13 +479,19 @@ TROUBLES: Mapping[Fault, float] = {
     Fleet.fail_over: 2,
 }
 
+TROUBLES_OF_A_POOLER: Mapping[Fault, float] = {Fleet.restart_pooler: 4}
 
+
+@pytest.mark.parametrize("is_pooled", [False, True], ids=["direct", "pooled"])
 async def test_mixed_faults_lose_nothing_and_leave_nothing_for_as_long_as_they_go_on(
-    tmp_path: Path, postgres_version: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres_version: str, monkeypatch: pytest.MonkeyPatch, is_pooled: bool
 ):
     seed, seconds = int(os.environ.get("SEED", random.randrange(10**6))), float(os.environ.get("SOAK_SECONDS", "300"))
     monkeypatch.setenv(fleet.RETENTION, str(RETENTION))
-    async with at_work(tmp_path, "mixed", workers=3, seed=seed, version=postgres_version) as (on, runtime):
+    async with at_work(tmp_path, "mixed", workers=3, seed=seed, version=postgres_version, is_pooled=is_pooled) as (
+        on,
+        runtime,
+    ):
         follower = Follower(runtime, on.session_id)
         await on.is_steady()
         end = time.monotonic() + seconds
@@ -502,8 +527,9 @@ async def test_mixed_faults_lose_nothing_and_leave_nothing_for_as_long_as_they_g
 
 
 async def _harm(on: Fleet, until: float) -> None:
+    troubles = {**TROUBLES, **(TROUBLES_OF_A_POOLER if on.pooler is not None else {})}
     while time.monotonic() < until:
-        (trouble,) = on.chance.choices([*TROUBLES], [*TROUBLES.values()])
+        (trouble,) = on.chance.choices([*troubles], [*troubles.values()])
         await on.rejoin()
         await on.fill_up()
         await trouble(on)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import pytest
 
 from outrider import Failure, Outrider, Runtime, TaskContext, TaskOptions
 from outrider import bootstrap as root
-from outrider.bootstrap import copy, open_ledger
+from outrider.bootstrap import copy, open_ledger, separate
 from outrider.core.errors import (
     AlreadyExists,
     CopyDiffers,
     InvalidArguments,
     NotFound,
     OutriderError,
+    StoreError,
     StoreForeign,
     StoreLocked,
     StoreNewer,
@@ -35,6 +37,7 @@ from outrider.core.meters import Account, Amounts, Charge, Granted, Heard, RateL
 from outrider.core.session import Grant, NewSession
 from outrider.core.task import State
 from outrider.core.values import evolve
+from outrider.runtime.lease import Lock, lock_path, locks_of
 from outrider.stores.copy import TABLES, Progress
 from outrider.stores.postgres.copy import PostgresPlace
 from outrider.stores.sqlite.copy import SqlitePlace
@@ -668,12 +671,49 @@ async def test_a_worker_of_another_machine_lives_as_long_as_its_beat_moves(
     finally:
         is_dead.set()
         thread.join()
-    await copy(full.url, urls["postgres"])
+    told: list[Progress] = []
+    await copy(full.url, urls["postgres"], tell=told.append)
+    assert told[0] == Progress("wait", "workers", 1, is_whole=False), "whoever waits is told so"
     await copy(urls["postgres"], urls["sqlite"])
     await ledger.close()
     other = await open_ledger(urls["sqlite"])
     assert not await other.views.workers()
     await other.close()
+
+
+async def test_a_copy_that_a_server_made_is_set_apart_from_its_original_unless_a_worker_is_on_it(
+    urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(root, "SILENT", 1.0)
+    ledger = await open_ledger(urls["postgres"])
+    before, is_dead = locks_of(ledger), threading.Event()
+    assert before is not None
+    await ledger.register(WorkerCard("worker_of_the_original", socket.gethostname(), "boot", 1, 1))
+
+    def beat() -> None:
+        while not is_dead.wait(0.005):
+            with suppress(StoreError):  # its table is locked just now
+                ledger.renew("worker_of_the_original", 10)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    lock = Lock(lock_path(before, "worker_of_the_original"))  # which lives, but not on this database
+    with pytest.raises(StoreLocked, match="worker_of_the_original"):
+        await separate(urls["postgres"])
+    is_dead.set()
+    thread.join()
+    told: list[Progress] = []
+    id = await separate(urls["postgres"], tell=told.append)
+    lock.release()
+    assert told == [Progress("wait", "workers", 1, is_whole=False)]
+    await ledger.close()
+    ledger = await open_ledger(urls["postgres"])
+    after = locks_of(ledger)
+    assert after is not None
+    assert before.name != after.name == f"{id}-workers"
+    await ledger.close()
+    with pytest.raises(InvalidArguments, match="a file is known by where it is"):
+        await separate(urls["sqlite"])
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])

@@ -246,16 +246,6 @@ async def test_a_pooler_that_goes_away_a_hundred_times_loses_nothing(pooler: Poo
     await _harm(pooler, postgres_url, tmp_path, random.choices(list(HARM), k=100))
 
 
-@pytest.mark.soak
-async def test_many_workers_on_few_connections_do_not_wait_for_each_other_forever(
-    pooler: Pooler, postgres_url: str, tmp_path: Path
-):
-    async with crowd(pooler.url(postgres_url), tmp_path, "storm", size=3) as there:
-        await there.goes_on("done", by=1000, timeout=300)
-    assert not there.told("failed")
-    await prove(replace(there, address=postgres_url))
-
-
 async def _harm(pooler: Pooler, url: str, folder: Path, harms: list[str]) -> None:
     async with crowd(pooler.url(url), folder, "work") as there:
         await there.goes_on()

@@ -34,6 +34,7 @@ _OF_DATABASE = {
     "serve": "it is what serves a database",
     "backup": "it writes a file, which has all of all organizations in it",
     "restore": "it puts a file in the place of the database, which nobody may be using",
+    "separate": "it changes what the database is known by",
 }
 """Commands that no server does, and why."""
 _OF_OTHERS = {"demo": "uses a database of its own", "copy": "names both databases itself"}
@@ -601,6 +602,10 @@ def _copy(parser: Parser) -> None:
     parser.add_argument("destination", metavar="TO", help="the URL of an empty one; made where it is a file")
 
 
+def _separate(parser: Parser) -> None:
+    del parser
+
+
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help=", ".join(SHELLS))
     parser.add_argument("--tasks", metavar="LINE", dest="line", help=argparse.SUPPRESS)
@@ -765,6 +770,7 @@ COMMANDS: dict[str, Command] = {
         Command("backup", "save the database into a file, while it is in use", "saving:backup", _backup),
         Command("restore", "put a backup in the place of the database", "saving:restore", _restore),
         Command("copy", "copy the whole database into another, of either kind", "saving:copy", _copy),
+        Command("separate", "give a copy of a database an identity of its own", "saving:separate", _separate),
         Command("completion", "print a script by which a shell completes this", "completion:completion", _completion),
         Command("demo", "show what Outrider does, on real files", "showing:demo", _demo),
     )

@@ -1,4 +1,4 @@
-"""`backup`, `restore` and `copy`: the database as a file to keep, and back; and into another one."""
+"""`backup`, `restore`, `copy` and `separate`: the database as a file to keep, and back; into another; apart from it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from outrider.bootstrap import SILENT, path_of
 from outrider.bootstrap import copy as copy_whole
-from outrider.bootstrap import path_of
 from outrider.bootstrap import restore as put_back
-from outrider.cli.database import open_here, url_of
+from outrider.bootstrap import separate as set_apart
+from outrider.cli.database import open_here, shown, url_of
 from outrider.cli.exits import OK, UsageError
 from outrider.cli.terminal import Screen
 from outrider.core.errors import NotFound
@@ -73,15 +74,30 @@ async def copy(arguments: Namespace, screen: Screen) -> int:
     return OK
 
 
+async def separate(arguments: Namespace, screen: Screen) -> int:
+    """Give a database that its server or a dump has copied an identity of its own."""
+    url = url_of(arguments)
+    id = await set_apart(url, tell=_teller(screen))
+    if screen.as_json:
+        screen.data({"database": shown(url), "id": id})
+    else:
+        screen.note("its tasks are still the original's: `outrider pause --all` keeps a worker from doing them again")
+        screen.line(id)
+    return OK
+
+
 def _teller(screen: Screen) -> Callable[[Progress], None]:
-    """Says how far it has come: a line for each table that was written, and for a large one now and then."""
+    """Says what it waits for and how far it has come: a line for each table that was written, for a large one more."""
     told = time.monotonic()
 
     def tell(progress: Progress) -> None:
         nonlocal told
         now = time.monotonic()
         done = "copied" if progress.step == "copy" else "compared"
-        if progress.is_whole and progress.rows and progress.step == "copy":
+        if progress.step == "wait":
+            workers = counted(progress.rows, "registered worker")
+            screen.note(f"{workers} may live on another machine: watching for {SILENT:g} s whether a lease is renewed")
+        elif progress.is_whole and progress.rows and progress.step == "copy":
             screen.note(f"{progress.table}: {counted(progress.rows, 'row')}")
         elif not progress.is_whole and now >= told + TELL_EVERY:
             screen.note(f"{progress.table}: {counted(progress.rows, 'row')} {done} so far")

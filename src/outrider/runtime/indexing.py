@@ -34,6 +34,8 @@ SHARE_LATE = 0.25
 ENTRIES = 500
 """How many log entries are read at once: so few that no transition waits long behind what is written."""
 
+TROUBLE = "indexing"
+
 AT_ONCE = 0.005
 """For how many seconds the event loop is kept from others."""
 
@@ -77,13 +79,15 @@ class Indexing:
             return interval
         try:
             if not await is_on_duty(self._services, self._own_id):
+                self._services.troubles.over(TROUBLE)
                 return interval
             self._has_news, self._looked_at = False, now
             is_behind = await take_in(self._services.ledger)
         except OutriderError as error:
             self._has_news = True
-            log.error("the index of tasks could not be brought up to date; trying again", reason=str(error))
+            self._services.troubles.met(TROUBLE, error)
             return interval
+        self._services.troubles.over(TROUBLE)
         took = time.monotonic() - now
         if not is_behind:
             self._caught_up_at = now

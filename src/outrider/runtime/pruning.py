@@ -27,6 +27,8 @@ SHARE = 0.05
 SHARES_BEHIND = ((2, 1.0), (5, 0.5), (10, 0.25))
 """The same where that is not enough: where something was kept a half, a fifth, or a tenth longer than it should be."""
 
+TROUBLE = "deletion of old tasks"
+
 JUMP: Span = 3600 * SECOND
 """By how much the clock may get ahead of the time that has passed before it is doubted."""
 
@@ -183,8 +185,9 @@ class Retention:
             try:
                 if self.trusts_the_clock() and await is_on_duty(self._services, self._own_id):
                     rest = await self.look()
+                self._services.troubles.over(TROUBLE)
             except OutriderError as error:
-                log.error("old tasks could not be deleted; trying again", reason=str(error))
+                self._services.troubles.met(TROUBLE, error)
             await asyncio.sleep(rest)
 
     def trusts_the_clock(self) -> bool:
@@ -236,17 +239,15 @@ class Retention:
             before, batch, since=looked.upto, organization_id=organization_id, but_of=but_of
         )
         free = await self._pins.without(ids)
-        if len(ids) < batch:  # what is left before this moment is pinned
-            self._looked[organization_id] = evolve(looked, upto=before)
-        elif not free:
-            self._looked[organization_id] = evolve(looked, upto=await _after(services, ids))
-            return 0.0
         if not free:
-            return interval
+            is_all = len(ids) < batch
+            self._looked[organization_id] = evolve(looked, upto=before if is_all else await _after(services, ids))
+            return interval if is_all else 0.0
         pruned = await services.ledger.prune(free, now=services.clock.now())
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
         if len(ids) < batch and not pruned.rest:
+            self._looked[organization_id] = evolve(looked, upto=before)  # what is left before this moment is pinned
             return interval
         return took * (1 / await self.share(services.clock.now() - before, organization_id, but_of) - 1)
 

@@ -16,6 +16,7 @@ from outrider.runtime.signals import Signals
 from outrider.runtime.standing import Standing
 from outrider.runtime.telemetry import Telemetry, telemetry
 from outrider.runtime.trail import Trail
+from outrider.runtime.troubles import Troubles
 from outrider.settings import WorkerSettings
 
 
@@ -33,6 +34,7 @@ class Services:
     telemetry: Telemetry
     trail: Trail
     standing: Standing = field(default_factory=Standing)
+    troubles: Troubles = field(default_factory=Troubles)
     bounds: Bounds | None = None
     """How far it reaches; None for everywhere."""
     beyond: Services | None = None

@@ -291,9 +291,10 @@ class Worker:
             except StoreError as error:
                 if self._is_ruin(error):
                     return
-                log.error("the store does not answer; trying again", reason=str(error))
+                self._services.troubles.met("claiming", error)
                 await asyncio.sleep(STORE_PAUSE)
                 continue
+            self._services.troubles.over("claiming")
             if self._has_follow_ups or (claims.more and self._room > 0):
                 continue
             self._is_crowded = claims.more
@@ -335,6 +336,7 @@ class Worker:
 
             taking = self._services.ledger.claim(claim, decide)
             self._claiming = self._loop.create_task(taking)
+            self._claiming.add_done_callback(_take_note)
             claims = await asyncio.shield(self._claiming)
             for task in claims.tasks:
                 log_move(due[task.id], task, event)
@@ -346,6 +348,8 @@ class Worker:
         return claims
 
     def _start(self, task: Task) -> None:
+        if self._is_lost:  # a commit from before has been answered late; `_sign_off` hands back what it took
+            return
         attempt = Attempt(self._services, task, self._voice.hear, self._threads, lambda: self._is_crowded)
         self._held[task.id] = attempt
         self._open.add(attempt)
@@ -621,10 +625,11 @@ class Worker:
             try:
                 await self._recovery.look()
                 await self._tend()
+                self._services.troubles.over("recovery")
             except OutriderError as error:
                 if self._is_ruin(error):
                     return
-                log.error("recovery failed; trying again", reason=str(error))
+                self._services.troubles.met("recovery", error)
             await asyncio.sleep(self._recovery.pause)
 
     async def _tend(self, *, at_once: bool = False) -> None:
@@ -761,6 +766,12 @@ class _Following:
         self.users -= 1
         if self.users == 0 and self._loop.get_task_factory() is self:
             self._loop.set_task_factory(self._before)
+
+
+def _take_note(job: asyncio.Task[Any]) -> None:
+    """Have seen how it ended: whoever waited for it may have gone."""
+    if not job.cancelled():
+        job.exception()
 
 
 async def _take_back_cancellation(runner: asyncio.Task[None] | None) -> None:

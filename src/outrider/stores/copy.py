@@ -47,9 +47,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a copy has come: so many rows of a table were written, or read again. `is_whole`: that was all of it."""
+    """How far a copy has come: so many rows of a table were written, or read again. `is_whole`: that was all of it.
 
-    step: Literal["copy", "compare"]
+    `wait`, before any of that: so many workers are watched, whether they live on other machines.
+    """
+
+    step: Literal["wait", "copy", "compare"]
     table: str
     rows: int
     is_whole: bool

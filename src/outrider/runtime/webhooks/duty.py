@@ -38,6 +38,9 @@ SWEPT = 300.0
 """Seconds between two looks for what is left of tasks that were deleted."""
 
 
+TROUBLE = "following the log for webhooks"
+
+
 class Webhooking:
     """What one process does of it. `worker_id` is that of its worker, empty for a process without."""
 
@@ -65,10 +68,11 @@ class Webhooking:
                 calm = CALM
                 try:
                     calm = await self.look()
+                    self._services.troubles.over(TROUBLE)
                 except OutriderError as error:
                     if isinstance(error, StoreError) and error.is_final:
                         return
-                    log.error("webhooks are held up; trying again", reason=error.message)
+                    self._services.troubles.met(TROUBLE, error)
                 await asyncio.sleep(calm)
         finally:
             stop()

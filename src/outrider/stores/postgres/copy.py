@@ -121,6 +121,10 @@ class PostgresTables:
                 else:
                     yield row
 
+    def separate(self) -> str:
+        """Give the database another identity, which is returned."""
+        return str(self._value("update origin set id = gen_random_uuid() returning id::text"))
+
     def holds(self, table: Table) -> bool:
         """Whether there is any row."""
         query = f"select exists (select from {_source(table)})"
