@@ -77,12 +77,10 @@ async def test_the_sql_of_the_page_is_understood(postgres_url: str):
     async with Outrider().open(postgres_url, worker=False):
         pass
     lines = list(sql())
-    assert len(lines) == 5
+    assert len(lines) == 4
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        before = connection.execute("select id from origin").fetchone()
         for line in lines:
             connection.execute(line.encode())
-        assert connection.execute("select id from origin").fetchone() != before
     async with Outrider().open(postgres_url) as outrider:
         await outrider.sessions.create()
 
