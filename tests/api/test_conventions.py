@@ -137,6 +137,8 @@ async def test_ugly_bodies_and_names_are_refused_with_a_reason_and_never_a_fault
         b'{"kind":"external","priority":"1"}',
         b'{"kind":"external","headless":"yes"}',
         b'{"kind":"external","start_at":5}',
+        b'{"kind":"external","start_at":"5"}',
+        b'{"kind":"external","start_at":"0.5"}',
         b'{"kind":"external","start_at":"2030-01-01T00:00:00"}',
         b'{"kind":"external","delay":-1}',
         b'{"kind":"external","delay":1e300}',

@@ -5,6 +5,7 @@ A body says nothing twice and leaves nothing unsaid: a field that is not known i
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -29,9 +30,13 @@ Anything = Any
 
 
 def _as_text(value: Any) -> Any:
-    if isinstance(value, str | datetime):
+    """A moment as RFC 3339 writes it: pydantic takes a number too, also in quotes, for seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATED.match(value)):
         return value
     raise ValueError("a moment is text, such as 2030-01-31T12:00:00Z")
+
+
+_DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_as_text, json_schema_input_type=datetime)]
