@@ -1,6 +1,7 @@
 """`outrider serve` as a process: says where it is, works, ends gracefully, starts again; and what bad clients get."""
 
 import asyncio
+import http.client
 import json
 import signal
 import socket
@@ -14,10 +15,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from outrider import Outrider
-from outrider.api import create_api
+from outrider import Client, Outrider
+from outrider.api import create_api, protocol
 from outrider.api.serving import Service, bind, bind_path
-from outrider.core.errors import InvalidArguments
+from outrider.core.errors import InvalidArguments, ServerUnreachable, TooLarge
 from outrider.settings import AccessSettings, ServeSettings, StreamSettings
 from tests.facts import until
 
@@ -180,6 +181,58 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
         writer.close()
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.post("/v1/sessions", json={})).status_code == 201
+
+
+async def test_who_sends_a_body_that_is_too_large_before_it_reads_sees_why_it_is_refused():
+    def refused(port: int, size: int) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", "/v1/sessions", b" " * size, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+        connection.close()
+        return answer.status, told["code"]
+
+    async with listening(ServeSettings()) as (port, service):
+        for size in (9 << 20, 40 << 20):
+            assert await asyncio.to_thread(refused, port, size) == (413, "too_large")
+        async with Client(f"http://127.0.0.1:{port}") as client:
+            with pytest.raises(TooLarge, match="8,388,608"):
+                await client.sessions.create(labels={"a": "x" * (9 << 20)})
+        await until(lambda: not service._server.server_state.connections)
+
+
+async def test_a_large_body_that_is_cut_off_is_not_sent_again_and_again():
+    cuts = 0
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal cuts
+        cuts += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        with pytest.raises(ServerUnreachable, match="may be too many"):
+            await client.sessions.create(labels={"a": "x" * (9 << 20)})
+    assert cuts == 1
+
+
+async def test_who_goes_on_sending_what_was_refused_is_cut_after_a_while_or_so_much(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "MOST_UNHEARD", 1 << 20)
+    for settings, pause in ((HURRY, 0.02), (ServeSettings(body=1000), 0.0)):
+        async with listening(settings) as (port, service):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(POST + b"content-length: 999999999\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 413")  # and the end of it
+            assert len(service._server.server_state.connections) == 1
+            async with asyncio.timeout(20):
+                with suppress(ConnectionError):
+                    while True:
+                        writer.write(b" " if pause else b" " * 65_536)
+                        await writer.drain()
+                        await asyncio.sleep(pause)
+                await until(lambda: not service._server.server_state.connections)
+            writer.close()
 
 
 async def test_a_body_after_an_upgrade_is_no_request_and_one_without_a_body_is_served_and_the_last():

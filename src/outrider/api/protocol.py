@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with two things more: patience has an end, and a response can cut its connection.
+"""uvicorn's HTTP protocol, with more: patience ends, a response can cut its connection, and a refusal is heard out.
 
 ASGI begins when the head of a request is there, and only knows how to go on. Who never ends one would keep a connection
 for ever; so would who reads nothing of an answer, since closing waits for what is not sent yet. A stream of events says
@@ -17,6 +17,8 @@ from outrider.settings import ServeSettings
 
 ABORT = "outrider.abort"
 """The extension of a request's scope: a function that cuts the connection at once."""
+LINGER, MOST_UNHEARD = 5.0, 64 * 1024 * 1024
+"""For how many seconds, and how many bytes, a client that was refused is let send on."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -35,6 +37,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stall: asyncio.TimerHandle | None = None
         self._unread = 0
         """How much of what was sent nobody had read when that was looked at last."""
+        self._lingering: asyncio.TimerHandle | None = None
+        self._unheard = 0
+        """How much came that is thrown away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Somebody comes."""
@@ -46,6 +51,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._has_head()
         self._is_read()
+        if self._lingering is not None:
+            self._lingering.cancel()
 
     def pause_writing(self) -> None:
         """More was sent than is read."""
@@ -55,11 +62,14 @@ class HttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """It was read."""
         super().resume_writing()
-        if not self.transport.is_closing():
+        if not self.is_over:
             self._is_read()
 
     def on_response_complete(self) -> None:
         """A response was sent, if not read."""
+        if self._lingering is not None:
+            self.server_state.total_requests += 1
+            return  # what comes now is no other request
         super().on_response_complete()
         self._await_end()
 
@@ -107,6 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(400, "a request with a body asks for no other protocol: send it without Upgrade, as HTTP/1.1")
             raise ValueError("a body that cannot be told from a request")  # so that nothing more is read
         super().on_headers_complete()
+        self.cycle.transport = _Heard(self)
         if upgrades:
             self.cycle.keep_alive = False  # what comes now may be in the other protocol
 
@@ -117,11 +128,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request is there."""
+        if self._lingering is not None:
+            self._unheard += len(data)
+            if self._unheard > MOST_UNHEARD:
+                self._end_lingering()
+            return
         self._head += len(data)
         super().data_received(data)
         if self._head > self._settings.header and (self._patience is not None or self._is_after_head):
             self._refuse_head()
-        if self._patience is None and not self._is_answering and not self.transport.is_closing():
+        if self._patience is None and not self._is_answering and not self.is_over:
             self._await_head()  # it was an empty line, which begins nothing, and has ended the wait for another request
 
     def send_400_response(self, msg: str) -> None:
@@ -132,9 +148,37 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(400, f"this is no HTTP: {msg}")
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing more is answered."""
+        return self._lingering is not None or self.transport.is_closing()
+
+    def leave(self) -> None:
+        """End the connection after a response: at once, unless the request has not come whole."""
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    @property
     def _is_answering(self) -> bool:
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete  # type: ignore[redundant-expr]  # None before the first
+
+    def _linger(self) -> None:
+        """Send the end of what is sent, and let the client say what it has to, within bounds."""
+        self._has_head()
+        self._unset_keepalive_if_required()
+        seconds = min(LINGER, self._settings.body_timeout)
+        self._lingering = self.loop.call_later(seconds, self._end_lingering)
+        self._unheard = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._await_reading()
+
+    def _end_lingering(self) -> None:
+        self.transport.close()
+        self._await_end()
 
     def _await_head(self) -> None:
         self._head = 0
@@ -180,14 +224,34 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, text: str) -> None:
         self._has_head()
-        if self.transport.is_closing():
+        if self.is_over:
             return
         answer = problem({}, status, text)
         head = [STATUS_LINE[status], b"connection: close\r\n"]
         head += [b"%b: %b\r\n" % each for each in answer.raw_headers]
         self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
-        self.transport.close()
-        self._await_end()
+        self._linger()
+
+
+class _Heard(asyncio.Transport):
+    """The transport as a response sees it: what closes it is the protocol, and what comes after the end is dropped."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send some of it."""
+        if not self._protocol.is_over:
+            self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._protocol.is_over
+
+    def close(self) -> None:
+        """The response is over, and with it the connection."""
+        self._protocol.leave()
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -35,7 +35,7 @@ from outrider.runtime.codec import encode
 from outrider.runtime.ids import check_id
 from outrider.runtime.log import log
 from outrider.runtime.options import check_page, check_texts, check_texts_if_given
-from outrider.settings import ClientSettings
+from outrider.settings import ClientSettings, ServeSettings
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
@@ -53,6 +53,9 @@ FINAL = ("task_ended", "task_deleted", "session_deleted")
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 0.05, 2.0, 0.2
 _BACKOFF = wait_exponential_jitter(max=_LONGEST_PAUSE, jitter=_JITTER, multiplier=_FIRST_PAUSE)
+_CUT = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
+_LARGE = ServeSettings().body
+"""From how large a body on a cut may be the refusal of it."""
 _NEVER_BEGUN = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _LATER = (408, 429, 500, 502, 503, 504)
 """Statuses after which asking again makes sense, at once or after the pause that is named."""
@@ -335,7 +338,15 @@ class Connection:
         except httpx2.TransportError as error:
             is_certain = isinstance(error, _NEVER_BEGUN)
             trouble = self._unreachable(error, asked if not (is_certain or again) else None)
-            raise _Trouble(trouble, is_certain=is_certain, is_passing=_is_passing(error)) from error
+            is_passing = _is_passing(error)
+            if isinstance(error, _CUT) and (size := int(request.headers.get("content-length", 0))) > _LARGE:
+                # A server hears out what it refuses, but not for ever: this would be cut off again.
+                is_passing = False
+                trouble = ServerUnreachable(
+                    f"{trouble.message}; the {size:,} bytes of the body may be too many: a server takes {_LARGE:,} "
+                    "unless it was told otherwise"
+                )
+            raise _Trouble(trouble, is_certain=is_certain, is_passing=is_passing) from error
         status, kind = response.status_code, response.headers.get("content-type", "")
         if 200 <= status < 300:
             if kind.startswith(stream or JSON_TYPE) or (stream is None and "x-request-id" in response.headers):
