@@ -10,7 +10,7 @@ import builtins
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from outrider.core.errors import InvalidArguments, NotFound
+from outrider.core.errors import Forbidden, InvalidArguments, NotFound
 from outrider.core.ledger import Document
 from outrider.core.values import evolve
 from outrider.runtime.clock import as_datetime
@@ -71,9 +71,10 @@ class Audit:
         """Read the log from its beginning, and say which is the first entry that is not as it was written.
 
         `expect_head` is a `NUMBER:HASH` that was kept elsewhere: the entry of that number must still be that. Without
-        one, a log whose end was cut off together with its head, or that was written anew, is taken for whole.
+        one, a log whose end was cut off together with its head, or that was written anew, is taken for whole. Raises
+        NotFound, and Forbidden within the bounds of a session, where nothing of it is seen.
         """
-        owner = self._owner(organization_id)
+        owner = self._owner_of_all(organization_id)
         check_texts_if_given(expect_head=expect_head)
         anchor = None if expect_head is None else _anchor(expect_head)
         head = (await head_of(self._reach.ledger, owner)).data
@@ -119,8 +120,9 @@ class Audit:
         """Delete what is older than that, from the beginning, but the last entry; return how many went.
 
         What is left can be verified as before. The tasks and sessions of that time have a retention of their own.
+        Raises NotFound, and Forbidden within the bounds of a session.
         """
-        owner = self._owner(organization_id)
+        owner = self._owner_of_all(organization_id)
         before = self._services.clock.now() - not_negative("older_than", older_than)
         ledger, gone = self._reach.ledger, 0
         while True:
@@ -144,6 +146,13 @@ class Audit:
         if organization_id not in (None, own) and not self._services.is_operator:
             raise NotFound.of("organization", str(organization_id))
         return organization_id or own
+
+    def _owner_of_all(self, organization_id: str | None) -> str:
+        """Whose log it is, for what concerns all of it."""
+        bounds = self._services.bounds
+        if bounds is not None and bounds.session_id is not None:
+            raise Forbidden("the audit log is the organization's: that needs a key that is not of one session")
+        return self._owner(organization_id)
 
     async def _entries(self, owner: str) -> AsyncIterator[Document]:
         after: str | None = None
