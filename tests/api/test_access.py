@@ -15,15 +15,17 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-from outrider import Outrider
+from outrider import Outrider, TaskOptions
 from outrider.api import create_api, recording
 from outrider.api.app import ROUTERS
 from outrider.core.task import DEFAULT_ORGANIZATION
+from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
 from outrider.runtime.facade import Runtime
 from outrider.runtime.keys import SCOPES, Scope
 from outrider.runtime.sessions import Sessions
 from outrider.settings import AccessSettings, ServeSettings, StreamSettings
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -306,8 +308,32 @@ async def test_a_key_of_one_session_sees_its_tree_and_nothing_beside_it():
             assert (await client.get(f"/v1/tasks/{other.id}")).status_code == 404
             assert (await client.post("/v1/sessions", json={})).status_code == 403
             assert (await client.post("/v1/keys", json={"name": "x"})).status_code == 403
+            assert (await client.get("/v1/audit/verify")).status_code == 403
+            assert (await client.post("/v1/audit/prune", json={"older_than": 0})).status_code == 403
             made = await client.post(f"/v1/sessions/{own.id}/tasks", json={"kind": "external"})
             assert made.status_code == 201, made.text
+
+
+async def test_a_key_of_one_session_is_of_no_other_that_is_given_its_id_later():
+    at_once = ServeSettings(access=AccessSettings(key_cache=0))
+    async with opened() as runtime:
+        here = runtime.within(Bounds(OWN))
+        await here.sessions.create(id="chat-1")
+        token, beside = await key(runtime, "admin", session_id="chat-1"), await key(runtime, "read")
+        (document,) = [each for each in await runtime.services.views.documents("keys") if each.data["session_id"]]
+        async with Client(runtime, token, at_once) as client:
+            assert (await client.get("/v1/sessions/chat-1")).status_code == 200
+            await here.sessions.delete("chat-1")
+            assert (await client.get("/v1/sessions/chat-1")).status_code == 404
+            await here.sessions.create(id="chat-1")
+            refused = await client.get("/v1/sessions/chat-1")
+            assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
+            (kept,) = [each for each in await runtime.services.views.documents("keys") if each.id == document.id]
+            data = {name: value for name, value in kept.data.items() if name != "session_created_at"}
+            assert await runtime.services.ledger.keep([evolve(kept, data=data)])  # as they were once
+            assert (await client.get("/v1/sessions/chat-1")).status_code == 200
+        async with Client(runtime, beside, at_once) as client:
+            assert (await client.get("/v1/sessions/chat-1")).status_code == 200
 
 
 # --- keys over HTTP ----------------------------------------------------------------------------------
@@ -552,3 +578,32 @@ async def test_a_stream_ends_when_the_key_that_opened_it_is_revoked(monkeypatch:
             "body": b'event: end\ndata: {"reason":"not_admitted"}\n\n',
             "more_body": False,
         }
+
+
+async def test_a_wait_tells_no_news_to_a_key_that_was_revoked_meanwhile():
+    settings = ServeSettings(access=AccessSettings(key_cache=0))
+    async with opened() as runtime:
+        there = runtime.within(Bounds(OWN))
+        session = await there.sessions.create()
+        made = await runtime.keys.create("ci", scopes=["submit"], organization_id=OWN)
+        doomed = await session.create("external", {})
+        asked = await session.create("external", {}, options=TaskOptions(wake="on_terminal"))
+        async with Client(runtime, made.token, settings) as client:
+            (held,) = await there.external.claim("robot", limit=1)
+            assert held.id == doomed.id
+            waits = [
+                client.get(f"/v1/tasks/{asked.id}/wait", params={"timeout": 50}),
+                client.get(f"/v1/tasks/{asked.id}/result", params={"timeout": 50}),
+                client.post("/v1/tasks:wait", json={"task_ids": [asked.id], "timeout": 50}),
+                client.post(f"/v1/sessions/{session.id}/inbox/receive", json={"wait": 50}),
+                client.post(f"/v1/tasks/{doomed.id}/cancel", json={"wait": 50}),
+            ]
+            waiting = [asyncio.ensure_future(each) for each in waits]
+            bells = runtime.services.signals._bells
+            await until(lambda: sum(map(len, bells.values())) == len(waits))
+            await runtime.keys.revoke(made.id)
+            await there.tasks.cancel(asked.id)
+            await there.external.succeed(doomed.id, held.attempt, 1)
+            answers = [await asyncio.wait_for(each, 20) for each in waiting]
+        assert [each.status_code for each in answers] == [401, 401, 401, 401, 200]
+        assert answers[-1].json()["requested"] == [doomed.id]  # it was done; what came of it is not told

@@ -66,9 +66,10 @@ class Gate:
         caller.check(scope)
         return self._runtime_within(caller.bounds)
 
-    async def still_admits(self, connection: Connection) -> bool:
-        """Whether who was admitted with a request, which goes on for long, still is."""
-        return self._access is None or await self._access.admits(Headers(scope=connection).get("authorization"))
+    async def check_still(self, connection: Connection) -> None:
+        """Raise a Denied where who was admitted with a request, which goes on for long, no longer is."""
+        if self._access is not None:
+            await self._access.check_still(Headers(scope=connection).get("authorization"))
 
     def _runtime_within(self, bounds: Bounds) -> Runtime:
         found = self._within.get(bounds)

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outrider.api.access import Gate, address_of
-from outrider.core.errors import StoreError
+from outrider.core.errors import Denied, StoreError
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.runtime.access import Caller, Rate, Rates
 from outrider.runtime.facade import Runtime
@@ -149,7 +149,9 @@ class _Stream:
             now = time.monotonic()
             if now - self._looked_at >= LOOK_AGAIN:
                 self._looked_at = now
-                if not await self._gate.still_admits(self._scope):
+                try:
+                    await self._gate.check_still(self._scope)
+                except Denied:
                     await send({"type": "http.response.body", "body": _NOT_ADMITTED, "more_body": False})
                     self._is_over.set()
         return self._is_over.is_set()

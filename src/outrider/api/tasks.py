@@ -21,7 +21,7 @@ from outrider.api.problems import responses
 from outrider.api.routing import noun
 from outrider.api.waiting import LONGEST, Patience, Timeout, attended
 from outrider.api.wire import REPLAYED
-from outrider.core.errors import InvalidArguments, NotFound, WaitTimeout
+from outrider.core.errors import Denied, InvalidArguments, NotFound, WaitTimeout
 from outrider.core.task import State
 from outrider.runtime.records import (
     AttemptRecord,
@@ -540,7 +540,10 @@ async def cancel_task(
     if given.wait is not None and receipt.requested:
         patience = min(given.wait, request.app.state.settings.poll)
         with suppress(WaitTimeout, NotFound):
-            await attended(request, runtime.tasks.wait(receipt.requested, timeout=patience))
+            try:
+                await attended(request, runtime.tasks.wait(receipt.requested, timeout=patience))
+            except Denied:
+                return wire.record(receipt)  # it was done, when they still might; what came of it they are not told
         states = {}
         for each in receipt.requested:
             with suppress(NotFound):

@@ -1,4 +1,7 @@
-"""Requests that wait for news: each for a bounded time, until the server ends, and only while somebody is there."""
+"""Requests that wait for news: each for a bounded time, until the server ends, and only while somebody is there.
+
+Whoever has waited is asked again who they are: a key that was revoked meanwhile is told no news.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from fastapi import Query
 from pydantic import Field
 from starlette.requests import Request
 
+from outrider.api.access import Gate
 from outrider.api.forms import Number
 from outrider.settings import ServeSettings
 
@@ -27,13 +31,17 @@ Patience = Annotated[Number, Field(ge=0, le=LONGEST, description="How many secon
 async def attended(request: Request, work: Coroutine[Any, Any, T], *, alone: bool = False) -> T | None:
     """What comes of a wait; None, and it is given up, once the server begins to end or the client has left.
 
-    What changes something goes on `alone`, without the client.
+    What changes something goes on `alone`, without the client. Raises a Denied where who waited for news is no longer
+    admitted.
     """
     waiting = asyncio.ensure_future(work)
     ending = asyncio.ensure_future(request.app.state.ending.wait())
     leaving = asyncio.ensure_future(asyncio.Event().wait() if alone else _left(request))
     try:
         await asyncio.wait({waiting, ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not alone:
+            gate: Gate = request.app.state.gate
+            await gate.check_still(request.scope)
         return await waiting if waiting.done() else None
     finally:
         for each in (waiting, ending, leaving):

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from outrider.core.errors import Denied, Forbidden, IssuerUnavailable, RateLimited, StoreError, Unauthenticated
+from outrider.core.errors import Forbidden, IssuerUnavailable, RateLimited, StoreError, Unauthenticated
 from outrider.core.ledger import Document
 from outrider.core.task import DEFAULT_ORGANIZATION
 from outrider.core.values import SECOND, Span, evolve
@@ -109,17 +109,13 @@ class Access:
                 ) from error
             raise
 
-    async def admits(self, authorization: str | None) -> bool:
-        """Whether who sent this header is still admitted; without counting it, and so too while nobody can tell."""
-        try:
+    async def check_still(self, authorization: str | None) -> None:
+        """Raise Unauthenticated or Forbidden where who sent this header is no longer admitted; without counting it.
+
+        While nobody can tell, they are.
+        """
+        with suppress(IssuerUnavailable, StoreError):
             await self._known(authorization)
-        except IssuerUnavailable:
-            return True
-        except Denied:
-            return False
-        except StoreError:
-            return True
-        return True
 
     def count(self, caller: Caller) -> Rate:
         """Count a request of a caller, and say what is left. Raises RateLimited where nothing is."""
@@ -160,6 +156,9 @@ class Access:
         now = self._services.clock.now()
         if not opens(document, token, now):
             raise Unauthenticated("this key is not good, or no longer", details={"key": document.id})
+        if known.is_orphan:
+            text = "the session of this key was deleted; the one that has its id now is another"
+            raise Unauthenticated(text, details={"key": document.id})
         if data["used_at"] is None or now - data["used_at"] >= self._settings.key_used * SECOND:
             await self._note_use(document)
         await self._check_organization(caller)
@@ -188,9 +187,18 @@ class Access:
     async def _key(self, key_id: str) -> _Known:
         known = self._keys.get(key_id, self._age)
         if known is None:
-            known = _Known(await self._services.views.document(KEYS, id=key_id))
+            document = await self._services.views.document(KEYS, id=key_id)
+            known = _Known(document, document is not None and await self._is_orphan(document.data))
             self._keys.put(key_id, known, self._services.clock.passed())
         return known
+
+    async def _is_orphan(self, data: Any) -> bool:
+        """Whether the session of a key is another than it was made for. Keys of before that was kept do not tell."""
+        made_at = data.get("session_created_at")
+        if made_at is None:
+            return False
+        session = await self._services.views.session(data["session_id"])
+        return session is not None and session.created_at != made_at
 
     @property
     def _age(self) -> Span:
@@ -203,7 +211,7 @@ class Access:
         with suppress(StoreError):
             if await self._services.ledger.keep([used]):
                 used = evolve(used, version=used.version + 1)
-                self._keys.put(document.id, _Known(used), self._services.clock.passed())
+                self._keys.put(document.id, _Known(used, False), self._services.clock.passed())
             else:
                 self._keys.drop(document.id)
 
@@ -257,9 +265,10 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A key as it was read; None where there was none."""
+    """A key as it was read; None where there was none. `is_orphan`: its session is gone, and another has its id."""
 
     document: Document | None
+    is_orphan: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from outrider.core.errors import Conflict, InvalidArguments, NotFound
 from outrider.core.ledger import Document
+from outrider.core.session import Session
 from outrider.core.values import Instant, evolve
 from outrider.runtime.clock import as_datetime, span
 from outrider.runtime.ids import new_id
@@ -56,8 +57,9 @@ class Keys:
     ) -> NewApiKeyRecord:
         """Make a key; its token is in what is returned, and nowhere else.
 
-        With a `session_id`, which is the root of its tree, it is good for that tree alone. Raises InvalidArguments,
-        NotFound for the session or the organization.
+        With a `session_id`, which is the root of its tree, it is good for that tree alone, and never for a session that
+        is given the same id after that one was deleted. Raises InvalidArguments, and NotFound for the session or the
+        organization.
         """
         services = self._services
         check_name("name", name, services.settings.limits.name)
@@ -68,8 +70,7 @@ class Keys:
             await organization_of(services, owner) is None
         ):
             raise NotFound.of("organization", owner)
-        if session_id is not None:
-            await self._check_root(session_id, owner)
+        session = None if session_id is None else await self._root(session_id, owner)
         now = services.clock.now()
         length = None if expires is None else span(expires)
         if length is not None and length <= 0:
@@ -80,6 +81,7 @@ class Keys:
             "name": name,
             "scopes": granted,
             "session_id": session_id,
+            "session_created_at": None if session is None else session.created_at,  # an id may be given again
             "secrets": [{"hash": hashed, "until": None}],
             "created_at": now,
             "created_by": by,
@@ -137,12 +139,13 @@ class Keys:
         """Where keys are read and written: for operators, everywhere."""
         return self._services.whole if self._services.is_operator else self._services
 
-    async def _check_root(self, session_id: str, organization_id: str) -> None:
+    async def _root(self, session_id: str, organization_id: str) -> Session:
         session = await self._reach.views.session(session_id)
         if session is None or session.organization_id != organization_id:
             raise NotFound.of("session", session_id)
         if session.root_session_id != session.id:
             raise InvalidArguments(f"{session_id} is below {session.root_session_id}: name that, the root of its tree")
+        return session
 
     async def _change(self, key_id: str, change: Any) -> Document:
         for _ in range(TRIES):
