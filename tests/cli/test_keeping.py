@@ -168,3 +168,5 @@ def test_a_session_is_archived_read_and_erased(cli: Cli):
     assert cli.run("archive", "--read").code == 2
     told = cli.ok("retention", "--age", "7d", "--archive", **archive).out
     assert told == "org_default: sessions are archived that had nothing happen for 7 days\n"
+    refused = cli.run("serve", "--port", "0", OUTRIDER_ARCHIVE=str(cli.folder / "archive"))  # no URL
+    assert (refused.code, "file:///" in refused.err) == (3, True)

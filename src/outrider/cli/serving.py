@@ -61,6 +61,7 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         from outrider.api.app import create_api
         from outrider.api.health import measured
         from outrider.api.serving import Service, bind, bind_path
+        from outrider.runtime.archive import check_place, place_of
     except ImportError as error:
         raise InvalidArguments(
             f"the server needs the extra `serve`: pip install 'outrider[serve]' ({error})"
@@ -86,6 +87,8 @@ async def _serve(app: Outrider, arguments: Namespace, screen: Screen) -> int:
         async with app.open(
             url, worker=not arguments.no_worker, concurrency=arguments.concurrency, serves=arguments.serves
         ) as runtime:
+            if place_of(runtime.services) is not None:
+                check_place(runtime.services)
             if is_guarded and not await runtime.keys.list(limit=1):
                 screen.note("there is no key yet; make one: outrider keys create --admin")
             service = Service(create_api(runtime, settings, registry=registry), listener, settings)

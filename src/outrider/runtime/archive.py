@@ -207,7 +207,10 @@ class Archive:
         try:
             return make(url, mkdir=True) if url.startswith("file:") else make(url)
         except (BaseError, OSError, ValueError) as error:
-            raise InvalidArguments(f"{url!r:.200} is no place for an archive: {str(error).splitlines()[0]}") from error
+            raise InvalidArguments(
+                f"{url!r:.200} is no place for an archive; name one by its URL, such as file:///srv/archive: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
 
     async def _write(self, store: Any, key: str, chunks: AsyncIterable[bytes]) -> None:
         import obstore
