@@ -63,9 +63,8 @@ def generate(document: Json) -> dict[str, str]:
     types = [_signature(*route) for route in routes]
     schemas = [_declared(name, schema) for name, schema in sorted(document["components"]["schemas"].items())]
     return {
-        "outrider.js": f'{NOTE}\nimport {{ Transport, newId }} from "./transport.js";\n\n'
+        "outrider.js": f'{NOTE}\nimport {{ Transport, newId, part, parts }} from "./transport.js";\n\n'
         'export { OutriderError, ServerError, newId } from "./transport.js";\n\n'
-        "const part = encodeURIComponent;\n\n"
         "export class Outrider extends Transport {\n" + "\n".join(code) + "}\n",
         "outrider.d.ts": f'{NOTE}\nimport {{ Asked, Settings, StreamEvent, Transport }} from "./transport.js";\n\n'
         'export { Asked, OutriderError, ServerError, Settings, StreamEvent, newId } from "./transport.js";\n\n'
@@ -81,7 +80,7 @@ def _method(path: str, method: str, operation: Json) -> str:
     said = re.sub(r"\{(\w+)\}", lambda found: "${" + _encoded(found[1]) + "}", path)
     if _is_stream(operation):
         given = ", ".join([*(each["name"] for each in parts), "{ after, signal } = {}"])
-        return f"  {name}({given}) {{\n    return this.stream(`{said}`, {{ after, signal }});\n  }}\n"
+        return f"  async *{name}({given}) {{\n    return yield* this.stream(`{said}`, {{ after, signal }});\n  }}\n"
     body, query = _body(operation), _parameters(operation, "query")
     key = operation["operationId"]
     names = [each["name"] for each in parts]
@@ -103,7 +102,7 @@ def _method(path: str, method: str, operation: Json) -> str:
     options.append("signal: asked.signal")
     given = ", ".join([*names, "asked = {}"])
     return (
-        f"  {name}({given}) {{\n"
+        f"  async {name}({given}) {{\n"
         f'    return this.request("{method.upper()}", `{said}`, {{ {", ".join(options)} }});\n'
         "  }\n"
     )
@@ -210,7 +209,7 @@ def _camel(name: str) -> str:
 
 
 def _encoded(name: str) -> str:
-    return f'{name}.split("/").map(part).join("/")' if name == "path" else f"part({name})"
+    return "parts(path)" if name == "path" else f'part("{name}", {name})'
 
 
 async def document() -> Json:

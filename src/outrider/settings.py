@@ -309,3 +309,5 @@ class ClientSettings:
     """How long one request waits for news; then the next one does."""
     stream_silence: float = 45.0
     """How long a stream may say nothing, not even that it lives, until it is taken for dead and resumed."""
+    log_trouble: bool = True
+    """Whether the log tells when a server begins to be in trouble, and when that is over."""

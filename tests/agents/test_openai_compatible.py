@@ -153,6 +153,25 @@ async def test_the_server_is_sent_the_whole_history_however_little_the_engine_is
     assert last == ["user", *("assistant", "tool") * 4]
 
 
+async def test_a_later_turn_sends_all_before_it_in_its_order_also_after_a_crash():
+    """The engine is shown the end of it; what is before that is read when it is sent."""
+    turns = ["user", *("assistant", "tool") * 2, "assistant", "user"]
+    for dies_at in (None, 0, 1, 2, 3, 4, 5):
+        async with Provider([CALL, CALL, ANSWER, CALL, CALL, ANSWER]).serving() as provider:
+            first = Record()
+            await attempt(load_engine(), brief(provider), FakeRun(first))
+            record = Record(transcript=[*first.transcript, *load_engine().said("And there?")])
+            later = brief(provider, asked=True)
+            if dies_at is not None:
+                with pytest.raises(Killed):
+                    await attempt(load_engine(), later, FakeRun(record, dies_at=dies_at, stored=True))
+            await attempt(load_engine(), replace(later, attempt=2), FakeRun(record))
+        sent = [[message["role"] for message in request["messages"]] for request in provider.requests]
+        assert sent[3] == turns
+        assert sent[-1] == [*turns, *("assistant", "tool") * 2]
+        assert all(message == then for message, then in zip(sent[3], sent[-1], strict=False))
+
+
 async def test_after_a_crash_the_server_is_asked_only_for_what_is_missing_and_sees_the_same_history():
     async with Provider([CALL, CALL, ANSWER]).serving() as whole:
         await attempt(load_engine(), brief(whole), FakeRun(Record()))

@@ -64,7 +64,8 @@ def test_sessions_are_made_listed_and_labeled(cli: Cli):
     older = cli.ok("sessions", "list", "--after", "session_b", "--json").records
     assert [each["id"] for each in older] == ["session_a"]
     assert re.fullmatch(r"session_a  idle  -  \S+ \S+ UTC  one  y=2\n", cli.ok("sessions", "show", "session_a").out)
-    assert cli.run("sessions", "update", "session_a").code == 2
+    for wrong in (["--agent", "x"], ["--limit", "3"], ["--label", "y=3", "--no-label", "y"], []):
+        assert cli.run("sessions", "update", "session_a", *wrong).code == 2
     assert cli.run("sessions", "show").code == 2
     assert cli.run("sessions", "show", "session_c").code == 4
 

@@ -664,6 +664,13 @@ async def test_files_are_written_read_listed_and_deleted_whatever_they_are_calle
     for path in ("", "../up", "a//b", "/.tasks/task_x/result.json", "\n"):
         with pytest.raises(InvalidPath):
             await session.write_file(path, "no")
+    assert await session.write_file("%2e%2e/%2E", "a name like any other") == "/%2e%2e/%2E"
+    assert "/%2e%2e/%2E" in [each.path for each in await session.files()]
+    for id in ("..", "%2e%2e", ""):  # which leads to no other route
+        with pytest.raises(NotFound):
+            await idle.sessions.delete(id)
+        with pytest.raises(NotFound):
+            await idle.tasks.record(id)
 
 
 async def test_the_result_of_a_task_is_a_file_too(outrider: Any):
@@ -919,7 +926,7 @@ async def test_what_was_sent_is_told_sent_again_and_tried(way: Way):
         assert await outrider.webhooks.replay(hook.id, [first.id]) == 1
         await duty.once()
         await duty.leave()
-        assert receiver.ids == [first.id, last.id, first.id]
+        assert receiver.ids[2:] == [first.id]
         receiver.answers = [status(503)]
         assert (await outrider.webhooks.test(hook.id)).status == 503
         assert receiver.requests[-1].verify(hook.secret)["type"] == "webhook.ping"

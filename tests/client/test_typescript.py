@@ -77,3 +77,17 @@ async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_paus
         "ended": "server_unreachable", "again": True,
         "busy": "store_locked", "tries": 1, "waited": False,
     }  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+async def test_node_sends_nothing_for_an_id_or_a_path_that_would_ask_for_another_route():
+    files = "/v1/sessions/mine/files"
+    assert await run("paths.mjs") == {
+        "ids": ["invalid_arguments"],
+        "paths": ["invalid_path"],
+        "refused": 0,
+        "sent": [
+            f"{files}/a/..b", f"{files}/...", f"{files}/%252f", f"{files}/a%5C..%5Cb", f"{files}/a/%2525",
+            "/v1/tasks/..%2Fx",
+        ],
+    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -280,6 +280,29 @@ async def test_a_session_that_is_made_while_its_organization_goes_does_not_outli
     with pytest.raises(NotFound):
         await there.sessions.create(id="session_third")
     assert await runtime.services.views.sessions(organization_id=b.id) == []
+
+
+async def test_an_organization_stays_into_which_a_session_came_while_it_was_deleted(
+    runtime: TestRuntime, monkeypatch: pytest.MonkeyPatch
+):
+    """Only who is bound to no organization can still make one."""
+    b = await runtime.organizations.create("B", id="org_b")
+    drop = runtime.ledger.keep
+
+    async def meanwhile(documents: Sequence[Document], dropped: Sequence[Document] = ()) -> bool:
+        if dropped and dropped[0].collection == "keys":
+            await runtime.sessions.create(id="session_late", organization_id=b.id)
+        return await drop(documents, dropped)
+
+    await runtime.keys.create("key", organization_id=b.id)
+    monkeypatch.setattr(runtime.ledger, "keep", meanwhile)
+    with pytest.raises(InUse):
+        await runtime.organizations.delete(b.id)
+    assert (await runtime.organizations.get(b.id)).suspended_at is not None
+    await (await runtime.sessions.get("session_late")).delete()
+    await runtime.organizations.delete(b.id)
+    with pytest.raises(NotFound):
+        await runtime.organizations.get(b.id)
 
 
 async def test_what_makes_no_key_is_refused_and_changes_nothing(runtime: TestRuntime):

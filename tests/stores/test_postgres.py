@@ -1,16 +1,18 @@
 """The PostgreSQL store keeps every promise of the seam, on the newest server at hand; on the oldest in long tests."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
-from outrider.core.errors import InvalidArguments
+from outrider.core.errors import InvalidArguments, NotFound
+from outrider.core.events import FileWrite
 from outrider.core.ledger import Ledger
 from outrider.stores.postgres import PostgresLedger
 from tests.servers import each_version, versions
 from tests.stores.contract import StoreContract
-from tests.stores.scene import Scene
+from tests.stores.scene import SESSION, Scene
 
 
 @pytest.mark.parametrize("postgres_version", each_version())
@@ -45,4 +47,24 @@ async def test_an_index_that_lacks_what_its_table_has_is_found(postgres_version:
             connection.execute(hide, [True, True])
             (problem,) = await ledger.views.problems(deep=True)
             assert problem.startswith("the index tasks_of_session is damaged: heap tuple")
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_a_file_that_comes_as_its_session_is_deleted_is_waited_for_or_refused(postgres_url: str):
+    ledger = await PostgresLedger.open(postgres_url)
+    scene = Scene(ledger)
+    await scene.session()
+    with psycopg.connect(postgres_url) as connection:  # it does what a deletion does, from its lock to its commit
+        connection.execute("select from sessions where id = %s for update", [SESSION])
+        writing = asyncio.ensure_future(ledger.write_file(FileWrite(SESSION, "/late", b"x", "text/plain", scene.now)))
+        async with asyncio.timeout(20):
+            while not connection.execute("select 1 from pg_locks where not granted").fetchone():  # noqa: ASYNC110 - its
+                await asyncio.sleep(0.01)
+        assert connection.execute("select 1 from files").fetchone() is None
+        connection.execute("delete from sessions where id = %s", [SESSION])
+        connection.commit()
+        with pytest.raises(NotFound):
+            await writing
+        assert connection.execute("select 1 from files").fetchone() is None
     await ledger.close()

@@ -1,4 +1,4 @@
-/** An error that the server told of. `code` is stable, `message` for people, `details` for programs. */
+/** An error that the server told of, or would have: what cannot stand in a path is not sent. `code` is stable, `message` for people, `details` for programs. */
 export declare class OutriderError extends Error {
   readonly status: number;
   readonly code: string;

@@ -1,6 +1,6 @@
 // What goes over the wire: requests that are tried again where that does no harm, and streams that resume by themselves.
 
-/** An error that the server told of. `code` is stable, `message` for people, `details` for programs. */
+/** An error that the server told of, or would have: what cannot stand in a path is not sent. `code` is stable, `message` for people, `details` for programs. */
 export class OutriderError extends Error {
   constructor(status, problem) {
     super(problem.detail || problem.title || `the server answered ${status}`);
@@ -31,6 +31,33 @@ export function newId(noun) {
   const now = Date.now().toString(16).padStart(12, "0");
   const random = crypto.randomUUID().replaceAll("-", "");
   return `${noun}_${now}7${random.slice(13, 32)}`.slice(0, noun.length + 33);
+}
+
+/** An id or a number as a part of a path; throws an OutriderError for what cannot be one, before anything is sent. */
+export function part(name, value) {
+  const text = typeof value === "number" ? String(value) : value;
+  if (typeof text !== "string" || leadsAway(text)) {
+    throw refused("invalid_arguments", `${name} is no part of a path: ${JSON.stringify(value)}`);
+  }
+  return encodeURIComponent(text);
+}
+
+/** The path of a file as the end of one; throws an OutriderError as `part` does. */
+export function parts(path) {
+  const found = typeof path === "string" ? path.replace(/^\/+|\/+$/g, "").split("/") : [""];
+  if (found.some(leadsAway)) {
+    throw refused("invalid_path", `${JSON.stringify(path)} is not a plain path within the session's files`);
+  }
+  return found.map(encodeURIComponent).join("/");
+}
+
+/** Whether a part of a path would have `fetch` ask for another route than was meant, or is no text. */
+function leadsAway(text) {
+  return /^(\.|%2e){0,2}$/i.test(text) || /\p{Surrogate}/u.test(text);
+}
+
+function refused(code, detail) {
+  return new OutriderError(422, { code, detail });
 }
 
 export class Transport {

@@ -44,7 +44,8 @@ from outrider.settings import ServeSettings
 DESCRIPTION = """Durable background tasks for AI agents: hand work off, walk away, be woken when there is news.
 
 Errors are `application/problem+json` with a stable `code`. Lists are `{"items", "next"}`: give `next` as `after` for
-the page after it. A create with an `Idempotency-Key` is safe to repeat.
+the page after it. A task that is created with an `Idempotency-Key` is made once; what else can be has an `id` in its
+body, and refuses that header.
 """
 KEYS = """A key of Outrider, or a token of its issuer. Each operation names the scope that it needs, of which each holds
 those before it: `read`, `submit`, `operate`, `admin`. What has `x-outrider-operator` is for admins of `org_default`.

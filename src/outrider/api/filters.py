@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
 from outrider.api.forms import Flag, Form, Moment, Whole
 from outrider.api.paging import PAGE
@@ -71,7 +71,7 @@ def _named(field: DataclassField[Any]) -> str:
 
 _QUERY: dict[str, Any] = {_named(field): _parameter(field, in_query=True) for field in fields(TaskFilter)}
 _FORM: dict[str, Any] = {field.name: _parameter(field, in_query=False) for field in fields(TaskFilter)}
-TaskQuery: Any = create_model("TaskQuery", __config__=ConfigDict(extra="forbid"), **_QUERY)
+TaskQuery: Any = create_model("TaskQuery", **_QUERY)
 """The parameters of a list of tasks."""
 
 FilterForm: Any = create_model("FilterForm", __base__=Form, __doc__="Which tasks are meant.", **_FORM)

@@ -15,10 +15,10 @@ PAGE = 1000
 
 
 class Page(BaseModel, Generic[T]):
-    """A page of a list. `next` is the cursor of the page after it, null where this was the last."""
+    """A page of a list. `next` is the cursor of the page after it, null where this one is not full."""
 
     items: list[T]
-    next: str | None = Field(default=None, description="Give it as `after` for the next page; null after the last.")
+    next: str | None = Field(default=None, description="Give it as `after` for the next page, which may be empty.")
 
 
 Limit = Annotated[int, Query(ge=1, le=PAGE, description="How many items the page may have.")]

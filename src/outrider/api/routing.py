@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from inspect import iscoroutinefunction
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, get_args
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter
 from fastapi._compat import ModelField
@@ -29,6 +30,7 @@ from outrider.api.access import SCOPE_OF
 from outrider.api.problems import Refusal, described, responses
 from outrider.api.wire import Request
 
+IDEMPOTENCY_KEY = "idempotency-key"
 _Ask: TypeAlias = Callable[[StarletteRequest], Awaitable[Any]]
 
 
@@ -108,12 +110,15 @@ class _Plan:
         self._request_name = dependant.request_param_name
         self._path = [(field.name, field.name) for field in dependant.path_params if _is_text(field)]
         self._headers = [(field.name, field.alias.lower()) for field in dependant.header_params if _is_text(field)]
+        self._checked_headers = [field for field in dependant.header_params if not _is_text(field)]
         others = (
             ("path_params", [field for field in dependant.path_params if not _is_text(field)]),
             ("query_params", dependant.query_params),
-            ("headers", [field for field in dependant.header_params if not _is_text(field)]),
         )
         self._parameters = [(where, fields) for where, fields in others if fields]
+        self._known = frozenset(name for field in dependant.query_params for name in _names_of(field))
+        is_once = any(field.alias.lower() == IDEMPOTENCY_KEY for field in dependant.header_params)
+        self._instead = None if is_once or "POST" not in (route.methods or ()) else _instead_of_key(route)
         self._body = route.body_field
         self._body_name = dependant.body_params[0].name if dependant.body_params else ""
 
@@ -138,12 +143,24 @@ class _Plan:
             found = await ask(request)
             if name is not None:
                 values[name] = found
+        _check_is_unicode(scope)
+        if scope["query_string"]:
+            errors += [self._unknown(name) for name in request.query_params if name not in self._known]
+        if self._instead is not None and IDEMPOTENCY_KEY in request.headers:
+            raise Refusal(422, f"the header Idempotency-Key does not count here: {self._instead}")
         if self._request_name is not None:
             values[self._request_name] = request
         for name, key in self._path:
             values[name] = request.path_params[key]
         for name, key in self._headers:
             values[name] = request.headers.get(key)
+        for field in self._checked_headers:
+            if field.alias.lower() in request.headers or field.field_info.is_required():
+                read, wrong = request_params_to_args([field], request.headers)
+                values.update(read)
+                errors += wrong
+            else:
+                values[field.name] = field.get_default()
         for where, fields in self._parameters:
             read, wrong = request_params_to_args(fields, getattr(request, where))
             values.update(read)
@@ -154,6 +171,14 @@ class _Plan:
             raise RequestValidationError(errors)
         response = await self._call(**values)
         await response(scope, receive, send)
+
+    def _unknown(self, name: str) -> dict[str, Any]:
+        there = f"there are {', '.join(sorted(self._known))}" if self._known else "there are none"
+        return {
+            "loc": ("query", name),
+            "msg": f"this is no parameter of this route; {there}",
+            "type": "extra_forbidden",
+        }
 
     async def _read_body(self, field: ModelField, request: Request, values: dict[str, Any]) -> Sequence[Any]:
         errors: Sequence[Any] = ()
@@ -173,6 +198,25 @@ def _is_text(field: ModelField) -> bool:
     return not info.metadata and (info.annotation is str or (info.annotation == (str | None) and info.default is None))
 
 
+def _names_of(field: ModelField) -> Iterable[str]:
+    """What is said in a query for a parameter, which may be a model of several."""
+    several = getattr(field.field_info.annotation, "model_fields", None)
+    return (field.alias,) if several is None else several
+
+
+def _instead_of_key(route: APIRoute) -> str:
+    """What to do where the header is not for: what is made gets an id, if the body has a place for it."""
+    body = None if route.body_field is None else route.body_field.field_info.annotation
+    for form in (body, *get_args(body)):
+        fields = getattr(form, "model_fields", {})
+        if "id" in fields:
+            return "give an `id` in the body in its place, and ask again with the same one"
+        several = [each for info in fields.values() for each in get_args(info.annotation)]
+        if any("idempotency_key" in getattr(each, "model_fields", ()) for each in several):
+            return "give each in the body an `idempotency_key` or an `id` in its place"
+    return "leave it out, and look at what was done before you ask for it again"
+
+
 def _is_plain(dependant: Dependant) -> bool:
     """Whether a dependency is a function of the request, and of nothing else."""
     return (
@@ -181,6 +225,16 @@ def _is_plain(dependant: Dependant) -> bool:
         and not dependant.dependencies
         and not (dependant.path_params or dependant.query_params or dependant.header_params or dependant.body_params)
     )
+
+
+def _check_is_unicode(scope: Scope) -> None:
+    """Raise Refusal for an address whose bytes are no text: read all the same, different ones would be one."""
+    for what, raw in (("path", scope.get("raw_path") or b""), ("query", scope["query_string"])):
+        if b"%" in raw:
+            try:
+                unquote_to_bytes(raw).decode()
+            except UnicodeDecodeError as error:
+                raise Refusal(400, f"the {what} is no UTF-8 once its percent signs are decoded: {error}") from None
 
 
 def _check_is_json(request: StarletteRequest) -> None:

@@ -402,7 +402,7 @@ def _sessions(parser: Parser) -> None:
     parser.add_argument("--title", metavar="TEXT", help="create, update: what it is called; an empty one takes it away")
     _labels(parser)
     parser.add_argument("--no-label", metavar="K", action="append", default=[], help="update: take it away")
-    parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="list: newest first; default 50")
+    parser.add_argument("--limit", metavar="N", type=_whole, help="list: newest first; default 50")
     parser.add_argument("--after", metavar="SESSION", help="list: go on after this one, the last of the page before")
 
 

@@ -105,7 +105,9 @@ def client_of(server: str, arguments: Namespace) -> Client:
     from outrider.client import Client
     from outrider.settings import ClientSettings
 
-    return Client(server, key=_key_of(arguments), settings=ClientSettings(patience=PATIENCE))
+    # Who waits for a server sees that, and stderr has one object where it is read by a program.
+    settings = ClientSettings(patience=PATIENCE, log_trouble=False)
+    return Client(server, key=_key_of(arguments), settings=settings)
 
 
 def _key_of(arguments: Namespace) -> str | None:

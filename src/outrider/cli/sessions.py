@@ -17,15 +17,33 @@ if TYPE_CHECKING:
     from outrider.runtime.records import SessionRecord, TaskRecord
 
 
+LISTED = 50
+TAKEN = {
+    "id": ("create",),
+    "agent": ("create",),
+    "title": ("create", "update"),
+    "label": ("create", "update"),
+    "no_label": ("update",),
+    "limit": ("list",),
+    "after": ("list",),
+}
+"""Which actions take an option."""
+
+
 async def sessions(arguments: Namespace, screen: Screen) -> int:
     """List sessions, show one, make one, give one another title or other labels."""
     action, named = arguments.action, arguments.session
     if (named is None) != (action in ("list", "create")):
         raise UsageError(f"{action} takes no SESSION" if named else f"which one? outrider sessions {action} SESSION")
+    for option, actions in TAKEN.items():
+        if action not in actions and getattr(arguments, option) not in (None, []):
+            raise UsageError(f"--{option.replace('_', '-')} is for {' and '.join(actions)}, not for {action}")
     labels = pairs(arguments.label, "label")
+    if both := labels.keys() & set(arguments.no_label):
+        raise UsageError(f"{min(both)!r} is set by --label and taken away by --no-label")
     async with open_runtime(arguments, create=action == "create") as runtime:
         if action == "list":
-            return _list(await runtime.sessions.list(after=arguments.after, limit=arguments.limit), screen)
+            return _list(await runtime.sessions.list(after=arguments.after, limit=arguments.limit or LISTED), screen)
         if action == "create":
             made = await runtime.sessions.create(
                 id=arguments.id, agent=arguments.agent, title=arguments.title, labels=labels

@@ -321,11 +321,13 @@ class Connection:
         self._trying += 1
         if self._troubled_since is None:
             self._troubled_since = time.monotonic()
-            log.warning("the server is in trouble; asking again", server=self.url, reason=error.message)
+            if self.settings.log_trouble:
+                log.warning("the server is in trouble; asking again", server=self.url, reason=error.message)
 
     def _tell_its_end(self, since: float) -> None:
         self._troubled_since = None
-        log.warning("the server answers again", server=self.url, seconds=round(time.monotonic() - since, 1))
+        if self.settings.log_trouble:
+            log.warning("the server answers again", server=self.url, seconds=round(time.monotonic() - since, 1))
 
     async def _send(self, request: httpx2.Request, again: bool, *, stream: str | None = None) -> httpx2.Response:
         """Ask once. Raises _Trouble."""

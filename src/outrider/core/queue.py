@@ -194,6 +194,8 @@ class Gates:
     everything: Pause | None
     kinds: Mapping[str, Pause]
     sessions: Mapping[str, Pause]
+    wide: Sequence[Limit] = ()
+    """Those of the limits that mean many keys."""
 
     def pauses(self) -> Mapping[tuple[Scope, str], Pause]:
         """All that is paused, by scope and name."""
@@ -203,11 +205,13 @@ class Gates:
     @classmethod
     def of(cls, limits: Iterable[Limit], pauses: Sequence[Pause]) -> Gates:
         """Sort out what is in force."""
+        of_keys = {limit.key: limit for limit in limits}
         return cls(
-            {limit.key: limit for limit in limits},
+            of_keys,
             next((pause for pause in pauses if pause.scope == "everything"), None),
             {pause.name: pause for pause in pauses if pause.scope == "kind"},
             {pause.name: pause for pause in pauses if pause.scope == "session"},
+            [limit for key, limit in of_keys.items() if split_key(key)[0].endswith(EVERY)],
         )
 
     @property
@@ -229,8 +233,8 @@ class Gates:
         if found is not None:
             return found
         end = EVERY + whose
-        wide = [limit for key, limit in self.limits.items() if key.endswith(end) and name.startswith(key[: -len(end)])]
-        return max(wide, key=lambda limit: len(limit.key), default=None)
+        meant = [each for each in self.wide if each.key.endswith(end) and name.startswith(each.key[: -len(end)])]
+        return max(meant, key=lambda limit: len(limit.key), default=None)
 
     def routes(self, routes: Iterable[str]) -> tuple[str, ...]:
         """Those of the routes, each once, whose tasks may start."""

@@ -94,8 +94,11 @@ class Archive:
 
     async def _marks_of(self, document: Document) -> Collection[FileMark]:
         """Which files were archived by somebody who was stopped then."""
-        files = [each async for each in self.read(document.id) if each["record"] == "file"]
-        return {(str(each["path"]), int(each["size"]), int(each["created_at"])) for each in files}
+        return {
+            (str(each["path"]), int(each["size"]), int(each["created_at"]))
+            async for each in self.read(document.id)
+            if each["record"] == "file"
+        }
 
     async def _finish(
         self, session: Session | None, document: Document, files: Collection[FileMark] | None

@@ -523,8 +523,8 @@ class BoundedLedger:
         try:
             await self._check_organization()
         except OutriderError:
-            if is_new:
-                await self._whole.prune([], [session.id])
+            if is_new and session.created_at == new.created_at:  # else somebody else has made it
+                await self._whole.prune([], [session.id], files=())
             raise
         return session
 

@@ -79,7 +79,6 @@ class Indexing:
             return interval
         try:
             if not await is_on_duty(self._services, self._own_id):
-                self._services.troubles.over(TROUBLE)
                 return interval
             self._has_news, self._looked_at = False, now
             is_behind = await take_in(self._services.ledger)

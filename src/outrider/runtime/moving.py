@@ -16,7 +16,15 @@ from typing import Any, TypeVar, cast
 
 from outrider.core import machine
 from outrider.core.change import AttemptEnd, Change, Heritage, Luggage, OutputRow
-from outrider.core.errors import AlreadyExists, Conflict, IllegalMove, InvalidArguments, NotFound, SessionClosed
+from outrider.core.errors import (
+    AlreadyExists,
+    Conflict,
+    IllegalMove,
+    InvalidArguments,
+    NotFound,
+    OutriderError,
+    SessionClosed,
+)
 from outrider.core.events import CancelRequested, FileWrite, Message, Step
 from outrider.core.ledger import Committed, Existing, Shut
 from outrider.core.meters import NOTHING, TASK, Account, taps_of
@@ -453,14 +461,21 @@ def _brought(task: Task, taken: Taken, home: _Home, now: Instant) -> tuple[Accou
 
 
 def _key_within(services: Services, given: Input, home: _Home) -> str | None:
-    """The key that a task is counted under: of the organization that it comes into, unless an operator brings another.
-
-    A document can say anything.
+    """The key that a task is counted under: of the organization that it comes into, unless it is that of its tool, or
+    an operator brings another. A document can say anything.
     """
     if given.concurrency_key is None:
         return None
     name, owner = split_key(given.concurrency_key)
-    return name if owner is None and services.is_operator else key_within(name, home.organization_id)
+    is_common = owner is None and (services.is_operator or name == _key_of_tool(services, given))
+    return name if is_common else key_within(name, home.organization_id)
+
+
+def _key_of_tool(services: Services, given: Input) -> str | None:
+    try:
+        return services.registry.executor(given.kind).check(given.spec).concurrency_key
+    except OutriderError:  # only another process knows it
+        return None
 
 
 def _file(services: Services, given: JSONObject, task: Task) -> FileWrite:

@@ -167,8 +167,8 @@ def _route(kind: str, checked: CheckedSpec, label: str | None, session: Session)
 
 
 def _concurrency_key(checked: CheckedSpec, options: TaskOptions, session: Session) -> str | None:
-    """What the caller names is the organization's; what a tool brings is common to all who use the tool."""
-    if options.concurrency_key is None:
+    """What the caller names is the organization's; what a tool brings is common to all who use it, also by its name."""
+    if options.concurrency_key in (None, checked.concurrency_key):
         return checked.concurrency_key
     return key_within(options.concurrency_key, session.organization_id)
 

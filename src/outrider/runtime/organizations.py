@@ -6,6 +6,7 @@ on, for a task is nobody's request.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from typing import Any
 
@@ -24,6 +25,8 @@ from outrider.runtime.services import Services
 from outrider.runtime.webhooks import stored
 
 KEYS = "keys"
+LOOK = 0.05
+"""Seconds between two looks for a session that is about to be taken back."""
 TRIES = 20
 """How often a record is read again that somebody else has changed meanwhile."""
 
@@ -77,8 +80,9 @@ class Organizations:
         """Delete an organization that has no session left, with all that is kept of it but its audit log, and its id
         for good. What it has archived is forgotten; the files stay.
 
-        It is suspended first; one whose deletion was cut off stays so, and is deleted by another call. Raises NotFound,
-        Forbidden, and InUse while it has sessions.
+        It is suspended first; one whose deletion was cut off stays so, and is deleted by another call. The same where a
+        session comes into it meanwhile, which only who is bound to no organization can still make: its keys and limits
+        are gone then. Raises NotFound, Forbidden, and InUse while it has sessions.
         """
         services = self._services.operating("the organizations")
         document = await self._document(organization_id)
@@ -93,7 +97,14 @@ class Organizations:
                 await self.resume(document.id)
                 raise
         await _clear(services, document.id)
-        await _check_empty(services, document.id)  # of who may still make one: those who are bound to no organization
+        for left in reversed(range(TRIES)):
+            try:
+                await _check_empty(services, document.id)
+                break
+            except InUse:
+                if not left:  # whoever is bound to the organization would have taken it back by now
+                    raise
+                await asyncio.sleep(LOOK)
         for _ in range(TRIES):
             document = await self._document(organization_id)
             known = await services.views.document(ORGANIZATION_IDS, id=document.id)

@@ -185,7 +185,7 @@ class Retention:
             try:
                 if self.trusts_the_clock() and await is_on_duty(self._services, self._own_id):
                     rest = await self.look()
-                self._services.troubles.over(TROUBLE)
+                    self._services.troubles.over(TROUBLE)
             except OutriderError as error:
                 self._services.troubles.met(TROUBLE, error)
             await asyncio.sleep(rest)

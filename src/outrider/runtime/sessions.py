@@ -370,7 +370,8 @@ class Sessions:
 
     async def _delete(self, session: Session) -> int:
         gone = await delete_session(self._services, session)
-        await erase(self._services.whole, session.organization_id)
+        if gone:
+            await erase(self._services.whole, session.organization_id)
         return gone
 
     async def export(self, session_id: str, *, tree: bool = True) -> AsyncIterator[JSONObject]:

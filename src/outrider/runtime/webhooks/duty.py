@@ -68,7 +68,6 @@ class Webhooking:
                 calm = CALM
                 try:
                     calm = await self.look()
-                    self._services.troubles.over(TROUBLE)
                 except OutriderError as error:
                     if isinstance(error, StoreError) and error.is_final:
                         return
@@ -92,6 +91,7 @@ class Webhooking:
         await self._follower.catch_up()
         self._sweep()
         await self._lanes.start(services.clock.now(), self._news.set)
+        services.troubles.over(TROUBLE)
         due_at = await services.views.due_at(LANE)
         wait = UNHEARD if due_at is None else (due_at - services.clock.now()) / SECOND
         if not await self._hear(min(max(wait, CROWDED), UNHEARD)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from outrider.core.events import FileWrite
 from outrider.core.values import Instant
 from outrider.stores.batch import Ask, Batch, Known, Look, Ready, SessionHead, Wanted
 from outrider.stores.parcel import Parcel
@@ -59,6 +60,8 @@ class PostgresBatch(Batch):
         self._told = 0
         self._has_gates = False
         self._gates: Any = None
+        self._filed: set[int] = set()
+        """The sessions, by number, that got a file: they must not be gone when this is committed."""
 
     # --- locks -------------------------------------------------------------------------------------------
 
@@ -128,6 +131,17 @@ class PostgresBatch(Batch):
         """Whoever writes to an inbox has its session."""
         self._own.run("lock_session", session_id)
 
+    # --- files -------------------------------------------------------------------------------------------
+
+    def write_file(self, file: FileWrite, fence: tuple[str, int] | None = None) -> bool:
+        """Write a file whole. Whoever deletes its session, or what is in it, waits for this or is waited for."""
+        is_written = super().write_file(file, fence)
+        if is_written:
+            head = self._sessions[file.session_id]
+            self._touched[head.number] = head
+            self._filed.add(head.number)
+        return is_written
+
     # --- documents ---------------------------------------------------------------------------------------
 
     def _keep_documents(self) -> None:
@@ -189,5 +203,9 @@ class PostgresBatch(Batch):
         ]
         self._told += len(events)
         self._own.write_all("write_log", added, events, transcript, inbox)
+        if filed := self._filed.difference(session for _, _, session, *_ in events):
+            if len(self._own.array("kept_sessions", listed(filed))) < len(filed):
+                raise Again("a session has just been deleted into which a file is written")
+            self._filed.clear()
         for head in heads:
             head.base = (head.seq, head.transcript, head.inbox)

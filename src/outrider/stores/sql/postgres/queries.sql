@@ -603,6 +603,10 @@ for update of t skip locked;
 -- lock_session --
 select number from sessions where id = ? for update;
 
+-- kept_sessions --
+-- Those of the sessions that are there, once they are locked.
+select number from sessions where number {numbers:1};
+
 -- lock_sessions --
 select number from sessions
 where
