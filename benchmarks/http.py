@@ -1,7 +1,9 @@
 """Creating tasks over HTTP: one after another on one connection, then from 16 connections at once.
 
 The server is `outrider serve` in a process of its own, its worker inside. The tasks are for somebody else's program
-(kind `external`), so that only their creation is measured; each has its number, by which the lists are checked.
+(kind `external`), so that only their creation is measured; each has its number, by which the lists are checked. Before
+that, one connection waits for the end of a task, and another one ends it: `poll_…` is from the request that ends it to
+the answer of the one that waits.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Any
 
 from benchmarks.harness import Figures, Place, Settings, check, percentile
 
-KEYS = ("create_p50_ms", "create_p99_ms", "create_per_s", "list_p50_ms", "server_cpu_ms")
+KEYS = ("create_p50_ms", "create_p99_ms", "create_per_s", "list_p50_ms", "poll_p50_ms", "poll_p95_ms", "server_cpu_ms")
 
 CONNECTIONS = 16
 SINGLES = 500
+POLLS = 200
 PAGE = 1000
 
 
@@ -33,6 +36,7 @@ async def run(place: Place) -> Figures:
     async with _server(place.url()) as (port, pid), _connected(port) as first:
         session_id = json.loads(await first.ask("POST", "/v1/sessions", b"{}"))["id"]
         path = f"/v1/sessions/{session_id}/tasks"
+        polls = await _poll(port, first)
         for number in range(-50, 0):  # so that what is done once is not timed
             await first.ask("POST", path, _task(number))
         spans = []
@@ -50,8 +54,29 @@ async def run(place: Place) -> Figures:
         "create_p99_ms": percentile(spans, 0.99),
         "create_per_s": place.tasks / spent,
         "list_p50_ms": percentile(lists, 0.5),
+        "poll_p50_ms": percentile(polls, 0.5),
+        "poll_p95_ms": percentile(polls, 0.95),
         "server_cpu_ms": cpu / place.tasks * 1e3,
     }
+
+
+async def _poll(port: int, first: _Connection) -> list[float]:
+    """How long the news of an end took to who waited for it, each in turn."""
+    session_id = json.loads(await first.ask("POST", "/v1/sessions", b"{}"))["id"]
+    spans = []
+    async with _connected(port) as other:
+        for _ in range(POLLS):
+            task_id = json.loads(await first.ask("POST", f"/v1/sessions/{session_id}/tasks", _task(0)))["id"]
+            (held,) = json.loads(await first.ask("POST", "/v1/external/claim", b'{"holder":"bench"}'))["items"]
+            check(held["id"] == task_id, f"{held['id']} was claimed, and {task_id} was made")
+            waiting = asyncio.ensure_future(other.ask("GET", f"/v1/tasks/{task_id}/wait?timeout=20"))
+            await asyncio.sleep(0.02)
+            started = time.perf_counter()
+            await first.ask("POST", f"/v1/tasks/{task_id}/attempts/{held['attempt']}/succeed", b'{"result":1}')
+            ended = json.loads(await waiting)
+            spans.append((time.perf_counter() - started) * 1e3)
+            check(ended["state"] == "succeeded", f"who waited for {task_id} was told that it is {ended['state']}")
+    return spans
 
 
 def _task(number: int) -> bytes:
