@@ -26,6 +26,13 @@ def create(address: str, name: str) -> str:
     return urlsplit(address)._replace(path=f"/{name}").geturl()
 
 
+def settle(url: str) -> None:
+    """Vacuum and write a database that was just filled: its server would do so in the midst of what follows."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("vacuum analyze")
+        connection.execute("checkpoint")
+
+
 class Postgres:
     """A bare table in PostgreSQL, with its default durability. Every call is a commit."""
 
