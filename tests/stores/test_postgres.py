@@ -58,8 +58,9 @@ async def test_a_file_that_comes_as_its_session_is_deleted_is_waited_for_or_refu
     with psycopg.connect(postgres_url) as connection:  # it does what a deletion does, from its lock to its commit
         connection.execute("select from sessions where id = %s for update", [SESSION])
         writing = asyncio.ensure_future(ledger.write_file(FileWrite(SESSION, "/late", b"x", "text/plain", scene.now)))
+        waits = "select 1 from pg_locks where not granted"
         async with asyncio.timeout(20):
-            while not connection.execute("select 1 from pg_locks where not granted").fetchone():  # noqa: ASYNC110 - its
+            while not connection.execute(waits).fetchone():  # noqa: ASYNC110 - the server tells nobody who waits for it
                 await asyncio.sleep(0.01)
         assert connection.execute("select 1 from files").fetchone() is None
         connection.execute("delete from sessions where id = %s", [SESSION])
