@@ -81,7 +81,7 @@ async def follow(port: int, paths: list[str]) -> dict[str, object]:
     def is_behind() -> bool:
         return any(each.last < wanted[path] for path, each in followers)
 
-    while loop.time() < deadline and is_behind():  # noqa: ASYNC110 - to set an event would cost each of 1,000 streams while it is timed
+    while loop.time() < deadline and is_behind():  # noqa: ASYNC110 - an event costs what is timed
         await asyncio.sleep(0.02)
     lost = sum(max(0, wanted[path] - each.first - each.count) for path, each in followers)
     doubled = sum(max(0, each.count - (each.last - each.first)) for _, each in followers)
