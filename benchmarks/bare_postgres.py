@@ -15,7 +15,7 @@ def server() -> Iterator[str]:
     """The address of a server of our own, as durable as PostgreSQL is by itself."""
     from tests.servers import Server, programs
 
-    with Server(programs()[-1], settings={"shared_buffers": "128MB"}, durable=True) as own:
+    with Server(programs()[-1], settings={"shared_buffers": "1GB"}, durable=True) as own:
         yield own.url(over="socket")
 
 

@@ -25,6 +25,7 @@ from outrider.core.ledger import Committed, Ledger, TaskFilter, Views
 from outrider.core.session import NewSession
 from outrider.core.task import Input, NewTask, State, TaskError
 from outrider.core.values import SECOND, Instant, evolve
+from outrider.runtime.collecting import leave_program_alone
 from outrider.runtime.indexing import take_in
 
 KEYS = ("page_p95_ms", "page_p50_ms", "page_cpu_ms", "slowest_single_p95_ms", "indexed_per_s", "index_bytes_per_task")
@@ -57,6 +58,7 @@ async def run(place: Place) -> Figures:
             if place.settings.store == "postgres":
                 await asyncio.to_thread(bare_postgres.settle, url)
         speed, size = map(float, note.read_text().split())
+        leave_program_alone()  # as `outrider serve` does
         spent, worked = await _read_all(
             outrider.ledger.views, place.tasks, TIMES_FULL if place.settings.full else TIMES
         )

@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.cli.harness import Cli, eventually, is_alive
 
 
@@ -75,3 +77,25 @@ def test_worker_processes_do_not_outlive_a_crew_that_was_killed(cli: Cli, tmp_pa
     eventually(lambda: not any(is_alive(pid) for pid in pids))
     for wrong in ("0", "100000000"):  # so many would fill the machine before the first of them worked
         assert cli.run("worker", "--processes", wrong).code == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["worker", "--app=leaving"], ["serve", "leaving", "--port=0"]], ids=lambda each: each[0]
+)
+def test_the_program_itself_is_not_looked_through_for_garbage_again(cli: Cli, command: list[str]):
+    (cli.folder / "leaving.py").write_text(
+        "import gc\n"
+        "from outrider import Outrider\n"
+        "app = Outrider()\n"
+        "@app.tool\n"
+        "def left_alone() -> int:\n"
+        "    return gc.get_freeze_count()\n"
+    )
+    process = cli.start(*command, "--json")
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    task_id = cli.ok("call", "left_alone", "--background", OUTRIDER_APP="leaving").out.strip()
+    eventually(lambda: cli.task(task_id)["state"] == "succeeded")
+    assert cli.task(task_id)["result"] > 20_000
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0

@@ -22,6 +22,7 @@ from outrider.cli.exits import OK, UsageError
 from outrider.cli.guarding import access_of
 from outrider.cli.terminal import Screen
 from outrider.core.errors import InvalidArguments
+from outrider.runtime.collecting import leave_program_alone
 from outrider.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ async def _until_told(
     await asyncio.wait({job, announcing}, return_when=asyncio.FIRST_COMPLETED)
     announcing.cancel()
     if not job.done():
+        leave_program_alone()
         _tell(place, url, arguments, screen)
     await job
 

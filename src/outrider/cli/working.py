@@ -27,6 +27,7 @@ from outrider.core.errors import StoreError
 from outrider.core.ledger import Ledger, TaskFilter
 from outrider.core.task import LIVE_STATES
 from outrider.runtime.clock import SystemClock
+from outrider.runtime.collecting import leave_program_alone
 from outrider.runtime.lease import locks_of
 from outrider.runtime.services import Services
 from outrider.runtime.worker import Worker
@@ -112,6 +113,7 @@ class _Shift:
                 continue
             if not job.done():
                 self._has_worked = True
+                leave_program_alone()
                 self._tell(worker)
             reason = await self._until_enough(worker, job, stopped)
             if reason == "gone":  # nothing can be handed over any more

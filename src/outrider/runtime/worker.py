@@ -8,7 +8,6 @@ nothing else waits is not queued first: it is claimed by the commit that makes i
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import os
 import socket
@@ -28,6 +27,7 @@ from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
 from outrider.core.task import NewTask, Task, TaskError
 from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
+from outrider.runtime.collecting import collect_less_often
 from outrider.runtime.context import TaskContext
 from outrider.runtime.counting import keep_counting
 from outrider.runtime.ending import see_through
@@ -55,9 +55,6 @@ STORE_PAUSE = 0.5
 
 MOST_PASSED = 10_000
 """Of how many tasks it is remembered that news passed by; of more, that it may have of any."""
-
-YOUNG = 10_000
-"""How many new objects the interpreter's collector waits for before it looks at them. See `_collect_less_often`."""
 
 
 class Worker:
@@ -167,7 +164,7 @@ class Worker:
         Returns by itself when others took this worker for lost; what it held goes on elsewhere. Raises a StoreError
         that is final, once all it held has been stopped.
         """
-        _collect_less_often()
+        collect_less_often()
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         self._threads = Threads(self._services.settings.threads, "outrider-tool")
@@ -779,17 +776,6 @@ async def _take_back_cancellation(runner: asyncio.Task[None] | None) -> None:
     if runner is not None and runner.cancelling():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
-
-
-def _collect_less_often() -> None:
-    """Raise the collector's first threshold; it is never lowered, nor set where the program has switched it off.
-
-    The objects of a hundred tasks in flight are more than the usual 700, so it looked at living ones again and again:
-    a sixth of a busy worker's time. What runs here leaves no garbage in circles.
-    """
-    young, *older = gc.get_threshold()
-    if 0 < young < YOUNG:
-        gc.set_threshold(YOUNG, *older)
 
 
 def _earliest(*moments: int | None) -> int | None:
