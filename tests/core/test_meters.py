@@ -18,6 +18,7 @@ from outrider.core.meters import (
     Reserve,
     Settle,
     Tap,
+    bring,
     judge,
 )
 
@@ -65,3 +66,16 @@ def _account(meters: dict[str, Meter], tap: Tap) -> Account:
     assert isinstance(found, Account)
     assert found.unknown.minus(found.spent).tokens <= NOTHING.tokens
     return found
+
+
+def test_an_account_that_comes_from_elsewhere_goes_on_from_its_beginning_and_is_marked_no_second_time():
+    took = Amounts(1, BOUND)
+    marked = Account("tree:a", Budget(tokens=BOUND), 5, "session", took, is_marked=True)
+    ruling = bring([marked], {}, now=9)
+    assert (ruling.meters, ruling.marked) == ((marked,), ())
+    there = Account("tree:a", Budget(tokens=4 * BOUND), 3, "session", Amounts(1, 3 * BOUND))
+    ruling = bring([marked], {there.name: there}, now=9)
+    (grown,) = ruling.meters
+    assert isinstance(grown, Account)
+    assert (grown.began_at, grown.budget, grown.spent) == (3, there.budget, took.plus(there.spent))
+    assert ruling.marked == (grown,), "it was marked elsewhere, against another budget"

@@ -212,6 +212,26 @@ async def test_a_file_that_comes_after_a_session_was_archived_is_not_deleted_wit
         assert sum(record["record"] == "file" and record["path"] == "/notes.txt" for record in read) == 1 + below
 
 
+async def test_a_file_that_comes_after_who_archived_was_stopped_is_not_deleted_by_who_finishes_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+
+        async def stop(*given: Any, **more: Any) -> Any:
+            raise KeyError("killed")
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", stop)
+        with pytest.raises(KeyError):
+            await runtime.archive.store(session.id)
+        monkeypatch.undo()
+        await session.write_file("/late.txt", "more of it")
+        with pytest.raises(NotEnded):
+            await runtime.archive.store(session.id)
+        assert await session.read_file("/late.txt") == b"more of it"
+        assert await is_there(runtime, session)
+
+
 async def test_of_several_who_archive_at_once_one_does_and_the_file_is_whole(tmp_path: Path):
     async with opened(tmp_path) as runtime:
         session = await session_of(runtime)

@@ -716,6 +716,26 @@ async def test_a_copy_that_a_server_made_is_set_apart_from_its_original_unless_a
         await separate(urls["sqlite"])
 
 
+async def test_a_worker_that_comes_while_a_copy_is_set_apart_keeps_its_identity(
+    urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    ledger, loop, write = await open_ledger(urls["postgres"]), asyncio.get_running_loop(), PostgresPlace.write
+    before = locks_of(ledger)
+
+    def late(place: PostgresPlace) -> Any:
+        card = WorkerCard("worker_late", socket.gethostname(), "boot", 1, 1)
+        asyncio.run_coroutine_threadsafe(ledger.register(card), loop).result()
+        return write(place)
+
+    monkeypatch.setattr(PostgresPlace, "write", late)
+    with pytest.raises(StoreLocked, match="worker_late"):
+        await separate(urls["postgres"])
+    await ledger.close()
+    ledger = await open_ledger(urls["postgres"])
+    assert locks_of(ledger) == before
+    await ledger.close()
+
+
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 async def test_nobody_becomes_a_worker_of_either_database_while_it_is_copied(
     own: Full, urls: dict[str, str], kind: str
