@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -305,6 +306,24 @@ async def test_a_command_of_a_store_in_memory_ends_with_the_program():
         assert is_alive(pid)
         await runtime.drain()
         await until(lambda: not is_alive(pid) and not run.is_supervised)
+
+
+async def test_a_command_is_not_taken_for_dead_by_who_can_open_no_more_files():
+    app = Outrider(SETTINGS)
+    async with open_test(app, clock=SystemClock()) as runtime:
+        task = await spawn(runtime, shell="echo $$; exec sleep 300")
+        await has_printed(task, "\n")
+        (pid,) = pids(await printed_so_far(runtime, task))
+        (run,) = [each for each in runs(runtime) if each.folder.name.startswith(task.id)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                run.end_leftovers()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert is_alive(pid)
+        assert run.end_leftovers() == 0
 
 
 async def test_another_task_can_start_a_command_and_wait_for_it():

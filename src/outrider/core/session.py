@@ -83,3 +83,23 @@ class Session:
     """Since when it takes nothing any more; what is in it goes on to its end."""
     forked_from: str | None = None
     """The session with whose transcript it began."""
+
+    @classmethod
+    def of(cls, new: NewSession, seed: Seed | None) -> Session:
+        """The session as it is before its first log entry."""
+        return cls(
+            id=new.id,
+            organization_id=new.organization_id,
+            root_session_id=new.root_session_id or new.id,
+            parent_session_id=new.parent_session_id,
+            parent_task_id=new.parent_task_id,
+            agent=new.agent,
+            title=new.title,
+            labels=new.labels,
+            driver_task_id=None,
+            last_seq=0,
+            created_at=new.created_at,
+            updated_at=new.created_at,
+            budget=new.budget,
+            forked_from=None if seed is None else seed.forked_from,
+        )

@@ -167,7 +167,8 @@ class Process:
             if path in self._followed:
                 continue
             if task is None or task.is_terminal:
-                await asyncio.to_thread(_clear, path, task is not None)
+                with suppress(OSError):  # it cannot be told whether its supervisor lives: the next look may
+                    await asyncio.to_thread(_clear, path, task is not None)
             elif not task.core.is_held:
                 waiting.add(path)
         self._keep(folder, set() if at_once else waiting)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from outrider.core.ledger import Ledger
 from outrider.kinds import supervisor
 from outrider.kinds.supervisor import ENDED, HEADER, LOCK, LOG, NEWS, ORDERS, OUTPUT, PROTOCOL, SPEC, STARTED, STDIN
 from outrider.runtime.forked import forget, keep_from_forks
+from outrider.runtime.lease import is_locked
 
 TOKEN = "OUTRIDER_RUN"
 """In the environment of the command and of all that it starts: which run they belong to."""
@@ -148,17 +148,7 @@ class Run:
     @property
     def is_supervised(self) -> bool:
         """Whether its supervisor lives."""
-        try:
-            fd = os.open(self.folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return is_locked(self.folder / LOCK)
 
     def protocol(self) -> int:
         """Which protocol its files follow."""

@@ -86,7 +86,10 @@ def lock_path(locks: Path, worker_id: str) -> Path:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process of this machine holds the lock. A file that is gone is not locked."""
+    """Whether a living process of this machine holds the lock. A file that is gone is not locked.
+
+    Raises OSError where that cannot be told: who takes a living one for dead does its work a second time.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -88,7 +88,6 @@ from outrider.stores.rows import (
     read_meter,
     read_reservation,
     read_task,
-    session_of,
     write_meter,
 )
 from outrider.stores.statements import NO_NUL, Statements, listed
@@ -651,7 +650,7 @@ class Batch:
             return None
         if seed is not None and seed.session_id not in self._sessions:
             raise NotFound.of("session", seed.session_id)
-        session = session_of(new, seed)
+        session = Session.of(new, seed)
         number, entries = self._number_session(), 0 if seed is None else seed.entries or 0
         head = self._sessions[new.id] = SessionHead(
             number, new.id, 1, entries, 0, new.created_at, new.agent is not None

@@ -277,24 +277,8 @@ class MemoryLedger:
         source = None if seed is None else self._tables.sessions.get(seed.session_id)
         if seed is not None and (source is None or len(source.transcript) < (seed.entries or 0)):
             raise NotFound.of("session", seed.session_id)
-        root = new.root_session_id or new.id
-        session = Session(
-            id=new.id,
-            organization_id=new.organization_id,
-            root_session_id=root,
-            parent_session_id=new.parent_session_id,
-            parent_task_id=new.parent_task_id,
-            agent=new.agent,
-            title=new.title,
-            labels=new.labels,
-            driver_task_id=None,
-            last_seq=0,
-            created_at=new.created_at,
-            updated_at=new.created_at,
-            budget=new.budget,
-            forked_from=None if seed is None else seed.forked_from,
-        )
-        told = {"session": evolve(new, root_session_id=root)}
+        session = Session.of(new, seed)
+        told = {"session": evolve(new, root_session_id=session.root_session_id)}
         data = _encode(told if seed is None else {**told, "seed": seed})
         row = self._tables.sessions[new.id] = _SessionRow(session)
         if seed is not None and source is not None:

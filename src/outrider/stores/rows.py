@@ -29,7 +29,6 @@ from outrider.core.meters import (
     Rate,
     Reservation,
 )
-from outrider.core.session import NewSession, Seed, Session
 from outrider.core.task import (
     Artifact,
     Core,
@@ -376,23 +375,3 @@ def read_card(data: dict[str, Any]) -> WorkerCard:
 
 
 _CARD = frozenset(field.name for field in fields(WorkerCard))
-
-
-def session_of(new: NewSession, seed: Seed | None) -> Session:
-    """The session as it is before its first log entry."""
-    return Session(
-        id=new.id,
-        organization_id=new.organization_id,
-        root_session_id=new.root_session_id or new.id,
-        parent_session_id=new.parent_session_id,
-        parent_task_id=new.parent_task_id,
-        agent=new.agent,
-        title=new.title,
-        labels=new.labels,
-        driver_task_id=None,
-        last_seq=0,
-        created_at=new.created_at,
-        updated_at=new.created_at,
-        budget=new.budget,
-        forked_from=None if seed is None else seed.forked_from,
-    )
