@@ -30,6 +30,7 @@ from outrider.testing import Call, Reply, Store, TestRuntime, open_test, replies
 pytestmark = pytest.mark.anyio
 
 app = Outrider()
+app.agent("listener", model="scripted:listener")
 ran: list[str] = []
 
 
@@ -415,3 +416,30 @@ async def test_a_document_brings_no_key_of_somebody_else_along():
             assert made.input.concurrency_key == key_within("door", "org_b")
         kept = await here.tasks.load({**document, "task": plain})
         assert kept.input.concurrency_key == "door"
+
+
+async def test_a_turn_that_was_taken_may_move_and_the_session_that_it_comes_into_goes_on_taking_its_own():
+    script("listener", lambda turn: Reply(f"You said {turn.prompt}."))
+    async with two() as (here, there):
+        for runtime in (here, there):
+            await runtime.sessions.create(id="session_talk", agent="listener")
+        turn = await (await here.sessions.get("session_talk")).send("one")
+        with pytest.raises(IllegalMove, match="takes the turn of its session"):
+            await turn.export()
+        assert await turn.result() == "You said one."
+        await there.tasks.load(through_a_file(await turn.export()))
+        talk = await there.sessions.get("session_talk")
+        assert await (await talk.send("two")).result() == "You said two."
+        assert {each.idempotency_key for each in await talk.tasks()} == {None}
+
+
+async def test_no_key_of_anybody_keeps_a_session_from_taking_its_turns():
+    script("listener", lambda _: Reply("heard"))
+    async with two() as (here, _):
+        session = await here.sessions.create(agent="listener")
+        options = TaskOptions(idempotency_key="turn after none", wake="on_terminal")
+        await (await session.create("external", {}, options=options)).cancel()
+        await here.run_until_idle()
+        assert [each.state for each in await session.tasks(kind="turn")] == ["succeeded"]
+        with pytest.raises(InvalidArguments, match="has a character in it that no key has"):
+            await session.spawn(echo, text="x", options=TaskOptions(idempotency_key="\x01turn after none"))

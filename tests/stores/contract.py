@@ -77,6 +77,7 @@ from outrider.core.replay import replay
 from outrider.core.session import Grant, NewSession, Seed, Session
 from outrider.core.task import (
     DEFAULT_ORGANIZATION,
+    OWNED,
     TURN,
     Artifact,
     Input,
@@ -2104,7 +2105,7 @@ class Turns(Contract):
         await scene.session(id, agent="assistant", **fields)
 
     def turn(self, scene: Scene, id: str, after: str = "none", **fields: Any) -> Change:
-        key = f"turn after {after}"
+        key = f"{OWNED}turn after {after}"
         return scene.new(id, "session_b", kind="turn", route="turn:assistant", idempotency_key=key, **fields)
 
     async def test_what_comes_into_the_inbox_rings_for_a_session_with_an_agent(self, scene: Scene):

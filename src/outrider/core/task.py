@@ -26,7 +26,8 @@ OUTSIDER = "external:"
 """How the ids of these holders begin."""
 
 OWNED = "\x01"
-"""Stands in a concurrency key before the organization that it belongs to. No name of a key has it."""
+"""Stands in a concurrency key before the organization that it belongs to, and begins idempotency keys of our own.
+No key that anybody names has it."""
 
 
 class State(StrEnum):
@@ -145,6 +146,12 @@ class Input:
     message_schema: JSONObject | None = None
     retry_of: str | None = None
     """The task that this one repeats, when a person retried or forked it."""
+
+    @property
+    def named_idempotency_key(self) -> str | None:
+        """The idempotency key as somebody named it; None for one of the runtime's own."""
+        key = self.idempotency_key
+        return None if key is None or key.startswith(OWNED) else key
 
     @property
     def key_name(self) -> str | None:

@@ -39,7 +39,7 @@ def task_fields(task: Task, *, heartbeat_at: Instant | None = None, around: Arou
         "origin": given.origin,
         "spec": task.spec,
         "wake_policy": given.wake_policy,
-        "idempotency_key": given.idempotency_key,
+        "idempotency_key": given.named_idempotency_key,
         "priority": task.priority,
         "concurrency_key": given.key_name,
         "needs": None if given.kind == EXTERNAL else split_route(given.route)[1],

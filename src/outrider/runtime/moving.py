@@ -30,7 +30,7 @@ from outrider.core.ledger import Committed, Existing, Shut
 from outrider.core.meters import NOTHING, TASK, Account, taps_of
 from outrider.core.queue import route_within, split_route
 from outrider.core.session import NewSession, Session
-from outrider.core.task import EXTERNAL, Input, InputRequest, Task, WaitForTasks, key_within, split_key
+from outrider.core.task import EXTERNAL, TURN, Input, InputRequest, Task, WaitForTasks, key_within, split_key
 from outrider.core.values import JSON, Instant, JSONObject, evolve
 from outrider.runtime.budgets import Taken, reported_by, taken_by
 from outrider.runtime.codec import decode, encode, jsonable
@@ -102,6 +102,8 @@ def _check_can_leave(task: Task, *, has_run: bool) -> None:
         raise IllegalMove(f"{task.id} holds resources, which would be released here; export it when it has ended")
     if has_run and not task.is_terminal:
         raise IllegalMove(f"what {task.id} has started runs on here; export it when it has ended")
+    if task.input.kind == TURN and not task.is_terminal:
+        raise IllegalMove(f"{task.id} takes the turn of its session, which stays here; export it when it has ended")
     if core.dependencies or core.returned or any(isinstance(wait, WaitForTasks) for wait in core.waits):
         raise IllegalMove(f"{task.id} waits for other tasks, which would stay here; export it when they have ended")
 
@@ -492,9 +494,12 @@ def _read_task(document: object) -> Task:
     if not isinstance(given, Mapping):
         raise InvalidArguments("the document has no task")
     try:
-        return task_from(check_id("task", given.get("id")), {name: given[name] for name in given if name != "id"})
+        task = task_from(check_id("task", given.get("id")), {name: given[name] for name in given if name != "id"})
     except ValueError as error:
         raise InvalidArguments(f"the task of the document is not whole: {error}") from None
+    if task.input.kind == TURN:  # its key says which turn it came after, of another session
+        return evolve(task, input=evolve(task.input, idempotency_key=None))
+    return task
 
 
 def _all(kind: type[V], given: Sequence[JSON]) -> tuple[V, ...]:

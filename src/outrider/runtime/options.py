@@ -249,19 +249,17 @@ def _budget(own: Mapping[str, float] | None, session: JSONObject | None) -> JSON
 
 def check_keys(given: TaskOptions | Input, limits: Limits) -> None:
     """Raise InvalidArguments or TooLarge for a key that the queue cannot go by."""
-    for name in ("idempotency_key", "debounce_key"):
+    for name in ("idempotency_key", "debounce_key", "concurrency_key"):
         key = getattr(given, name)
         if key is not None:
-            check_name(name, key, limits.name)
-    if given.concurrency_key is not None:
-        check_key("concurrency_key", given.concurrency_key, limits.name)
+            check_key(name, key, limits.name)
 
 
 def check_key(what: str, key: object, longest: int) -> None:
-    """Raise InvalidArguments or TooLarge for what is no name of a concurrency key."""
+    """Raise InvalidArguments or TooLarge for what nobody may name a key."""
     check_name(what, key, longest)
     if OWNED in cast(str, key):
-        raise InvalidArguments(f"{what} has a character in it that no name of a key has: {key!r:.100}")
+        raise InvalidArguments(f"{what} has a character in it that no key has: {key!r:.100}")
 
 
 def check_name(what: str, text: object, longest: int) -> None:

@@ -25,7 +25,7 @@ from outrider.core.errors import (
 from outrider.core.events import Rung, Told
 from outrider.core.ledger import Committed, TaskFilter, Views
 from outrider.core.session import Session
-from outrider.core.task import TURN, Input, NewTask, Task
+from outrider.core.task import OWNED, TURN, Input, NewTask, Task
 from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.ids import new_id
 
@@ -175,4 +175,4 @@ def next_turn(session: Session, now: Instant, agent: str | None = None) -> NewTa
 
 
 def _key_after(turn_id: str | None) -> str:
-    return f"turn after {turn_id or 'none'}"
+    return f"{OWNED}turn after {turn_id or 'none'}"  # which nobody else can have given to another task
