@@ -177,6 +177,23 @@ async def test_a_list_is_read_page_by_page_to_its_end(api: Api):
     assert [each["id"] for each in only.json()["items"]] == [made[3]]
 
 
+async def test_a_span_of_creation_has_its_first_moment_and_not_its_last(api: Api):
+    session_id = await api.session()
+    for _ in range(3):
+        await api.task(session_id)
+    made = [each["created_at"] for each in (await api.get("/v1/tasks")).json()["items"]]
+    for name, found in (
+        ("created_after", [each for each in made if each >= made[1]]),
+        ("created_before", [each for each in made if each < made[1]]),
+    ):
+        told = (await api.get("/v1/tasks", params={name: made[1]})).json()["items"]
+        assert [each["created_at"] for each in told] == found, name
+    described = {
+        each["name"]: each.get("description") for each in api.app.openapi()["paths"]["/v1/tasks"]["get"]["parameters"]
+    }
+    assert described["created_after"] == "Tasks made at this moment or after it."
+
+
 async def test_ugly_bodies_and_names_are_refused_with_a_reason_and_never_a_fault(api: Api):
     session_id = await api.session()
     path = f"/v1/sessions/{session_id}/tasks"
