@@ -141,6 +141,17 @@ async def test_an_address_whose_bytes_are_no_text_is_refused_and_names_no_file(a
     assert len(await (await api.runtime.sessions.get(session_id)).files()) == 1
 
 
+async def test_a_path_with_a_line_break_is_refused_as_one_and_is_no_other_file(api: Api):
+    session_id = await api.session()
+    files = f"/v1/sessions/{session_id}/files"
+    assert (await api.put(f"{files}/a", content=b"x")).status_code == 200
+    for path in ("a%0A", "%0A", "a%0Ab", "a%0D%0Ab", "a%0A/b", "a%09"):
+        for method in ("PUT", "GET", "DELETE"):
+            told = await api.request(method, f"{files}/{path}", content=b"y" if method == "PUT" else None)
+            assert (told.status_code, told.json()["code"]) == (422, "invalid_path"), (method, path)
+    assert (await api.get(f"{files}/a")).content == b"x"
+
+
 async def test_a_record_that_has_not_changed_is_not_sent_again(api: Api):
     path = f"/v1/tasks/{await api.task(await api.session())}"
     tag = (await api.get(path)).headers["etag"]
@@ -164,6 +175,23 @@ async def test_a_list_is_read_page_by_page_to_its_end(api: Api):
     assert found == made[::-1]
     only = await api.get("/v1/tasks", params={"label": "n=3", "state": ["queued", "running"]})
     assert [each["id"] for each in only.json()["items"]] == [made[3]]
+
+
+async def test_a_span_of_creation_has_its_first_moment_and_not_its_last(api: Api):
+    session_id = await api.session()
+    for _ in range(3):
+        await api.task(session_id)
+    made = [each["created_at"] for each in (await api.get("/v1/tasks")).json()["items"]]
+    for name, found in (
+        ("created_after", [each for each in made if each >= made[1]]),
+        ("created_before", [each for each in made if each < made[1]]),
+    ):
+        told = (await api.get("/v1/tasks", params={name: made[1]})).json()["items"]
+        assert [each["created_at"] for each in told] == found, name
+    described = {
+        each["name"]: each.get("description") for each in api.app.openapi()["paths"]["/v1/tasks"]["get"]["parameters"]
+    }
+    assert described["created_after"] == "Tasks made at this moment or after it."
 
 
 async def test_ugly_bodies_and_names_are_refused_with_a_reason_and_never_a_fault(api: Api):

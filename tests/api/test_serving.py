@@ -169,6 +169,7 @@ async def test_what_comes_too_slowly_too_large_or_in_no_form_is_a_problem_and_th
             (431, (CHUNKED, *[b"x-more: " + b"y" * 200 + b"\r\n"] * 11)),
             (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
             (400, (POST + b"content-length: abc\r\n\r\n{}",)),
+            (400, (HEALTH + b"HOST: y\r\n\r\n",)),
             (400, (UPGRADE + b"content-length: 2\r\n\r\n{}",)),
             (400, (UPGRADE + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",)),
         ):

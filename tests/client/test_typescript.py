@@ -80,6 +80,15 @@ async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_paus
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+async def test_node_asks_again_for_an_answer_that_was_cut_off_and_tells_of_what_no_server_of_outrider_answers():
+    assert await run("answers.mjs") == {  # what came of it, and how often it was asked
+        "half": [[7], 2], "part": ["[7]", 2], "unsafe": ["server_unreachable", 1],
+        "page": ["server_foreign", 1], "stream": ["server_foreign", 1], "file": ["text", 1],
+        "broken": ["server_foreign", 1], "refusal": ["server_foreign", 1],
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
 async def test_node_sends_nothing_for_an_id_or_a_path_that_would_ask_for_another_route():
     files = "/v1/sessions/mine/files"
     assert await run("paths.mjs") == {

@@ -25,6 +25,11 @@ def test_every_python_example_parses(path: Path):
 
 
 @document
+def test_what_is_not_published_is_installed_as_the_readme_says_and_by_its_name_nowhere_else(path: Path):
+    assert path == ROOT / "README.md" or re.findall(r"pip install '?outrider.*", path.read_text()) == []
+
+
+@document
 def test_every_make_target_that_is_named_exists(path: Path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z]+)", path.read_text(), re.MULTILINE))

@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
 
 
 @pytest.mark.anyio
-async def test_the_receiver_of_the_page_takes_a_webhook_once(capsys: pytest.CaptureFixture[str]):
+async def test_the_receiver_of_the_page_takes_a_webhook_once_and_the_ping_of_a_test(capsys: pytest.CaptureFixture[str]):
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     program: dict[str, Any] = {"__name__": "receiver"}
     exec(compile(source, "webhooks.md", "exec"), program)
@@ -44,14 +44,15 @@ async def test_the_receiver_of_the_page_takes_a_webhook_once(capsys: pytest.Capt
             duty = Webhooking(runtime.services)
             await duty.once()
             (sent,) = await runtime.webhooks.deliveries(hook.id)
+            pinged = await runtime.webhooks.test(hook.id)
             await runtime.webhooks.replay(hook.id, [sent.id])
             await duty.once()
             await duty.leave()
             (refused,) = await runtime.webhooks.deliveries(forged.id)
         server.shutdown()
         thread.join()
-    assert capsys.readouterr().out == "task.terminal succeeded\n"
-    assert (sent.status, refused.tries[0].status) == ("delivered", 401)
+    assert capsys.readouterr().out == "task.terminal succeeded\npinged\n"
+    assert (sent.status, pinged.status, refused.tries[0].status) == ("delivered", 204, 401)
 
 
 def test_every_event_is_on_the_page():

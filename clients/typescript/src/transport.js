@@ -77,11 +77,16 @@ export class Transport {
       content = JSON.stringify(body);
       sent["content-type"] = "application/json";
     }
-    const answer = await this.#tried(again, signal, () =>
-      this.fetch(this.url + path + queryOf(query), { method, headers: sent, body: content, signal, redirect: "manual" }),
-    );
-    if (answer.status === 204) return undefined;
-    return binary ? new Uint8Array(await answer.arrayBuffer()) : await answer.json();
+    const send = () =>
+      this.fetch(this.url + path + queryOf(query), { method, headers: sent, body: content, signal, redirect: "manual" });
+    return this.#tried(again, signal, send, async (answer) => {
+      if (!isOf(answer, "application/json") && !answer.headers.has("x-request-id")) throw await foreign(answer, this.url);
+      if (answer.status === 204) return undefined;
+      if (binary) return new Uint8Array(await answer.arrayBuffer());
+      const told = await jsonOf(answer);
+      if (told === undefined) throw await foreign(answer, this.url);
+      return told;
+    });
   }
 
   /** Yield the events of a stream, each once, through any cut, until the end that is final. */
@@ -108,9 +113,11 @@ export class Transport {
       try {
         const headers = { accept: "text/event-stream", ...this.headers };
         if (last !== undefined) headers["last-event-id"] = String(last);
-        const answer = await this.#tried(true, signal, () =>
-          this.fetch(this.url + path, { headers, signal: stop.signal, redirect: "manual" }),
-        );
+        const send = () => this.fetch(this.url + path, { headers, signal: stop.signal, redirect: "manual" });
+        const answer = await this.#tried(true, signal, send, async (given) => {
+          if (!isOf(given, "text/event-stream")) throw await foreign(given, this.url);
+          return given;
+        });
         opened = Date.now();
         live();
         for await (const event of eventsOf(answer.body, live)) {
@@ -145,20 +152,21 @@ export class Transport {
     }
   }
 
-  async #tried(again, signal, send) {
+  /** What `read` makes of the answer. Reading is part of a try: where it is cut off the request is sent again. */
+  async #tried(again, signal, send, read) {
     let until; // patience begins with the first failure: a request that waits for news has used none of it
     for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 2, LONGEST_PAUSE)) {
       let failed;
       let after = 0;
       try {
         const answer = await send();
-        if (answer.ok) return answer;
+        if (answer.ok) return await read(answer);
         failed = await told(answer, this.url);
         const passing = LATER.has(answer.status) && failed.code !== "internal";
         if (!passing || !(again || answer.status === 408 || answer.status === 429)) throw failed;
         after = pauseOf(answer.headers.get("retry-after"));
       } catch (error) {
-        if (error === failed || signal?.aborted || !again) {
+        if (error === failed || error instanceof ServerError || signal?.aborted || !again) {
           throw error instanceof TypeError ? unreachable(this.url, error) : error;
         }
         failed = unreachable(this.url, error);
@@ -172,15 +180,33 @@ export class Transport {
 }
 
 async function told(answer, url) {
-  if ((answer.headers.get("content-type") ?? "").startsWith("application/problem+json")) {
-    return new OutriderError(answer.status, await answer.json());
+  if (isOf(answer, "application/problem+json")) {
+    const problem = await jsonOf(answer);
+    if (problem?.code !== undefined) return new OutriderError(answer.status, problem);
   }
-  await answer.body?.cancel();
+  return foreign(answer, url);
+}
+
+/** The error for an answer that no server of Outrider gives; its body is not read on. */
+async function foreign(answer, url) {
+  if (!answer.bodyUsed) await answer.body?.cancel();
   const away = answer.status === 502 || answer.status === 503 || answer.status === 504;
-  return new ServerError(
-    away ? "server_unreachable" : "server_foreign",
-    `${url} answered ${answer.status}, and not as a server of Outrider does`,
-  );
+  const told = `${url} answered ${answer.status}, and not as a server of Outrider does`;
+  return away ? new ServerError("server_unreachable", told) : new ServerError("server_foreign", `${told}: is the address right?`);
+}
+
+function isOf(answer, type) {
+  return (answer.headers.get("content-type") ?? "").toLowerCase().startsWith(type);
+}
+
+/** The JSON of an answer, undefined where it is none. Throws a TypeError where the answer is cut off. */
+async function jsonOf(answer) {
+  const text = await answer.text();
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** The milliseconds that Retry-After asks for, as a number of seconds or a date. */

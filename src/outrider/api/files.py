@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any
 
 from fastapi import Path, Query
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +22,15 @@ from outrider.core.errors import NotFound
 from outrider.runtime.records import FileRecord
 
 router = noun("files")
+
+
+class _AnyPath(PathConvertor):
+    """A path to its very end: what Starlette calls a path stops at a line break, and names another file without it."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("file_path", _AnyPath())
 
 FilePath = Annotated[str, Path(description="The path, without the slash it begins with.")]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -38,7 +48,7 @@ async def list_files(
 
 
 @router.get(
-    "/sessions/{session_id}/files/{path:path}",
+    "/sessions/{session_id}/files/{path:file_path}",
     response_class=Response,
     responses={
         200: {"content": BYTES, "description": "The file."},
@@ -67,7 +77,7 @@ async def download_file(runtime: Reading, request: Request, session_id: str, pat
 
 
 @router.put(
-    "/sessions/{session_id}/files/{path:path}",
+    "/sessions/{session_id}/files/{path:file_path}",
     response_model=FileRecord,
     responses=responses(404, 409),
     openapi_extra={"requestBody": {"required": False, "content": {"*/*": {"schema": {}}}}},
@@ -82,7 +92,7 @@ async def upload_file(runtime: Submitting, request: Request, session_id: str, pa
     raise NotFound.of("file", written)
 
 
-@router.delete("/sessions/{session_id}/files/{path:path}", response_model=Changed, responses=responses(404))
+@router.delete("/sessions/{session_id}/files/{path:file_path}", response_model=Changed, responses=responses(404))
 async def delete_file(runtime: Submitting, session_id: str, path: FilePath) -> Response:
     """Delete a file."""
     return wire.plain({"changed": await (await runtime.sessions.get(session_id)).delete_file(path)})

@@ -33,7 +33,7 @@ DESCRIPTIONS = {
     "states": "Tasks in this state; may be repeated.",
     "kind": "Tasks of this kind.",
     "labels": "Tasks with this label, NAME=VALUE; may be repeated, and all count.",
-    "created_after": "Tasks made after this moment.",
+    "created_after": "Tasks made at this moment or after it.",
     "created_before": "Tasks made before this moment.",
     "text": "Tasks that have all these words; of the last one the beginning will do.",
     "after": "The cursor `next` of the page before.",

@@ -109,6 +109,9 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.url) + self._fields > self._settings.header:  # it may have come in one piece with the end of it
             self._refuse_head()
             raise ValueError("too large a head")  # so that nothing more is read
+        if sum(name == b"host" for name, _ in self.headers) > 1:  # RFC 9112, 3.2: a proxy may have gone by the other
+            self._refuse(400, "a request has one Host, and this has several")
+            raise ValueError("several hosts")  # so that nothing more is read
         self._is_after_head = True
         self._head = self._trailers = 0
         upgrades = self.parser.should_upgrade()

@@ -274,9 +274,12 @@ def _tasks(parser: Parser) -> None:
     _labels(parser)
     parser.add_argument("--text", metavar="WORDS", help="that have all these words, or this id")
     parser.add_argument(
-        "--created-after", metavar="WHEN", type=_moment, help="2026-01-31, 2026-01-31T09:30, or 2h ago: 2h"
+        "--created-after",
+        metavar="WHEN",
+        type=_moment,
+        help="made then or later: 2026-01-31, 2026-01-31T09:30, or 2h ago: 2h",
     )
-    parser.add_argument("--created-before", metavar="WHEN", type=_moment)
+    parser.add_argument("--created-before", metavar="WHEN", type=_moment, help="made earlier than that")
     parser.add_argument("--limit", metavar="N", type=_whole, default=50, help="newest first; default 50")
     parser.add_argument("--after", metavar="TASK", help="go on after this one, the last of the page before")
     parser.add_argument("--oldest-first", action="store_true")

@@ -423,6 +423,7 @@ class TaskFilter:
     created_after: Instant | None = None
     """From this moment on."""
     created_before: Instant | None = None
+    """Before this moment, and not at it."""
     text: str | None = None
     """Words that the task has, or its id; see `search.says`."""
     after: str | None = None

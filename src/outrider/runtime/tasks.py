@@ -241,7 +241,8 @@ class Tasks:
     async def list(self, filter: TaskFilter | None = None, **given: Any) -> list[TaskRecord]:
         """Return a page of tasks; the fields are those of `TaskFilter`. Raises InvalidArguments for others.
 
-        `created_after` and `created_before` are datetimes; `text` is words that a task has (see docs/operations.md).
+        `created_after` (at it or after it) and `created_before` are datetimes; `text` is words that a task has (see
+        docs/operations.md).
         What would take a query for each task is left to `record`: `checkpoint` is None in a list, and `heartbeat_at` is
         the last beat of the worker that holds the task, None where none does.
         """
