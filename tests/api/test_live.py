@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ async def test_a_stream_begins_with_a_snapshot_and_goes_on_with_each_event_once(
         assert told[1].data["task"]["state"] == "queued"
         assert heard.headers[b"content-type"].startswith(b"text/event-stream")
         assert heard.headers[b"cache-control"] == b"no-store"
+        assert datetime.fromisoformat(heard.headers[b"created-at"].decode()) == (await session.record()).created_at
 
 
 async def test_a_stream_is_resumed_after_any_event_by_header_or_query(api: Api):

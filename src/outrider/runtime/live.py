@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from outrider.core.errors import InvalidArguments, NotFound, StoreLocked, StoreUnavailable
 from outrider.core.ledger import Head, Signal, Views
+from outrider.core.values import Instant
 from outrider.runtime.log import log
 from outrider.runtime.options import check_texts
 from outrider.runtime.records import OrganizationSnapshot, SessionSnapshot, TaskSnapshot
@@ -133,7 +134,7 @@ class Live:
         _check_cursor(after, head)
         key: Hashable = ("session", session_id, life, output)
         source = partial(_SessionSource, self._services, session_id, life, output)
-        return self._open(key, head, source, after, first)
+        return self._open(key, head, source, after, first, session.created_at)
 
     async def task(self, services: Services, task_id: str, after: int | None = None) -> Stream:
         """A task's events after that number of its session's log, or a snapshot and what follows, until it has ended.
@@ -152,7 +153,7 @@ class Live:
             after = head
         _check_cursor(after, head)
         source = partial(_TaskSource, self._services, task.session_id, task_id, life)
-        return self._open(key, head, source, after, first)
+        return self._open(key, head, source, after, first, task.input.created_at)
 
     async def output(self, services: Services, task_id: str, start: int | None = None) -> Stream:
         """A task's output from a byte offset on, or all that is kept, until it has ended.
@@ -168,7 +169,7 @@ class Live:
             _check_cursor(start, end)
         life = life_of(task.input)
         source = partial(_OutputSource, self._services, task.session_id, task_id, life)
-        return self._open(("output", task_id, life), end, source, start or 0, b"")
+        return self._open(("output", task_id, life), end, source, start or 0, b"", task.input.created_at)
 
     async def organization(
         self, services: Services, organization_id: str | None, after: int | None = None, *, bounds: Hashable = None
@@ -189,7 +190,15 @@ class Live:
 
     # --- feeds ---------------------------------------------------------------------------------------
 
-    def _open(self, key: Hashable, head: int, source: Callable[[int], _Source], after: int, first: bytes) -> Stream:
+    def _open(
+        self,
+        key: Hashable,
+        head: int,
+        source: Callable[[int], _Source],
+        after: int,
+        first: bytes,
+        created_at: Instant | None = None,
+    ) -> Stream:
         feed = self._feeds.get(key)
         if feed is None or feed.reason is not None:
             feed = Feed(self, key, source, head)
@@ -199,7 +208,7 @@ class Live:
             if self._stop is None:
                 self._begin()
             feed.ring()
-        return Stream(feed, after, first)
+        return Stream(feed, after, first, created_at)
 
     def forget(self, feed: Feed) -> None:
         """Let go of a feed that nobody follows any more."""
@@ -561,15 +570,19 @@ class Feed:
 
 
 class Stream:
-    """One who follows. `cursor` is how far it was told; `reason` is why it ended, once it has."""
+    """One who follows. `cursor` is how far it was told; `reason` is why it ended, once it has.
 
-    __slots__ = ("_bell", "_feed", "_first", "cursor", "reason")
+    `created_at` is when the session or task was made, None for the log of all.
+    """
 
-    def __init__(self, feed: Feed, cursor: int, first: bytes) -> None:
+    __slots__ = ("_bell", "_feed", "_first", "created_at", "cursor", "reason")
+
+    def __init__(self, feed: Feed, cursor: int, first: bytes, created_at: Instant | None) -> None:
         self._feed = feed
         self._first = first
         self._bell: asyncio.Future[None] | None = None
         self.cursor = cursor
+        self.created_at = created_at
         self.reason: Reason | None = None
         feed.streams.add(self)
 
