@@ -21,7 +21,7 @@ from outrider.runtime.live import Live
 from outrider.settings import ServeSettings, StreamSettings
 from outrider.testing import open_test
 from tests.api.conftest import Api, opened
-from tests.api.listening import Listener, Told, listening
+from tests.api.listening import Listener, Told, listening, parse
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -431,7 +431,7 @@ async def test_who_has_nothing_to_tell_says_that_it_is_still_there():
         assert [each.name for each in heard.told] == ["snapshot"]
 
 
-@pytest.mark.parametrize("views", ["events", "news"])
+@pytest.mark.parametrize("views", ["events", "news", "session"])
 async def test_a_store_that_is_away_for_a_moment_is_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch, views: str):
     monkeypatch.setattr(live, "RETRIES", (0.005, 0.01))
     session = await session_of(api)
@@ -447,6 +447,27 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(api: Api, monkeyp
         monkeypatch.setattr(api.runtime.services.views, views, away)
         await worked(session, 5)
         assert events(await heard.until(11)) == await logged(api, session, after=1)
+
+
+async def test_a_page_of_which_could_not_be_said_whose_it_is_is_read_again(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live, "RETRIES", (0.005, 0.01))
+    session, hub, views = await session_of(api), Live(api.runtime.services, as_sse), api.runtime.services.views
+    await worked(session, 5)
+    stream = await hub.session(api.runtime.services, session.id, 0)
+    (feed,) = hub._feeds.values()
+    assert feed._pump is not None
+    await feed._pump
+    read = views.session
+
+    async def away(session_id: str) -> Any:
+        monkeypatch.setattr(views, "session", read)
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(views, "session", away)
+    told, _ = parse(await stream.take() or b"")
+    assert events(told) == await logged(api, session)
+    assert stream.cursor == told[-1].id
+    stream.close()
 
 
 async def test_a_fault_of_a_feed_is_no_end_of_what_it_tells_of(api: Api, monkeypatch: pytest.MonkeyPatch):

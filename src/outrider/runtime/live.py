@@ -427,18 +427,17 @@ class Feed:
         async with self._live.turns:
             source = self._spare.pop(cursor, None) or self._new_source(cursor)
             pause = RETRIES[0]
-            found: _Records | None = None
-            reason: Reason | None = None
-            while found is None:
+            page: tuple[_Records, Reason | None] | None = None
+            while page is None:
                 try:
-                    found = await source.read(PAGE)
-                    reason = await source.over() if found else None
+                    page = await source.read(PAGE), await source.over()
                 except (StoreUnavailable, StoreLocked) as error:
                     if error.code == CLOSED:
                         raise
                     source = self._new_source(cursor)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRIES[1])
+            found, reason = page
             if reason in _GONE:
                 self.end(reason)
                 found = []
