@@ -1,14 +1,16 @@
 """Streams: nothing missed and nothing twice, from any place, through any end; and nobody who is slow costs anybody."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from outrider import Outrider, SessionHandle, TaskContext
+from outrider import Outrider, SessionHandle, TaskContext, TaskOptions
 from outrider.api import create_api
 from outrider.api.live import as_sse
 from outrider.core.errors import NotFound, StoreError, StoreUnavailable
@@ -19,7 +21,7 @@ from outrider.runtime.live import Live
 from outrider.settings import ServeSettings, StreamSettings
 from outrider.testing import open_test
 from tests.api.conftest import Api, opened
-from tests.api.listening import Listener, Told, listening
+from tests.api.listening import Listener, Told, listening, parse
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +64,7 @@ async def test_a_stream_begins_with_a_snapshot_and_goes_on_with_each_event_once(
         assert told[1].data["task"]["state"] == "queued"
         assert heard.headers[b"content-type"].startswith(b"text/event-stream")
         assert heard.headers[b"cache-control"] == b"no-store"
+        assert datetime.fromisoformat(heard.headers[b"created-at"].decode()) == (await session.record()).created_at
 
 
 async def test_a_stream_is_resumed_after_any_event_by_header_or_query(api: Api):
@@ -226,6 +229,122 @@ async def test_what_was_deleted_is_told_by_a_marker_and_the_end_of_a_session_by_
                 assert (await each.until())[-1] == Told("end", None, {"reason": "session_deleted"})
 
 
+class Ids:
+    """A session `shared` and a task `mine` in it, which has printed: of one organization, later of another."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def make(self, organization_id: str, tasks: int = 1) -> Runtime:
+        """Make them, with some tasks before; return what is within the organization."""
+        within = self._runtime.within(Bounds(organization_id))
+        session = await within.sessions.create(id="shared", title=organization_id)
+        for _ in range(tasks):
+            await session.create("external", {"of": organization_id})
+        await session.create("external", {"of": organization_id}, options=TaskOptions(id="mine"))
+        for task in await within.external.claim("x", limit=tasks + 1):
+            await within.external.report(task.id, task.attempt, output=f"{organization_id} printed this\n")
+        return within
+
+    async def delete(self) -> None:
+        """Delete them."""
+        for task in await self._runtime.tasks.list(session_id="shared"):
+            await self._runtime.tasks.cancel(task.id)
+            await self._runtime.external.stopped(task.id, task.attempt)
+        await self._runtime.sessions.delete("shared")
+
+
+FOLLOWED: dict[str, tuple[Callable[..., Awaitable[live.Stream]], str]] = {
+    "session": (Live.session, "shared"),
+    "session with output": (partial(Live.session, output=True), "shared"),
+    "task": (Live.task, "mine"),
+    "output": (Live.output, "mine"),
+}
+
+
+ENDS = {"shared": ("session_deleted",), "mine": ("task_ended", "task_deleted")}
+"""As it is seen: it ends before it is deleted."""
+
+
+async def rest_of(stream: live.Stream) -> bytes:
+    """All that a stream still tells, until it ends."""
+    told = b""
+    while (found := await asyncio.wait_for(stream.take(), 5)) is not None:
+        told += found
+    stream.close()
+    return told
+
+
+async def test_who_has_an_id_now_is_shown_nothing_of_who_had_it_before(api: Api, monkeypatch: pytest.MonkeyPatch):
+    ids, hub = Ids(api.runtime), Live(api.runtime.services, as_sse)
+    taken: list[str] = []
+
+    async def counted(*given: Any) -> Any:
+        taken.append(given[1])
+        return await snapshots.snapshot_of_session(*given)
+
+    monkeypatch.setattr(live, "snapshot_of_session", counted)
+    streams = []
+    for organization_id, tasks in (("acme", 9), ("zeta", 1), ("zeta", 0)):
+        within = (await ids.make(organization_id, tasks)).services
+        taken.clear()
+        for _ in range(20):
+            for stream in (await hub.session(within, "shared"), await hub.task(within, "mine")):
+                told = await stream.take()
+                assert told is not None
+                assert b'"of":"%s"' % organization_id.encode() in told
+                assert told.count(b'"of":') in (1, tasks + 1)
+                assert stream.cursor == (await within.views.heads(["shared"]))["shared"].seq
+                streams.append(stream)
+        assert len(taken) == 1, "all who follow share one"
+        await ids.delete()
+    for stream in streams:
+        await rest_of(stream)
+        assert stream.reason in ENDS["shared"] + ENDS["mine"]
+
+
+@pytest.mark.parametrize("followed", FOLLOWED)
+@pytest.mark.parametrize("is_behind", [False, True])
+async def test_nothing_is_told_of_who_is_given_the_id_while_the_log_is_read(
+    api: Api, monkeypatch: pytest.MonkeyPatch, followed: str, is_behind: bool
+):
+    ids, views, hub = Ids(api.runtime), api.runtime.services.views, Live(api.runtime.services, as_sse)
+    within = (await ids.make("acme")).services
+    verb = "output" if followed == "output" else "events"
+    read = getattr(views, verb)
+
+    async def late(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(views, verb, read)
+        await ids.delete()
+        await ids.make("zeta", tasks=9)
+        return await read(*given, **named)
+
+    follow, id = FOLLOWED[followed]
+    end = (await within.views.output(id)).next if followed == "output" else None
+    stream = await follow(hub, within, id, 0 if is_behind else end)
+    (feed,) = hub._feeds.values()
+    if is_behind and feed._pump is not None:
+        await feed._pump
+    monkeypatch.setattr(views, verb, late)
+    assert b"zeta" not in await rest_of(stream)
+    assert stream.reason in ENDS[id]
+
+
+async def test_a_stream_does_not_go_on_into_what_another_process_makes_of_its_id(tmp_path: Path):
+    app, url = Outrider(), f"sqlite:///{tmp_path}/work.db"
+    async with app.open(url, worker=False) as here, app.open(url, worker=False) as there:
+        ids, hub = Ids(there), Live(here.services, as_sse)
+        await ids.make("acme")
+        within = here.within(Bounds("acme")).services
+        streams = [await follow(hub, within, id) for follow, id in FOLLOWED.values()]
+        begun = [await stream.take() for stream in streams]
+        await ids.delete()
+        await ids.make("zeta", tasks=2)
+        assert b"zeta" not in b"".join([*filter(None, begun), *[await rest_of(stream) for stream in streams]])
+        for stream, (_, id) in zip(streams, FOLLOWED.values(), strict=True):
+            assert stream.reason in ENDS[id]
+
+
 async def test_a_server_that_stops_ends_its_streams_with_a_word_and_begins_no_other(api: Api):
     session = await session_of(api)
     path = f"/v1/sessions/{session.id}/events"
@@ -312,7 +431,7 @@ async def test_who_has_nothing_to_tell_says_that_it_is_still_there():
         assert [each.name for each in heard.told] == ["snapshot"]
 
 
-@pytest.mark.parametrize("views", ["events", "news"])
+@pytest.mark.parametrize("views", ["events", "news", "session"])
 async def test_a_store_that_is_away_for_a_moment_is_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch, views: str):
     monkeypatch.setattr(live, "RETRIES", (0.005, 0.01))
     session = await session_of(api)
@@ -328,6 +447,27 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(api: Api, monkeyp
         monkeypatch.setattr(api.runtime.services.views, views, away)
         await worked(session, 5)
         assert events(await heard.until(11)) == await logged(api, session, after=1)
+
+
+async def test_a_page_of_which_could_not_be_said_whose_it_is_is_read_again(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live, "RETRIES", (0.005, 0.01))
+    session, hub, views = await session_of(api), Live(api.runtime.services, as_sse), api.runtime.services.views
+    await worked(session, 5)
+    stream = await hub.session(api.runtime.services, session.id, 0)
+    (feed,) = hub._feeds.values()
+    assert feed._pump is not None
+    await feed._pump
+    read = views.session
+
+    async def away(session_id: str) -> Any:
+        monkeypatch.setattr(views, "session", read)
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(views, "session", away)
+    told, _ = parse(await stream.take() or b"")
+    assert events(told) == await logged(api, session)
+    assert stream.cursor == told[-1].id
+    stream.close()
 
 
 async def test_a_fault_of_a_feed_is_no_end_of_what_it_tells_of(api: Api, monkeypatch: pytest.MonkeyPatch):

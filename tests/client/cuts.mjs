@@ -3,7 +3,7 @@ import http from "node:http";
 const { ServerError, OutriderError } = await import(process.argv[2]);
 const { Transport } = await import(new URL("transport.js", `file://${process.argv[2]}`));
 
-const asked = { quiet: 0, ending: 0, busy: 0 };
+const asked = { quiet: 0, ending: 0, busy: 0, given: 0 };
 const stop = new AbortController();
 const server = http.createServer((request, response) => {
   const name = request.url.slice(1);
@@ -13,7 +13,12 @@ const server = http.createServer((request, response) => {
     response.end('{"code": "store_locked", "detail": "told"}');
     return;
   }
-  response.writeHead(200, { "content-type": "text/event-stream" });
+  const made = name === "given" ? { "created-at": `2030-01-0${asked.given}T00:00:00+00:00` } : {};
+  response.writeHead(200, { "content-type": "text/event-stream", ...made });
+  if (name === "given") {
+    response.end("event: told\nid: 7\ndata: {}\n\n");
+    return;
+  }
   if (name === "ending") {
     response.end('event: end\ndata: {"reason": "server_stopping"}\n\n');
     if (asked.ending === 3) setTimeout(() => stop.abort(), 50); // the third pause takes 100 ms at least
@@ -29,6 +34,12 @@ const url = `http://127.0.0.1:${server.address().port}`;
 
 const events = [];
 for await (const event of new Transport(url, { patience: 200 }).stream("/quiet")) events.push(event.id);
+const given = []; // its id was given again while it was cut
+try {
+  for await (const event of new Transport(url).stream("/given")) given.push(event.id);
+} catch (error) {
+  given.push(error instanceof OutriderError && error.code);
+}
 let aborted;
 try {
   await new Transport(url).stream("/ending", { signal: stop.signal }).next();
@@ -50,5 +61,5 @@ try {
   busy = error instanceof OutriderError && error.code;
 }
 const took = Date.now() - began;
-console.log(JSON.stringify({ events, quiet: asked.quiet, aborted, ended, again, busy, tries: asked.busy, waited: took > 4000 }));
+console.log(JSON.stringify({ events, quiet: asked.quiet, given, aborted, ended, again, busy, tries: asked.busy, waited: took > 4000 }));
 process.exit(0);

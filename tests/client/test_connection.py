@@ -7,6 +7,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from outrider.core.errors import (
     AlreadyExists,
     InvalidArguments,
     LimitReached,
+    NotFound,
     Outdated,
     OutriderError,
     RequestClosed,
@@ -29,6 +31,7 @@ from outrider.core.errors import (
     ServerUnreachable,
     StoreLocked,
 )
+from outrider.runtime.records import EventRecord
 from outrider.settings import AccessSettings, ClientSettings, ServeSettings
 from tests.client.stage import QUICK, app_of_tests, served
 from tests.facts import until
@@ -385,6 +388,29 @@ async def test_a_quiet_stream_goes_on_through_any_number_of_cuts(monkeypatch: py
         async with Client(url, settings=replace(QUICK, patience=0.05)) as client:
             assert [each async for each in client.tasks.events("task_1")] == []
     assert asked == 4
+
+
+async def test_a_stream_does_not_go_on_into_what_was_given_its_id_while_it_was_cut():
+    asked: list[bytes] = []
+    created_at = iter(["2030-01-01T00:00:00+00:00"] * 2 + ["2030-01-01T00:00:01+00:00"])
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncreated-at: {next(created_at)}\r\n"
+        record = EventRecord(session_id="s", seq=len(asked), type="t", at=datetime.now(UTC), task_id=None, data={})
+        told = f"event: t\nid: {len(asked)}\ndata: {record.model_dump_json()}\n\n"
+        writer.write(f"{head}connection: close\r\n\r\n{told}".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(stream, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=QUICK) as client:
+            events = client.sessions.events("s")
+            assert [(await anext(events)).seq for _ in range(2)] == [1, 2]
+            with pytest.raises(NotFound, match="another one has its id"):
+                await anext(events)
+    assert b"last-event-id: 2" in asked[-1].lower()
 
 
 async def test_a_pause_that_outlasts_the_patience_or_the_wait_is_not_begun():

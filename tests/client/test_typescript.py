@@ -73,6 +73,7 @@ async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
 async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_pause_that_is_too_long():
     assert await run("cuts.mjs") == {
         "events": [7], "quiet": 2,
+        "given": [7, "not_found"],
         "aborted": "AbortError",
         "ended": "server_unreachable", "again": True,
         "busy": "store_locked", "tries": 1, "waited": False,

@@ -150,6 +150,22 @@ async def test_a_key_of_a_session_is_bound_to_the_root_of_a_tree(runtime: TestRu
     assert await bound.keys.list() == []
 
 
+async def test_a_key_of_a_session_is_refused_from_the_moment_at_which_its_id_is_given_again(runtime: TestRuntime):
+    await runtime.sessions.create(id="chat-1")
+    bound = await runtime.keys.create("one", scopes=["admin"], session_id="chat-1")
+    free = await runtime.keys.create("all")
+    access = access_of(runtime, key_cache=60)
+    await access.admit(f"Bearer {bound.token}", "a")
+    await runtime.advance(1)
+    await runtime.sessions.delete("chat-1")
+    await access.admit(f"Bearer {bound.token}", "a")  # to nothing
+    await runtime.sessions.create(id="chat-1")
+    assert await refused(access, bound.token) == "unauthenticated"
+    with pytest.raises(Unauthenticated):
+        await access.check_still(f"Bearer {bound.token}")
+    await access.admit(f"Bearer {free.token}", "a")
+
+
 async def test_an_organization_manages_its_own_keys_and_sees_no_others(runtime: TestRuntime):
     b = await runtime.organizations.create("Company B")
     operators = await runtime.keys.create("root", scopes=["admin"])

@@ -1,11 +1,14 @@
 """Snapshots: whatever others write while one is taken, it is what the log says of the place that it names."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
 
-from outrider import Outrider, SessionHandle
+from outrider import Outrider, SessionHandle, TaskOptions
+from outrider.core.errors import NotFound
 from outrider.core.ledger import Ledger, Views
 from outrider.core.values import evolve
 from outrider.runtime.bounds import Bounds
@@ -147,3 +150,56 @@ async def test_who_follows_all_sessions_gets_each_event_once_with_its_position(r
     assert event.task_id == task.id
     assert position == await runtime.services.views.position()
     await followed.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+async def told(records: AsyncIterator[Any]) -> list[Any]:
+    found: list[Any] = []
+    with suppress(NotFound):
+        async for each in records:
+            found += [each]
+    return found
+
+
+READ: dict[str, Callable[[Runtime], Awaitable[Any]]] = {
+    "snapshot of a session": lambda runtime: runtime.sessions.snapshot("shared"),
+    "snapshot of a task": lambda runtime: runtime.tasks.snapshot("mine"),
+    "events of a session": lambda runtime: told(runtime.sessions.events("shared")),
+    "events of a task": lambda runtime: told(runtime.tasks.events("mine")),
+    "output of a task": lambda runtime: told(runtime.tasks.output("mine")),
+}
+
+
+@pytest.mark.parametrize("read", READ)
+async def test_what_is_read_of_an_id_is_of_one_life_of_it_however_soon_it_is_given_again(runtime: Runtime, read: str):
+    async def make(organization_id: str) -> None:
+        within = runtime.within(Bounds(organization_id))
+        session = await within.sessions.create(id="shared", title=organization_id)
+        await session.create("external", {"of": organization_id}, options=TaskOptions(id="mine"))
+        (task,) = await within.external.claim("x")
+        await within.external.report(task.id, task.attempt, output=f"{organization_id} printed this")
+        runtime.services.clock.advance(1)  # type: ignore[attr-defined]  # of a test
+
+    async def delete() -> None:
+        (task,) = await runtime.tasks.list(session_id="shared")
+        await runtime.tasks.cancel(task.id)
+        await runtime.external.stopped(task.id, task.attempt)
+        await runtime.sessions.delete("shared")
+
+    for at in range(1, 6):  # calls after the first read, which found acme's
+        await make("acme")
+        calls = itertools.count()
+
+        async def give_again(at: int = at, calls: Iterator[int] = calls) -> None:
+            call = next(calls)
+            if call in (at, at + 4):
+                await delete()
+            if call == at:
+                await make("zeta")
+
+        ledger = cast(Ledger, MeddledLedger(runtime.ledger, give_again))
+        found = ""
+        with suppress(NotFound):
+            found = repr(await READ[read](Runtime(evolve(runtime.services, ledger=ledger))))
+        assert "zeta" not in found, at
+        if await runtime.services.views.session("shared") is not None:
+            await delete()

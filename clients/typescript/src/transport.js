@@ -92,6 +92,7 @@ export class Transport {
   /** Yield the events of a stream, each once, through any cut, until the end that is final. */
   async *stream(path, { after, signal } = {}) {
     let last = after;
+    let made; // when what is followed was: an id may be given again
     let since; // the first cut in a row
     let pause = FIRST_PAUSE;
     for (;;) {
@@ -119,6 +120,14 @@ export class Transport {
           return given;
         });
         opened = Date.now();
+        const before = made;
+        made = answer.headers.get("created-at") ?? made;
+        if (before !== undefined && made !== before) {
+          throw new OutriderError(404, {
+            code: "not_found",
+            detail: `what ${path} told of was deleted, and another one has its id`,
+          });
+        }
         live();
         for await (const event of eventsOf(answer.body, live)) {
           if (event.event === "end") {

@@ -121,6 +121,7 @@ def create_api(
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
+                "Created-At",
                 "ETag",
                 "Idempotent-Replayed",
                 "RateLimit",

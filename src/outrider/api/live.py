@@ -21,10 +21,14 @@ from outrider.api.access import Asking, Reading
 from outrider.api.problems import Refusal, responses
 from outrider.api.protocol import ABORT
 from outrider.api.routing import noun
+from outrider.runtime.clock import as_datetime
 from outrider.runtime.live import Live, Stream
 from outrider.settings import StreamSettings
 
 MEDIA_TYPE = "text/event-stream"
+CREATED_AT = "Created-At"
+"""The header that tells whoever goes on whether it is still what they followed: an id may be given again."""
+
 KEEP_ALIVE = b":\n\n"
 FAREWELL = 1.0
 """How long the end of a stream may take to be sent when the server stops, in seconds."""
@@ -46,7 +50,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": (
             "A stream of events. `snapshot` comes first unless a place to go on from was named, then what is new, "
             "each with its `id`; `end` says that nothing more comes and why. Without it the stream was cut: go on from "
-            "the last id."
+            "the last id. The header `Created-At` is when the session or task was made: if it is another moment than "
+            "before the cut, what was followed was deleted, and its id given again."
         ),
         "content": {
             MEDIA_TYPE: {
@@ -86,6 +91,8 @@ class EventStream(Response):
 
     def __init__(self, stream: Stream, audience: Audience) -> None:
         super().__init__(None, headers=self.HEADERS)
+        if stream.created_at is not None:
+            self.headers[CREATED_AT] = as_datetime(stream.created_at).isoformat()
         del self.headers["content-length"]
         self._stream = stream
         self._audience = audience

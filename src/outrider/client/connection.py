@@ -218,12 +218,17 @@ class Connection:
     async def follow(self, path: str, after: int | None) -> AsyncGenerator[Told | str]:
         """Yield the events of a stream after a cursor, each once, through any cut; then the reason why it ended.
 
-        Without a cursor the first is a `snapshot`. Raises what the server refuses with, and ServerUnreachable where it
-        stays away for longer than the patience.
+        Without a cursor the first is a `snapshot`. Raises what the server refuses with, NotFound where another one has
+        the id after a cut, and ServerUnreachable where the server stays away for longer than the patience.
         """
         cuts, since = 0, 0.0
+        created_at: str | None = None
         while True:
             response = await self._until_it_works(partial(self._open, path, after), True)
+            before, created_at = created_at, response.headers.get("created-at", created_at)
+            if before not in (None, created_at):
+                await response.aclose()
+                raise NotFound(f"what {path} told of was deleted, and another one has its id")
             cut: Exception | None = None
             opened = time.monotonic()
             try:

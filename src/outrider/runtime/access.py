@@ -1,8 +1,9 @@
 """Who asks, and how far they reach: a bearer token becomes a `Caller`, whose bounds a runtime is put within.
 
 One `Access` stands before all edges of a process. It remembers keys for seconds only, so a key that was revoked, in
-whatever process, is refused soon after. A token is looked at whole before anything is refused for how often it was
-tried: whoever guesses from somebody's address does not shut them out.
+whatever process, is refused soon after; whether the session of a key is still the same is asked each time. A token is
+looked at whole before anything is refused for how often it was tried: whoever guesses from somebody's address does not
+shut them out.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class Access:
         now = self._services.clock.now()
         if not opens(document, token, now):
             raise Unauthenticated("this key is not good, or no longer", details={"key": document.id})
-        if known.is_orphan:
+        if await self._is_orphan(data):
             text = "the session of this key was deleted; the one that has its id now is another"
             raise Unauthenticated(text, details={"key": document.id})
         if data["used_at"] is None or now - data["used_at"] >= self._settings.key_used * SECOND:
@@ -188,12 +189,15 @@ class Access:
         known = self._keys.get(key_id, self._age)
         if known is None:
             document = await self._services.views.document(KEYS, id=key_id)
-            known = _Known(document, document is not None and await self._is_orphan(document.data))
+            known = _Known(document)
             self._keys.put(key_id, known, self._services.clock.passed())
         return known
 
     async def _is_orphan(self, data: Any) -> bool:
-        """Whether the session of a key is another than it was made for. Keys of before that was kept do not tell."""
+        """Whether the session of a key is another than it was made for. Keys of before that was kept do not tell.
+
+        Asked anew each time: the id may have been given again a moment ago.
+        """
         made_at = data.get("session_created_at")
         if made_at is None:
             return False
@@ -211,7 +215,7 @@ class Access:
         with suppress(StoreError):
             if await self._services.ledger.keep([used]):
                 used = evolve(used, version=used.version + 1)
-                self._keys.put(document.id, _Known(used, False), self._services.clock.passed())
+                self._keys.put(document.id, _Known(used), self._services.clock.passed())
             else:
                 self._keys.drop(document.id)
 
@@ -265,10 +269,9 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A key as it was read; None where there was none. `is_orphan`: its session is gone, and another has its id."""
+    """A key as it was read; None where there was none."""
 
     document: Document | None
-    is_orphan: bool
 
 
 @dataclass(frozen=True, slots=True)

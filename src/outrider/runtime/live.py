@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel
 
 from outrider.core.errors import InvalidArguments, NotFound, StoreLocked, StoreUnavailable
-from outrider.core.ledger import Signal, Views
+from outrider.core.ledger import Head, Signal, Views
+from outrider.core.values import Instant
 from outrider.runtime.log import log
 from outrider.runtime.options import check_texts
 from outrider.runtime.records import OrganizationSnapshot, SessionSnapshot, TaskSnapshot
@@ -29,7 +31,7 @@ from outrider.runtime.snapshots import (
     snapshot_of_session,
     snapshot_of_task,
 )
-from outrider.runtime.stream import EventReader, LogReader, OutputReader
+from outrider.runtime.stream import EventReader, Life, LogReader, OutputReader, life_of
 
 PAGE = 16
 """How many entries one who is behind reads at once: what is in memory for it while it is sent."""
@@ -72,6 +74,9 @@ _MOST_CURSOR = 2**63 - 1
 Reason: TypeAlias = Literal["task_ended", "task_deleted", "session_deleted", "server_stopping", "failed"]
 """Why a stream ends: there is nothing more to come, or this process tells no more of it."""
 
+_GONE: tuple[Reason, ...] = ("task_deleted", "session_deleted")
+"""After which nothing that was read may be told: who has the id now may be somebody else."""
+
 Tell: TypeAlias = "Callable[[int, str, BaseModel], bytes]"
 """What an edge makes of something at a cursor: `snapshot`, `output`, or the type of an event."""
 
@@ -83,6 +88,8 @@ class Live:
 
     Whoever opens a stream hands in the services within which it may see what it asks for; a session or task that lies
     within them is then read as it is, for all who may see it. What an organization has is read within them.
+
+    An id that was deleted may be given again. What is shared is of one life of it, and ends with that.
     """
 
     def __init__(self, services: Services, tell: Tell) -> None:
@@ -102,7 +109,7 @@ class Live:
         self._sweeping: asyncio.Task[None] | None = None
         self._position: int | None = None
         """Up to where the log of all sessions was looked at for who is concerned."""
-        self._seqs: dict[str, int] = {}
+        self._heads: Mapping[str, Head] = {}
 
     @property
     def feeds(self) -> int:
@@ -117,14 +124,17 @@ class Live:
         Raises NotFound, and InvalidArguments for a number that no event has yet.
         """
         check_texts(session_id=session_id)
-        key: Hashable = ("session", session_id, output)
-        head, first = (await session_of(services.views, session_id)).last_seq, b""
+        session = await session_of(services.views, session_id)
+        life, head, first = life_of(session), session.last_seq, b""
         if after is None:
-            shared: Hashable = ("session", session_id)
-            head, first = await self._snapshot(shared, head, lambda: snapshot_of_session(self._services, session_id))
+            shared: Hashable = ("session", session_id, life)
+            take = partial(snapshot_of_session, self._services, session_id, life)
+            head, first = await self._snapshot(shared, head, take)
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _SessionSource(self._services, session_id, at, output), after, first)
+        key: Hashable = ("session", session_id, life, output)
+        source = partial(_SessionSource, self._services, session_id, life, output)
+        return self._open(key, head, source, after, first, session.created_at)
 
     async def task(self, services: Services, task_id: str, after: int | None = None) -> Stream:
         """A task's events after that number of its session's log, or a snapshot and what follows, until it has ended.
@@ -135,13 +145,15 @@ class Live:
         task = await services.views.task(task_id)
         if task is None:
             raise NotFound.of("task", task_id)
-        session_id, key = task.session_id, ("task", task_id)
-        head, first = (await session_of(services.views, session_id)).last_seq, b""
+        life = life_of(task.input)
+        key: Hashable = ("task", task_id, life)
+        head, first = (await session_of(services.views, task.session_id)).last_seq, b""
         if after is None:
-            head, first = await self._snapshot(key, head, lambda: snapshot_of_task(self._services, task_id))
+            head, first = await self._snapshot(key, head, partial(snapshot_of_task, self._services, task_id, life))
             after = head
         _check_cursor(after, head)
-        return self._open(key, head, lambda at: _TaskSource(self._services, session_id, task_id, at), after, first)
+        source = partial(_TaskSource, self._services, task.session_id, task_id, life)
+        return self._open(key, head, source, after, first, task.input.created_at)
 
     async def output(self, services: Services, task_id: str, start: int | None = None) -> Stream:
         """A task's output from a byte offset on, or all that is kept, until it has ended.
@@ -149,13 +161,15 @@ class Live:
         Raises NotFound, and InvalidArguments for an offset beyond what was printed.
         """
         check_texts(task_id=task_id)
-        if await services.views.task(task_id) is None:
+        task = await services.views.task(task_id)
+        if task is None:
             raise NotFound.of("task", task_id)
         end = (await services.views.output(task_id, start=_MOST_CURSOR, limit=1)).next
         if start is not None:
             _check_cursor(start, end)
-        key = ("output", task_id)
-        return self._open(key, end, lambda at: _OutputSource(self._services, task_id, at), start or 0, b"")
+        life = life_of(task.input)
+        source = partial(_OutputSource, self._services, task.session_id, task_id, life)
+        return self._open(("output", task_id, life), end, source, start or 0, b"", task.input.created_at)
 
     async def organization(
         self, services: Services, organization_id: str | None, after: int | None = None, *, bounds: Hashable = None
@@ -176,7 +190,15 @@ class Live:
 
     # --- feeds ---------------------------------------------------------------------------------------
 
-    def _open(self, key: Hashable, head: int, source: Callable[[int], _Source], after: int, first: bytes) -> Stream:
+    def _open(
+        self,
+        key: Hashable,
+        head: int,
+        source: Callable[[int], _Source],
+        after: int,
+        first: bytes,
+        created_at: Instant | None = None,
+    ) -> Stream:
         feed = self._feeds.get(key)
         if feed is None or feed.reason is not None:
             feed = Feed(self, key, source, head)
@@ -186,7 +208,7 @@ class Live:
             if self._stop is None:
                 self._begin()
             feed.ring()
-        return Stream(feed, after, first)
+        return Stream(feed, after, first, created_at)
 
     def forget(self, feed: Feed) -> None:
         """Let go of a feed that nobody follows any more."""
@@ -230,7 +252,7 @@ class Live:
 
     def _begin(self) -> None:
         self._position = None
-        self._seqs = {}
+        self._heads = {}
         self._must_sweep = False
         self._stop = self._services.ledger.listen(self._on_signal)
         self._sweep = asyncio.get_running_loop().call_later(LOOK, self._look_around)
@@ -301,13 +323,15 @@ class Live:
     async def _compare(self) -> None:
         """Ring for the sessions whose log has another end than at the last look, and for those that are gone.
 
+        The position of that end tells it from the one of the same number in another life of the session.
+
         The news of PostgreSQL leave out what a transaction wrote while an older one goes on, whoever has that.
         """
         try:
             sessions = {feed.session_id for feed in self._feeds.values() if feed.session_id is not None}
             heads = await self._services.views.heads(list(sessions)) if sessions else {}
-            before, self._seqs = self._seqs, {id: head.seq for id, head in heads.items()}
-            moved = {id for id in sessions if id not in heads or before.get(id) != heads[id].seq}
+            before, self._heads = self._heads, heads
+            moved = {id for id in sessions if id not in heads or before.get(id) != heads[id]}
             for feed in list(self._feeds.values()):
                 if feed.session_id in moved:
                     feed.ring()
@@ -403,16 +427,20 @@ class Feed:
         async with self._live.turns:
             source = self._spare.pop(cursor, None) or self._new_source(cursor)
             pause = RETRIES[0]
-            found: _Records | None = None
-            while found is None:
+            page: tuple[_Records, Reason | None] | None = None
+            while page is None:
                 try:
-                    found = await source.read(PAGE)
+                    page = await source.read(PAGE), await source.over()
                 except (StoreUnavailable, StoreLocked) as error:
                     if error.code == CLOSED:
                         raise
                     source = self._new_source(cursor)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRIES[1])
+            found, reason = page
+            if reason in _GONE:
+                self.end(reason)
+                found = []
             entries = self._told(found)
         # What is missing between the end of the log and what is kept here was deleted.
         end = source.after if entries or self.reason is not None else max(source.after, self.start)
@@ -463,23 +491,22 @@ class Feed:
     async def _read_all(self) -> int:
         """Read what there is, and how much that was; end where nothing more can come."""
         source, count = self._source, 0
+        was_over: Reason | None = None
         while True:
             found = await source.read(NEWS)
+            reason = await source.over()
+            if reason in _GONE:
+                self.end(reason)
+                return count
             count += len(found)
             self._keep(found)
+            if not found and was_over is not None:  # it was over before this read, so there is no more
+                self.end(was_over)
+                return count
+            was_over = reason
             if len(found) >= NEWS:
                 await asyncio.sleep(0)
-                continue
-            if found and not source.may_be_over:
-                return count
-            reason = await source.over()
-            if reason is None:
-                return count
-            # It was over before this read, so this one has the last.
-            rest = await source.read(NEWS)
-            self._keep(rest)
-            if not rest:
-                self.end(reason)
+            elif reason is None:
                 return count
 
     def _read_later(self) -> None:
@@ -542,15 +569,19 @@ class Feed:
 
 
 class Stream:
-    """One who follows. `cursor` is how far it was told; `reason` is why it ended, once it has."""
+    """One who follows. `cursor` is how far it was told; `reason` is why it ended, once it has.
 
-    __slots__ = ("_bell", "_feed", "_first", "cursor", "reason")
+    `created_at` is when the session or task was made, None for the log of all.
+    """
 
-    def __init__(self, feed: Feed, cursor: int, first: bytes) -> None:
+    __slots__ = ("_bell", "_feed", "_first", "created_at", "cursor", "reason")
+
+    def __init__(self, feed: Feed, cursor: int, first: bytes, created_at: Instant | None) -> None:
         self._feed = feed
         self._first = first
         self._bell: asyncio.Future[None] | None = None
         self.cursor = cursor
+        self.created_at = created_at
         self.reason: Reason | None = None
         feed.streams.add(self)
 
@@ -625,7 +656,7 @@ class _Source(Protocol):
 
     @property
     def session_id(self) -> str | None:
-        """The session in whose log it is, None for that of all."""
+        """The session that it is of, None for all."""
         ...
 
     @property
@@ -638,26 +669,21 @@ class _Source(Protocol):
         """The cursor after what was read."""
         ...
 
-    @property
-    def may_be_over(self) -> bool:
-        """Whether to ask `over` though there was something to read."""
-        ...
-
     async def read(self, limit: int) -> _Records:
         """What comes next: at least `limit` if there may be more. Each with its cursor, and what it is."""
         ...
 
     async def over(self) -> Reason | None:
-        """Why nothing comes but what is there now, if so."""
+        """Why nothing comes but what is there now, if so. To be asked after each read, before what it found is told."""
         ...
 
 
 class _SessionSource:
     is_hidden = False
-    may_be_over = False
 
-    def __init__(self, services: Services, session_id: str, after: int, output: bool) -> None:
+    def __init__(self, services: Services, session_id: str, life: Life, output: bool, after: int) -> None:
         self._views = services.views
+        self._life = life
         self._reader = EventReader(services, session_id, after=after, output=output)
         self.session_id = session_id
         self.topics = (session_id,)
@@ -670,42 +696,41 @@ class _SessionSource:
         return [(event.seq, event.type, event) for event in await self._reader.read(limit)]
 
     async def over(self) -> Reason | None:
-        return "session_deleted" if await self._views.session(self.session_id) is None else None
+        session = await self._views.session(self.session_id)
+        return "session_deleted" if session is None or life_of(session) != self._life else None
 
 
 class _TaskSource:
     is_hidden = False
 
-    def __init__(self, services: Services, session_id: str, task_id: str, after: int) -> None:
+    def __init__(self, services: Services, session_id: str, task_id: str, life: Life, after: int) -> None:
         self._views = services.views
         self._reader = EventReader(services, session_id, after=after, task_id=task_id)
         self._task_id = task_id
+        self._life = life
         self.session_id = session_id
         self.topics = (task_id,)
-        self.may_be_over = False
 
     @property
     def after(self) -> int:
         return self._reader.after
 
     async def read(self, limit: int) -> _Records:
-        events = await self._reader.read(limit)
-        self.may_be_over = any(event.task is not None and event.task.is_terminal for event in events)
-        return [(event.seq, event.type, event) for event in events]
+        return [(event.seq, event.type, event) for event in await self._reader.read(limit)]
 
     async def over(self) -> Reason | None:
-        return await _end_of(self._views, self._task_id)
+        return await _end_of(self._views, self._task_id, self._life)
 
 
 class _OutputSource:
     is_hidden = False
-    may_be_over = True
 
-    def __init__(self, services: Services, task_id: str, after: int) -> None:
+    def __init__(self, services: Services, session_id: str, task_id: str, life: Life, after: int) -> None:
         self._views = services.views
         self._reader = OutputReader(services, task_id, after)
         self._task_id = task_id
-        self.session_id = None
+        self._life = life
+        self.session_id = session_id
         self.topics = (task_id,)
 
     @property
@@ -716,7 +741,7 @@ class _OutputSource:
         return [(piece.next, "output", piece) for piece in await self._reader.read(limit)]
 
     async def over(self) -> Reason | None:
-        return await _end_of(self._views, self._task_id)
+        return await _end_of(self._views, self._task_id, self._life)
 
 
 class _LogSource:
@@ -725,7 +750,6 @@ class _LogSource:
     """
 
     is_hidden = True
-    may_be_over = False
     session_id = None
     topics = (EVERYTHING,)
 
@@ -746,9 +770,9 @@ class _LogSource:
         return None
 
 
-async def _end_of(views: Views, task_id: str) -> Reason | None:
+async def _end_of(views: Views, task_id: str, life: Life) -> Reason | None:
     task = await views.task(task_id)
-    if task is None:
+    if task is None or life_of(task.input) != life:
         return "task_deleted"
     return "task_ended" if task.is_terminal else None
 

@@ -44,7 +44,7 @@ from outrider.runtime.records import (
 )
 from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_session
-from outrider.runtime.stream import EventReader
+from outrider.runtime.stream import EventReader, life_of
 from outrider.runtime.trees import tasks_below
 from outrider.runtime.turns import Steering, check_steering, last_turn, say
 from outrider.runtime.webhooks.sweeping import erase
@@ -389,8 +389,8 @@ class Sessions:
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
         """Yield a session's events, each once, after that number, for ever. Raises NotFound, also once deleted."""
         check_count("after", after)
-        await self._session(session_id)
-        async for event in EventReader(self._services, session_id, after=after).follow():
+        life = life_of(await self._session(session_id))
+        async for event in EventReader(self._services, session_id, after=after).follow(life):
             yield event
 
     async def snapshot(self, session_id: str) -> SessionSnapshot:

@@ -23,7 +23,7 @@ from outrider.runtime.records import (
     TaskSnapshot,
 )
 from outrider.runtime.services import Services
-from outrider.runtime.stream import PAGE, EventReader, LogReader
+from outrider.runtime.stream import PAGE, EventReader, Life, LogReader, life_of
 from outrider.runtime.turns import last_turn
 
 SHOWN = 100
@@ -39,12 +39,13 @@ _LOOK = 0.005
 _LIVE = tuple(LIVE_STATES)
 
 
-async def snapshot_of_session(services: Services, session_id: str) -> SessionSnapshot:
-    """A session with its live tasks. Raises NotFound."""
+async def snapshot_of_session(services: Services, session_id: str, life: Life | None = None) -> SessionSnapshot:
+    """A session with its live tasks, all of one life of its id: of that one, if it is named. Raises NotFound."""
     views = services.views
-    before = await session_of(views, session_id)
+    before = await session_of(views, session_id, life)
+    life = life_of(before)
     tasks = await views.list_tasks(TaskFilter(session_id=session_id, states=_LIVE, limit=SHOWN + 1))
-    session = await session_of(views, session_id)
+    session = await session_of(views, session_id, life)
     reader = EventReader(services, session_id, after=before.last_seq)
     touched: set[str] = set()
     while reader.after < session.last_seq:
@@ -57,6 +58,7 @@ async def snapshot_of_session(services: Services, session_id: str) -> SessionSna
     turn = next((task for task in shown if task.id == session.driver_task_id), None)
     if turn is None and is_cut:
         turn = await last_turn(services.lifecycle, session)
+    await session_of(views, session_id, life)
     return SessionSnapshot(
         after=max(session.last_seq, reader.after),
         session=SessionRecord.of(session, turn),
@@ -65,12 +67,13 @@ async def snapshot_of_session(services: Services, session_id: str) -> SessionSna
     )
 
 
-async def snapshot_of_task(services: Services, task_id: str) -> TaskSnapshot:
-    """A task. Raises NotFound."""
+async def snapshot_of_task(services: Services, task_id: str, life: Life | None = None) -> TaskSnapshot:
+    """A task, of one life of its id: of that one, if it is named. Raises NotFound."""
     views = services.views
-    task = await _task_of(views, task_id)
+    task = await _task_of(views, task_id, life)
+    life = life_of(task.input)
     session = await session_of(views, task.session_id)
-    record = TaskRecord.of(await _task_of(views, task_id))
+    record = TaskRecord.of(await _task_of(views, task_id, life))
     reader = EventReader(services, session.id, after=session.last_seq, task_id=task_id)
     is_last = False
     while not is_last:
@@ -79,6 +82,7 @@ async def snapshot_of_task(services: Services, task_id: str) -> TaskSnapshot:
         record = next((each.task for each in reversed(events) if each.task is not None), record)
         if _touched(events) and (folded := reader.folded(task_id)) is not None:
             record = TaskRecord.of(folded)
+    await _task_of(views, task_id, life)
     return TaskSnapshot(after=reader.after, task=record)
 
 
@@ -109,17 +113,17 @@ async def snapshot_of_organization(services: Services, organization_id: str | No
     )
 
 
-async def session_of(views: Views, session_id: str) -> Session:
-    """The session of that id. Raises NotFound."""
+async def session_of(views: Views, session_id: str, life: Life | None = None) -> Session:
+    """The session of that id, and of that life of it, if one is named. Raises NotFound."""
     session = await views.session(session_id)
-    if session is None:
+    if session is None or life not in (None, life_of(session)):
         raise NotFound.of("session", session_id)
     return session
 
 
-async def _task_of(views: Views, task_id: str) -> Task:
+async def _task_of(views: Views, task_id: str, life: Life | None) -> Task:
     task = await views.task(task_id)
-    if task is None:
+    if task is None or life not in (None, life_of(task.input)):
         raise NotFound.of("task", task_id)
     return task
 

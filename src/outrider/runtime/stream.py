@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from outrider.core.errors import NotFound
 from outrider.core.ledger import LogRow
 from outrider.core.replay import Snapshot, fold, replay
 from outrider.core.task import Task
+from outrider.core.values import Instant
 from outrider.runtime.clock import as_datetime
 from outrider.runtime.codec import decode
 from outrider.runtime.records import EventRecord, OutputRecord, TaskRecord
@@ -24,6 +25,36 @@ from outrider.runtime.services import Services
 PAGE = 500
 MOST_FOLDED = 1000
 """Of how many live tasks a reader keeps what the log said; those that it did not meet for longest are read again."""
+
+Life: TypeAlias = tuple[str, str, Instant]
+"""Which of those it is that had an id one after the other: an id is free again once what had it was deleted."""
+
+
+class Lived(Protocol):
+    """What says which life it is of: a session, or the input of a task."""
+
+    @property
+    def organization_id(self) -> str:
+        """The organization that it belongs to."""
+        ...
+
+    @property
+    def root_session_id(self) -> str:
+        """The session at the top of its tree."""
+        ...
+
+    @property
+    def created_at(self) -> Instant:
+        """When it was made."""
+        ...
+
+
+def life_of(lived: Lived) -> Life:
+    """The life of a session, or of the task with this input.
+
+    What is read by an id is of the life that the id still has after that: one that is over does not come back.
+    """
+    return lived.organization_id, lived.root_session_id, lived.created_at
 
 
 class EventReader:
@@ -65,17 +96,18 @@ class EventReader:
         """A live task as what was read last left it; None for one that was not met, or has ended."""
         return self._folds.task(task_id)
 
-    async def follow(self) -> AsyncIterator[EventRecord]:
-        """Yield events for ever, waiting for each. Raises NotFound once the session was deleted."""
+    async def follow(self, life: Life) -> AsyncIterator[EventRecord]:
+        """Yield events for ever, waiting for each. Raises NotFound once the session of that life was deleted."""
         topic = self._task_id or self._session_id
         with self._services.signals.listen([topic, self._session_id]) as bell:
             while True:
                 events = await self.read()
+                session = await self._services.views.session(self._session_id)
+                if session is None or life_of(session) != life:
+                    raise NotFound.of("session", self._session_id)
                 for event in events:
                     yield event
                 if not events:
-                    if await self._services.views.session(self._session_id) is None:
-                        raise NotFound.of("session", self._session_id)
                     await bell.wait()
 
     async def _missing(self, rows: Sequence[LogRow]) -> list[EventRecord]:
@@ -187,17 +219,23 @@ async def read_output(
 ) -> AsyncIterator[OutputRecord]:
     """Yield a task's output from a byte offset on, until all was read and, with `follow`, the task has ended."""
     reader = OutputReader(services, task_id, start)
+    task = await services.views.task(task_id)
+    life = None if task is None else life_of(task.input)
     with services.signals.listen([task_id]) as bell:
-        while True:
-            task = await services.views.task(task_id)
+        while task is not None:
+            is_last = task.is_terminal or not follow
             pieces = await reader.read()
+            task = await services.views.task(task_id)
+            if task is None or life_of(task.input) != life:
+                return
             for piece in pieces:
                 yield piece
             if pieces:
                 continue
-            if task is None or task.is_terminal or not follow:
+            if is_last:
                 return
-            await bell.wait()
+            if not task.is_terminal:
+                await bell.wait()
 
 
 class Folds:

@@ -80,7 +80,7 @@ from outrider.runtime.recovery import loss_of
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.services import Services
 from outrider.runtime.snapshots import snapshot_of_task
-from outrider.runtime.stream import EventReader, read_output
+from outrider.runtime.stream import EventReader, life_of, read_output
 from outrider.runtime.trees import tasks_below
 from outrider.runtime.webhooks.hooks import create_with_webhooks, handing_on_webhooks
 
@@ -839,21 +839,29 @@ class Tasks:
     # --- following -----------------------------------------------------------------------------------
 
     async def events(self, task_id: str, *, after: int = 0) -> AsyncIterator[EventRecord]:
-        """Yield a task's events, each once, after that number of its session's log, until the task has ended."""
+        """Yield a task's events, each once, after that number of its session's log, until the task has ended.
+
+        Raises NotFound, also once deleted.
+        """
         check_count("after", after)
         task = await self.get(task_id)
+        life = life_of(task.input)
         reader = EventReader(self._services, task.session_id, after=after, task_id=task_id)
         with self._services.signals.listen([task_id]) as bell:
             while True:
-                ended = (await self.get(task_id)).is_terminal
+                is_last = task.is_terminal
                 events = await reader.read()
+                task = await self.get(task_id)
+                if life_of(task.input) != life:
+                    raise NotFound.of("task", task_id)
                 for event in events:
                     yield event
                 if events:
                     continue
-                if ended:
+                if is_last:
                     return
-                await bell.wait()
+                if not task.is_terminal:
+                    await bell.wait()
 
     async def snapshot(self, task_id: str) -> TaskSnapshot:
         """Return a task, and the number of the event after which all of its events are new. Raises NotFound."""
