@@ -802,8 +802,8 @@ async def test_an_organization_is_made_suspended_resumed_and_deleted(idle: Any):
     made = await idle.organizations.create("Ünïcode", id="org_a")
     assert await idle.organizations.get("org_a") == made
     other = await idle.organizations.create("B")
-    assert [each.id for each in await idle.organizations.list(limit=2)] == ["org_default", other.id]
-    assert [each.id for each in await idle.organizations.list(after=other.id)] == ["org_a"]
+    assert [each.id for each in await idle.organizations.list(limit=2)] == [other.id, "org_a"]
+    assert [each.id for each in await idle.organizations.list(after="org_a")] == ["org_default"]
     with pytest.raises(AlreadyExists):
         await idle.organizations.create("Ünïcode", id="org_a")
     assert (await idle.organizations.suspend("org_a")).suspended_at is not None
