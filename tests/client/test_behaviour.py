@@ -657,6 +657,8 @@ async def test_files_are_written_read_listed_and_deleted_whatever_they_are_calle
         ("/a b/ü?#%41&.txt", "text/plain", 18)
     ]
     assert [each.media_type for each in await session.files("/data")] == ["application/x-thing"]
+    assert [each.path for each in await session.files(limit=1)] == ["/a b/ü?#%41&.txt"]
+    assert [each.path for each in await session.files(after="/a b/ü?#%41&.txt")] == ["/data"]
     assert [await session.delete_file("data"), await session.delete_file("data")] == [True, False]
     with pytest.raises(NotFound) as told:
         await session.read_file("data")
