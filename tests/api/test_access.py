@@ -368,7 +368,7 @@ async def test_operators_look_after_organizations_and_see_nothing_in_them():
             made = (await client.post("/v1/organizations", json={"name": "C", "id": "org_c"})).json()
             assert made["id"] == "org_c"
             ids = [each["id"] for each in (await client.get("/v1/organizations")).json()["items"]]
-            assert ids == [DEFAULT_ORGANIZATION, OWN, "org_b", "org_c"]
+            assert ids == [OWN, "org_b", "org_c", DEFAULT_ORGANIZATION]
             assert (await client.post("/v1/organizations/org_c/suspend")).json()["suspended_at"]
             assert (await client.delete("/v1/organizations/org_c")).status_code == 204
             assert (await client.delete("/v1/organizations/org_b")).json()["code"] == "in_use"

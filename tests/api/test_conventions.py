@@ -292,3 +292,19 @@ async def test_a_server_says_that_it_lives_and_is_not_ready_once_it_ends(api: Ap
     assert (await api.get("/ready")).status_code == 200
     api.app.state.ending.set()
     assert (await api.get("/ready")).status_code == 503
+
+
+async def test_a_list_of_files_says_where_it_goes_on(api: Api):
+    session_id = await api.session()
+    paths = sorted([*(f"/many/{number}" for number in range(5)), "/" + "é" * 512])  # the longest that there is
+    for path in paths:
+        assert (await api.put(f"/v1/sessions/{session_id}/files{path}", content=b"x")).status_code == 200
+    for limit in (1, 2, 3, 6, 7):
+        found, asked = list[str](), {"limit": limit}
+        while True:
+            page = (await api.get(f"/v1/sessions/{session_id}/files", params=asked)).json()
+            found += [each["path"] for each in page["items"]]
+            if page["next"] is None:
+                break
+            asked = {"limit": limit, "after": page["next"]}
+        assert found == paths

@@ -657,6 +657,8 @@ async def test_files_are_written_read_listed_and_deleted_whatever_they_are_calle
         ("/a b/ü?#%41&.txt", "text/plain", 18)
     ]
     assert [each.media_type for each in await session.files("/data")] == ["application/x-thing"]
+    assert [each.path for each in await session.files(limit=1)] == ["/a b/ü?#%41&.txt"]
+    assert [each.path for each in await session.files(after="/a b/ü?#%41&.txt")] == ["/data"]
     assert [await session.delete_file("data"), await session.delete_file("data")] == [True, False]
     with pytest.raises(NotFound) as told:
         await session.read_file("data")
@@ -802,8 +804,8 @@ async def test_an_organization_is_made_suspended_resumed_and_deleted(idle: Any):
     made = await idle.organizations.create("Ünïcode", id="org_a")
     assert await idle.organizations.get("org_a") == made
     other = await idle.organizations.create("B")
-    assert [each.id for each in await idle.organizations.list(limit=2)] == ["org_default", other.id]
-    assert [each.id for each in await idle.organizations.list(after=other.id)] == ["org_a"]
+    assert [each.id for each in await idle.organizations.list(limit=2)] == [other.id, "org_a"]
+    assert [each.id for each in await idle.organizations.list(after="org_a")] == ["org_default"]
     with pytest.raises(AlreadyExists):
         await idle.organizations.create("Ünïcode", id="org_a")
     assert (await idle.organizations.suspend("org_a")).suspended_at is not None

@@ -67,7 +67,8 @@ async def every_verb(task: TaskContext, path: str) -> dict[str, Any]:
     posted = await task.post({"leg": 1}, name="post")
     await task.files.write("/notes/a.txt", "text")
     await task.files.write("/notes/b.bin", b"\xff\x00")
-    listed = [file.path for file in await task.files.list("/notes/")]
+    listed = [file.path for file in await task.files.list("/notes/", limit=1)]
+    listed += [file.path for file in await task.files.list("/notes/", after=listed[0])]
     try:
         await task.files.read("/notes/none")
         missing = False

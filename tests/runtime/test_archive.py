@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,6 +23,8 @@ from outrider.core.errors import (
     StoreUnavailable,
 )
 from outrider.core.session import NewSession
+from outrider.core.values import evolve
+from outrider.runtime.bounds import Bounds
 from outrider.runtime.pruning import Retention
 from outrider.testing import TestRuntime, open_test
 
@@ -286,3 +289,149 @@ async def test_a_policy_archives_sessions_in_which_nothing_has_happened_for_long
         assert [each.session_id for each in await runtime.archive.list(organization_id="org_a")] == [old.id]
         with pytest.raises(InvalidArguments):
             await runtime.retention.set_policy("org_a", age=None, archive=True)
+
+
+async def test_a_session_that_got_the_id_of_an_archived_one_is_not_taken_for_what_was_left_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with opened(tmp_path) as runtime:
+        ledger = runtime.services.ledger
+        for id, is_of_an_earlier_version in (("session_daily", False), ("session_hourly", True)):
+            session, keep = await session_of(runtime, id=id), ledger.keep
+
+            async def keep_the_first(documents: Any, *given: Any, keep: Any = keep) -> Any:
+                if documents[0].data["is_left"] is False:
+                    raise KeyError("killed")
+                return await keep(documents, *given)
+
+            monkeypatch.setattr(ledger, "keep", keep_the_first)
+            with pytest.raises(KeyError):
+                await runtime.archive.store(id)
+            monkeypatch.undo()
+            assert not await is_there(runtime, session)
+            if is_of_an_earlier_version:
+                there = await runtime.services.views.document("archive", id=id)
+                assert there is not None
+                data = {name: value for name, value in there.data.items() if name != "created_at"}
+                assert await ledger.keep([evolve(there, data=data)])
+            await runtime.advance(DAY)
+            again = await session_of(runtime, id=id)
+            await again.close()
+            for _ in range(2):
+                with pytest.raises(AlreadyExists):
+                    await runtime.archive.store(id)
+            assert await again.read_file("/notes.txt") == b"all of it"
+            assert len(await again.tasks()) == 1
+
+
+async def test_whatever_ends_it_before_it_is_recorded_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with opened(tmp_path) as runtime:
+        ours, theirs = (runtime.within(Bounds(organization_id)) for organization_id in ("org_a", "org_b"))
+        await ours.archive.store((await ours.sessions.create(id="session_daily")).id)
+        (of_ours,) = tmp_path.rglob("*.gz")
+        session = await theirs.sessions.create(id="session_daily")
+        with pytest.raises(AlreadyExists):
+            await theirs.archive.store(session.id)
+        assert (await session.record()).closed_at is None
+        assert list(tmp_path.rglob("*.gz")) == [of_ours]
+
+        session = await session_of(runtime)
+        write, waits = runtime.archive._write, asyncio.Event()
+
+        async def write_and_wait(*given: Any) -> None:
+            await write(*given)
+            waits.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(runtime.archive, "_write", write_and_wait)
+        storing = asyncio.create_task(runtime.archive.store(session.id))
+        await waits.wait()
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        monkeypatch.undo()
+        assert list(tmp_path.rglob("*.gz")) == [of_ours]
+        assert (await session.record()).closed_at is None
+
+
+@pytest.mark.parametrize("was_kept", [False, True])
+async def test_the_file_stays_where_it_was_recorded_and_only_the_word_of_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_kept: bool
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        keep = runtime.services.ledger.keep
+
+        async def lose_the_answer(*given: Any) -> Any:
+            if was_kept:
+                await keep(*given)
+            raise StoreUnavailable("the connection was lost")
+
+        monkeypatch.setattr(runtime.services.ledger, "keep", lose_the_answer)
+        with pytest.raises(StoreUnavailable):
+            await runtime.archive.store(session.id)
+        monkeypatch.undo()
+        assert len(list(tmp_path.rglob("*.gz"))) == was_kept
+        await runtime.archive.store(session.id)
+        assert not await is_there(runtime, session)
+        assert [record["record"] async for record in runtime.archive.read(session.id)][-1] == "end"
+
+
+async def test_who_is_stopped_while_it_is_recorded_waits_for_how_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        keep, waits, goes_on = runtime.services.ledger.keep, asyncio.Event(), asyncio.Event()
+
+        async def keep_late(*given: Any) -> Any:
+            waits.set()
+            await goes_on.wait()
+            return await keep(*given)
+
+        monkeypatch.setattr(runtime.services.ledger, "keep", keep_late)
+        storing = asyncio.create_task(runtime.archive.store(session.id))
+        await waits.wait()
+        for _ in range(2):
+            storing.cancel()
+            await asyncio.sleep(0)
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        monkeypatch.undo()
+        assert len(list(tmp_path.rglob("*.gz"))) == 1
+        await runtime.archive.store(session.id)
+        assert not await is_there(runtime, session)
+        assert len(list(tmp_path.rglob("*.gz"))) == 1
+
+
+async def test_a_record_that_was_deleted_while_its_session_was_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        prune = runtime.services.ledger.prune
+
+        async def delete_it(*given: Any, **more: Any) -> Any:
+            await runtime.archive.delete(session.id)
+            return await prune(*given, **more)
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", delete_it)
+        await runtime.archive.store(session.id)
+        assert await runtime.archive.list() == []
+
+
+async def test_a_little_file_that_holds_a_great_deal_is_read_in_pieces(tmp_path: Path):
+    async with opened(tmp_path) as runtime:
+        session = await session_of(runtime)
+        for number in range(24):
+            await session.write_file(f"/{number}", bytes(1_000_000))
+        await runtime.archive.store(session.id)
+        tracemalloc.start()
+        try:
+            sizes = [len(str(record.get("content", ""))) async for record in runtime.archive.read(session.id)]
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert sum(size > 1_000_000 for size in sizes) == 24
+        assert most < 30_000_000  # of which the parser takes twelve times the line it is at

@@ -324,6 +324,17 @@ async def test_what_belongs_to_another_organization_is_as_absent_as_what_never_w
     assert await n.state() == before
 
 
+async def test_pages_of_organizations_have_each_of_them_once_whatever_their_size():
+    async with open_test(Outrider()) as runtime:
+        for id in ("acme", "org_a", "org_z", "zeta"):
+            await runtime.organizations.create(id, id=id)
+        for limit in range(1, 7):
+            found, after = list[str](), None
+            while page := await runtime.organizations.list(after=after, limit=limit):
+                found, after = [*found, *(each.id for each in page)], page[-1].id
+            assert found == ["acme", "org_a", "org_default", "org_z", "zeta"]
+
+
 async def test_what_concerns_all_organizations_is_for_operators(neighbours: Neighbours):
     n = neighbours
     for name, verb in FOR_OPERATORS.items():

@@ -191,7 +191,7 @@ async def test_an_organization_manages_its_own_keys_and_sees_no_others(runtime: 
     with pytest.raises(Forbidden):
         await there.organizations.delete(b.id)
     operator = runtime.within((await access_of(runtime).admit(f"Bearer {operators.token}", "a")).bounds)
-    assert [each.id for each in await operator.organizations.list()] == [DEFAULT_ORGANIZATION, b.id]
+    assert [each.id for each in await operator.organizations.list()] == [b.id, DEFAULT_ORGANIZATION]
     assert {each.id for each in await operator.keys.list()} == {operators.id, theirs.id, own.id}
 
 

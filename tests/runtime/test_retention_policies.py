@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider, SessionHandle, TaskContext
+from outrider import Outrider, SessionHandle, TaskContext, TaskOptions
 from outrider.core.errors import InvalidArguments, NotFound
 from outrider.runtime import pruning
 from outrider.runtime.pruning import Retention
@@ -157,4 +157,44 @@ async def test_a_pin_holds_what_lies_below_it_and_what_opened_it_and_goes_with_w
         assert (await runtime.tasks.prune(0)).tasks == 0
         assert gone not in {each.id for each in await runtime.tasks.list()}
         await session.delete()
-        assert await runtime.retention.pins() == [] or await left(runtime) == set()
+        assert await runtime.retention.pins() == []
+
+
+async def test_the_pins_of_tasks_and_of_sessions_below_go_with_a_session_and_hold_nobody_elses_of_their_ids():
+    script("greeter", replies(Reply("hello")))
+    async with opened(retention=None) as runtime:
+        session, other = await session_of(runtime, "org_a"), await session_of(runtime, "org_b")
+        opener = await session.spawn_agent("say hello", model="scripted:greeter")
+        await opener.result()
+        named = await session.spawn(say, text="once", options=TaskOptions(id="task_named"))
+        await runtime.run_until_idle()
+        child = (await opener.record()).links.child_session_id or ""
+        for id in (named.id, opener.id, child, session.id, other.id):
+            await runtime.retention.pin(id)
+        await session.delete()
+        assert [each.id for each in await runtime.retention.pins()] == [other.id]
+        await runtime.retention.unpin(other.id)
+        again = await other.spawn(say, text="again", options=TaskOptions(id=named.id))
+        await again.result()
+        await runtime.advance(DAY)
+        assert (await runtime.tasks.prune(0)).tasks == 1
+
+
+@pytest.mark.parametrize("by_the_duty", [True, False])
+async def test_a_pin_that_came_too_late_goes_with_its_task(monkeypatch: pytest.MonkeyPatch, by_the_duty: bool):
+    async with opened(retention=3600.0) as runtime:
+        session = await runtime.sessions.create()
+        (id,) = await ended(runtime, session)
+        await runtime.advance(DAY)
+        prune = runtime.services.ledger.prune
+
+        async def pin_first(*given: Any, **more: Any) -> Any:
+            await runtime.retention.pin(id)
+            return await prune(*given, **more)
+
+        monkeypatch.setattr(runtime.services.ledger, "prune", pin_first)
+        if by_the_duty:
+            assert await left(runtime) == set()
+        else:
+            assert (await runtime.tasks.prune(0)).tasks == 1
+        assert await runtime.retention.pins() == []

@@ -253,6 +253,8 @@ CALLS: dict[str, Call] = {
     "acknowledge one": lambda stage, ugly: stage.session.inbox.acknowledge([ugly]),
     "renew": lambda stage, ugly: stage.session.inbox.renew(["task_1.1.1"], lease=ugly),
     "files": lambda stage, ugly: stage.session.files(ugly),
+    "files after": lambda stage, ugly: stage.session.files(after=ugly),
+    "files limit": lambda stage, ugly: stage.session.files(limit=ugly),
     "read file": lambda stage, ugly: stage.session.read_file(ugly),
     "write file": lambda stage, ugly: stage.session.write_file(ugly, "x"),
     "write content": lambda stage, ugly: stage.session.write_file("/a", ugly),

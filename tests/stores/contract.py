@@ -2386,6 +2386,26 @@ class Files(Contract):
         assert await paths(limit=2) == everything[:2]
         assert await paths(prefix="/no") == []
 
+    async def test_pages_of_files_have_each_of_them_once_in_the_order_of_their_paths(self, scene: Scene):
+        for id in ("task", "task-b", "task_c"):  # whose folders are in another order than they are
+            await scene.running(id)
+            await scene.succeed(id, b"1")
+        for path in ("/-", "/.task", "/.tasks.txt", "/.tasksafter", "/a/1", "/a/2", "/é", "/\U0001f600", "/\uffff"):
+            await scene.ledger.write_file(scene.file(path))
+
+        async def paths(**how: Any) -> list[str]:
+            return [info.path for info in await scene.views.files(SESSION, **how)]
+
+        for prefix in ("/", "/.t", "/.tasks/", "/.tasks/task", "/.tasks/task/", "/a/", "/z"):
+            everything = await paths(prefix=prefix)
+            assert everything == sorted(everything)
+            for after in ("", "/.tasks", "/.tasks/", "/.tasks/tasj", "/.tasks/task-b/z", "/z", *await paths()):
+                assert await paths(prefix=prefix, after=after) == [path for path in everything if path > after]
+        assert await paths(after="/.tasks/task-b/result.json", limit=2) == [
+            "/.tasks/task/result.json",
+            "/.tasks/task_c/result.json",
+        ]
+
     async def test_a_small_file_appears_with_the_artifact_that_names_it(self, scene: Scene):
         await scene.running("task_1")
         artifact = Artifact("report", "file", "/report.md", None, "text/markdown", 7)

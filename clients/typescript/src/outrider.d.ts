@@ -1380,8 +1380,8 @@ export declare class Outrider extends Transport {
   /** Get all that is in a session, one JSON object a line. Without a line of the `end` something is missing. */
   exportSession(session_id: string, query?: { tree?: boolean }, asked?: Asked): Promise<Uint8Array>;
 
-  /** List a session's files below a prefix. */
-  listFiles(session_id: string, query?: { prefix?: string }, asked?: Asked): Promise<Page_FileRecord>;
+  /** List a session's files below a prefix, in the order of their paths. */
+  listFiles(session_id: string, query?: { prefix?: string; after?: string | null; limit?: number }, asked?: Asked): Promise<Page_FileRecord>;
 
   /** Delete a file. */
   deleteFile(session_id: string, path: string, asked?: Asked): Promise<Changed>;

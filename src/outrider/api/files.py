@@ -15,7 +15,7 @@ from outrider.api import wire
 from outrider.api.access import Reading, Submitting
 from outrider.api.conditional import unless_same
 from outrider.api.forms import Changed
-from outrider.api.paging import Page
+from outrider.api.paging import PAGE, Limit, Page, cursor_of
 from outrider.api.problems import Refusal, responses
 from outrider.api.routing import noun
 from outrider.core.errors import NotFound
@@ -32,6 +32,7 @@ class _AnyPath(PathConvertor):
 
 register_url_convertor("file_path", _AnyPath())
 
+AfterPath = Annotated[str | None, Query(description="The cursor `next` of the page before: a path.", max_length=1024)]
 FilePath = Annotated[str, Path(description="The path, without the slash it begins with.")]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 BYTES: dict[str, Any] = {"*/*": {"schema": {}}}
@@ -41,10 +42,15 @@ GUARDED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sand
 
 @router.get("/sessions/{session_id}/files", response_model=Page[FileRecord], responses=responses(404))
 async def list_files(
-    runtime: Reading, session_id: str, prefix: Annotated[str, Query(max_length=512)] = "/"
+    runtime: Reading,
+    session_id: str,
+    prefix: Annotated[str, Query(max_length=512)] = "/",
+    after: AfterPath = None,
+    limit: Limit = PAGE,
 ) -> Response:
-    """List a session's files below a prefix."""
-    return wire.page(await (await runtime.sessions.get(session_id)).files(prefix))
+    """List a session's files below a prefix, in the order of their paths."""
+    found = await (await runtime.sessions.get(session_id)).files(prefix, after=after, limit=limit)
+    return wire.page(found, cursor_of(found, limit, "path"))
 
 
 @router.get(
@@ -61,7 +67,7 @@ async def download_file(runtime: Reading, request: Request, session_id: str, pat
     """Get a file, or a part of it."""
     session = await runtime.sessions.get(session_id)
     content = await session.read_file(path)
-    found = [each for each in await session.files("/" + path.strip("/")) if each.path == "/" + path.strip("/")]
+    found = [each for each in await session.files("/" + path.strip("/"), limit=1) if each.path == "/" + path.strip("/")]
     kind = found[0].media_type if found else "application/octet-stream"
     tag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
     same = unless_same(request, tag)
@@ -86,7 +92,7 @@ async def upload_file(runtime: Submitting, request: Request, session_id: str, pa
     """Write a file whole, in place of the one that is there. Its media type is that of the request."""
     session = await runtime.sessions.get(session_id)
     written = await session.write_file(path, await request.body(), request.headers.get("content-type") or None)
-    for each in await session.files(written):
+    for each in await session.files(written, limit=1):
         if each.path == written:
             return wire.record(each)
     raise NotFound.of("file", written)

@@ -151,11 +151,13 @@ class Sessions:
         path, params = f"{_path(session_id)}/transcript", {"newest_first": newest_first}
         return await self._connection.listed(path, TranscriptRecord, params, after=cursor, limit=limit)
 
-    async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
-        """Return a session's files below a prefix."""
+    async def files(
+        self, session_id: str, prefix: str = "/", *, after: str | None = None, limit: int = 1000
+    ) -> builtins.list[FileRecord]:
+        """Return a session's files below a prefix, in the order of their paths, after the one of that path."""
         check_texts(prefix=prefix)
-        answer = await self._connection.ask("GET", f"{_path(session_id)}/files", params={"prefix": prefix})
-        return answer.page(FileRecord)
+        path, params = f"{_path(session_id)}/files", {"prefix": prefix}
+        return await self._connection.listed(path, FileRecord, params, after=after, limit=limit)
 
     async def read_file(self, session_id: str, path: str) -> bytes:
         """Return a file's content. Raises NotFound, InvalidPath."""

@@ -669,8 +669,10 @@ class Views(Protocol):
         """The content of a session's file."""
         ...
 
-    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
-        """The session's files below a prefix, in the order of their paths."""
+    async def files(
+        self, session_id: str, *, prefix: str = "/", after: str | None = None, limit: int = 1000
+    ) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths, after the one of that path."""
         ...
 
     async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:

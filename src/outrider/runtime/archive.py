@@ -6,18 +6,27 @@ is what `Sessions.export` gives; it is for reading, and is not brought back.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
 
-from outrider.core.errors import AlreadyExists, InvalidArguments, NotEnded, NotFound, StoreError, StoreUnavailable
+from outrider.core.errors import (
+    AlreadyExists,
+    InvalidArguments,
+    NotEnded,
+    NotFound,
+    OutriderError,
+    StoreError,
+    StoreUnavailable,
+)
 from outrider.core.ledger import Closed, Document, FileMark, Reopened
 from outrider.core.session import Session
 from outrider.core.values import JSONObject, evolve
@@ -28,10 +37,15 @@ from outrider.runtime.log import log
 from outrider.runtime.options import check_page, check_texts, check_texts_if_given
 from outrider.runtime.pruning import delete_session, live_in, sessions_below
 from outrider.runtime.records import ArchiveRecord
-from outrider.runtime.retention import drop, put
+from outrider.runtime.retention import drop
 from outrider.runtime.services import Services
 
 COLLECTION = "archive"
+
+PIECE = 262_144
+"""Bytes that are unpacked at a time: a little file may hold a great deal."""
+
+T = TypeVar("T")
 
 
 class Archive:
@@ -54,11 +68,15 @@ class Archive:
         session = await services.views.session(session_id)
         there = await services.views.document(COLLECTION, id=session_id)
         if there is not None and there.data.get("is_left") is True:
-            return await self._finish(session, there, None if session is None else await self._marks_of(there))
+            if session is None or _is_of(there, session):
+                return await self._finish(session, there, None if session is None else await self._marks_of(there))
+            await self._settle(there)
         if session is None:
             raise NotFound.of("session", session_id)
         if there is not None:
             raise AlreadyExists(f"a session of the id {session_id} is in the archive: delete that one first")
+        if await services.whole.views.document(COLLECTION, id=session_id) is not None:
+            raise AlreadyExists(f"the id {session_id} is taken in the archive, by another organization")
         if session.parent_task_id is not None:
             raise InvalidArguments(f"{session_id} was opened by {session.parent_task_id}: archive the session above it")
         store = self._open()
@@ -83,14 +101,33 @@ class Archive:
         """
         services, written = self._services, _Written()
         before = await self._heads(session)
-        await self._write(store, key, written.over(export_session(services, session, tree=True)))
-        now = services.clock.now()
-        data: JSONObject = {"key": key, "size": written.size, "sha256": written.digest, "at": now, "by": by}
-        document = Document(COLLECTION, session.id, {**data, "is_left": True}, session.organization_id)
-        if await self._heads(session) != before or not await services.ledger.keep([document]):
-            await _remove(store, key)
-            raise NotEnded(f"something has just happened in {session.id}, or somebody else archives it; try later")
+        try:
+            await self._write(store, key, written.over(export_session(services, session, tree=True)))
+            data: JSONObject = {
+                "key": key,
+                "size": written.size,
+                "sha256": written.digest,
+                "at": services.clock.now(),
+                "by": by,
+                "created_at": session.created_at,
+                "is_left": True,
+            }
+            document = Document(COLLECTION, session.id, data, session.organization_id)
+            if await self._heads(session) != before or not await _to_the_end(services.ledger.keep([document])):
+                raise NotEnded(f"something has just happened in {session.id}, or somebody else archives it; try later")
+        except BaseException:
+            await _to_the_end(self._take_back(store, session, key))
+            raise
         return evolve(document, version=1), {mark for _, _, marks in before for mark in marks}
+
+    async def _take_back(self, store: Any, session: Session, key: str) -> None:
+        """Remove a file that no document tells of. Where that cannot be known, it stays, and the log says so."""
+        try:
+            there = await self._services.whole.views.document(COLLECTION, id=session.id)
+            if there is None or there.data.get("key") != key:  # else it was kept, and only the word of it was lost
+                await _remove(store, key)
+        except OutriderError as error:
+            log.warning("a file may be left in the archive", key=key, session=session.id, reason=error.message)
 
     async def _marks_of(self, document: Document) -> Collection[FileMark]:
         """Which files were archived by somebody who was stopped then."""
@@ -108,17 +145,23 @@ class Archive:
         So does a session into which a file came since; that is decided in the transaction that deletes it.
         """
         session = None if session is None else await self._services.views.session(session.id)
+        if session is not None and not _is_of(document, session):  # somebody else has finished it
+            session = None
         if session is not None and session.closed_at is None:
-            await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+            await self._settle(document)
             raise NotEnded(f"{session.id} was archived and reopened since: what is left of it stays as well")
         try:
             tasks = 0 if session is None else await delete_session(self._services, session, files=files)
         except NotEnded as error:
-            await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+            await self._settle(document)
             raise NotEnded(f"{error.message} after it was archived: what is left of it stays as well") from error
-        await put(self._services, evolve(document, data={**document.data, "is_left": False}))
+        await self._settle(document)
         log.info("session archived", session=document.id, tasks=tasks, size=document.data["size"])
         return _record(document)
+
+    async def _settle(self, document: Document) -> None:
+        """Have the document say that nothing is left to do, unless somebody has changed or deleted it since."""
+        await self._services.ledger.keep([evolve(document, data={**document.data, "is_left": False})])
 
     async def _close(self, session: Session) -> list[str]:
         """Have nothing come in from outside, here and below; return the sessions that were open."""
@@ -159,15 +202,19 @@ class Archive:
         `archive_damaged` for a file that is not as it was written.
         """
         document = await self._document(session_id)
-        rest, unpack, digest = b"", zlib.decompressobj(wbits=31), hashlib.sha256()
+        line, unpack, digest = list[bytes](), zlib.decompressobj(wbits=31), hashlib.sha256()
         async for chunk in _chunks(self._open(), str(document.data["key"])):
             digest.update(chunk)
             try:
-                *lines, rest = (rest + unpack.decompress(chunk)).split(b"\n")
-            except zlib.error as error:
+                for piece in _unpacked(unpack, chunk):
+                    await asyncio.sleep(0)  # a chunk may unpack to hundreds of megabytes: others have their turn
+                    *ends, rest = piece.split(b"\n")
+                    for end in ends:
+                        yield orjson.loads(b"".join((*line, end)))
+                        line.clear()
+                    line.append(rest)
+            except (zlib.error, orjson.JSONDecodeError) as error:
                 raise _damaged(session_id) from error
-            for line in lines:
-                yield orjson.loads(line)
         if digest.hexdigest() != document.data["sha256"]:
             raise _damaged(session_id)
 
@@ -274,8 +321,17 @@ async def _chunks(store: Any, key: str) -> AsyncIterator[bytes]:
 
     with _reaching():
         found = await obstore.get_async(store, key)
-        async for chunk in found.stream():
+        async for chunk in found.stream(min_chunk_size=PIECE):
             yield bytes(chunk)
+
+
+def _unpacked(unpack: Any, chunk: bytes) -> Iterator[bytes]:
+    """What is in a chunk, in pieces: a thousand times of it may be."""
+    is_full = True
+    while is_full:
+        piece = unpack.decompress(chunk, PIECE)
+        is_full, chunk = len(piece) == PIECE, unpack.unconsumed_tail
+        yield piece
 
 
 async def _remove(store: Any, key: str) -> None:
@@ -283,6 +339,31 @@ async def _remove(store: Any, key: str) -> None:
 
     with suppress(NotFound), _reaching():
         await obstore.delete_async(store, key)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for what is not stopped with whoever waits, so that they know how it ended. CancelledError after that."""
+    job, stopped = asyncio.ensure_future(work), None
+    while not job.done():
+        try:
+            await asyncio.wait([job])
+        except asyncio.CancelledError as error:
+            stopped = error
+    if stopped is not None:
+        job.exception()  # is looked at: nobody else would
+        raise stopped
+    return job.result()
+
+
+def _is_of(document: Document, session: Session) -> bool:
+    """Whether a session is the one that was archived, not a later one of its id.
+
+    Documents of earlier versions do not say when theirs was created: one that was so afterwards is not it.
+    """
+    created, at = document.data.get("created_at"), document.data.get("at")
+    if isinstance(created, int):
+        return session.created_at == created
+    return isinstance(at, int) and session.created_at <= at
 
 
 def _damaged(session_id: str) -> StoreError:

@@ -332,11 +332,13 @@ class BoundedViews:
         """The content of a session's file."""
         return await self._whole.file(session_id, path) if await self.has_session(session_id) else None
 
-    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
-        """The session's files below a prefix, in the order of their paths."""
+    async def files(
+        self, session_id: str, *, prefix: str = "/", after: str | None = None, limit: int = 1000
+    ) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths, after the one of that path."""
         if not await self.has_session(session_id):
             return ()
-        return await self._whole.files(session_id, prefix=prefix, limit=limit)
+        return await self._whole.files(session_id, prefix=prefix, after=after, limit=limit)
 
     async def transcript(self, session_id: str, *, after: int = 0, limit: int = 100_000) -> Sequence[TranscriptRow]:
         """Transcript entries numbered above `after`, in order."""

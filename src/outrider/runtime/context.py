@@ -71,6 +71,7 @@ from outrider.runtime.options import (
     check_mappings,
     check_name,
     check_options,
+    check_page,
     check_same,
     check_texts,
     check_texts_if_given,
@@ -1252,11 +1253,13 @@ class TaskFiles:
                 raise Superseded(attempt.task_id, attempt.number)
         return clean
 
-    async def list(self, prefix: str = "/") -> list[FileRecord]:
-        """Return the files below a prefix, in the order of their paths."""
+    async def list(self, prefix: str = "/", *, after: str | None = None, limit: int = 1000) -> list[FileRecord]:
+        """Return the files below a prefix, in the order of their paths, after the one of that path."""
         check_texts(prefix=prefix)
-        views = self._attempt.services.views
-        return [FileRecord.of(info) for info in await views.files(self._attempt.record.session_id, prefix=prefix)]
+        check_texts_if_given(after=after)
+        views, session_id = self._attempt.services.views, self._attempt.record.session_id
+        found = await views.files(session_id, prefix=prefix, after=after, limit=check_page(limit))
+        return [FileRecord.of(info) for info in found]
 
 
 def file_write(attempt: Attempt, path: str, content: bytes | str, media_type: str | None) -> FileWrite:

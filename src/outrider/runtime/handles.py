@@ -430,9 +430,9 @@ class SessionHandle:
         """Yield the session's events, each once, for ever. Raises NotFound once it is deleted."""
         return self._sessions.events(self.id, after=after)
 
-    async def files(self, prefix: str = "/") -> list[FileRecord]:
-        """Return the session's files below a prefix."""
-        return await self._sessions.files(self.id, prefix)
+    async def files(self, prefix: str = "/", *, after: str | None = None, limit: int = 1000) -> list[FileRecord]:
+        """Return the session's files below a prefix, in the order of their paths, after the one of that path."""
+        return await self._sessions.files(self.id, prefix, after=after, limit=limit)
 
     async def read_file(self, path: str) -> bytes:
         """Return a file's content. Raises NotFound, InvalidPath."""

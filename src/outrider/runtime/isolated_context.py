@@ -276,11 +276,12 @@ class IsolatedFiles:
         """Write a file whole; return its path in normal form."""
         return cast(str, await self._call("write", path=path, content=_content(content), media_type=media_type))
 
-    async def list(self, prefix: str = "/") -> list[FileRecord]:
-        """Return the files below a prefix, in the order of their paths."""
+    async def list(self, prefix: str = "/", *, after: str | None = None, limit: int = 1000) -> list[FileRecord]:
+        """Return the files below a prefix, in the order of their paths, after the one of that path."""
         from outrider.runtime.records import FileRecord
 
-        return [FileRecord.model_validate(each) for each in await self._call("list", prefix=prefix)]
+        found = await self._call("list", prefix=prefix, after=after, limit=limit)
+        return [FileRecord.model_validate(each) for each in found]
 
 
 class IsolatedHandle:

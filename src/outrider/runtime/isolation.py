@@ -582,8 +582,8 @@ class _Service:
     async def _do_write(self, task: _Served, _: int, path: str, content: Frame, media_type: str | None) -> str:
         return await task.files.write(path, content_from(content) or b"", media_type)
 
-    async def _do_list(self, task: _Served, _: int, prefix: str) -> Any:
-        return await task.files.list(prefix)
+    async def _do_list(self, task: _Served, _: int, **given: Any) -> Any:
+        return await task.files.list(**given)
 
     async def _do_handle(self, task: _Served, _: int, /, task_id: str, do: str, **given: Any) -> Any:
         """A verb of the handle on another task."""

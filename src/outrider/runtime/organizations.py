@@ -61,8 +61,9 @@ class Organizations:
         if not self._services.is_operator:
             return [] if after is not None else [await self.get(self._services.organization_id)]
         found = await self._services.whole.views.documents(ORGANIZATIONS, after=after, limit=limit)
-        first = [_DEFAULT] if after is None else []
-        return [_record(each) for each in (*first, *found)][:limit]
+        default = [_DEFAULT] if after is None or after < DEFAULT_ORGANIZATION else []  # which has no document
+        in_order = sorted((*default, *found), key=lambda each: each.id)
+        return [_record(each) for each in in_order[:limit]]
 
     async def get(self, organization_id: str) -> OrganizationRecord:
         """Return an organization. Raises NotFound, also for one that is not one's own."""

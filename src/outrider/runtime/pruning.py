@@ -52,9 +52,7 @@ async def delete_task(services: Services, task: Task) -> int:
     if live:
         what = f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live"
         raise NotEnded.of(what, [each.id for each in live], "deleted")
-    gone = await _prune(services, [task.id])
-    await drop(services, PIN, task.id)
-    return gone
+    return await _prune(services, [task.id])
 
 
 async def delete_session(services: Services, session: Session, *, files: Collection[FileMark] | None = None) -> int:
@@ -70,8 +68,11 @@ async def delete_session(services: Services, session: Session, *, files: Collect
             raise NotEnded.of(f"tasks of {session.id} live", [each.id for each in live], "deleted")
         gone += await _empty(services, session.id, files)
         pruned = await services.ledger.prune([], [session.id], files=files)
-        if pruned.session_ids or await services.views.session(session.id) is None:
-            await drop(services, PIN, session.id)
+        there = None if pruned.session_ids else await services.views.session(session.id)
+        if there is None:
+            await _unpin(services, [session.id])
+            return gone
+        if there.created_at != session.created_at:  # somebody else deleted it, and this is another one of its id
             return gone
         if files is not None:
             raise NotEnded(f"a file has just come into {session.id}")
@@ -108,7 +109,9 @@ async def prune_ended(
             return
         free = await pins.without(ids)
         if free:
-            yield await services.ledger.prune(free, now=services.clock.now())
+            pruned = await services.ledger.prune(free, now=services.clock.now())
+            await _unpin(services, (*pruned.task_ids, *pruned.session_ids))
+            yield pruned
         elif len(ids) < services.settings.retention_batch:
             return
         else:
@@ -244,6 +247,7 @@ class Retention:
             self._looked[organization_id] = evolve(looked, upto=before if is_all else await _after(services, ids))
             return interval if is_all else 0.0
         pruned = await services.ledger.prune(free, now=services.clock.now())
+        await _unpin(services, (*pruned.task_ids, *pruned.session_ids))
         took = time.monotonic() - began
         log.info("old tasks deleted", tasks=len(pruned.task_ids), sessions=len(pruned.session_ids))
         if len(ids) < batch and not pruned.rest:
@@ -335,6 +339,7 @@ async def _prune(services: Services, task_ids: Sequence[str], files: Collection[
     left = task_ids
     while left:
         pruned = await services.ledger.prune(left, now=services.clock.now(), files=files)
+        await _unpin(services, (*pruned.task_ids, *pruned.session_ids))
         gone += len(pruned.task_ids)
         left = pruned.rest
     if files is not None:
@@ -342,6 +347,15 @@ async def _prune(services: Services, task_ids: Sequence[str], files: Collection[
             if await services.views.session(session.id) is not None:
                 raise NotEnded(f"a file has just come into {session.id}")
     return gone
+
+
+async def _unpin(services: Services, gone: Collection[str]) -> None:
+    """Drop the pins of what is gone: its ids are free, and another organization's task may get one of them."""
+    if not gone:
+        return
+    whole = services.whole  # a key of one session sees no pins, and deletes what has one all the same
+    for id in {each.id for each in await every(whole.views, PIN)}.intersection(gone):
+        await drop(whole, PIN, id)
 
 
 async def _live_below(services: Services, task: Task) -> list[Task]:

@@ -214,10 +214,14 @@ class Sessions:
         rows = await views.transcript(session.id, after=begin, limit=upto - begin) if upto > begin else ()
         return [TranscriptRecord.of(session.id, row) for row in reversed(rows)]
 
-    async def files(self, session_id: str, prefix: str = "/") -> builtins.list[FileRecord]:
-        """Return a session's files below a prefix."""
+    async def files(
+        self, session_id: str, prefix: str = "/", *, after: str | None = None, limit: int = 1000
+    ) -> builtins.list[FileRecord]:
+        """Return a session's files below a prefix, in the order of their paths, after the one of that path."""
         check_texts(session_id=session_id, prefix=prefix)
-        return [FileRecord.of(info) for info in await self._services.views.files(session_id, prefix=prefix)]
+        check_texts_if_given(after=after)
+        views, limit = self._services.views, check_page(limit)
+        return [FileRecord.of(info) for info in await views.files(session_id, prefix=prefix, after=after, limit=limit)]
 
     async def read_file(self, session_id: str, path: str) -> bytes:
         """Return a file's content. Raises NotFound, InvalidPath."""

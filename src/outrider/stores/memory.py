@@ -1174,11 +1174,13 @@ class MemoryViews:
         file = None if row is None else row.files.get(path)
         return None if file is None else file.content
 
-    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
-        """The session's files below a prefix, in the order of their paths."""
+    async def files(
+        self, session_id: str, *, prefix: str = "/", after: str | None = None, limit: int = 1000
+    ) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths, after the one of that path."""
         row = self._session(session_id)
         found = [] if row is None else sorted(row.files.values(), key=lambda file: file.path)
-        below = [file for file in found if file.path.startswith(prefix)]
+        below = [file for file in found if file.path.startswith(prefix) and file.path > (after or "")]
         return [
             FileInfo(session_id, file.path, file.media_type, len(file.content), file.created_at, file.task_id)
             for file in below[:limit]

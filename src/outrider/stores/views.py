@@ -6,6 +6,7 @@ A store says where a read runs, and how one reads what only it has.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -64,6 +65,8 @@ FEW = 1000
 
 SHORT = 100
 """Up to how many rows a read counts as short."""
+
+_BELOW_SLASH = re.compile(r"[\x00-.]")
 
 
 class SqlViews(ABC):
@@ -446,12 +449,15 @@ class SqlViews(ABC):
         row = await self._short(lambda read: read.row("file", session_id, task_id, rest, path))
         return None if row is None else row[0]
 
-    async def files(self, session_id: str, *, prefix: str = "/", limit: int = 1000) -> Sequence[FileInfo]:
-        """The session's files below a prefix, in the order of their paths."""
-        first, last = _owners_below(prefix)
+    async def files(
+        self, session_id: str, *, prefix: str = "/", after: str | None = None, limit: int = 1000
+    ) -> Sequence[FileInfo]:
+        """The session's files below a prefix, in the order of their paths, after the one of that path."""
+        after = after or ""
+        begin, end, (first, last) = max(prefix, after), prefix + AFTER_ANY, _owners_below(prefix, after)
 
         def read_all(read: Statements) -> list[FileInfo]:
-            rows = read.array("files", session_id, prefix, prefix + AFTER_ANY, first, last, limit)
+            rows = read.array("files", session_id, begin, end, first, last, limit, after)
             return [FileInfo(session_id, *row) for row in rows]
 
         return await self._later(read_all)
@@ -610,11 +616,16 @@ def _log_row(session_id: str, row: Sequence[Any]) -> LogRow:
     return LogRow(position, session_id, seq, task_id, cast(LogType, type), at, encoded)
 
 
-def _owners_below(prefix: str) -> tuple[str, str]:
-    """The first and the last task id whose folder may hold files below a prefix."""
+def _owners_below(prefix: str, after: str) -> tuple[str, str]:
+    """The first and the last task id whose folder may hold files below a prefix, after a path."""
     if TASKS_FOLDER.startswith(prefix):
-        return "", AFTER_ANY
-    if not prefix.startswith(TASKS_FOLDER):
+        first, last = "", AFTER_ANY
+    elif prefix.startswith(TASKS_FOLDER):
+        task_id, slash, _ = prefix[len(TASKS_FOLDER) :].partition("/")
+        first, last = task_id, task_id if slash else task_id + AFTER_ANY
+    else:
         return AFTER_ANY, ""
-    task_id, slash, _ = prefix[len(TASKS_FOLDER) :].partition("/")
-    return task_id, task_id if slash else task_id + AFTER_ANY
+    if after.startswith(TASKS_FOLDER):
+        # An id comes before those that go on from it, but its folder after those that do with less than a slash.
+        return max(first, _BELOW_SLASH.split(after[len(TASKS_FOLDER) :])[0].partition("/")[0]), last
+    return (AFTER_ANY, "") if after > TASKS_FOLDER else (first, last)

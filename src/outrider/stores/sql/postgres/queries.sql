@@ -874,7 +874,7 @@ from (
     from tasks t join files f on f.folder = t.number
     where t.session = (select number from sessions where id = ?1) and t.id >= ?4 and t.id <= ?5
 ) found
-where path >= ?2 and path < ?3
+where path >= ?2 and path < ?3 and path <> ?7
 order by path
 limit ?6;
 

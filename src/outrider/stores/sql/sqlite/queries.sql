@@ -745,7 +745,8 @@ where o.task = (select number from tasks where id = ?1);
 select json_group_array(json_array(path, size, created_at)) from files where folder = ?;
 
 -- files --
--- Below a prefix: the session's own files, and those in the folders of its tasks, whose ids are in a range too.
+-- Below a prefix and after a path: the session's own files, and those in the folders of its tasks, whose ids are in a
+-- range too.
 select json_group_array(json_array(path, media_type, size, created_at, task_id))
 from (
     select path, media_type, size, created_at, task_id
@@ -758,7 +759,7 @@ from (
         from tasks t join files f on f.folder = t.number
         where t.session = (select number from sessions where id = ?1) and t.id >= ?4 and t.id <= ?5
     )
-    where path >= ?2 and path < ?3
+    where path >= ?2 and path < ?3 and path <> ?7
     order by path
     limit ?6
 );
