@@ -264,3 +264,39 @@ async def test_a_server_says_that_it_lives_and_is_not_ready_once_it_ends(api: Ap
     assert (await api.get("/ready")).status_code == 200
     api.app.state.ending.set()
     assert (await api.get("/ready")).status_code == 503
+
+
+async def test_of_many_tasks_none_is_made_where_a_key_or_id_of_one_stands_for_another(api: Api):
+    session = await api.session()
+    path = f"/v1/sessions/{session}/tasks"
+    await api.task(session, idempotency_key="k", id="mine")
+    plain, other = {"kind": "external"}, {"kind": "external", "spec": {"v": 2}}
+    for orders in (
+        [{**other, "idempotency_key": "k"}],
+        [{**other, "id": "mine"}],
+        [{**plain, "idempotency_key": "new"}, {**other, "idempotency_key": "new"}],
+        [{**plain, "id": "new"}, {**other, "id": "new"}],
+    ):
+        answer = await api.post(f"{path}/bulk", json={"tasks": [plain, *orders, plain]})
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict"), orders
+        assert len((await api.get(path)).json()["items"]) == 1
+    same = {**plain, "idempotency_key": "k", "id": "mine"}
+    made = await api.post(f"{path}/bulk", json={"tasks": [plain, same, same]})
+    assert [each["is_new"] for each in made.json()["items"]] == [True, False, False]
+
+
+async def test_a_key_stands_for_json_in_which_true_and_one_are_two_and_the_order_of_names_is_none(api: Api):
+    session = await api.session()
+    task = await api.task(session, spec={"n": 1, "m": [0]})
+    for path, body in (
+        (f"/v1/sessions/{session}/tasks", lambda n, m: {"kind": "external", "spec": {"n": n, "m": m}}),
+        (f"/v1/tasks/{task}/messages", lambda n, m: {"content": {"n": n, "m": m}}),
+    ):
+        key = {"Idempotency-Key": "once"}
+        assert (await api.post(path, json=body(1, [0]), headers=key)).status_code == 201
+        text = json.dumps(body(1, [0]), sort_keys=True)[:-1] + " }"
+        again = await api.post(path, content=text, headers={**key, "Content-Type": "application/json"})
+        assert again.is_success
+        for n, m in ((True, [0]), (1.0, [0]), (1, [False])):
+            other = await api.post(path, json=body(n, m), headers=key)
+            assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict"), (path, n, m)

@@ -1429,7 +1429,7 @@ export declare class Outrider extends Transport {
   /** Create a task of any kind. It is idempotent on its `id` or its key. */
   createTask(session_id: string, body: NewTaskForm, asked?: Asked): Promise<TaskRecord>;
 
-  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created. */
+  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created.  That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same moment may be met when others were created. */
   createTasks(session_id: string, body: NewTasksForm, asked?: Asked): Promise<SubmittedTasks>;
 
   /** Get what the session's agent has heard, said and done, an entry each, in the form of its engine. */

@@ -243,7 +243,11 @@ async def create_task(
     "/sessions/{session_id}/tasks/bulk", status_code=201, response_model=SubmittedTasks, responses=responses(404, 409)
 )
 async def create_tasks(runtime: Submitting, session_id: str, form: NewTasksForm) -> Response:
-    """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created."""
+    """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created.
+
+    That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same
+    moment may be met when others were created.
+    """
     made = await runtime.tasks.submit(session_id, [each.order() for each in form.tasks])
     items = (
         b'{"is_new":%b,"task":%b}' % (b"true" if each.is_new else b"false", wire.encoded_task(each.task))
