@@ -3,12 +3,15 @@
 import json
 import re
 
+import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
 
 from outrider import Outrider
+from outrider.api import create_api
 from outrider.api.problems import BY_ERROR
 from outrider.core import errors
-from outrider.settings import ServeSettings
+from outrider.settings import AccessSettings, ServeSettings
 from tests.api.conftest import Api, opened
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +77,26 @@ async def test_head_is_answered_as_get_without_the_body(api: Api):
     other = await api.head("/v1/tasks:wait")
     assert (other.status_code, other.headers["allow"]) == (405, "POST")
     assert (await api.put("/v1/tasks")).headers["allow"] == "GET, HEAD"
+
+
+async def test_head_of_metrics_and_of_an_answer_page_is_answered_and_changes_nothing(api: Api):
+    task = await api.task(await api.session())
+    attempt = (await api.runtime.external.claim("h"))[0].attempt
+    asked = await api.runtime.external.ask(task, attempt, "Go?", expected={"type": "boolean"})
+    page = (await api.runtime.answer_links.create(asked.id)).path
+    got, told = await api.get(page), await api.head(page)
+    assert (told.status_code, told.content) == (200, b"")
+    assert {**told.headers, "x-request-id": ""} == {**got.headers, "x-request-id": ""}
+    assert (await api.head("/answer/e30.e30")).status_code == 404
+    assert (await api.runtime.tasks.requests(task))[0].status == "pending"
+    app = create_api(api.runtime, registry=CollectorRegistry())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://outrider") as client:
+        metrics = await client.head("/metrics")
+        assert (metrics.status_code, metrics.content) == (200, b"")
+    guarded = ServeSettings(access=AccessSettings())
+    app = create_api(api.runtime, guarded, registry=CollectorRegistry())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://outrider") as client:
+        assert (await client.head("/metrics")).status_code == 401
 
 
 async def test_probes_may_ask_with_head_and_who_asks_otherwise_is_told_how(api: Api):
