@@ -433,6 +433,50 @@ async def test_what_changes_anything_is_in_the_audit_log_before_it_is_answered()
         assert [each["number"] for each in rest["items"]] == [1]
 
 
+async def test_what_concerns_many_or_has_no_id_is_in_the_audit_log_with_what_it_was_about():
+    async with opened() as runtime:
+        made = await runtime.keys.create("ci", scopes=["admin"])
+        async with Client(runtime, made.token) as client:
+            await client.post("/v1/sessions", json={"id": "s"})
+            both = [{"kind": "external", "id": each} for each in ("a", "b")]
+            expected: list[dict[str, str]] = []
+            for method, path, body, targets in (
+                ("POST", "/v1/sessions/s/tasks/bulk", {"tasks": both}, {"session_id": "s", "created": "a b"}),
+                ("POST", "/v1/sessions/s/tasks/bulk", {"tasks": both}, {"session_id": "s"}),
+                ("POST", "/v1/external/claim", {"holder": "h"}, {"holder": "h", "claimed": "a"}),
+                ("POST", "/v1/tasks:cancel", {"filter": {"text": "private", "kind": "x"}}, {"filter": '{"kind":"x"}'}),
+                (
+                    *("POST", "/v1/tasks:cancel", {"filter": {"session_id": "s"}}),
+                    {"filter": '{"session_id":"s"}', "canceled": "b", "requested": "a"},
+                ),
+                ("POST", "/v1/tasks:cancel", {"ids": ["none"]}, {"ids": "none"}),
+                ("POST", "/v1/tasks:retry", {"ids": ["none"]}, {"ids": "none"}),
+                (
+                    *("POST", "/v1/tasks:prune", {"older_than": 0, "session_id": "s", "states": ["canceled"]}),
+                    {"older_than": "0.0", "states": "canceled", "session_id": "s", "tasks": "1", "sessions": "0"},
+                ),
+                (
+                    *("PUT", "/v1/queue/limits", {"key": "gpu", "concurrency": 1}),
+                    {"key": "gpu", "concurrency": "1", "per": "1.0"},
+                ),
+                ("DELETE", "/v1/queue/limits?key=gpu", None, {"key": "gpu"}),
+                ("PUT", "/v1/queue/pauses", {"kind": "process"}, {"kind": "process"}),
+                ("DELETE", "/v1/queue/pauses?everything=true", None, {"everything": "true"}),
+                ("PUT", "/v1/retention", {"age": 5000}, {"age": "5000.0"}),
+                ("POST", "/v1/audit/prune", {"older_than": 100_000}, {"older_than": "100000.0", "entries": "0"}),
+            ):
+                answer = await client.request(method, path, json=body)
+                assert answer.is_success, (path, answer.text)
+                expected.append(targets)
+            many = [f"{'x' * 90}{n}" for n in range(1000)]
+            await client.post("/v1/tasks:cancel", json={"ids": many})
+            told = [each.targets for each in reversed(await runtime.audit.list())][1:]
+            assert told[:-1] == expected
+            *named, rest = told[-1]["ids"].split(" ", 20)
+            assert (named, rest) == (many[:20], "and 980 more")
+            assert (await runtime.audit.verify()).is_whole
+
+
 async def test_answers_by_link_are_in_the_audit_log_of_their_organization_and_end_with_its_suspension():
     async with opened() as runtime, Client(runtime, None) as client:
         there = runtime.within(Bounds(OWN))

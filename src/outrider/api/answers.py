@@ -22,6 +22,7 @@ from outrider.api import wire
 from outrider.api.access import Asking, Reading, Submitting
 from outrider.api.forms import Form, Seconds, Whole
 from outrider.api.problems import responses
+from outrider.api.recording import TARGETS, concern
 from outrider.api.routing import noun
 from outrider.core.errors import (
     InvalidAnswer,
@@ -105,7 +106,7 @@ async def show_answer_link(runtime: Reading, form: TokenForm) -> Response:
 async def answer_with_link(runtime: Submitting, request: Request, form: LinkAnswerForm) -> Response:
     """Answer a question within reach by a link: with one of its choices, or with what was typed."""
     claims = await _within_reach(runtime, form.token)
-    request.scope["outrider.targets"] = {"request_id": claims.request_id}
+    concern(request, request_id=claims.request_id)
     return wire.record(await runtime.answer_links.answer(form.token, choice=form.choice, typed=form.typed))
 
 
@@ -135,11 +136,11 @@ async def answer_by_link(request: Request, token: str) -> Response:
     runtime: Runtime = request.app.state.runtime
     scope = request.scope
     scope["outrider.needs"] = "submit"
-    scope["outrider.targets"] = {}  # the token is a secret, and in the path
+    scope[TARGETS] = {}  # the token is a secret, and in the path
     try:
         claims = await runtime.answer_links.claims(token)
         scope["outrider.caller"] = Caller(claims.organization_id, frozenset(), name=claims.by, via="link")
-        scope["outrider.targets"] = {"request_id": claims.request_id}
+        concern(request, request_id=claims.request_id)
         choice, typed = _said(await request.body())
         try:
             await runtime.answer_links.answer(token, choice=choice, typed=typed)

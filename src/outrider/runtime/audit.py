@@ -39,7 +39,7 @@ class Audit:
         request_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
-        """Write an entry; it is durable when this returns. Texts are cut at 500 characters.
+        """Write an entry; it is durable when this returns. Texts are cut at 500 characters, targets at 2,000.
 
         Raises InvalidArguments for what is no text, and a StoreError.
         """
