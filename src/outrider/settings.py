@@ -251,6 +251,8 @@ class ServeSettings:
     port: int = 8321
     body: int = 8 * MIB
     """How large the body of a request may be."""
+    bodies: int = 256 * MIB
+    """How large the bodies of all requests under way may be together."""
     header: int = 64 * KIB
     """How large its head may be: the request line and all headers."""
     head_timeout: float = 10.0

@@ -139,9 +139,9 @@ class Client(httpx2.AsyncClient):
     async def call(self, route: APIRoute, ids: Ids) -> httpx2.Response:
         """Ask for a route with these ids wherever it takes any."""
         method = next(iter(route.methods or ()))
-        path = route.path
+        path = route.path_format
         for name in route.param_convertors:
-            path = path.replace(f"{{{name}:path}}", f"{{{name}}}").replace(f"{{{name}}}", str(getattr(ids, name)))
+            path = path.replace(f"{{{name}}}", str(getattr(ids, name)))
         body = BODIES.get(route.name)
         query = QUERIES.get(route.name)
         return await self.request(
@@ -264,9 +264,9 @@ async def test_every_route_asks_for_the_scope_that_is_told_of_it_and_each_scope_
                 for route in ROUTES:
                     answer = await client.call(route, NOTHING)
                     refused = answer.status_code == 403 and "scope" in answer.json()["detail"]
-                    allowed.setdefault(f"{'/'.join(route.methods or ())} {route.path} {route.name}", set())
+                    allowed.setdefault(f"{'/'.join(route.methods or ())} {route.path_format} {route.name}", set())
                     if not refused:
-                        allowed[f"{'/'.join(route.methods or ())} {route.path} {route.name}"].add(scope)
+                        allowed[f"{'/'.join(route.methods or ())} {route.path_format} {route.name}"].add(scope)
                         if scope == "admin" and answer.status_code == 403:
                             for_operators.add(route.name)
                     assert answer.status_code != 401, route.name
@@ -274,7 +274,7 @@ async def test_every_route_asks_for_the_scope_that_is_told_of_it_and_each_scope_
             method, path, operation = name.split()
             lowest = min(map(SCOPES.index, scopes))
             assert scopes == {*SCOPES[lowest:]}, name
-            told = document["paths"][path.replace(":path", "")][method.lower()]
+            told = document["paths"][path][method.lower()]
             assert told["security"] == [{"bearer": [SCOPES[lowest]]}, {}], name
             assert told.get("x-outrider-operator", False) == (operation in for_operators), name
             if path.startswith(FOR_ADMINS):
@@ -431,6 +431,50 @@ async def test_what_changes_anything_is_in_the_audit_log_before_it_is_answered()
         assert [each["number"] for each in page["items"]] == [3, 2]
         rest = (await client.get("/v1/audit", params={"after": page["next"]})).json()
         assert [each["number"] for each in rest["items"]] == [1]
+
+
+async def test_what_concerns_many_or_has_no_id_is_in_the_audit_log_with_what_it_was_about():
+    async with opened() as runtime:
+        made = await runtime.keys.create("ci", scopes=["admin"])
+        async with Client(runtime, made.token) as client:
+            await client.post("/v1/sessions", json={"id": "s"})
+            both = [{"kind": "external", "id": each} for each in ("a", "b")]
+            expected: list[dict[str, str]] = []
+            for method, path, body, targets in (
+                ("POST", "/v1/sessions/s/tasks/bulk", {"tasks": both}, {"session_id": "s", "created": "a b"}),
+                ("POST", "/v1/sessions/s/tasks/bulk", {"tasks": both}, {"session_id": "s"}),
+                ("POST", "/v1/external/claim", {"holder": "h"}, {"holder": "h", "claimed": "a"}),
+                ("POST", "/v1/tasks:cancel", {"filter": {"text": "private", "kind": "x"}}, {"filter": '{"kind":"x"}'}),
+                (
+                    *("POST", "/v1/tasks:cancel", {"filter": {"session_id": "s"}}),
+                    {"filter": '{"session_id":"s"}', "canceled": "b", "requested": "a"},
+                ),
+                ("POST", "/v1/tasks:cancel", {"ids": ["none"]}, {"ids": "none"}),
+                ("POST", "/v1/tasks:retry", {"ids": ["none"]}, {"ids": "none"}),
+                (
+                    *("POST", "/v1/tasks:prune", {"older_than": 0, "session_id": "s", "states": ["canceled"]}),
+                    {"older_than": "0.0", "states": "canceled", "session_id": "s", "tasks": "1", "sessions": "0"},
+                ),
+                (
+                    *("PUT", "/v1/queue/limits", {"key": "gpu", "concurrency": 1}),
+                    {"key": "gpu", "concurrency": "1", "per": "1.0"},
+                ),
+                ("DELETE", "/v1/queue/limits?key=gpu", None, {"key": "gpu"}),
+                ("PUT", "/v1/queue/pauses", {"kind": "process"}, {"kind": "process"}),
+                ("DELETE", "/v1/queue/pauses?everything=true", None, {"everything": "true"}),
+                ("PUT", "/v1/retention", {"age": 5000}, {"age": "5000.0"}),
+                ("POST", "/v1/audit/prune", {"older_than": 100_000}, {"older_than": "100000.0", "entries": "0"}),
+            ):
+                answer = await client.request(method, path, json=body)
+                assert answer.is_success, (path, answer.text)
+                expected.append(targets)
+            many = [f"{'x' * 90}{n}" for n in range(1000)]
+            await client.post("/v1/tasks:cancel", json={"ids": many})
+            told = [each.targets for each in reversed(await runtime.audit.list())][1:]
+            assert told[:-1] == expected
+            *named, rest = told[-1]["ids"].split(" ", 20)
+            assert (named, rest) == (many[:20], "and 980 more")
+            assert (await runtime.audit.verify()).is_whole
 
 
 async def test_answers_by_link_are_in_the_audit_log_of_their_organization_and_end_with_its_suspension():

@@ -3,12 +3,15 @@
 import json
 import re
 
+import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
 
 from outrider import Outrider
+from outrider.api import create_api
 from outrider.api.problems import BY_ERROR
 from outrider.core import errors
-from outrider.settings import ServeSettings
+from outrider.settings import AccessSettings, ServeSettings
 from tests.api.conftest import Api, opened
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +77,26 @@ async def test_head_is_answered_as_get_without_the_body(api: Api):
     other = await api.head("/v1/tasks:wait")
     assert (other.status_code, other.headers["allow"]) == (405, "POST")
     assert (await api.put("/v1/tasks")).headers["allow"] == "GET, HEAD"
+
+
+async def test_head_of_metrics_and_of_an_answer_page_is_answered_and_changes_nothing(api: Api):
+    task = await api.task(await api.session())
+    attempt = (await api.runtime.external.claim("h"))[0].attempt
+    asked = await api.runtime.external.ask(task, attempt, "Go?", expected={"type": "boolean"})
+    page = (await api.runtime.answer_links.create(asked.id)).path
+    got, told = await api.get(page), await api.head(page)
+    assert (told.status_code, told.content) == (200, b"")
+    assert {**told.headers, "x-request-id": ""} == {**got.headers, "x-request-id": ""}
+    assert (await api.head("/answer/e30.e30")).status_code == 404
+    assert (await api.runtime.tasks.requests(task))[0].status == "pending"
+    app = create_api(api.runtime, registry=CollectorRegistry())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://outrider") as client:
+        metrics = await client.head("/metrics")
+        assert (metrics.status_code, metrics.content) == (200, b"")
+    guarded = ServeSettings(access=AccessSettings())
+    app = create_api(api.runtime, guarded, registry=CollectorRegistry())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://outrider") as client:
+        assert (await client.head("/metrics")).status_code == 401
 
 
 async def test_probes_may_ask_with_head_and_who_asks_otherwise_is_told_how(api: Api):
@@ -308,3 +331,39 @@ async def test_a_list_of_files_says_where_it_goes_on(api: Api):
                 break
             asked = {"limit": limit, "after": page["next"]}
         assert found == paths
+
+
+async def test_of_many_tasks_none_is_made_where_a_key_or_id_of_one_stands_for_another(api: Api):
+    session = await api.session()
+    path = f"/v1/sessions/{session}/tasks"
+    await api.task(session, idempotency_key="k", id="mine")
+    plain, other = {"kind": "external"}, {"kind": "external", "spec": {"v": 2}}
+    for orders in (
+        [{**other, "idempotency_key": "k"}],
+        [{**other, "id": "mine"}],
+        [{**plain, "idempotency_key": "new"}, {**other, "idempotency_key": "new"}],
+        [{**plain, "id": "new"}, {**other, "id": "new"}],
+    ):
+        answer = await api.post(f"{path}/bulk", json={"tasks": [plain, *orders, plain]})
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict"), orders
+        assert len((await api.get(path)).json()["items"]) == 1
+    same = {**plain, "idempotency_key": "k", "id": "mine"}
+    made = await api.post(f"{path}/bulk", json={"tasks": [plain, same, same]})
+    assert [each["is_new"] for each in made.json()["items"]] == [True, False, False]
+
+
+async def test_a_key_stands_for_json_in_which_true_and_one_are_two_and_the_order_of_names_is_none(api: Api):
+    session = await api.session()
+    task = await api.task(session, spec={"n": 1, "m": [0]})
+    for path, body in (
+        (f"/v1/sessions/{session}/tasks", lambda n, m: {"kind": "external", "spec": {"n": n, "m": m}}),
+        (f"/v1/tasks/{task}/messages", lambda n, m: {"content": {"n": n, "m": m}}),
+    ):
+        key = {"Idempotency-Key": "once"}
+        assert (await api.post(path, json=body(1, [0]), headers=key)).status_code == 201
+        text = json.dumps(body(1, [0]), sort_keys=True)[:-1] + " }"
+        again = await api.post(path, content=text, headers={**key, "Content-Type": "application/json"})
+        assert again.is_success
+        for n, m in ((True, [0]), (1.0, [0]), (1, [False])):
+            other = await api.post(path, json=body(n, m), headers=key)
+            assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict"), (path, n, m)

@@ -345,3 +345,55 @@ async def test_a_place_that_is_taken_or_can_be_reached_by_anybody_is_refused(tmp
     with pytest.raises(InvalidArguments, match="in use"):
         bind_path(path)
     again.close()
+
+
+async def test_who_has_no_good_key_is_refused_before_the_body_is_there_and_of_who_has_one_it_is_read():
+    settings = ServeSettings(access=AccessSettings(), body_timeout=20)
+    async with listening(settings) as (port, service):
+        made = await service._app.state.runtime.keys.create("a", scopes=["submit"])
+        half = b"content-length: 200000\r\n\r\n{" + b" " * 100_000
+        async with asyncio.timeout(10):  # and so not after the time that a body may take
+            for head in (POST, POST + b"authorization: Bearer ork_wrong\r\n", POST + b"expect: 100-continue\r\n"):
+                status, problem, told = await said(port, head + half)
+                assert (status, problem["code"]) == (401, "unauthenticated")
+                assert b"connection: close" in told.lower()
+            form = POST.replace(b"/v1/sessions", b"/answer/e30.e30")
+            status, problem, _ = await said(port, form + b"content-length: 300000\r\n\r\n")
+            assert (status, problem["code"]) == (413, "too_large"), "nobody is asked for a key there"
+        refused = await service._app.state.runtime.audit.list()
+        assert {(each.action, each.outcome) for each in refused} == {("create_session", "unauthenticated")}
+        key = f"authorization: Bearer {made.token}\r\nconnection: close\r\n".encode()
+        status, _, _ = await said(port, POST + key + half, b" " * 99_998, b"}")
+        assert status == 201
+
+
+async def test_bodies_are_bounded_together_and_a_small_one_is_always_read():
+    async with listening(ServeSettings(body=400_000, bodies=500_000)) as (port, service):
+        large = b"content-length: 300000\r\n\r\n{" + b" " * 299_998
+        holding = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(POST + large)
+            holding.append((reader, writer))
+        status, problem, told = await asyncio.wait_for(first_of(holding), 10)  # the second, wherever its bytes are
+        assert (status, problem["code"], b"retry-after: 2\r\n" in told.lower()) == (503, "unavailable", True)
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.post("/v1/sessions", json={})).status_code == 201
+            for _, writer in holding:
+                writer.close()
+            await until(lambda: service.under_way == 0)
+            whole = b" " * 390_000 + b"{}"
+            assert (await client.post("/v1/sessions", content=whole)).status_code == 201
+
+
+async def first_of(
+    held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+) -> tuple[int, dict[str, object], bytes]:
+    """What is said to the first of those who are told anything."""
+    jobs = [asyncio.create_task(reader.read()) for reader, _ in held]
+    done, others = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+    for each in others:
+        each.cancel()
+    told = done.pop().result()
+    head, _, body = told.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body), told

@@ -39,7 +39,7 @@ TOKENS = {"context_tokens", "answer_tokens", "model_answer_tokens", "rate", "bur
 COUNTS = {"iterations", "concurrency", "threads", "slots", "max_calls", "retention_batch", "depth", "live", "total"}
 COUNTS |= {"model_tries", "breaker_failures", "port", "most", "failures", "detached_live", "detached_total"}
 COUNTS |= {"at_once", "endpoints_at_once", "disable_failures", "history", "dead_letters"}
-SIZES = {field.name for field in fields(Limits)} | {"body", "header", "token_size"}
+SIZES = {field.name for field in fields(Limits)} | {"body", "bodies", "header", "token_size"}
 NESTED = {"lease", "limits", "delegation", "streams", "webhooks", "scopes", "algorithms"}
 
 

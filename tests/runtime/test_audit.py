@@ -134,7 +134,7 @@ async def test_an_end_that_was_cut_off_is_named_and_with_its_head_too_where_one_
     await fill(runtime, 2)  # and written on as if nothing had been
     assert (await runtime.audit.verify()).is_whole
     assert (await runtime.audit.verify(expect_head=kept)).broken_at == 5
-    for wrong in ("", "5", "5:x", f"x:{'0' * 64}"):
+    for wrong in ("", "5", "5:x", f"x:{'0' * 64}", f"{'9' * 5000}:{'0' * 64}", f"\u0665:{'0' * 64}"):
         with pytest.raises(InvalidArguments):
             await runtime.audit.verify(expect_head=wrong)
 
@@ -150,6 +150,24 @@ async def test_what_is_old_goes_from_the_beginning_and_the_rest_is_still_whole(r
     assert (await runtime.audit.verify()).broken_at == BATCH + 6
     await runtime.advance(1)
     assert await runtime.audit.prune(0) == 1  # of the last two, the last stays
+
+
+async def test_a_head_that_was_pruned_is_not_taken_for_one_that_is_there(runtime: TestRuntime):
+    heads = []
+    for _ in range(4):
+        await fill(runtime, 1)
+        heads.append((await runtime.audit.verify()).head)
+    await runtime.advance(1)
+    assert await runtime.audit.prune(0) == 3
+    for number, kept in enumerate(heads, 1):
+        verdict = await runtime.audit.verify(expect_head=kept)
+        assert verdict.is_whole == (number >= 3), "of those that went, the last can still be compared"
+        if number < 3:
+            assert verdict.broken_at == number
+            assert "no longer kept" in (verdict.reason or "")
+    verdict = await runtime.audit.verify(expect_head=f"3:{'0' * 64}")
+    assert verdict.broken_at == 3
+    assert "written anew" in (verdict.reason or "")
 
 
 async def test_writers_that_know_nothing_of_each_other_make_one_chain(tmp_path: Path):

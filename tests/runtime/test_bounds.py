@@ -125,7 +125,7 @@ async def neighbours() -> AsyncIterator[Neighbours]:
     async with open_test(app, store="memory", webhooks=WebhookSettings(deliver=False)) as runtime:
         there = runtime.within(B)
         session = await there.sessions.create(title="secret", labels={"of": "b"})
-        asking = await session.spawn("asks", options=TaskOptions(wake="on_activity"))
+        asking = await session.spawn("asks", options=TaskOptions(wake="on_activity", idempotency_key="a key"))
         ended = await session.spawn("ends", options=TaskOptions(wake="on_terminal"))
         await runtime.run_until_idle()
         external = await session.create("external", {"name": "robot"})
@@ -594,6 +594,7 @@ def view_verbs(n: Neighbours, it: Ids) -> dict[str, Callable[[Views], Awaitable[
         "tasks": lambda v: v.tasks([it.ended, it.asking]),
         "task_ids": lambda v: v.task_ids(it.ended, 5),
         "list_tasks": lambda v: v.list_tasks(TaskFilter(organization_id="org_b")),
+        "keyed": lambda v: v.keyed(it.session, ["a key"]),
         "children": lambda v: v.children(it.asking),
         "active_at": lambda v: v.active_at(it.held),
         "session": lambda v: v.session(it.session),

@@ -325,6 +325,15 @@ class Creation(Contract):
         await scene.create("task_1", idempotency_key="key")
         assert isinstance(await scene.one(scene.new("task_2", "session_b", idempotency_key="key")), Committed)
 
+    async def test_tasks_are_found_by_their_keys_in_their_session(self, scene: Scene):
+        await scene.session("session_b")
+        for n, (session, key) in enumerate((("session_a", "a"), ("session_a", "b"), ("session_b", "a"))):
+            assert isinstance(await scene.one(scene.new(f"task_{n}", session, idempotency_key=key)), Committed)
+        await scene.create("task_9")
+        keyed = scene.views.keyed
+        assert sorted(task.id for task in await keyed("session_a", ["a", "b", "none"])) == ["task_0", "task_1"]
+        assert [*await keyed("session_b", ["b"]), *await keyed("no", ["a"]), *await keyed("session_a", [])] == []
+
     async def test_of_two_tasks_of_one_key_in_one_batch_the_first_is_written(self, scene: Scene):
         one = scene.new("task_1", idempotency_key="key")
         two = scene.new("task_2", idempotency_key="key")

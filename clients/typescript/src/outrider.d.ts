@@ -123,7 +123,8 @@ export interface AuditRecord {
 }
 
 /** Whether an audit log is whole: `entries` of it were read, from `first` to `last`, which has the `head`.
-`broken_at` is the number of the first entry that is not as it was written, and `reason` says how. */
+`broken_at` is the number of the first entry that is not as it was written, or that was expected and cannot be
+compared any more, and `reason` says how. */
 export interface AuditVerdict {
   organization_id: string;
   is_whole: boolean;
@@ -1428,7 +1429,7 @@ export declare class Outrider extends Transport {
   /** Create a task of any kind. It is idempotent on its `id` or its key. */
   createTask(session_id: string, body: NewTaskForm, asked?: Asked): Promise<TaskRecord>;
 
-  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created. */
+  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created.  That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same moment may be met when others were created. */
   createTasks(session_id: string, body: NewTasksForm, asked?: Asked): Promise<SubmittedTasks>;
 
   /** Get what the session's agent has heard, said and done, an entry each, in the form of its engine. */

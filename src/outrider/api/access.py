@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope as Connection
 
-from outrider.core.errors import Forbidden
+from outrider.core.errors import Forbidden, OutriderError
 from outrider.runtime.access import ANYBODY as ANYBODY
 from outrider.runtime.access import Access, Caller
 from outrider.runtime.bounds import Bounds
@@ -65,6 +65,16 @@ class Gate:
         connection["outrider.rate"] = self._access.count(caller)
         caller.check(scope)
         return self._runtime_within(caller.bounds)
+
+    async def refusal(self, connection: Connection) -> OutriderError | None:
+        """Why who sends a request will not be admitted, by its head alone; None for who may be. It is counted later."""
+        if self._access is None:
+            return None
+        try:
+            await self._access.check(Headers(scope=connection).get("authorization"))
+        except OutriderError as refusal:
+            return refusal
+        return None
 
     async def check_still(self, connection: Connection) -> None:
         """Raise a Denied where who was admitted with a request, which goes on for long, no longer is."""

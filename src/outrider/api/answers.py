@@ -22,6 +22,7 @@ from outrider.api import wire
 from outrider.api.access import Asking, Reading, Submitting
 from outrider.api.forms import Form, Seconds, Whole
 from outrider.api.problems import responses
+from outrider.api.recording import TARGETS, concern
 from outrider.api.routing import noun
 from outrider.core.errors import (
     InvalidAnswer,
@@ -36,11 +37,13 @@ from outrider.runtime.access import Caller
 from outrider.runtime.answer_links import AnswerFormRecord, AnswerLinkRecord, Claims
 from outrider.runtime.facade import Runtime
 from outrider.runtime.records import TaskRecord
+from outrider.settings import KIB
 
 links = noun("answers")
 router = APIRouter(prefix="/answer", tags=["answers"], include_in_schema=False, responses=responses())
 
-LONGEST_FORM = 256 * 1024
+LONGEST_FORM = 256 * KIB
+"""How large such a form may be: it is read of anybody."""
 _STYLE = (
     "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "h1{font-size:1.3rem}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f3f3f3;padding:.7rem}"
@@ -103,7 +106,7 @@ async def show_answer_link(runtime: Reading, form: TokenForm) -> Response:
 async def answer_with_link(runtime: Submitting, request: Request, form: LinkAnswerForm) -> Response:
     """Answer a question within reach by a link: with one of its choices, or with what was typed."""
     claims = await _within_reach(runtime, form.token)
-    request.scope["outrider.targets"] = {"request_id": claims.request_id}
+    concern(request, request_id=claims.request_id)
     return wire.record(await runtime.answer_links.answer(form.token, choice=form.choice, typed=form.typed))
 
 
@@ -133,11 +136,11 @@ async def answer_by_link(request: Request, token: str) -> Response:
     runtime: Runtime = request.app.state.runtime
     scope = request.scope
     scope["outrider.needs"] = "submit"
-    scope["outrider.targets"] = {}  # the token is a secret, and in the path
+    scope[TARGETS] = {}  # the token is a secret, and in the path
     try:
         claims = await runtime.answer_links.claims(token)
         scope["outrider.caller"] = Caller(claims.organization_id, frozenset(), name=claims.by, via="link")
-        scope["outrider.targets"] = {"request_id": claims.request_id}
+        concern(request, request_id=claims.request_id)
         choice, typed = _said(await request.body())
         try:
             await runtime.answer_links.answer(token, choice=choice, typed=typed)
@@ -152,8 +155,6 @@ async def answer_by_link(request: Request, token: str) -> Response:
 
 def _said(body: bytes) -> tuple[int | None, str | None]:
     """What a form says: which of the choices, or what was typed."""
-    if len(body) > LONGEST_FORM:
-        raise InvalidAnswer("the answer is too long")
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=10)
     except ValueError:

@@ -113,7 +113,7 @@ def create_api(
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Recording, runtime=runtime, gate=gate)
-    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(Limits, settings=settings, gate=gate)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Query
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import wire
@@ -14,6 +15,7 @@ from outrider.api.forms import Form, Seconds
 from outrider.api.keys import OrganizationId
 from outrider.api.paging import Limit, Page, cursor_of
 from outrider.api.problems import responses
+from outrider.api.recording import concern
 from outrider.api.routing import noun
 from outrider.core.errors import InvalidArguments
 from outrider.runtime.records import AuditRecord, AuditVerdict
@@ -62,7 +64,9 @@ async def verify_audit(
 
 
 @router.post("/audit/prune", response_model=AuditPruned, responses=responses(404))
-async def prune_audit(runtime: Administering, form: AuditPruneForm) -> Response:
+async def prune_audit(runtime: Administering, request: Request, form: AuditPruneForm) -> Response:
     """Delete entries that are older than that, but the last."""
+    concern(request, **form.model_dump())
     gone = await runtime.audit.prune(form.older_than, organization_id=form.organization_id)
+    concern(request, entries=gone)
     return wire.plain({"entries": gone})

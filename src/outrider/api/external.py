@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Path
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import wire
@@ -13,6 +14,7 @@ from outrider.api.access import Submitting
 from outrider.api.forms import Anything, Flag, Form, Id, Number, Object, Whole
 from outrider.api.paging import PAGE, Page
 from outrider.api.problems import responses
+from outrider.api.recording import concern
 from outrider.api.routing import noun
 from outrider.runtime.records import InputRequestRecord, TaskRecord
 
@@ -66,9 +68,12 @@ class FailureForm(Form):
 
 
 @router.post("/external/claim", response_model=Page[TaskRecord])
-async def claim_tasks(runtime: Submitting, form: ClaimForm) -> Response:
+async def claim_tasks(runtime: Submitting, request: Request, form: ClaimForm) -> Response:
     """Take tasks of kind `external` that are due. The `attempt` of each is the token for everything else."""
-    return wire.page(await runtime.external.claim(form.holder, name=form.name, limit=form.limit))
+    concern(request, holder=form.holder, name=form.name)
+    claimed = await runtime.external.claim(form.holder, name=form.name, limit=form.limit)
+    concern(request, claimed=[each.id for each in claimed])
+    return wire.page(claimed)
 
 
 @router.post("/tasks/{task_id}/attempts/{attempt}/report", response_model=TaskRecord, responses=responses(404, 409))

@@ -80,7 +80,7 @@ TITLES = {
     429: "Too many requests",
     431: "The headers are too large",
     500: "A fault of the server",
-    503: "The store cannot do its work",
+    503: "It cannot be done for now",
     507: "The store is full",
 }
 CODES = {

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Query
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import wire
@@ -13,6 +14,7 @@ from outrider.api.access import FOR_OPERATORS, Asking, Operating, Reading
 from outrider.api.forms import Changed, Flag, Form, Name, Seconds, Whole
 from outrider.api.paging import Page
 from outrider.api.problems import responses
+from outrider.api.recording import concern
 from outrider.api.routing import noun
 from outrider.runtime.queue import MOST
 from outrider.runtime.records import KeyRecord, LimitRecord, PauseRecord
@@ -47,8 +49,9 @@ async def list_limits(runtime: Reading) -> Response:
 
 
 @router.put("/queue/limits", response_model=LimitRecord, openapi_extra=FOR_OPERATORS)
-async def set_limit(runtime: Operating, form: LimitForm) -> Response:
+async def set_limit(runtime: Operating, request: Request, form: LimitForm) -> Response:
     """Set the limit of a concurrency key, in place of the one it has, at once and for all workers."""
+    concern(request, **form.model_dump())
     limit = await runtime.queue.limit(
         form.key, concurrency=form.concurrency, rate=form.rate, per=form.per, organization_id=form.organization_id
     )
@@ -58,10 +61,12 @@ async def set_limit(runtime: Operating, form: LimitForm) -> Response:
 @router.delete("/queue/limits", response_model=Changed, openapi_extra=FOR_OPERATORS)
 async def remove_limit(
     runtime: Operating,
+    request: Request,
     key: Annotated[str, Query(min_length=1, max_length=512)],
     organization_id: Annotated[str | None, Query(max_length=512)] = None,
 ) -> Response:
     """Remove the limit of a key. Without any limit a key admits one task at a time."""
+    concern(request, key=key, organization_id=organization_id)
     return wire.plain({"changed": await runtime.queue.unlimit(key, organization_id=organization_id)})
 
 
@@ -78,8 +83,9 @@ async def list_pauses(runtime: Reading) -> Response:
 
 
 @router.put("/queue/pauses", response_model=Changed, responses=responses(404))
-async def pause(runtime: Operating, caller: Asking, form: PauseForm) -> Response:
+async def pause(runtime: Operating, caller: Asking, request: Request, form: PauseForm) -> Response:
     """Start no more tasks of a session, of a kind, or any at all; what runs goes on."""
+    concern(request, session_id=form.session, kind=form.kind, everything=form.everything)
     done = await runtime.queue.pause(
         session=form.session,
         kind=form.kind,
@@ -93,10 +99,12 @@ async def pause(runtime: Operating, caller: Asking, form: PauseForm) -> Response
 @router.delete("/queue/pauses", response_model=Changed)
 async def resume(
     runtime: Operating,
+    request: Request,
     session: Annotated[str | None, Query(max_length=512)] = None,
     kind: Annotated[str | None, Query(max_length=512)] = None,
     everything: bool = False,
 ) -> Response:
     """End that pause, and no other."""
+    concern(request, session_id=session, kind=kind, everything=everything)
     done = await runtime.queue.resume(session=session, kind=kind, everything=everything)
     return wire.plain({"changed": done})

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outrider.api.access import Gate, address_of
@@ -24,6 +26,11 @@ from outrider.runtime.log import log
 REFUSALS = Rates(1.0, 20)
 """How many refusals are written down: twenty, and one a second. How many were not stands in the next."""
 
+TARGETS = "outrider.targets"
+"""Where, in the scope of a request, those things are that it is about; without, they are what its path names."""
+FEW = 1900
+"""How many characters of ids are named of many things; of the others how many there are."""
+
 EVENTS = "text/event-stream"
 _REFUSED = frozenset({401, 403, 429})
 _ID = re.compile(rb'\{"id":"([^"\\]{1,128})"')
@@ -35,6 +42,30 @@ LOOK_AGAIN = 5.0
 nothing happens is looked at with its next sign of life."""
 
 _NOT_ADMITTED = b'event: end\ndata: {"reason":"not_admitted"}\n\n'
+
+
+def concern(request: Request, **targets: str | bool | float | Sequence[str] | None) -> None:
+    """Have the audit log say what a request is about, beside what its path names. What is None, False or empty is not
+    said; of many ids as many are as a few lines hold.
+    """
+    there = request.scope.setdefault(TARGETS, {**request.path_params})
+    for name, value in targets.items():
+        if isinstance(value, bool):
+            if value:
+                there[name] = "true"
+        elif isinstance(value, str | float | int):
+            there[name] = f"{value}"
+        elif value:
+            there[name] = _few(value)
+
+
+def _few(ids: Sequence[str]) -> str:
+    length = 0
+    for number, each in enumerate(ids):
+        length += len(each) + 1
+        if length > FEW:
+            return " ".join([*ids[:number], f"and {len(ids) - number} more"])
+    return " ".join(ids)
 
 
 class Recording:
@@ -85,7 +116,7 @@ class Recording:
 
     async def _record(self, scope: Scope, status: int, body: bytes) -> None:
         caller: Caller | None = scope.get("outrider.caller")
-        targets = {**scope.get("outrider.targets", scope.get("path_params", {}))}
+        targets = {**scope.get(TARGETS, scope.get("path_params", {}))}
         targets = {name: str(value) for name, value in targets.items()}
         outcome = "ok"
         if status >= 400:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from outrider.api import wire
@@ -12,6 +13,7 @@ from outrider.api.access import Administering, Asking, Operating, Reading
 from outrider.api.forms import Changed, Flag, Form, Number, Whole
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
+from outrider.api.recording import concern
 from outrider.api.routing import noun
 from outrider.runtime.records import PinRecord, RetentionRecord
 
@@ -41,8 +43,9 @@ async def get_retention(runtime: Reading, caller: Asking) -> Response:
 
 
 @router.put("/retention", response_model=RetentionRecord)
-async def set_retention(runtime: Administering, caller: Asking, form: PolicyForm) -> Response:
+async def set_retention(runtime: Administering, caller: Asking, request: Request, form: PolicyForm) -> Response:
     """Set the policy of the organization. What is over is deleted within minutes, the longest ended first."""
+    concern(request, **form.model_dump(exclude={"by"}))
     return wire.record(
         await runtime.retention.set_policy(
             caller.organization_id, age=form.age, count=form.count, archive=form.archive, by=caller.signs(form.by)

@@ -71,17 +71,18 @@ class Head(PlainRoute):
     A route of its own, so that no document and no other request has to do with it.
     """
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: APIRoute) -> None:
         super().__init__(route.path, route.endpoint, methods=["HEAD"], name=route.name, include_in_schema=False)
         self.app = _headless(route)
 
     @classmethod
     def of(cls, routes: Iterable[BaseRoute]) -> list[Head]:
-        """One for each of these routes that answers to GET."""
-        return [cls(route) for route in routes if isinstance(route, Route) and "GET" in (route.methods or ())]
+        """One for each of these routes that answers to GET, and not to HEAD by itself."""
+        found = [each for each in routes if isinstance(each, APIRoute)]
+        return [cls(each) for each in found if {*(each.methods or ())} & {"GET", "HEAD"} == {"GET"}]
 
 
-def _headless(route: Route) -> ASGIApp:
+def _headless(route: APIRoute) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] != "http.response.start":

@@ -18,11 +18,13 @@ from outrider.api.forms import Anything, Deleted, Flag, Form, Object, Seconds
 from outrider.api.options import OptionsForm, Priority
 from outrider.api.paging import After, Limit, Page, cursor_of
 from outrider.api.problems import responses
+from outrider.api.recording import concern
 from outrider.api.routing import noun
 from outrider.api.waiting import LONGEST, Patience, Timeout, attended
 from outrider.api.wire import REPLAYED
 from outrider.core.errors import Denied, InvalidArguments, NotFound, WaitTimeout
 from outrider.core.task import State
+from outrider.runtime.codec import encode
 from outrider.runtime.records import (
     AttemptRecord,
     BulkReceipt,
@@ -242,9 +244,14 @@ async def create_task(
 @router.post(
     "/sessions/{session_id}/tasks/bulk", status_code=201, response_model=SubmittedTasks, responses=responses(404, 409)
 )
-async def create_tasks(runtime: Submitting, session_id: str, form: NewTasksForm) -> Response:
-    """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created."""
+async def create_tasks(runtime: Submitting, request: Request, session_id: str, form: NewTasksForm) -> Response:
+    """Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created.
+
+    That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same
+    moment may be met when others were created.
+    """
     made = await runtime.tasks.submit(session_id, [each.order() for each in form.tasks])
+    concern(request, created=[each.task.id for each in made if each.is_new])
     items = (
         b'{"is_new":%b,"task":%b}' % (b"true" if each.is_new else b"false", wire.encoded_task(each.task))
         for each in made
@@ -293,8 +300,9 @@ async def wait_for_tasks(runtime: Reading, request: Request, form: WaitForm) -> 
 
 
 @router.post("/tasks:cancel", response_model=BulkReceipt)
-async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm) -> Response:
+async def cancel_tasks(runtime: Submitting, caller: Asking, request: Request, form: BulkCancelForm) -> Response:
     """Cancel many tasks, and the linked children below them. An id that nothing has is left out."""
+    concern(request, ids=form.ids, filter=_told(form.filter))
     receipt = await runtime.tasks.cancel_many(
         form.ids,
         filter=None if form.filter is None else filter_of(form.filter),
@@ -302,26 +310,29 @@ async def cancel_tasks(runtime: Submitting, caller: Asking, form: BulkCancelForm
         by=caller.signs(form.by),
         include_detached=form.include_detached,
     )
+    concern(request, canceled=receipt.canceled, requested=receipt.requested)
     return wire.record(receipt)
 
 
 @router.post("/tasks:retry", response_model=RetryReceipt)
-async def retry_tasks(runtime: Submitting, form: BulkRetryForm) -> Response:
+async def retry_tasks(runtime: Submitting, request: Request, form: BulkRetryForm) -> Response:
     """Do many ended tasks again. Those that cannot be are left, and the receipt has the code of why."""
-    return wire.record(
-        await runtime.tasks.retry_many(form.ids, filter=None if form.filter is None else filter_of(form.filter))
-    )
+    concern(request, ids=form.ids, filter=_told(form.filter))
+    receipt = await runtime.tasks.retry_many(form.ids, filter=None if form.filter is None else filter_of(form.filter))
+    concern(request, retried=[*receipt.retried], created=[*receipt.retried.values()])
+    return wire.record(receipt)
 
 
 @router.post("/tasks:prune", response_model=PruneReceipt)
-async def prune_tasks(runtime: Operating, form: PruneForm) -> Response:
+async def prune_tasks(runtime: Operating, request: Request, form: PruneForm) -> Response:
     """Delete the tasks that ended longer ago than that, in bounded batches."""
+    concern(request, **form.model_dump())
     states = None if form.states is None else [State(each) for each in form.states]
-    return wire.record(
-        await runtime.tasks.prune(
-            form.older_than, states=states, session_id=form.session_id, kind=form.kind, dry_run=form.dry_run
-        )
+    receipt = await runtime.tasks.prune(
+        form.older_than, states=states, session_id=form.session_id, kind=form.kind, dry_run=form.dry_run
     )
+    concern(request, tasks=receipt.tasks, sessions=receipt.sessions)
+    return wire.record(receipt)
 
 
 @router.post("/tasks:import", status_code=201, response_model=TaskRecord, responses=responses(404, 409))
@@ -570,3 +581,12 @@ async def fork_task(runtime: Submitting, task_id: str, form: ForkForm | None = N
 async def reprioritize_task(runtime: Submitting, task_id: str, form: PriorityForm) -> Response:
     """Give a task another priority; it keeps the time that it has waited."""
     return wire.answer(wire.encoded_task(await runtime.queue.reprioritize(task_id, form.priority)))
+
+
+def _told(filter: FilterForm | None) -> str | None:
+    """A filter for the audit log, which outlives what it is about: without the words that are looked for."""
+    return (
+        None
+        if filter is None
+        else encode(filter.model_dump(mode="json", exclude={"text"}, exclude_unset=True)).decode()
+    )

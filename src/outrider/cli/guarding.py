@@ -99,7 +99,7 @@ async def audit(arguments: Namespace, screen: Screen) -> int:
                 _show(entry, _entry_line(entry), screen)
             return OK
         if action == "prune":
-            await _record(runtime, "prune_audit", owner)
+            await _record(runtime, "prune_audit", owner, {"older_than": f"{arguments.older_than}"})
             gone = await runtime.audit.prune(arguments.older_than, organization_id=owner)
             if screen.as_json:
                 screen.data({"entries": gone})

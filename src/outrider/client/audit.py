@@ -29,8 +29,8 @@ class Audit:
     async def verify(self, *, organization_id: str | None = None, expect_head: str | None = None) -> AuditVerdict:
         """Read the log from its beginning, and say which is the first entry that is not as it was written.
 
-        `expect_head` is a `NUMBER:HASH` that was kept elsewhere: the entry of that number must still be that. The
-        server reads, and is believed.
+        `expect_head` is a `NUMBER:HASH` that was kept elsewhere: the entry of that number must still be that, and
+        one that was pruned since cannot be compared, which is not whole either. The server reads, and is believed.
         """
         check_texts_if_given(organization_id=organization_id, expect_head=expect_head)
         params = {"organization_id": organization_id, "expect_head": expect_head}

@@ -123,7 +123,7 @@ class Tasks:
     async def submit(self, session: SessionRecord | str, orders: Sequence[Order]) -> builtins.list[Submitted]:
         """Create tasks of any kinds, and say of each whether it was there already.
 
-        All of a request, a thousand at most, are looked at before any is made.
+        All of a request, a thousand at most, are looked at before any is made; so are their ids and keys.
         """
         session_id = session.id if isinstance(session, SessionRecord) else session
         path = f"/v1/sessions/{segment('session', session_id)}/tasks"

@@ -540,6 +540,10 @@ class Views(Protocol):
         """The tasks of these ids that exist, in no particular order."""
         ...
 
+    async def keyed(self, session_id: str, keys: Sequence[str]) -> Sequence[Task]:
+        """The tasks of a session that have one of these idempotency keys, in no particular order."""
+        ...
+
     async def task_ids(
         self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
     ) -> Sequence[str]:

@@ -110,6 +110,10 @@ class Access:
                 ) from error
             raise
 
+    async def check(self, authorization: str | None) -> None:
+        """Raise what `admit` does for who sends this header, without counting it."""
+        await self._known(authorization)
+
     async def check_still(self, authorization: str | None) -> None:
         """Raise Unauthenticated or Forbidden where who sent this header is no longer admitted; without counting it.
 

@@ -20,6 +20,7 @@ from outrider.runtime.services import Services
 from outrider.runtime.trail import BATCH, ENTRIES, Deed, hash_of, head_of, id_of
 
 PAGE = 1000
+ANOTHER = "it is not the one whose hash was expected: the log was written anew"
 
 
 class Audit:
@@ -38,7 +39,7 @@ class Audit:
         request_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
-        """Write an entry; it is durable when this returns. Texts are cut at 500 characters.
+        """Write an entry; it is durable when this returns. Texts are cut at 500 characters, targets at 2,000.
 
         Raises InvalidArguments for what is no text, and a StoreError.
         """
@@ -70,9 +71,10 @@ class Audit:
     async def verify(self, *, organization_id: str | None = None, expect_head: str | None = None) -> AuditVerdict:
         """Read the log from its beginning, and say which is the first entry that is not as it was written.
 
-        `expect_head` is a `NUMBER:HASH` that was kept elsewhere: the entry of that number must still be that. Without
-        one, a log whose end was cut off together with its head, or that was written anew, is taken for whole. Raises
-        NotFound, and Forbidden within the bounds of a session, where nothing of it is seen.
+        `expect_head` is a `NUMBER:HASH` that was kept elsewhere: the entry of that number must still be that. One that
+        was pruned can only be compared while it is the last that was: a log that has no more of it is not whole either.
+        Without one, a log whose end was cut off together with its head, or that was written anew, is taken for whole.
+        Raises NotFound, and Forbidden within the bounds of a session, where nothing of it is seen.
         """
         owner = self._owner_of_all(organization_id)
         check_texts_if_given(expect_head=expect_head)
@@ -106,7 +108,7 @@ class Audit:
                 altered = max(number - 1, head["first"])
                 return verdict(altered, "it is not the one that the next was written after")
             if anchor is not None and anchor[0] == number and anchor[1] != entry.data["hash"]:
-                return verdict(number, "it is not the one whose hash was expected: the log was written anew")
+                return verdict(number, ANOTHER)
             expected, previous, read = number + 1, entry.data["hash"], read + 1
         if expected != head["number"] + 1:
             return verdict(expected, "it is missing, and all after it: the end was cut off")
@@ -114,6 +116,10 @@ class Audit:
             return verdict(head["number"], "it is not the one that was written last")
         if anchor is not None and anchor[0] > head["number"]:
             return verdict(head["number"] + 1, f"it is missing: the end was cut off before {anchor[0]}")
+        if anchor is not None and anchor[0] < head["first"] - 1:
+            return verdict(anchor[0], "it is no longer kept, so it cannot be compared; compare with a later head")
+        if anchor is not None and anchor[0] == head["first"] - 1 and anchor[1] != head["base"]:
+            return verdict(anchor[0], ANOTHER)
         return verdict(None, None)
 
     async def prune(self, older_than: Length, *, organization_id: str | None = None) -> int:
@@ -167,7 +173,7 @@ class Audit:
 
 def _anchor(told: str) -> tuple[int, str]:
     number, colon, hashed = told.partition(":")
-    if not colon or not number.isdecimal() or len(hashed) != 64:
+    if not colon or not (number.isascii() and number.isdigit() and len(number) < 19) or len(hashed) != 64:
         raise InvalidArguments(f"a head is NUMBER:HASH, as verify tells it, not {told!r:.100}")
     return int(number), hashed
 

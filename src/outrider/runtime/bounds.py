@@ -151,6 +151,10 @@ class BoundedViews:
         """The tasks of these ids that exist, in no particular order."""
         return [task for task in await self._whole.tasks(ids) if self._bounds.hold(task.input)]
 
+    async def keyed(self, session_id: str, keys: Sequence[str]) -> Sequence[Task]:
+        """The tasks of a session that have one of these idempotency keys, in no particular order."""
+        return [task for task in await self._whole.keyed(session_id, keys) if self._bounds.hold(task.input)]
+
     async def task_ids(
         self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
     ) -> Sequence[str]:

@@ -60,6 +60,11 @@ def jsonable(value: object) -> JSON:
     return decode(encode(value))
 
 
+def ordered(value: object) -> bytes:
+    """Return a value as JSON with its names in order: the same bytes for the same JSON, and for no other."""
+    return orjson.dumps(jsonable(value), option=orjson.OPT_SORT_KEYS)
+
+
 def _default(value: object) -> object:
     dump = getattr(value, "model_dump", None)
     if dump is not None and not isinstance(value, type):

@@ -655,7 +655,7 @@ class TaskContext:
         with self._attempt.storing():
             (made,) = await create_with_webhooks(self._services, [new], [options.webhooks], steps=(step,))
         if isinstance(made, Existing):  # of an idempotency key: the journal still has to know it
-            check_same(new.input, made.task)
+            check_same(new.input, made.task.id, made.task.input)
             step = self._row(place.name, place.ordinal, "spawn", encode({"task_id": made.task.id}))
             await self._journal(step)
         self._attempt.journal.note(step)

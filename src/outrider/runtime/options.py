@@ -23,14 +23,13 @@ from outrider.core.task import (
     NewTask,
     Retry,
     State,
-    Task,
     Timeouts,
     WakePolicy,
     key_within,
 )
 from outrider.core.values import Instant, JSONObject, evolve
 from outrider.runtime.clock import LONGEST, instant, span
-from outrider.runtime.codec import check_size, jsonable
+from outrider.runtime.codec import check_size, jsonable, ordered
 from outrider.runtime.ids import check_id, new_id
 from outrider.runtime.labels import check_label
 from outrider.runtime.registry import CheckedSpec, ModelTerms
@@ -391,18 +390,20 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_same(asked: Input, existing: Task) -> None:
+def check_same(asked: Input, task_id: str, there: Input) -> None:
     """Creating twice is fine, whoever does it; raises IdempotencyConflict for something else under the same name."""
-    there = existing.input
     comparable = evolve(asked, created_at=there.created_at, origin=there.origin)
     if asked.key_name == there.key_name:  # before keys belonged to organizations it was made under the bare name
         comparable = evolve(comparable, concurrency_key=there.concurrency_key)
-    if jsonable(comparable) == jsonable(there):
+    if jsonable(comparable) == jsonable(there) and _told(asked) == _told(there):
         return
-    name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {existing.id!r}"
-    raise IdempotencyConflict(
-        f"{name} was used before, for another task: {existing.id}", details={"task_id": existing.id}
-    )
+    name = f"idempotency key {asked.idempotency_key!r}" if asked.idempotency_key else f"id {task_id!r}"
+    raise IdempotencyConflict(f"{name} was used before, for another task: {task_id}", details={"task_id": task_id})
+
+
+def _told(given: Input) -> bytes:
+    """What is the caller's own JSON: there True, 1 and 1.0 are three values, which for Python are one."""
+    return ordered([given.spec, given.result_schema, given.message_schema])
 
 
 _RETRY = Retry()

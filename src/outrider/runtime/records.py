@@ -723,7 +723,8 @@ class AuditRecord(Record):
 class AuditVerdict(Record):
     """Whether an audit log is whole: `entries` of it were read, from `first` to `last`, which has the `head`.
 
-    `broken_at` is the number of the first entry that is not as it was written, and `reason` says how.
+    `broken_at` is the number of the first entry that is not as it was written, or that was expected and cannot be
+    compared any more, and `reason` says how.
     """
 
     organization_id: str

@@ -34,7 +34,7 @@ from outrider.core.values import JSON, JSONObject, evolve
 from outrider.runtime.around import Around
 from outrider.runtime.budgets import usage_of_task
 from outrider.runtime.clock import span
-from outrider.runtime.codec import check_size, decode, jsonable
+from outrider.runtime.codec import check_size, decode, ordered
 from outrider.runtime.connections import check_connections
 from outrider.runtime.context import Parts, message_parts
 from outrider.runtime.forking import heritage_of
@@ -150,8 +150,9 @@ class Tasks:
     ) -> list[Submitted]:
         """Create tasks of any kinds, in few transactions, and say of each whether it was there already.
 
-        All are looked at before any is made: raises what `create` raises, for the first that is wrong. Where a key
-        was used for something else those of the other orders may have been made.
+        All are looked at before any is made: raises what `create` raises, for the first that is wrong, also where its
+        id or key stands for something else, and none is made then. What others make between the look and the write is
+        met as it comes: then IdempotencyConflict may leave some that were made.
         """
         services = self._services
         limits = services.settings.limits
@@ -178,11 +179,34 @@ class Tasks:
             new_task(order.kind, each, session, order.options, now, limits, parent_task_id)
             for order, each in zip(orders, checked, strict=True)
         ]
+        if len(new) > 1:
+            await self._check_unused(session.id, new, [order.options.id for order in orders])
         made = await create_with_webhooks(services, new, [order.options.webhooks for order in orders])
         for asked, verdict in zip(new, made, strict=True):
             if isinstance(verdict, Existing):
-                check_same(asked.input, verdict.task)
+                check_same(asked.input, verdict.task.id, verdict.task.input)
         return [Submitted(verdict.task, not isinstance(verdict, Existing)) for verdict in made]
+
+    async def _check_unused(self, session_id: str, new: Sequence[NewTask], given: Sequence[str | None]) -> None:
+        """Raise IdempotencyConflict where the key of one, or its id that was given, stands for another task: one that
+        there is, or one before it here.
+        """
+        ids = [each for each in given if each is not None]
+        keys = [each.input.idempotency_key for each in new if each.input.idempotency_key is not None]
+        views = self._services.views
+        there = {task.id: task.input for task in (await views.tasks(ids) if ids else ())}
+        keyed = await views.keyed(session_id, keys) if keys else ()
+        used = {task.input.idempotency_key: (task.id, task.input) for task in keyed}
+        for each in new:
+            key = each.input.idempotency_key
+            if each.id in there:
+                check_same(each.input, each.id, there[each.id])
+            elif key is not None and key in used:
+                check_same(each.input, *used[key])
+            else:
+                there[each.id] = each.input
+                if key is not None:
+                    used[key] = each.id, each.input
 
     async def _session(self, session_id: str) -> Session:
         check_texts(session_id=session_id)
@@ -415,7 +439,7 @@ class Tasks:
             while thread := await self._services.views.messages(task.id, direction="inbound", after=after):
                 sent = next((each for each in thread if each.id == message.id), None)
                 if sent is not None:
-                    if jsonable(evolve(message, created_at=sent.created_at)) != jsonable(sent):
+                    if ordered(evolve(message, created_at=sent.created_at)) != ordered(sent):
                         raise IdempotencyConflict(
                             f"this idempotency key was used before, for another message to {task.id}",
                             details={"message_id": sent.id},

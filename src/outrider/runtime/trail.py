@@ -31,6 +31,8 @@ PAUSE = 0.01
 """Seconds until it is read again, at most."""
 LONGEST = 500
 """Characters of a text in an entry."""
+LONGEST_TARGET = 2000
+"""Characters of one of its targets, which may name many things."""
 ORIGIN = "0" * 64
 """What the first entry of a chain names as the hash before it."""
 
@@ -140,7 +142,7 @@ def _entry(deed: Deed, number: int, at: int, previous: str) -> dict[str, Any]:
         "at": at,
         "actor": {name: _plain(value) for name, value in deed.actor.items()},
         "action": _plain(deed.action),
-        "targets": {_plain(name): _plain(value) for name, value in deed.targets.items()},
+        "targets": {_plain(name): _plain(value, LONGEST_TARGET) for name, value in deed.targets.items()},
         "outcome": _plain(deed.outcome),
         "request_id": None if deed.request_id is None else _plain(deed.request_id),
         "previous": previous,
@@ -148,7 +150,7 @@ def _entry(deed: Deed, number: int, at: int, previous: str) -> dict[str, Any]:
     return {**entry, "hash": hash_of(deed.organization_id, entry)}
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, longest: int = LONGEST) -> str:
     """A text that every store keeps as it is, and that is not too long."""
     clean = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"

@@ -1012,6 +1012,12 @@ class MemoryViews:
         rows = (self._task(task_id) for task_id in dict.fromkeys(ids))
         return [row.task for row in rows if row is not None]
 
+    async def keyed(self, session_id: str, keys: Sequence[str]) -> Sequence[Task]:
+        """The tasks of a session that have one of these idempotency keys, in no particular order."""
+        tables = self._open()
+        found = (tables.keys.get((session_id, key)) for key in dict.fromkeys(keys))
+        return [tables.tasks[task_id].task for task_id in found if task_id is not None]
+
     async def task_ids(
         self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
     ) -> Sequence[str]:

@@ -102,6 +102,10 @@ class SqlViews(ABC):
         """The tasks of these ids that exist, in no particular order."""
         return await self._read(len(ids), lambda read: tasks_of(read.tasks("tasks_by_id", listed(ids))))
 
+    async def keyed(self, session_id: str, keys: Sequence[str]) -> Sequence[Task]:
+        """The tasks of a session that have one of these idempotency keys, in no particular order."""
+        return await self._read(len(keys), lambda read: tasks_of(read.tasks("tasks_by_key", session_id, listed(keys))))
+
     async def task_ids(
         self, part: str, limit: int, *, organization_id: str | None = None, root_session_id: str | None = None
     ) -> Sequence[str]:

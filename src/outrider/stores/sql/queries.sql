@@ -218,6 +218,11 @@ select {task}
 from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
 where t.id {texts};
 
+-- tasks_by_key --
+select {task}
+from tasks t join sessions s on s.number = t.session join inputs i on i.task = t.number
+where t.session = (select number from sessions where id = ?) and t.idempotency_key {texts};
+
 -- indexed --
 select position from indexed;
 
