@@ -1,8 +1,11 @@
 """Sessions, inboxes, files, the queue and workers over HTTP."""
 
+import asyncio
+
 import pytest
 
 from outrider import Outrider
+from outrider.settings import ServeSettings
 from outrider.testing import Reply, script
 from tests.api.conftest import Api, opened
 
@@ -32,6 +35,20 @@ async def test_a_session_is_talked_to_forked_closed_reopened_and_deleted():
         assert (await api.delete(path)).json() == {"tasks": 1}
         assert (await api.get(path)).json()["code"] == "session_not_found"
         assert (await api.get("/v1/sessions/none/turn")).status_code == 404
+
+
+async def test_a_deletion_waits_for_what_it_cancels_no_longer_than_any_request_does():
+    async with opened(Outrider(), settings=ServeSettings(poll=0.05)) as api, asyncio.timeout(30):
+        session_id = await api.session()
+        task_id = await api.task(session_id, cancel_grace=86_400)
+        (held,) = (await api.post("/v1/external/claim", json={"holder": "me"})).json()["items"]
+        path = f"/v1/sessions/{session_id}"
+        refused = await api.delete(path, params={"cancel": True})
+        assert (refused.status_code, refused.json()["code"]) == (409, "not_ended")
+        assert (await api.get(f"/v1/tasks/{task_id}")).json()["cancel_requested_at"] is not None
+        ended = await api.post(f"/v1/tasks/{task_id}/attempts/{held['attempt']}/fail", json={"message": "stopped"})
+        assert ended.status_code == 200, ended.text
+        assert (await api.delete(path, params={"cancel": True})).json() == {"tasks": 1}
 
 
 async def test_an_inbox_is_received_from_renewed_and_acknowledged(api: Api):

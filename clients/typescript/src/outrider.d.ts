@@ -1360,7 +1360,7 @@ export declare class Outrider extends Transport {
   /** Create a session, or get the one of that id. */
   createSession(body: NewSessionForm, asked?: Asked): Promise<SessionRecord>;
 
-  /** Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives. */
+  /** Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives.  What is canceled first is waited for as long as its grace, but for 60 seconds at most: then ask again. */
   deleteSession(session_id: string, query?: { cancel?: boolean }, asked?: Asked): Promise<Deleted>;
 
   /** Get a session. */

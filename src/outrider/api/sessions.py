@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated
@@ -128,11 +129,16 @@ async def delete_session(
     session_id: str,
     cancel: Annotated[bool, Query(description="Cancel what lives in it first, and wait for it.")] = False,
 ) -> Response:
-    """Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives."""
+    """Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives.
+
+    What is canceled first is waited for as long as its grace, but for 60 seconds at most: then ask again.
+    """
     gone = None
     if cancel:
-        gone = await attended(request, runtime.sessions.delete(session_id, cancel=True), alone=True)
-    if gone is None:  # or the server ends: what still lives by now is named
+        with suppress(TimeoutError):
+            async with asyncio.timeout(request.app.state.settings.poll):
+                gone = await attended(request, runtime.sessions.delete(session_id, cancel=True), alone=True)
+    if gone is None:  # that is over, or the server ends: what still lives by now is named
         gone = await runtime.sessions.delete(session_id)
     return wire.plain({"tasks": gone})
 

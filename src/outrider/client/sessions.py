@@ -228,7 +228,10 @@ class Sessions:
         return (await self._connection.ask("GET", _path(session_id))).record(SessionRecord)
 
     async def delete(self, session_id: str, *, cancel: bool = False) -> int:
-        """Delete a session with all in it, and the sessions that its tasks opened; return how many tasks went."""
+        """Delete a session with all in it, and the sessions that its tasks opened; return how many tasks went.
+
+        What is canceled is waited for by the server, for a minute at most: NotEnded says what lives by then.
+        """
         check_flags(cancel=cancel)
         waits = self._connection.settings.patience if cancel else 0.0  # as long as what is canceled takes to stop
         answer = await self._connection.ask("DELETE", _path(session_id), params={"cancel": cancel}, waits=waits)
