@@ -16,6 +16,10 @@ from functools import partial
 
 ID, AT = b"\nid: ", b'"at":"'
 
+LOOK = 0.02
+"""Seconds between two looks at how far all have come."""
+LOOKS = 750
+
 
 class Follower(asyncio.Protocol):
     """One stream. Ids are the numbers of a log, so what came is counted against them."""
@@ -76,13 +80,10 @@ async def follow(port: int, paths: list[str]) -> dict[str, object]:
         followers += zip(paths[start : start + 50], some, strict=True)
     print(json.dumps({"begun": len(followers)}), flush=True)
     wanted: Mapping[str, int] = json.loads(await asyncio.to_thread(sys.stdin.readline))
-    deadline = loop.time() + 15
-
-    def is_behind() -> bool:
-        return any(each.last < wanted[path] for path, each in followers)
-
-    while loop.time() < deadline and is_behind():  # noqa: ASYNC110 - an event costs what is timed
-        await asyncio.sleep(0.02)
+    for _ in range(LOOKS):
+        if all(each.last >= wanted[path] for path, each in followers):
+            break
+        await asyncio.sleep(LOOK)  # to be told of it would cost what is timed
     lost = sum(max(0, wanted[path] - each.first - each.count) for path, each in followers)
     doubled = sum(max(0, each.count - (each.last - each.first)) for _, each in followers)
     return {"lost": lost, "doubled": doubled, "cut": sum(each.closed for _, each in followers), "lags": lags}

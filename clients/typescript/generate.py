@@ -113,7 +113,7 @@ def _signature(path: str, method: str, operation: Json) -> str:
     name = _camel(operation["operationId"])
     given = [f"{each['name']}: string" if _type(each["schema"]) == "string" else f"{each['name']}: number"
              for each in _parameters(operation, "path")]  # fmt: skip
-    told = operation.get("description", "").strip().replace("\n", " ").replace("*/", "* /")
+    told = " ".join(operation.get("description", "").split()).replace("*/", "* /")
     if _is_stream(operation):
         given.append("options?: { after?: number; signal?: AbortSignal }")
         return f"  /** {told} */\n  {name}({', '.join(given)}): AsyncGenerator<StreamEvent<any>, string>;\n"

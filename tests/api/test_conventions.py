@@ -317,6 +317,12 @@ async def test_a_server_says_that_it_lives_and_is_not_ready_once_it_ends(api: Ap
     assert (await api.get("/ready")).status_code == 503
 
 
+async def test_a_path_with_a_line_break_at_its_end_is_another_than_that_of_a_route(api: Api):
+    for path in ("/v1/tasks%0A", "/v1/sessions%0A"):
+        for method in ("GET", "HEAD"):
+            assert (await api.request(method, path)).status_code == 404, (method, path)
+
+
 async def test_a_list_of_files_says_where_it_goes_on(api: Api):
     session_id = await api.session()
     paths = sorted([*(f"/many/{number}" for number in range(5)), "/" + "é" * 512])  # the longest that there is

@@ -15,6 +15,9 @@ from tests.client.stage import app_of_tests, served
 
 pytestmark = pytest.mark.anyio
 PLACE = Path(__file__).parents[2] / "clients" / "typescript"
+NODE = shutil.which("node")
+
+needs_node = pytest.mark.skipif(NODE is None, reason="there is no node on this machine to run the client with")
 
 
 def generator() -> Any:
@@ -51,7 +54,7 @@ async def test_what_is_said_to_be_harmless_or_to_have_an_id_is_there():
     assert {*made.MADE, *made.KEYED, *made.HARMLESS} <= operations
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+@needs_node
 async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
     async with app_of_tests().open("memory://") as runtime, served(runtime) as url:
         told = await run("drive.mjs", url)
@@ -69,7 +72,7 @@ async def test_node_creates_follows_answers_and_is_told_what_is_wrong():
     assert told["listed"] == [task.id]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+@needs_node
 async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_pause_that_is_too_long():
     assert await run("cuts.mjs") == {
         "events": [7], "quiet": 2,
@@ -80,7 +83,7 @@ async def test_node_goes_on_after_a_cut_stops_when_it_is_told_and_begins_no_paus
     }  # fmt: skip
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+@needs_node
 async def test_node_asks_again_for_an_answer_that_was_cut_off_and_tells_of_what_no_server_of_outrider_answers():
     assert await run("answers.mjs") == {  # what came of it, and how often it was asked
         "half": [[7], 2], "part": ["[7]", 2], "unsafe": ["server_unreachable", 1],
@@ -89,7 +92,7 @@ async def test_node_asks_again_for_an_answer_that_was_cut_off_and_tells_of_what_
     }  # fmt: skip
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine to run the client with")
+@needs_node
 async def test_node_sends_nothing_for_an_id_or_a_path_that_would_ask_for_another_route():
     files = "/v1/sessions/mine/files"
     assert await run("paths.mjs") == {

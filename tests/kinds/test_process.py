@@ -296,13 +296,19 @@ async def test_a_command_that_ran_out_of_time_is_not_run_again_unasked(tmp_path:
     assert record.state is State.SUCCEEDED
 
 
+async def begun(runtime: TestRuntime) -> tuple[int, Run]:
+    """A command that goes on until it is ended: its process, and its run."""
+    task = await spawn(runtime, shell="echo $$; exec sleep 300")
+    await has_printed(task, "\n")
+    (pid,) = pids(await printed_so_far(runtime, task))
+    (run,) = [each for each in runs(runtime) if each.folder.name.startswith(task.id)]
+    return pid, run
+
+
 async def test_a_command_of_a_store_in_memory_ends_with_the_program():
     app = Outrider(SETTINGS)
     async with open_test(app, clock=SystemClock()) as runtime:
-        task = await spawn(runtime, shell="echo $$; exec sleep 300")
-        await has_printed(task, "\n")
-        (pid,) = pids(await printed_so_far(runtime, task))
-        (run,) = [each for each in runs(runtime) if each.folder.name.startswith(task.id)]
+        pid, run = await begun(runtime)
         assert is_alive(pid)
         await runtime.drain()
         await until(lambda: not is_alive(pid) and not run.is_supervised)
@@ -311,10 +317,7 @@ async def test_a_command_of_a_store_in_memory_ends_with_the_program():
 async def test_a_command_is_not_taken_for_dead_by_who_can_open_no_more_files():
     app = Outrider(SETTINGS)
     async with open_test(app, clock=SystemClock()) as runtime:
-        task = await spawn(runtime, shell="echo $$; exec sleep 300")
-        await has_printed(task, "\n")
-        (pid,) = pids(await printed_so_far(runtime, task))
-        (run,) = [each for each in runs(runtime) if each.folder.name.startswith(task.id)]
+        pid, run = await begun(runtime)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:

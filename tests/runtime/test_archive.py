@@ -75,6 +75,18 @@ async def child_of(runtime: TestRuntime, session: SessionHandle) -> SessionHandl
     return child
 
 
+async def archive_and_stop_there(runtime: TestRuntime, session: SessionHandle, patch: pytest.MonkeyPatch) -> None:
+    """Archive a session and be stopped before any of it is deleted."""
+
+    async def stop(*given: Any, **more: Any) -> Any:
+        raise KeyError("killed")
+
+    with patch.context() as here:
+        here.setattr(runtime.services.ledger, "prune", stop)
+        with pytest.raises(KeyError):
+            await runtime.archive.store(session.id)
+
+
 async def is_there(runtime: TestRuntime, session: SessionHandle) -> bool:
     return await runtime.services.views.session(session.id) is not None
 
@@ -171,14 +183,7 @@ async def test_who_was_stopped_while_a_session_was_deleted_finishes_that_and_wri
 async def test_what_was_reopened_while_it_was_deleted_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async with opened(tmp_path) as runtime:
         session = await session_of(runtime)
-
-        async def stop(*given: Any, **more: Any) -> Any:
-            raise KeyError("killed")
-
-        monkeypatch.setattr(runtime.services.ledger, "prune", stop)
-        with pytest.raises(KeyError):
-            await runtime.archive.store(session.id)
-        monkeypatch.undo()
+        await archive_and_stop_there(runtime, session, monkeypatch)
         await session.reopen()
         late = await session.spawn(say, text="late")
         await late.result()
@@ -220,14 +225,7 @@ async def test_a_file_that_comes_after_who_archived_was_stopped_is_not_deleted_b
 ):
     async with opened(tmp_path) as runtime:
         session = await session_of(runtime)
-
-        async def stop(*given: Any, **more: Any) -> Any:
-            raise KeyError("killed")
-
-        monkeypatch.setattr(runtime.services.ledger, "prune", stop)
-        with pytest.raises(KeyError):
-            await runtime.archive.store(session.id)
-        monkeypatch.undo()
+        await archive_and_stop_there(runtime, session, monkeypatch)
         await session.write_file("/late.txt", "more of it")
         with pytest.raises(NotEnded):
             await runtime.archive.store(session.id)

@@ -13,6 +13,7 @@ from outrider.core.errors import IdempotencyConflict, InvalidArguments, TaskFini
 from outrider.core.ledger import TaskFilter
 from outrider.core.values import evolve
 from outrider.runtime.options import new_task
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 
@@ -85,10 +86,12 @@ async def test_a_key_without_a_limit_is_a_lock_and_a_tool_brings_its_own(outride
     await session.spawn("hold", n=1, options=options)
     second = await session.spawn("hold", n=2, options=options)
     await started(1)
-    async with asyncio.timeout(20):
-        while (record := await second.record()).phase != "blocked":  # noqa: ASYNC110 - nobody is rung for that
-            await asyncio.sleep(0.001)
-    assert record.phase_reason == "limit of door"
+
+    async def is_blocked() -> bool:
+        return (await second.record()).phase == "blocked"
+
+    await until(is_blocked)
+    assert (await second.record()).phase_reason == "limit of door"
     (key,) = await outrider.queue.keys()
     assert (key.key, key.held, key.waiting, key.limit.concurrency) == ("door", 1, 1, 1)
     gate.set()
@@ -110,9 +113,7 @@ async def test_a_key_is_of_the_organization_that_names_it_and_that_of_a_tool_is_
     async def are_set_aside() -> bool:
         return sum(key.waiting for key in await outrider.queue.keys()) == 4
 
-    async with asyncio.timeout(20):
-        while not await are_set_aside():  # noqa: ASYNC110 - the store rings nobody for a task that is set aside
-            await asyncio.sleep(0.001)
+    await until(are_set_aside)
     keys = {(each.key, each.organization_id): (each.held, each.waiting) for each in await outrider.queue.keys()}
     own = {("door", None): (1, 1), ("door", "org_a"): (1, 1), ("door", "org_b"): (2, 0)}
     assert keys == {**own, ("common", None): (1, 2)}

@@ -17,7 +17,7 @@ from outrider.runtime.records import TaskRecord
 from outrider.runtime.services import Services
 from outrider.runtime.snapshots import SHOWN
 from outrider.runtime.stream import EventReader, LogReader
-from outrider.testing import open_test
+from outrider.testing import TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ def live(records: dict[str, TaskRecord]) -> list[TaskRecord]:
 
 
 @pytest.fixture
-async def runtime() -> AsyncIterator[Runtime]:
+async def runtime() -> AsyncIterator[TestRuntime]:
     async with open_test(Outrider(), worker=False) as runtime:
         yield runtime
 
@@ -170,14 +170,16 @@ READ: dict[str, Callable[[Runtime], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("read", READ)
-async def test_what_is_read_of_an_id_is_of_one_life_of_it_however_soon_it_is_given_again(runtime: Runtime, read: str):
+async def test_what_is_read_of_an_id_is_of_one_life_of_it_however_soon_it_is_given_again(
+    runtime: TestRuntime, read: str
+):
     async def make(organization_id: str) -> None:
         within = runtime.within(Bounds(organization_id))
         session = await within.sessions.create(id="shared", title=organization_id)
         await session.create("external", {"of": organization_id}, options=TaskOptions(id="mine"))
         (task,) = await within.external.claim("x")
         await within.external.report(task.id, task.attempt, output=f"{organization_id} printed this")
-        runtime.services.clock.advance(1)  # type: ignore[attr-defined]  # of a test
+        runtime.clock.advance(1)
 
     async def delete() -> None:
         (task,) = await runtime.tasks.list(session_id="shared")

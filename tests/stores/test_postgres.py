@@ -10,6 +10,7 @@ from outrider.core.errors import InvalidArguments, NotFound
 from outrider.core.events import FileWrite
 from outrider.core.ledger import Ledger
 from outrider.stores.postgres import PostgresLedger
+from tests.facts import until
 from tests.servers import each_version, versions
 from tests.stores.contract import StoreContract
 from tests.stores.scene import SESSION, Scene
@@ -59,9 +60,7 @@ async def test_a_file_that_comes_as_its_session_is_deleted_is_waited_for_or_refu
         connection.execute("select from sessions where id = %s for update", [SESSION])
         writing = asyncio.ensure_future(ledger.write_file(FileWrite(SESSION, "/late", b"x", "text/plain", scene.now)))
         waits = "select 1 from pg_locks where not granted"
-        async with asyncio.timeout(20):
-            while not connection.execute(waits).fetchone():  # noqa: ASYNC110 - the server tells nobody who waits for it
-                await asyncio.sleep(0.01)
+        await until(lambda: connection.execute(waits).fetchone())
         assert connection.execute("select 1 from files").fetchone() is None
         connection.execute("delete from sessions where id = %s", [SESSION])
         connection.commit()

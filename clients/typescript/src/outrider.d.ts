@@ -1360,7 +1360,7 @@ export declare class Outrider extends Transport {
   /** Create a session, or get the one of that id. */
   createSession(body: NewSessionForm, asked?: Asked): Promise<SessionRecord>;
 
-  /** Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives.  What is canceled first is waited for as long as its grace, but for 60 seconds at most: then ask again. */
+  /** Delete a session with all in it, and the sessions that its tasks opened. Refused while a task lives. What is canceled first is waited for as long as its grace, but for 60 seconds at most: then ask again. */
   deleteSession(session_id: string, query?: { cancel?: boolean }, asked?: Asked): Promise<Deleted>;
 
   /** Get a session. */
@@ -1429,7 +1429,7 @@ export declare class Outrider extends Transport {
   /** Create a task of any kind. It is idempotent on its `id` or its key. */
   createTask(session_id: string, body: NewTaskForm, asked?: Asked): Promise<TaskRecord>;
 
-  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created.  That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same moment may be met when others were created. */
+  /** Create up to 1,000 tasks of any kinds. All are looked at first: where one is wrong, none is created. That also goes for an `id` or key that stands for another task; only one that somebody else takes in the very same moment may be met when others were created. */
   createTasks(session_id: string, body: NewTasksForm, asked?: Asked): Promise<SubmittedTasks>;
 
   /** Get what the session's agent has heard, said and done, an entry each, in the form of its engine. */
@@ -1513,7 +1513,7 @@ export declare class Outrider extends Transport {
   /** List all that a task ever asked, oldest first. */
   listRequests(task_id: string, asked?: Asked): Promise<Page_InputRequestRecord>;
 
-  /** Get the result of a task; null if it returned nothing.  409 where there is none: with the code `task_failed` or `task_canceled`, or `wait_timeout` while it goes on. */
+  /** Get the result of a task; null if it returned nothing. 409 where there is none: with the code `task_failed` or `task_canceled`, or `wait_timeout` while it goes on. */
   getResult(task_id: string, query?: { timeout?: number }, asked?: Asked): Promise<any>;
 
   /** Do again what an ended task was to do: a new task, that names it. */

@@ -6,6 +6,7 @@ the plain routes, which most are, are called by `_Plan`: the same declared parts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from inspect import iscoroutinefunction
@@ -35,10 +36,12 @@ _Ask: TypeAlias = Callable[[StarletteRequest], Awaitable[Any]]
 
 
 class Route(APIRoute):
-    """A route whose body is read strictly."""
+    """A route whose body is read strictly, and that is asked for by its own path alone."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
+        # Starlette's pattern ends with `$`, which a line break at the end of a path passes.
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         scopes = [SCOPE_OF[each.call] for each in self.dependant.dependencies if each.call in SCOPE_OF]
         if scopes:  # the roles of the scheme, as OpenAPI 3.1 has them; nobody need have a key where nobody is asked
             self.openapi_extra = {"security": [{"bearer": scopes}, {}], **(self.openapi_extra or {})}
@@ -73,6 +76,7 @@ class Head(PlainRoute):
 
     def __init__(self, route: APIRoute) -> None:
         super().__init__(route.path, route.endpoint, methods=["HEAD"], name=route.name, include_in_schema=False)
+        self.path_regex = route.path_regex
         self.app = _headless(route)
 
     @classmethod

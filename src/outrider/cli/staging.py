@@ -216,7 +216,7 @@ class Terminal:
         keys = get_app_session().input
         # While something is printed above the prompt the terminal would edit lines by itself, and what is typed just
         # then would come in another form: Ctrl-U would clear nothing. It needs no other mode to print.
-        keys.cooked_mode = nullcontext  # type: ignore[method-assign]  # of this input alone
+        keys.cooked_mode = nullcontext  # type: ignore[method-assign]  # there is no option for it
         self._prompt: PromptSession[str] = PromptSession(
             input=keys,
             output=output,
