@@ -168,7 +168,7 @@ async def test_a_session_with_live_children_is_deleted_only_with_them(stage: Sta
         await until(lambda: runtime.tasks.list(states=(State.AWAITING_INPUT,)))
         with pytest.raises(NotEnded, match="cancel it first"):
             await session.delete()
-        assert await session.delete(cancel=True) >= 4  # the agent may have heard of some ends
+        assert await session.delete(cancel=True) >= 4  # the agent may have heard of some ends, in a turn each
         assert (await runtime.tasks.list(), await runtime.sessions.list()) == ([], [])
         await until(partial(_nothing_rings, runtime))
         with pytest.raises(NotFound):

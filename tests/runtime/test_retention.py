@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from outrider import Outrider, TaskContext, TaskOptions
+from outrider import Outrider, TaskContext, TaskHandle, TaskOptions
 from outrider.core.errors import InvalidArguments, NotEnded, NotFound, StoreUnavailable, TaskFailed
-from outrider.core.ledger import WorkerCard
+from outrider.core.ledger import Pruned, WorkerCard
 from outrider.core.task import State
 from outrider.runtime.pruning import Retention, is_on_duty
 from outrider.runtime.records import EventRecord
@@ -118,6 +118,25 @@ async def test_a_session_with_live_tasks_is_deleted_only_with_a_cancel():
         assert await kept.result() == "b"
         again = await runtime.sessions.create(id=session.id)
         assert await again.tasks() == []
+
+
+async def test_a_deletion_that_something_new_holds_up_counts_what_went_before_it(monkeypatch: pytest.MonkeyPatch):
+    async with opened() as runtime:
+        session = await runtime.sessions.create()
+        for _ in range(3):
+            await session.spawn(ask)
+        ledger, late = runtime.services.ledger, list[TaskHandle]()
+        prune = ledger.prune
+
+        async def prune_and_spawn(task_ids: Sequence[str], *others: Any, **more: Any) -> Pruned:
+            pruned = await prune(task_ids, *others, **more)
+            if not late:
+                late.append(await session.spawn(ask))
+            return pruned
+
+        monkeypatch.setattr(ledger, "prune", prune_and_spawn)
+        assert await session.delete(cancel=True) == 4
+        assert await gone(runtime, late[0].id)
 
 
 async def test_waiting_for_a_task_that_is_gone_fails_and_says_what_is_gone():

@@ -150,8 +150,10 @@ class Archive:
         if session is not None and session.closed_at is None:
             await self._settle(document)
             raise NotEnded(f"{session.id} was archived and reopened since: what is left of it stays as well")
+        tasks = 0
         try:
-            tasks = 0 if session is None else await delete_session(self._services, session, files=files)
+            if session is not None:
+                tasks = sum([gone async for gone in delete_session(self._services, session, files=files)])
         except NotEnded as error:
             await self._settle(document)
             raise NotEnded(f"{error.message} after it was archived: what is left of it stays as well") from error

@@ -52,28 +52,30 @@ async def delete_task(services: Services, task: Task) -> int:
     if live:
         what = f"{task.id} is {task.state}" if live == [task] else f"tasks below {task.id} live"
         raise NotEnded.of(what, [each.id for each in live], "deleted")
-    return await _prune(services, [task.id])
+    return sum([gone async for gone in _prune(services, [task.id])])
 
 
-async def delete_session(services: Services, session: Session, *, files: Collection[FileMark] | None = None) -> int:
-    """Delete a session and the sessions below it, with all in them; return how many tasks went. Raises NotEnded.
+async def delete_session(
+    services: Services, session: Session, *, files: Collection[FileMark] | None = None
+) -> AsyncIterator[int]:
+    """Delete a session and the sessions below it, with all in them; yield how many tasks went with each batch.
 
-    Where `files` are given, also if one of the sessions has a file of its own that is not among them: that one stays,
-    and so do those above it.
+    Raises NotEnded where a task lives, one made meanwhile included. Where `files` are given, also if one of the
+    sessions has a file of its own that is not among them: that one stays, and so do those above it.
     """
-    gone = 0
     while True:
         live = await live_in(services, session)
         if live:
             raise NotEnded.of(f"tasks of {session.id} live", [each.id for each in live], "deleted")
-        gone += await _empty(services, session.id, files)
+        async for gone in _empty(services, session.id, files):
+            yield gone
         pruned = await services.ledger.prune([], [session.id], files=files)
         there = None if pruned.session_ids else await services.views.session(session.id)
         if there is None:
             await _unpin(services, [session.id])
-            return gone
+            return
         if there.created_at != session.created_at:  # somebody else deleted it, and this is another one of its id
-            return gone
+            return
         if files is not None:
             raise NotEnded(f"a file has just come into {session.id}")
 
@@ -318,35 +320,35 @@ async def is_idle_below(services: Services, session: Session, before: Instant) -
     return all(each.updated_at < before for each in await sessions_below(services, session))
 
 
-async def _empty(services: Services, session_id: str, files: Collection[FileMark] | None = None) -> int:
-    """Delete the ended tasks of a session, and the sessions that they opened."""
+async def _empty(services: Services, session_id: str, files: Collection[FileMark] | None = None) -> AsyncIterator[int]:
+    """Delete the ended tasks of a session, and the sessions that they opened; yield how many went with each batch."""
     page = TaskFilter(
         session_id=session_id, states=tuple(TERMINAL), limit=services.settings.retention_batch, newest_first=False
     )
-    gone = 0
     while tasks := await services.views.list_tasks(page):
-        gone += await _prune(services, [task.id for task in tasks], files)
-    return gone
+        async for gone in _prune(services, [task.id for task in tasks], files):
+            yield gone
 
 
-async def _prune(services: Services, task_ids: Sequence[str], files: Collection[FileMark] | None = None) -> int:
-    """Delete ended tasks, in the order given, after what is in the sessions that they opened."""
-    gone = 0
+async def _prune(
+    services: Services, task_ids: Sequence[str], files: Collection[FileMark] | None = None
+) -> AsyncIterator[int]:
+    """Delete ended tasks, in the order given, after what is in the sessions that they opened; yield how many went."""
     opened = await services.views.child_sessions(task_ids)
     for session in opened:
-        gone += await _empty(services, session.id, files)
+        async for gone in _empty(services, session.id, files):
+            yield gone
     await mark_erased(services.whole.ledger, task_ids, services.clock.now())
     left = task_ids
     while left:
         pruned = await services.ledger.prune(left, now=services.clock.now(), files=files)
         await _unpin(services, (*pruned.task_ids, *pruned.session_ids))
-        gone += len(pruned.task_ids)
+        yield len(pruned.task_ids)
         left = pruned.rest
     if files is not None:
         for session in opened:
             if await services.views.session(session.id) is not None:
                 raise NotEnded(f"a file has just come into {session.id}")
-    return gone
 
 
 async def _unpin(services: Services, gone: Collection[str]) -> None:

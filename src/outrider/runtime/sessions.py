@@ -360,6 +360,12 @@ class Sessions:
         """
         check_flags(cancel=cancel)
         session = await self._session(session_id)
+        gone = sum([count async for count in self._delete(session, cancel=cancel)])
+        if gone:
+            await erase(self._services.whole, session.organization_id)
+        return gone
+
+    async def _delete(self, session: Session, *, cancel: bool) -> AsyncIterator[int]:
         canceled: set[str] = set()
         for _ in range(ROUNDS if cancel else 0):
             # The end of what is canceled may wake the agent, which then takes a turn: that is canceled, too.
@@ -369,14 +375,11 @@ class Sessions:
             canceled.update(task.id for task in live)
             await self._cancel(live)
             with suppress(NotEnded):
-                return await self._delete(session)
-        return await self._delete(session)
-
-    async def _delete(self, session: Session) -> int:
-        gone = await delete_session(self._services, session)
-        if gone:
-            await erase(self._services.whole, session.organization_id)
-        return gone
+                async for count in delete_session(self._services, session):
+                    yield count
+                return
+        async for count in delete_session(self._services, session):
+            yield count
 
     async def export(self, session_id: str, *, tree: bool = True) -> AsyncIterator[JSONObject]:
         """Yield all that is in a session as JSON objects, each with a `record` that says what it is of.
