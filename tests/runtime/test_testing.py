@@ -95,15 +95,17 @@ async def test_idle_waits_for_threads_and_for_code_that_really_sleeps(store):
 
 
 async def test_what_never_rests_is_named():
-    app = Outrider()
+    app, begun = Outrider(), asyncio.Event()
 
     @app.tool
     async def hangs() -> None:
+        begun.set()
         await asyncio.Event().wait()
 
     async with open_test(app) as runtime:
         session = await runtime.sessions.create()
         await session.spawn("hangs")
+        await begun.wait()
         with pytest.raises(NotIdle, match="hangs"):
             await runtime.run_until_idle(timeout=0.05)
 
