@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from outrider import State, TaskHandle, TaskOptions
+from outrider.agents import delegation
 from outrider.agents.scripted import Call, Reply, Turn
 from tests.facts import until
 from tests.kinds.stage import Stage, calls, steps, turns
@@ -199,6 +200,26 @@ async def test_an_agent_lists_looks_at_and_cancels_what_it_started(stage: Stage)
         assert (looked["task_id"], looked["output"], looked["asks"]) == (started["task_id"], "", [])
         assert canceled["task_id"] == started["task_id"]
         assert [task["state"] for task in waited["tasks"]] == ["canceled"]
+
+
+async def test_an_agent_lists_what_it_started_however_many_turns_it_has_taken_since(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delegation, "ROWS", 3)
+    stage = Stage("memory://")
+
+    def script(turn: Turn) -> Reply:
+        match (turn.prompt, turn.number):
+            case ("start", 1):
+                return calls("spawn_background", tool="drift", title="adrift", wake="silent")
+            case ("list", 1):
+                return calls("list_tasks")
+            case _:
+                return Reply("hm")
+
+    stage.agent("boss", script, delegates=True)
+    async with stage.open("boss") as (_, session):
+        for word in ("start", "hm", "hm", "hm", "list"):
+            await (await session.send(word)).result()
+        assert [task["name"] for task in stage.said["boss"][-1]] == ["adrift"]
 
 
 async def test_what_goes_too_far_or_makes_no_sense_is_refused_and_told_to_the_model(url: str):

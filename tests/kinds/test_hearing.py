@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
-from outrider import Outrider, Runtime, TaskContext, WorkerSettings
+from outrider import Outrider, Runtime, TaskContext, TaskOptions, WorkerSettings
 from outrider.agents import scripted
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
@@ -217,6 +217,24 @@ async def test_what_was_reported_is_the_result_whatever_is_said_afterwards_and_o
         rows = await outrider.services.views.transcript(links.child_session_id or "")
         said = " ".join(row.message.decode() for row in rows)
         assert said.count("a result is reported once") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("result", "why"), [(float("nan"), "not JSON"), (10**30, "64 bits"), ("x" * 70_000, "too_large")]
+)
+async def test_a_report_that_could_not_be_kept_is_refused_and_another_is_taken(result, why):
+    app = an_app()
+    reports = [Reply(calls=(Call("report_result", {"result": each}),)) for each in (result, "short")]
+    scripted.register("reporter", scripted.replies(*reports, *[Reply("Goodbye.")] * 9))
+    app.agent("reporter", model="scripted:reporter")
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", agent="reporter", options=TaskOptions(origin={"tool_call_id": "call"}))
+        assert await task.result(timeout=PATIENCE) == "short"
+        record = await task.record()
+        rows = await outrider.services.views.transcript(record.links.child_session_id or "")
+        assert why in " ".join(row.message.decode() for row in rows)
+        assert record.attempt == 1
 
 
 async def test_a_turn_is_taken_once_and_nothing_but_words_makes_one():

@@ -24,7 +24,7 @@ from outrider.core.ledger import InboxRow, Ledger, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
-from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.codec import check_size, decode, encode, jsonable
 from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
@@ -386,16 +386,19 @@ class Delegation:
     # --- looking after them --------------------------------------------------------------------------
 
     async def _list_tasks(self, given: ListTasks, _: str) -> JSON:
-        states = None if given.state is None else (State(given.state),)
+        views, kinds = self.task.services.views, set(self.task.services.registry.executors)
         where = TaskFilter(
             session_id=None if given.tree else self.session.id,
             root_session_id=self.session.root_session_id if given.tree else None,
-            states=states,
-            kind=given.kind,
-            limit=ROWS,
+            states=None if given.state is None else (State(given.state),),
+            limit=ROWS + 1,  # its own may be among them
         )
-        found = await self.task.services.views.list_tasks(where)
-        return [_told(TaskRecord.of(each)) for each in found if each.input.kind != TURN and each.id != self.task.id]
+        # By kind: of a long conversation the newest tasks are turns, and behind those nothing else would be seen.
+        found: list[Task] = []
+        for kind in (kinds if given.kind is None else {given.kind}) - {TURN}:
+            found += await views.list_tasks(evolve(where, kind=kind))
+        newest = sorted((each for each in found if each.id != self.task.id), key=lambda each: each.id, reverse=True)
+        return [_told(TaskRecord.of(each)) for each in newest[:ROWS]]
 
     async def _get_task(self, given: GetTask, _: str) -> JSON:
         record = await self._find(given.task_id)
@@ -506,6 +509,7 @@ class Delegation:
         by = self._reporting if held is None else [decode(held.value or b"[null]")[0]]
         if by and by != [call_id]:  # another call of the same response may be on its way
             raise LimitReached("you have reported your result, and a result is reported once")
+        check_size("the result", given.result, task.services.settings.limits.result)
         fault = mismatch(given.result, task.result_schema)
         if fault is not None:
             raise InvalidArguments(f"this result does not fit what was asked for: {fault}")
