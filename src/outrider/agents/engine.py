@@ -277,12 +277,12 @@ class AgentRun(Protocol):
         """
         ...
 
-    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         """Return a person's decision on a tool call, asking and parking if there is none yet.
 
-        The decision belongs to `call_id` in the open iteration, this tool and these arguments. The step by which the
-        call is made has a key that ends with `call_id`: until that is journaled, a decision that has grown old, or is
-        about something else, is asked for again. No person, no approval.
+        The decision belongs to `call_id` in the open iteration, this tool and these arguments. `key` is that of the
+        step by which the call is made, `call_id` unless given: until that is journaled, a decision that has grown old,
+        or is about something else, is asked for again. No person, no approval.
         """
         ...
 

@@ -640,9 +640,9 @@ class AgentTranscript:
         ordinal = self._task.journal.own(position, verb).ordinal
         return Step(self._task.id, position, ordinal, verb, self._task.attempt, now, value)
 
-    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given)
+        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given, key=key)
 
     async def ask(
         self,
