@@ -237,6 +237,26 @@ async def test_a_report_that_could_not_be_kept_is_refused_and_another_is_taken(r
         assert record.attempt == 1
 
 
+@pytest.mark.parametrize(
+    ("bound", "kind"),
+    [({"max_iterations": 3}, "max_iterations"), ({"options": {"budget": {"requests": 3}}}, "budget_exceeded")],
+)
+async def test_what_was_reported_is_kept_though_the_agent_comes_to_no_end(bound, kind):
+    app = an_app()
+    report, more = (Call("report_result", {"result": {"a": n}}) for n in (1, 2))
+    scripted.register("restless", lambda turn: Reply("More.", calls=(report if turn.number == 1 else more,)))
+    app.agent("restless", model="scripted:restless")
+    options = TaskOptions(origin={"tool_call_id": "call"}, **bound.pop("options", {}))
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", agent="restless", options=options, **bound)
+        record = await task.wait(timeout=PATIENCE)
+        assert record.error is not None
+        assert record.error.kind == kind
+        assert record.summary == '{"a":1}'
+        assert await session.read_file(record.result_path or "") == b'{"a":1}'
+
+
 async def test_a_turn_is_taken_once_and_nothing_but_words_makes_one():
     app = an_app()
     scripted.register("talker", scripted.replies(*[Reply("yes")] * 3))

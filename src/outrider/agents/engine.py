@@ -325,7 +325,8 @@ class ModelNotReady(Refused):
 
 
 class AgentFailed(OutriderError):
-    """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said.
+    """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said, or the
+    result that it had reported.
 
     `retryable` says whether another attempt could fare better; `retry_after` is what the provider asked for, in
     seconds. `last` is the iteration that it failed in, where no other attempt will close it: its totals count too.
@@ -348,7 +349,7 @@ class AgentFailed(OutriderError):
         self.kind = kind
         self.retryable = retryable
         self.retry_after = retry_after
-        self.partial = partial
+        self.partial: JSON = partial
 
 
 class ModelFailed(AgentFailed):
