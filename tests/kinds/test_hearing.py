@@ -257,6 +257,32 @@ async def test_what_was_reported_is_kept_though_the_agent_comes_to_no_end(bound,
         assert await session.read_file(record.result_path or "") == b'{"a":1}'
 
 
+async def test_an_agent_waits_for_a_task_no_longer_than_for_an_answer():
+    app = an_app(question_deadline=0.05)
+
+    @app.tool
+    async def drift(task: TaskContext) -> None:
+        await task.messages()
+
+    start = Call("spawn_background", {"tool": "drift"})
+
+    def waits(turn: Turn) -> Reply:
+        match turn.number:
+            case 1:
+                return Reply(calls=(start,))
+            case 2:
+                wait = {"task_ids": [turn.results[0].content["task_id"]], "timeout": 3e9}
+                return Reply(calls=(Call("wait_task", wait),))
+            case _:
+                return Reply(str(turn.results[0].content["timed_out"]))
+
+    scripted.register("waits", waits)
+    app.agent("waits", model="scripted:waits", delegates=True)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="waits")
+        assert await (await session.send("Go.")).result(timeout=PATIENCE) == "True"
+
+
 async def test_a_turn_is_taken_once_and_nothing_but_words_makes_one():
     app = an_app()
     scripted.register("talker", scripted.replies(*[Reply("yes")] * 3))
