@@ -435,6 +435,8 @@ class Delegation:
         record = await self._find(given.task_id)
         asked = given.in_reply_to
         request = None if asked is None else await self.task.services.views.request(asked)
+        if request is not None and request.task_id != record.id:
+            raise NotFound.of("request", request.id)
         if request is not None and request.kind != "question":
             raise ToolError(f"{request.id} asks for an {request.kind}, which is for a person to give")
         if request is not None:
