@@ -121,7 +121,7 @@ class FakeRun:
                 self.record.answers[key] = answer
         return self.record.answers[key]
 
-    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         self.asked.append((tool, dict(arguments), call_id))
         if call_id not in self.record.decisions:
             decision = self.decide(tool, arguments, call_id)

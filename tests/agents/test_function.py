@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from outrider import Outrider
-from outrider.agents.engine import AgentBrief, AgentOutcome, Approval, ToolError, ToolRetry, ToolSpec, load_engine
+from outrider.agents.engine import (
+    AgentBrief,
+    AgentFailed,
+    AgentOutcome,
+    Approval,
+    ToolError,
+    ToolRetry,
+    ToolSpec,
+    load_engine,
+)
 from outrider.agents.function import AgentContext
 from outrider.core.errors import Failure, InvalidArguments, Parked, UnknownName
 from outrider.core.task import Usage
@@ -289,6 +298,17 @@ async def test_an_agent_may_answer_in_its_last_iteration():
         return "done"
 
     assert (await run(agent, max_iterations=1)).result == "done"
+
+
+@pytest.mark.parametrize("answer", [object(), float("nan"), 10**30])
+async def test_an_answer_that_is_not_json_is_a_failure_that_no_other_attempt_would_mend(answer):
+    async def agent(ctx: AgentContext) -> Any:
+        await ctx.append(text="so far")
+        return answer
+
+    with pytest.raises(AgentFailed, match="not JSON") as failed:
+        await run(agent)
+    assert (failed.value.kind, failed.value.retryable, failed.value.partial) == ("invalid_result", False, "so far")
 
 
 async def test_an_unknown_tool_is_refused_with_the_names_that_are_known():

@@ -110,6 +110,51 @@ async def test_a_tool_that_needs_an_approval_asks_before_it_detaches_and_runs_as
         assert (closed.answered_by, closed.closed_at is not None) == ("ada", True)
 
 
+@pytest.mark.parametrize(("earlier", "id"), [("other", "model"), ("other", "1/model"), ("x/a", "a"), ("a#2", "a")])
+async def test_no_id_that_a_provider_gives_to_a_call_passes_for_one_that_was_made(office, earlier, id):
+    office.agent("hasty", Reply(calls=(Call("look", {"at": "it"}, earlier), Call("pay", {"cents": 1}, id))))
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("go", agent="hasty", tools=["look", "pay"])
+        await asked(runtime, task.id)
+        assert office.paid == []
+
+
+async def test_a_tool_that_was_approved_may_name_a_step_as_it_likes(office):
+    @office.app.tool(requires_approval=True)
+    async def publish(task: TaskContext) -> str:
+        return await task.step("approve", lambda: "published")
+
+    office.agent("clerk", calls("publish"), Reply("ok"))
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("go", agent="clerk", tools=["publish"])
+        await asked(runtime, task.id)
+        await task.answer(True)
+        assert await task.result(timeout=10) == "ok"
+        assert office.said == ["published"]
+
+
+async def test_an_agent_learns_nothing_of_what_a_task_of_others_asks(office):
+    office.agent("payer", calls("pay", cents=1), tools=["pay"])
+    async with office.open(None) as (runtime, session):
+        (request,) = await asked(runtime, (await session.spawn_agent("go", agent="payer")).id)
+
+        def nosy(turn: Turn) -> Reply:
+            match turn.number:
+                case 1:
+                    return spawns("look", at="it")
+                case 2:
+                    task_id = turn.results[0].content["task_id"]
+                    return calls("message_task", task_id=task_id, message=True, in_reply_to=request.id)
+                case _:
+                    return Reply(str(turn.results[0].content))
+
+        scripted.register("nosy", nosy)
+        office.app.agent("nosy", model="scripted:nosy", delegates=True)
+        other = await runtime.sessions.create(agent="nosy")
+        answer = await (await other.send("go")).result(timeout=10)
+        assert f"there is no request '{request.id}'" in answer
+
+
 async def test_a_denied_start_is_told_to_the_model_and_makes_no_task(office):
     office.agent("clerk", spawns("pay", cents=900), Reply("all right"))
     async with office.open() as (runtime, session):

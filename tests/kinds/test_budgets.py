@@ -174,6 +174,16 @@ async def test_the_soft_mark_wakes_the_session_once_while_the_agent_goes_on(app)
         assert [reason for reason in seen if reason == "budget"] == ["budget"]
 
 
+@pytest.mark.parametrize(("said", "counted"), [(-(10**6), 0), (10**30, 10**12)])
+async def test_a_provider_that_counts_what_cannot_be_gives_no_budget_back_and_fails_no_call(app, said, counted):
+    model = told(f"garbled {counted}", Reply("Done.", tokens=Tokens(said, said)))
+    async with at_work(app) as (_, session):
+        task = await session.spawn_agent("Go.", model=model, options=TaskOptions(budget={"tokens": 5000}))
+        assert await task.result(timeout=10) == "Done."
+        spent = await task.spent()
+        assert (spent.input_tokens, spent.accounts[0].spent["tokens"]) == (counted, 2 * counted)
+
+
 async def test_an_agent_without_a_budget_charges_nothing(app):
     async with open_test(app) as runtime:
         (crew,) = runtime._crews

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from outrider import State, TaskHandle, TaskOptions
+from outrider import State, TaskContext, TaskHandle, TaskOptions
+from outrider.agents import delegation
 from outrider.agents.scripted import Call, Reply, Turn
 from tests.facts import until
 from tests.kinds.stage import Stage, calls, steps, turns
@@ -199,6 +200,58 @@ async def test_an_agent_lists_looks_at_and_cancels_what_it_started(stage: Stage)
         assert (looked["task_id"], looked["output"], looked["asks"]) == (started["task_id"], "", [])
         assert canceled["task_id"] == started["task_id"]
         assert [task["state"] for task in waited["tasks"]] == ["canceled"]
+
+
+async def test_an_agent_lists_what_it_started_however_many_turns_it_has_taken_since(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delegation, "ROWS", 3)
+    stage = Stage("memory://")
+
+    def script(turn: Turn) -> Reply:
+        match (turn.prompt, turn.number):
+            case ("start", 1):
+                return calls("spawn_background", tool="drift", title="adrift", wake="silent")
+            case ("list", 1):
+                return calls("list_tasks")
+            case _:
+                return Reply("hm")
+
+    stage.agent("boss", script, delegates=True)
+    async with stage.open("boss") as (_, session):
+        for word in ("start", "hm", "hm", "hm", "list"):
+            await (await session.send(word)).result()
+        assert [task["name"] for task in stage.said["boss"][-1]] == ["adrift"]
+
+
+async def test_an_agent_sees_the_newest_of_a_long_thread_and_however_much_is_told_it_does_not_fail():
+    stage = Stage("memory://", live=50)
+
+    @stage.app.tool
+    async def talk(task: TaskContext, posts: int) -> dict[str, str]:
+        for n in range(posts):
+            await task.post(f"{n} " + "m" * 40_000, name=str(n))
+        return {"long": "r" * 60_000}
+
+    def script(turn: Turn) -> Reply:
+        match turn.number:
+            case 1:
+                start = {"tool": "talk", "wake": "silent"}
+                posts = [{"posts": 22}, *[{"posts": 0}] * 17]
+                return Reply(calls=tuple(Call("spawn_background", {**start, "arguments": each}) for each in posts))
+            case 2:
+                return calls("wait_task", task_ids=[each.content["task_id"] for each in turn.results])
+            case 3:
+                return calls("get_task", task_id=turn.results[0].content["tasks"][0]["task_id"])
+            case _:
+                return Reply("done")
+
+    stage.agent("boss", script, delegates=True)
+    async with stage.open("boss") as (_, session):
+        assert await (await session.send("go")).result(timeout=15) == "done"
+        waited, looked = stage.said["boss"][-2:]
+        assert len(waited["tasks"]) == 18
+        assert all('{"long":"rrr' in task["result"] and "cut here" in task["result"] for task in waited["tasks"])
+        assert "21 m" in str(looked["messages"][-1]["parts"])
+        assert len(looked["messages"]) == 20
 
 
 async def test_what_goes_too_far_or_makes_no_sense_is_refused_and_told_to_the_model(url: str):

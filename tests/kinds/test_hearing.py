@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
-from outrider import Outrider, Runtime, TaskContext, WorkerSettings
+from outrider import Outrider, Runtime, TaskContext, TaskOptions, WorkerSettings
 from outrider.agents import scripted
 from outrider.agents.function import AgentContext
 from outrider.agents.scripted import Call, Reply, Turn
@@ -217,6 +217,70 @@ async def test_what_was_reported_is_the_result_whatever_is_said_afterwards_and_o
         rows = await outrider.services.views.transcript(links.child_session_id or "")
         said = " ".join(row.message.decode() for row in rows)
         assert said.count("a result is reported once") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("result", "why"), [(float("nan"), "not JSON"), (10**30, "64 bits"), ("x" * 70_000, "too_large")]
+)
+async def test_a_report_that_could_not_be_kept_is_refused_and_another_is_taken(result, why):
+    app = an_app()
+    reports = [Reply(calls=(Call("report_result", {"result": each}),)) for each in (result, "short")]
+    scripted.register("reporter", scripted.replies(*reports, *[Reply("Goodbye.")] * 9))
+    app.agent("reporter", model="scripted:reporter")
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", agent="reporter", options=TaskOptions(origin={"tool_call_id": "call"}))
+        assert await task.result(timeout=PATIENCE) == "short"
+        record = await task.record()
+        rows = await outrider.services.views.transcript(record.links.child_session_id or "")
+        assert why in " ".join(row.message.decode() for row in rows)
+        assert record.attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "kind"),
+    [({"max_iterations": 3}, "max_iterations"), ({"options": {"budget": {"requests": 3}}}, "budget_exceeded")],
+)
+async def test_what_was_reported_is_kept_though_the_agent_comes_to_no_end(bound, kind):
+    app = an_app()
+    report, more = (Call("report_result", {"result": {"a": n}}) for n in (1, 2))
+    scripted.register("restless", lambda turn: Reply("More.", calls=(report if turn.number == 1 else more,)))
+    app.agent("restless", model="scripted:restless")
+    options = TaskOptions(origin={"tool_call_id": "call"}, **bound.pop("options", {}))
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create()
+        task = await session.spawn_agent("Go.", agent="restless", options=options, **bound)
+        record = await task.wait(timeout=PATIENCE)
+        assert record.error is not None
+        assert record.error.kind == kind
+        assert record.summary == '{"a":1}'
+        assert await session.read_file(record.result_path or "") == b'{"a":1}'
+
+
+async def test_an_agent_waits_for_a_task_no_longer_than_for_an_answer():
+    app = an_app(question_deadline=0.05)
+
+    @app.tool
+    async def drift(task: TaskContext) -> None:
+        await task.messages()
+
+    start = Call("spawn_background", {"tool": "drift"})
+
+    def waits(turn: Turn) -> Reply:
+        match turn.number:
+            case 1:
+                return Reply(calls=(start,))
+            case 2:
+                wait = {"task_ids": [turn.results[0].content["task_id"]], "timeout": 3e9}
+                return Reply(calls=(Call("wait_task", wait),))
+            case _:
+                return Reply(str(turn.results[0].content["timed_out"]))
+
+    scripted.register("waits", waits)
+    app.agent("waits", model="scripted:waits", delegates=True)
+    async with app.open("memory://") as outrider:
+        session = await outrider.sessions.create(agent="waits")
+        assert await (await session.send("Go.")).result(timeout=PATIENCE) == "True"
 
 
 async def test_a_turn_is_taken_once_and_nothing_but_words_makes_one():

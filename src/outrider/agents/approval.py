@@ -6,7 +6,6 @@ for what it was asked for, and for a while; a call that has begun and is journal
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,22 +33,30 @@ class Approvals:
     session_id: str
 
     async def decide(
-        self, tool: str, arguments: JSONObject, call_id: str, *, is_own: bool, within: TaskContext | None = None
+        self,
+        tool: str,
+        arguments: JSONObject,
+        call_id: str,
+        *,
+        is_own: bool,
+        key: str | None = None,
+        within: TaskContext | None = None,
     ) -> Approval:
         """Return the decision on a call, asking and parking if there is none that holds. No person, no approval.
 
-        A tool that is the agent's own, and none of the app, may have the name of another agent's. `within` is the
-        context of an operation that is under way, in whose place the question counts as a wait.
+        `key` is that of the call's step, its id unless given. A tool that is the agent's own, and none of the app,
+        may have the name of another agent's. `within` is the context of an operation that is under way, in whose place
+        the question counts as a wait.
         """
         task, exact = within or self.task, decode(encode(arguments))
-        has_run, asked = self._has_run(call_id), 0
+        has_run, asked = self._has_run(call_id if key is None else key), 0
         while True:
             asked += 1
-            key = f"{OPEN}{call_id}!approve" + (f"#{asked}" if asked > 1 else "")
-            if task.journal.at(key) is None and (has_run or await self._is_granted(tool, is_own=is_own)):
+            position = _position(call_id) + (f"#{asked}" if asked > 1 else "")
+            if task.journal.at(position) is None and (has_run or await self._is_granted(tool, is_own=is_own)):
                 return Approval(True)
             details = {"tool": tool, "arguments": exact, "call_id": call_id}
-            request = await task.ask_for_approval(key, f"The agent wants to call {tool}. Approve?", details)
+            request = await task.ask_for_approval(position, f"The agent wants to call {tool}. Approve?", details)
             if request is None:
                 return Approval(False, NOBODY)
             if has_run:
@@ -60,7 +67,7 @@ class Approvals:
 
     def was_asked(self, call_id: str) -> bool:
         """Whether somebody was asked about that very call in the open iteration."""
-        return self.task.journal.at(f"{OPEN}{call_id}!approve") is not None
+        return self.task.journal.at(_position(call_id)) is not None
 
     async def _is_granted(self, tool: str, *, is_own: bool) -> bool:
         """Whether somebody said that it needs no more approval: in the agent's session, or in the first of its tree."""
@@ -79,11 +86,13 @@ class Approvals:
     def _name(self, tool: str, *, is_own: bool) -> str:
         return f"{self.task.spec.get('agent', '')}:{tool}" if is_own else tool
 
-    def _has_run(self, call_id: str) -> bool:
-        """Whether the step of a call, whose key ends with its id, is journaled: done, or begun where it runs once."""
-        key = re.compile(rf"(.*/)?{re.escape(call_id)}(#\d+)?")
-        rows = self.task.journal.under(OPEN)
-        return any(row.verb == "step" and key.fullmatch(row.position.removeprefix(OPEN)) for row in rows)
+    def _has_run(self, key: str) -> bool:
+        """Whether the step of a call is journaled: done, or begun where it runs once.
+
+        By its whole key: a provider chooses the ids of calls, and may choose one that another key ends with.
+        """
+        row = self.task.journal.at(OPEN + key)
+        return row is not None and row.verb == "step"
 
     def _holds(self, request: InputRequest, tool: str, arguments: JSONObject) -> bool:
         """Whether a decision is about this call, and, if it allows it, no older than decisions may be."""
@@ -94,6 +103,11 @@ class Approvals:
             return True
         services = self.task.services
         return services.clock.now() - (request.closed_at or 0) <= span(services.settings.approval_valid)
+
+
+def _position(call_id: str) -> str:
+    """Where the question about a call is journaled: apart from what the tool itself names, which has no `!`."""
+    return f"{OPEN}{call_id}!approve!"
 
 
 def _decision(request: InputRequest) -> Approval:

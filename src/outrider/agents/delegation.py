@@ -20,11 +20,13 @@ from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
 from outrider.agents.registered import RegisteredAgent, check_goes_on
 from outrider.core.errors import InvalidArguments, LimitReached, NotFound, OutriderError, StoreError
+from outrider.core.events import Message
 from outrider.core.ledger import InboxRow, Ledger, TaskFilter
 from outrider.core.session import Session
 from outrider.core.task import TURN, State, Task, WaitForMessage
 from outrider.core.values import JSON, JSONObject, evolve
-from outrider.runtime.codec import decode, encode, jsonable
+from outrider.runtime.attempt import cut
+from outrider.runtime.codec import check_size, decode, encode, jsonable
 from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
@@ -61,8 +63,13 @@ TOOLS = (
 
 ROWS = 50
 """How many tasks `list_tasks` shows."""
+MESSAGES = 20
+"""How many messages `get_task` shows."""
 PIECES = 64 * 1024
 """Bytes of output that `get_task` shows at once."""
+
+SHORTEST = 256
+"""Bytes to which a text is cut at most, where all together are too many."""
 
 P = TypeVar("P", bound=BaseModel)
 Handler: TypeAlias = Callable[[Any, str], Awaitable[JSON]]
@@ -219,7 +226,7 @@ class Delegation:
                 faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
                 raise ToolRetry("; ".join(faults)) from None
             try:
-                return jsonable(await handler(given, call_id))
+                return fitting(jsonable(await handler(given, call_id)), self.task.services.settings.limits.file // 2)
             except InvalidArguments as error:
                 raise ToolRetry(error.message) from None
             except StoreError:
@@ -386,21 +393,24 @@ class Delegation:
     # --- looking after them --------------------------------------------------------------------------
 
     async def _list_tasks(self, given: ListTasks, _: str) -> JSON:
-        states = None if given.state is None else (State(given.state),)
+        views, kinds = self.task.services.views, set(self.task.services.registry.executors)
         where = TaskFilter(
             session_id=None if given.tree else self.session.id,
             root_session_id=self.session.root_session_id if given.tree else None,
-            states=states,
-            kind=given.kind,
-            limit=ROWS,
+            states=None if given.state is None else (State(given.state),),
+            limit=ROWS + 1,  # its own may be among them
         )
-        found = await self.task.services.views.list_tasks(where)
-        return [_told(TaskRecord.of(each)) for each in found if each.input.kind != TURN and each.id != self.task.id]
+        # By kind: of a long conversation the newest tasks are turns, and behind those nothing else would be seen.
+        found: list[Task] = []
+        for kind in (kinds if given.kind is None else {given.kind}) - {TURN}:
+            found += await views.list_tasks(evolve(where, kind=kind))
+        newest = sorted((each for each in found if each.id != self.task.id), key=lambda each: each.id, reverse=True)
+        return [_told(TaskRecord.of(each)) for each in newest[:ROWS]]
 
     async def _get_task(self, given: GetTask, _: str) -> JSON:
         record = await self._find(given.task_id)
         views = self.task.services.views
-        messages = await views.messages(record.id, limit=20)
+        messages = await self._thread(record.id)
         output = await views.output(record.id, start=given.output_from, limit=100)
         text, following = "", given.output_from
         for row in output.rows:
@@ -414,10 +424,19 @@ class Delegation:
             told["result"] = await self._result(record)
         return told
 
+    async def _thread(self, task_id: str) -> Sequence[Message]:
+        """The newest messages of a task, in their order."""
+        last: list[Message] = []
+        while found := await self.task.services.views.messages(task_id, after=last[-1].id if last else None):
+            last = [*last, *found][-MESSAGES:]
+        return last
+
     async def _message_task(self, given: MessageTask, _: str) -> JSON:
         record = await self._find(given.task_id)
         asked = given.in_reply_to
         request = None if asked is None else await self.task.services.views.request(asked)
+        if request is not None and request.task_id != record.id:
+            raise NotFound.of("request", request.id)
         if request is not None and request.kind != "question":
             raise ToolError(f"{request.id} asks for an {request.kind}, which is for a person to give")
         if request is not None:
@@ -460,13 +479,15 @@ class Delegation:
         records = [await self._find(each) for each in given.task_ids]
         if any(each.session_id == self.task.session_id and _is_guest(each.kind, each.spec) for each in records):
             raise InvalidArguments("who was invited takes a turn after yours: end it, and you are told of theirs")
-        ids = [each.id for each in records]
+        ids = list(dict.fromkeys(each.id for each in records))
         return await self._wait(ids, call_id, every=not given.any, on_question=given.on_question, timeout=given.timeout)
 
     async def _wait(
         self, ids: list[str], call_id: str, *, every: bool, on_question: bool = True, timeout: float | None = None
     ) -> dict[str, JSON]:
-        timeout = timeout or self.task.services.settings.delegation.foreground_wait
+        settings = self.task.services.settings
+        # Who is waited for may wait in turn for this one: no wait is longer than a question may be unanswered.
+        timeout = min(timeout or settings.delegation.foreground_wait, settings.question_deadline)
         records = await self.within(call_id).attend(ids, any=not every, timeout=timeout, on_question=on_question)
         ended = [record for record in records if record.is_terminal]
         kinds = [request.kind for record in records for request in record.input_requests]
@@ -506,6 +527,7 @@ class Delegation:
         by = self._reporting if held is None else [decode(held.value or b"[null]")[0]]
         if by and by != [call_id]:  # another call of the same response may be on its way
             raise LimitReached("you have reported your result, and a result is reported once")
+        check_size("the result", given.result, task.services.settings.limits.result)
         fault = mismatch(given.result, task.result_schema)
         if fault is not None:
             raise InvalidArguments(f"this result does not fit what was asked for: {fault}")
@@ -549,6 +571,38 @@ def has_heard(task: TaskContext, row: InboxRow) -> bool:
     """Whether what an entry of its inbox says is what the agent has heard by waiting, in its open iteration."""
     of = {"terminal": row.task_id, "question": row.body.get("request_id")}.get(row.reason)
     return of is not None and task.journal.at(f"{OPEN}{WAITED}{of}") is not None
+
+
+def fitting(told: JSON, limit: int) -> JSON:
+    """What a tool tells of tasks, in at most so many bytes: where it is more, the longest texts and results are cut.
+
+    Raises ToolError where that is not enough.
+    """
+    cap = limit
+    while len(encode(told)) > limit:
+        cap //= 4
+        if cap < SHORTEST:
+            raise ToolError("that is too much to be told at once: ask for fewer tasks")
+        told = _cut_within(told, cap)
+    return told
+
+
+def _cut_within(told: JSON, cap: int) -> JSON:
+    match told:
+        case str():
+            return cut(told, cap)
+        case dict():
+            return {name: each if name == "output" else _cut_field(name, each, cap) for name, each in told.items()}
+        case list():
+            return [_cut_within(each, cap) for each in told]
+        case _:
+            return told
+
+
+def _cut_field(name: str, told: JSON, cap: int) -> JSON:
+    if name in ("result", "parts") and len(text := encode(told)) > cap:  # their form is not ours
+        return cut(told if isinstance(told, str) else text.decode(), cap)
+    return _cut_within(told, cap)
 
 
 @cache

@@ -277,12 +277,12 @@ class AgentRun(Protocol):
         """
         ...
 
-    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         """Return a person's decision on a tool call, asking and parking if there is none yet.
 
-        The decision belongs to `call_id` in the open iteration, this tool and these arguments. The step by which the
-        call is made has a key that ends with `call_id`: until that is journaled, a decision that has grown old, or is
-        about something else, is asked for again. No person, no approval.
+        The decision belongs to `call_id` in the open iteration, this tool and these arguments. `key` is that of the
+        step by which the call is made, `call_id` unless given: until that is journaled, a decision that has grown old,
+        or is about something else, is asked for again. No person, no approval.
         """
         ...
 
@@ -325,7 +325,8 @@ class ModelNotReady(Refused):
 
 
 class AgentFailed(OutriderError):
-    """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said.
+    """The agent cannot go on. `kind` is the kind of the task's error; `partial` is the last thing it said, or the
+    result that it had reported.
 
     `retryable` says whether another attempt could fare better; `retry_after` is what the provider asked for, in
     seconds. `last` is the iteration that it failed in, where no other attempt will close it: its totals count too.
@@ -348,7 +349,7 @@ class AgentFailed(OutriderError):
         self.kind = kind
         self.retryable = retryable
         self.retry_after = retry_after
-        self.partial = partial
+        self.partial: JSON = partial
 
 
 class ModelFailed(AgentFailed):

@@ -68,11 +68,16 @@ class FunctionEngine:
         ctx = AgentContext(brief, run)
         try:
             with running_agent(brief):
-                answer = jsonable(await agent(ctx))
+                returned = await agent(ctx)
         except BaseException as error:
             if not _is_spent(error):
                 raise
             return AgentOutcome("max_iterations", text=ctx.text)
+        try:
+            answer = jsonable(returned)
+        except TypeError as error:  # as often as it is asked
+            message = f"the agent returned what is not JSON: {error}"
+            raise AgentFailed(message, kind="invalid_result", partial=ctx.text) from None
         return AgentOutcome("answered", answer, answer if isinstance(answer, str) else ctx.text)
 
 

@@ -46,8 +46,11 @@ def _part(part: JSONObject) -> str:
 
 
 def unmarked(text: str) -> str:
-    """A text that cannot be taken for a wake, not by a reader either who does not look at each letter."""
+    """A text that cannot be taken for a wake, not by a reader either who does not look at each letter.
+
+    Nor together with a text before it that ends where a mark would begin.
+    """
     return _MARK.sub("\\1\u200b\\2", text)
 
 
-_MARK = re.compile(rf"(<[\s/]*)({WAKE})", re.IGNORECASE)
+_MARK = re.compile(rf"((?:<|\A)[\s/]*)({WAKE})", re.IGNORECASE)

@@ -134,6 +134,14 @@ class Subagent:
 
     async def run(self, task: TaskContext) -> Any:
         """Run the agent to its answer; one that delegates goes on when it is told of what it has started."""
+        try:
+            return await self._run(task)
+        except AgentFailed as error:
+            if (told := reported(task)) is not None:  # it was accepted, so it is kept
+                error.partial = told[0]
+            raise
+
+    async def _run(self, task: TaskContext) -> Any:
         agent = self._agent(task.spec)
         if agent is not None and agent.delegates:
             return await self._answer(task, await self._run_and_hear(task, agent))
@@ -238,7 +246,7 @@ class Subagent:
                             model=last.model,
                         )
                     if error.kind in ("no_result", "schema_mismatch") and reported(task) is not None:
-                        return AgentOutcome("answered", text=error.partial)  # its result is what it has reported
+                        return AgentOutcome("answered")  # its result is what it has reported
                     raise
             run.restart()
 
@@ -640,9 +648,9 @@ class AgentTranscript:
         ordinal = self._task.journal.own(position, verb).ordinal
         return Step(self._task.id, position, ordinal, verb, self._task.attempt, now, value)
 
-    async def approve(self, tool: str, arguments: JSONObject, call_id: str) -> Approval:
+    async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given)
+        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given, key=key)
 
     async def ask(
         self,

@@ -40,7 +40,7 @@ from outrider.core.errors import (
 from outrider.core.events import HolderEvent, Step
 from outrider.core.ledger import OutputChunk
 from outrider.core.task import Live, Task, TaskError, Wait, WaitUntil
-from outrider.core.values import Instant, evolve
+from outrider.core.values import JSON, Instant, evolve
 from outrider.runtime.clock import Alarm, Bell, span
 from outrider.runtime.codec import decode, encode
 from outrider.runtime.journal import Branch, Journal, has_handled
@@ -534,17 +534,20 @@ class Attempt:
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return self._failure(TaskError("exception", shorten(message, 2048), details), retryable=True)
 
-    def _failure(self, error: TaskError, *, retryable: bool, partial: str | None = None) -> HolderEvent:
-        if partial:
-            partial = cut(partial, self.services.settings.limits.result)
+    def _failure(self, error: TaskError, *, retryable: bool, partial: JSON = None) -> HolderEvent:
+        limits = self.services.settings.limits
+        if isinstance(partial, str):
+            partial = cut(partial, limits.result) or None
+        kept = None if partial is None else encode(partial)
+        told = partial if isinstance(partial, str) else "" if kept is None else kept.decode()
         return events.Failed(
             self.number,
             evolve(error, kind=well_formed(error.kind), message=shorten(well_formed(error.message), 8192)),
             retryable,
             random.random(),
             self.journal.has_grown,
-            partial=encode(partial) if partial else None,
-            summary=shorten(partial, self.services.settings.limits.summary) if partial else None,
+            partial=kept,
+            summary=shorten(told, limits.summary) or None,
             live=self.take_live(),
         )
 

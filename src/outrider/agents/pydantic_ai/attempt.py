@@ -57,7 +57,7 @@ from outrider.agents.engine import (
     ModelMisbehaved,
 )
 from outrider.agents.models import ModelChoice, choose
-from outrider.agents.pydantic_ai.durability import CHOSEN, CORRECTIONS, Durability, GivenTools
+from outrider.agents.pydantic_ai.durability import CHOSEN, CORRECTIONS, Durability, GivenTools, tool_key
 from outrider.agents.pydantic_ai.serving import resolve, text_of
 from outrider.agents.telling import shows_content
 from outrider.core.errors import UnknownName
@@ -139,7 +139,7 @@ class Attempt:
 
     async def step(self, key: str, body: Callable[[], Awaitable[JSON]], effects: Effects = "idempotent") -> JSON:
         """Journal `body` under a key of the open iteration that no finished or running step has."""
-        claimed = self._claim(f"{self.number}/{key}")
+        claimed = self._claim(self._key(key))
         failure: Exception | None = None
         has_run = False
 
@@ -402,6 +402,9 @@ class Attempt:
     def _is_spent(self) -> bool:
         return self.number - 1 + self.answered >= self.brief.max_iterations
 
+    def _key(self, key: str) -> str:
+        return f"{self.number}/{key}"
+
     def _claim(self, key: str) -> str:
         claimed, nth = key, 1
         while claimed in self.keys:
@@ -421,8 +424,9 @@ class Attempt:
         return set(wanted)
 
     async def _decide(self, call: ToolCallPart) -> ToolApproved | ToolDenied:
+        id = call.tool_call_id
         try:
-            decision = await self.run.approve(call.tool_name, call.args_as_dict(), call.tool_call_id)
+            decision = await self.run.approve(call.tool_name, call.args_as_dict(), id, key=self._key(tool_key(id)))
         except Exception as error:
             raise RuntimeFault(error) from error
         if decision.granted is not True:

@@ -64,6 +64,11 @@ _RETURN: TypeAdapter[ToolReturn[Any]] = TypeAdapter(ToolReturn)
 _CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
 
 
+def tool_key(call_id: str) -> str:
+    """The key of a call's step."""
+    return f"tool/{call_id}"
+
+
 @contextmanager
 def attempting(attempt: Attempt) -> Iterator[None]:
     """What is run in here is of this attempt."""
@@ -173,7 +178,7 @@ class Durability(BaseDurabilityCapability[Any]):
                 return outcome
 
         effects = effects_of(tool_def, self._attempt.brief.tools)
-        journaled = await self._attempt.step(f"tool/{call.tool_call_id}", body, effects=effects)
+        journaled = await self._attempt.step(tool_key(call.tool_call_id), body, effects=effects)
         return _replayed(journaled)
 
     async def handle_deferred_tool_calls(

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BYTES_A_TOKEN = 3
 """Models make a token of four bytes of English and of three of Chinese; few of fewer."""
 
+MOST = 10**12
+"""Tokens, or dollars, that one request can take."""
+
 OVERHEAD = 16
 """Tokens that a request has beside what is in it, and bytes that a part has."""
 
@@ -75,6 +78,7 @@ async def paying(
         raise
     seconds = time.perf_counter() - began
     if (response := payment.response) is not None:
+        _make_plain(response.usage)
         used = usage_of(response)
         cost = await attempt.runtime(attempt.run.settle(permit, used))
         tell_request(name, provider, seconds=seconds, usage=evolve(used, cost=cost))
@@ -128,6 +132,18 @@ def usage_of(response: ModelResponse) -> Usage:
     told = response.usage
     cost = None if told.cost is None else float(told.cost)
     return Usage(1, told.input_tokens, told.output_tokens, told.cache_read_tokens, cost)
+
+
+def _make_plain(told: RequestUsage) -> None:
+    """Correct what no usage can be, in place, for the engine adds it up as well.
+
+    Fewer tokens than none would be given back to a budget, and no account can hold more than has 64 bits.
+    """
+    for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
+        setattr(told, name, min(max(0, getattr(told, name)), MOST))
+    told.details = {name: min(max(0, count), MOST) for name, count in told.details.items()}
+    if told.cost is not None and not (told.cost.is_finite() and 0 <= told.cost <= MOST):
+        told.cost = None
 
 
 def _names(attempt: Attempt, model: Model) -> tuple[str, str]:
