@@ -12,6 +12,7 @@ from outrider.core.events import FileWrite
 from outrider.core.ledger import Ledger
 from outrider.stores.postgres import PostgresLedger
 from outrider.stores.postgres.database import Database
+from outrider.stores.postgres.statements import PostgresStatements
 from tests.facts import until
 from tests.servers import Host, each_version, versions
 from tests.stores.contract import StoreContract
@@ -121,3 +122,13 @@ def test_a_transaction_that_the_server_ended_for_its_length_is_done_again(postgr
     error = psycopg.Error("terminating connection due to transaction timeout")
     error.sqlstate = "25P04"
     assert Database(postgres_url).is_lost(error)
+
+
+def test_who_opens_a_database_waits_for_no_transaction_of_those_who_use_it(postgres_url: str):
+    database = Database(postgres_url)
+    database.prepare()
+    with database.connect() as link, link.transaction():
+        statements = PostgresStatements(link)
+        statements.run("lock_gates")
+        statements.run("lock_documents")
+        database.prepare()

@@ -50,8 +50,8 @@ was stopped, or one behind a proxy that cannot reach it any more.
 MIGRATION = 3600.0
 """Seconds that a change of the schema may take, or that of somebody else who was faster."""
 
-_MIGRATING = 8390880602276358243
-"""The advisory lock of who brings the schema up to date."""
+_MIGRATING = 8390880602276358244
+"""The advisory lock of who brings the schema up to date. The two numbers below it are taken in `queries.sql`."""
 
 _LEDGER = """
 create table if not exists migrations (
