@@ -132,3 +132,21 @@ def test_who_opens_a_database_waits_for_no_transaction_of_those_who_use_it(postg
         statements.run("lock_gates")
         statements.run("lock_documents")
         database.prepare()
+
+
+@pytest.mark.anyio
+async def test_a_read_that_the_server_ends_for_a_deadlock_is_done_again(postgres_url: str):
+    ledger = await PostgresLedger.open(postgres_url)
+    scene = Scene(ledger)
+    await scene.session()
+    created = await scene.create("task_read")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:  # in the place of a table, what fails once
+        connection.execute("create sequence reads")
+        connection.execute(
+            "create function fails_once() returns boolean language plpgsql as $$ begin"
+            " if nextval('reads') = 1 then raise deadlock_detected; end if; return true; end $$"
+        )
+        connection.execute("alter table inputs rename to kept")
+        connection.execute("create view inputs as select * from kept where fails_once()")
+    assert await ledger.views.task("task_read") == created
+    await ledger.close()
