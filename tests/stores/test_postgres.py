@@ -150,3 +150,13 @@ async def test_a_read_that_the_server_ends_for_a_deadlock_is_done_again(postgres
         connection.execute("create view inputs as select * from kept where fails_once()")
     assert await ledger.views.task("task_read") == created
     await ledger.close()
+
+
+def test_those_who_use_another_schema_of_a_database_hold_up_nobody_at_work(postgres_url: str):
+    here, there = (Database(f"{postgres_url}?options=-csearch_path%3D{name}") for name in ("one", "two"))
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("create schema one; create schema two")
+    with here.connect() as link, there.connect() as other, link.transaction():
+        PostgresStatements(link).run("lock_writer", 1)
+        other.execute("set lock_timeout to '1s'")
+        PostgresStatements(other).run("lock_writer", 1)
