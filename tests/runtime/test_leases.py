@@ -425,6 +425,25 @@ async def test_what_is_tried_again_and_again_is_told_when_it_begins_and_when_it_
     ]
 
 
+async def test_a_worker_looks_after_others_also_after_what_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    looks, count = Recovery.look, 0
+
+    async def look(recovery: Recovery) -> int:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise RuntimeError("unforeseen")
+        return await looks(recovery)
+
+    monkeypatch.setattr(Recovery, "look", look)
+    monkeypatch.setattr("outrider.runtime.worker.STORE_PAUSE", 0.01)
+    async with Outrider(QUICK).open("memory://"):
+        await until(lambda: count > 1)
+    assert "looking after other workers broke" in caplog.text
+
+
 async def test_a_worker_that_signs_off_between_two_beats_does_not_take_itself_for_lost(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

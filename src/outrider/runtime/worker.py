@@ -627,6 +627,9 @@ class Worker:
                 if self._is_ruin(error):
                     return
                 self._services.troubles.met("recovery", error)
+            except Exception:  # noqa: BLE001 - what nobody foresaw ends no duty: lost work would stay lost, unseen
+                log.exception("looking after other workers broke; trying again", worker=self.id)
+                await asyncio.sleep(STORE_PAUSE)
             await asyncio.sleep(self._recovery.pause)
 
     async def _tend(self, *, at_once: bool = False) -> None:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import orjson
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, IsolationLevel, errors
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_loads
@@ -50,8 +50,8 @@ was stopped, or one behind a proxy that cannot reach it any more.
 MIGRATION = 3600.0
 """Seconds that a change of the schema may take, or that of somebody else who was faster."""
 
-_MIGRATING = 8390880602276358243
-"""The advisory lock of who brings the schema up to date."""
+_MIGRATING = 8390880602276358244
+"""The advisory lock of who brings the schema up to date. The two numbers below it are taken in `queries.sql`."""
 
 _LEDGER = """
 create table if not exists migrations (
@@ -72,6 +72,8 @@ _PATIENT_PEER = {
 }
 
 SETTINGS = {
+    # Who has waited for a lock has to see what its holder did, or limits would be exceeded.
+    "default_transaction_isolation": "read committed",
     # Plans are made once for each statement and connection. They look for few rows in tables that may be large, by an
     # index; what else seems best while a table is small would stay in use when it has grown.
     "plan_cache_mode": "force_generic_plan",
@@ -175,6 +177,7 @@ class Database:
             raise InvalidArguments(f"the URL of the database is not understood ({_first_line(error)})") from None
         self.url = url
         parameters.setdefault("application_name", "outrider")
+        parameters["client_encoding"] = "UTF8"  # whatever the user, the database or the environment has set
         parameters.setdefault("connect_timeout", CONNECT_TIMEOUT)
         # A peer that is gone is noticed in seconds, not in the hours that the kernel takes by itself.
         for name, value in (
@@ -205,9 +208,12 @@ class Database:
                 _LINKS.add(connection)
                 connection.patience = ANSWER
                 connection.is_shared = self._is_shared
-                limits = _ENDLESS if is_patient else {}
+                connection.isolation_level = IsolationLevel.READ_COMMITTED
+                limits = dict(_ENDLESS) if is_patient else {}
                 if timeout is not None:
-                    limits = {"statement_timeout": str(round(timeout * 1000))}
+                    limits["statement_timeout"] = str(round(timeout * 1000))
+                if limits and connection.info.server_version >= 170_000:
+                    limits["transaction_timeout"] = "0"
                 connection.settings = SETTINGS | limits
                 if self._is_shared:
                     connection.prepare_threshold = None
@@ -280,8 +286,18 @@ class Database:
                     f"{self.name} cannot be written ({said}); check the rights of the user, and that the server is no "
                     "standby"
                 )
-            case errors.LockNotAvailable() | errors.QueryCanceled():
+            case errors.LockNotAvailable():
                 return StoreLocked(f"somebody keeps {self.name} locked ({said})")
+            case errors.QueryCanceled():
+                return StoreLocked(
+                    f"a statement in {self.name} was cut off ({said}); it waited for somebody's lock, or the user's "
+                    "`statement_timeout` is too short for it"
+                )
+            case errors.InvalidSchemaName():
+                return StoreReadOnly(
+                    f"{self.name} has no schema to make tables in ({said}); make one that the `search_path` of the "
+                    "user or the URL names"
+                )
             case errors.UndefinedTable() | errors.UndefinedColumn():
                 return StoreCorrupt(f"{self.name} is damaged: somebody has changed its schema ({said})")
             case errors.DataCorrupted() | errors.IndexCorrupted():
@@ -296,6 +312,7 @@ class Database:
                 | psycopg.InterfaceError()
                 | errors.InternalError_()
                 | errors.IdleInTransactionSessionTimeout()
+                | psycopg.Error(sqlstate="25P04")  # `transaction_timeout`, which not every psycopg has a name for
             ):
                 return StoreUnavailable(f"{self.name} cannot be used ({said}); see that the server runs and lets us in")
         return None
@@ -308,10 +325,16 @@ class Database:
         Raises StoreForeign for one with the tables of another program, StoreNewer for a schema that only a later
         program knows, StoreCorrupt where a migration that was applied had another text.
         """
-        with self.connect(patience=MIGRATION) as connection, self.errors():
+        with self.connect(patience=MIGRATION, timeout=MIGRATION) as connection, self.errors():
             if connection.info.server_version < OLDEST_SERVER * 10_000:
                 found = connection.info.server_version // 10_000
                 raise StoreUnavailable(f"{self.name} is of PostgreSQL {found}; {OLDEST_SERVER} is the oldest that does")
+            (encoding,) = connection.execute("show server_encoding").fetchone() or ("",)
+            if encoding != "UTF8":
+                raise StoreUnavailable(
+                    f"{self.name} has the encoding {encoding}, which cannot hold every text; make one with "
+                    "`createdb --encoding=UTF8 --template=template0`"
+                )
             if clock is not None:
                 for _ in range(3):
                     clock.look(lambda: PostgresStatements(connection).row("moment"))

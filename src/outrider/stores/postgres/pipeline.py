@@ -111,7 +111,7 @@ class Pipeline:
 
     def begin(self) -> int:
         """Begin a transaction, with the settings of the connection. Returns how many statements that takes."""
-        self.say("begin")
+        self.say("begin isolation level read committed")  # behind a pooler, the user's default would hold
         return 1 + self.settle_in()
 
     def settle_in(self) -> int:

@@ -62,12 +62,17 @@ class PostgresViews(SqlViews):
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._read_here, read, patience)
 
     def _read_here(self, read: Callable[[Statements], T], patience: float) -> T:
-        """Read in this thread. A connection that broke is made anew once: reading changes nothing."""
+        """Read in this thread. A connection that broke is made anew once: reading changes nothing.
+
+        So is a read that the server ended because it and a change of the schema waited for each other.
+        """
         try:
             return self._try(read, patience)
         except StoreUnavailable:
             if self._reader.connection is not None:  # the server is there, and refused
                 raise
+            return self._try(read, patience)
+        except errors.DeadlockDetected:
             return self._try(read, patience)
 
     def _try(self, read: Callable[[Statements], T], patience: float) -> T:
