@@ -16,8 +16,11 @@ import pytest
 from outrider import Outrider, State, TaskContext, TaskOptions, WorkerSettings
 from outrider.core.errors import StoreLocked, StoreUnavailable
 from outrider.core.ledger import Claims, WorkerCard
+from outrider.runtime.indexing import Indexing
 from outrider.runtime.lease import EXIT_CODE, LeaseThread, Lock, Watched, Will, boot_id, is_locked, lock_path, locks_of
+from outrider.runtime.pruning import Retention
 from outrider.runtime.recovery import Recovery
+from outrider.runtime.webhooks.duty import Webhooking
 from outrider.runtime.worker import Worker
 from outrider.settings import LeaseTimes
 from outrider.testing import Store, open_test
@@ -425,23 +428,27 @@ async def test_what_is_tried_again_and_again_is_told_when_it_begins_and_when_it_
     ]
 
 
-async def test_a_worker_looks_after_others_also_after_what_nobody_foresaw(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("duty", "look"), [(Recovery, "look"), (Retention, "look"), (Webhooking, "look"), (Indexing, "_look")]
+)
+async def test_a_worker_goes_on_with_its_duties_after_what_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, duty: type, look: str
 ):
-    looks, count = Recovery.look, 0
+    looks, count = getattr(duty, look), 0
 
-    async def look(recovery: Recovery) -> int:
+    async def look_badly(self: object) -> Any:
         nonlocal count
         count += 1
         if count == 1:
             raise RuntimeError("unforeseen")
-        return await looks(recovery)
+        return await looks(self)
 
-    monkeypatch.setattr(Recovery, "look", look)
+    monkeypatch.setattr(duty, look, look_badly)
     monkeypatch.setattr("outrider.runtime.worker.STORE_PAUSE", 0.01)
-    async with Outrider(QUICK).open("memory://"):
+    settings = replace(QUICK, retention_interval=0.01, index_interval=0.01)
+    async with Outrider(settings).open("memory://"):
         await until(lambda: count > 1)
-    assert "looking after other workers broke" in caplog.text
+    assert "a duty of this worker broke" in caplog.text
 
 
 async def test_a_worker_that_signs_off_between_two_beats_does_not_take_itself_for_lost(

@@ -13,9 +13,10 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,17 @@ class Worker:
         helpers: list[asyncio.Task[None]] = []
         try:
             self._lease = await self._present_itself(lock)
-            helpers = [
-                loop.create_task(self._voice.run()),
-                loop.create_task(self._look_after_others()),
-                loop.create_task(Retention(self._services, self.id).run()),
-                loop.create_task(Webhooking(self._services, self.id).run()),
-                loop.create_task(Indexing(self._services, self.id, lambda: self.is_idle).run()),
+            duties: list[Callable[[], Awaitable[None]]] = [
+                self._voice.run,
+                self._look_after_others,
+                Retention(self._services, self.id).run,
+                Webhooking(self._services, self.id).run,
+                Indexing(self._services, self.id, lambda: self.is_idle).run,
             ]
             if not self._services.telemetry.is_silent:
                 counted = Counted(lambda: len(self._held), self._services.settings.concurrency)
-                helpers.append(loop.create_task(keep_counting(self._services, counted)))
+                duties.append(partial(keep_counting, self._services, counted))
+            helpers = [loop.create_task(self._attend_to(duty)) for duty in duties]
             for executor in self._services.registry.executors.values():
                 await executor.prepare()
             self._services.lifecycle.starter = self
@@ -617,6 +619,15 @@ class Worker:
             except OutriderError as error:
                 log.warning("deadline not applied", task=task.id, reason=str(error))
 
+    async def _attend_to(self, duty: Callable[[], Awaitable[None]]) -> None:
+        """Do a duty until it says that it is over; what nobody foresaw does not end it."""
+        while True:
+            try:
+                return await duty()
+            except Exception:  # noqa: BLE001 - lost work would stay lost, and nobody would see that nobody looks
+                log.exception("a duty of this worker broke; it begins anew", worker=self.id)
+            await asyncio.sleep(STORE_PAUSE)
+
     async def _look_after_others(self) -> None:
         while True:
             try:
@@ -627,9 +638,6 @@ class Worker:
                 if self._is_ruin(error):
                     return
                 self._services.troubles.met("recovery", error)
-            except Exception:  # noqa: BLE001 - what nobody foresaw ends no duty: lost work would stay lost, unseen
-                log.exception("looking after other workers broke; trying again", worker=self.id)
-                await asyncio.sleep(STORE_PAUSE)
             await asyncio.sleep(self._recovery.pause)
 
     async def _tend(self, *, at_once: bool = False) -> None:
