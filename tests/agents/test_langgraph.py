@@ -376,6 +376,29 @@ async def test_a_prompt_that_gives_a_graph_nothing_it_takes_is_rejected():
     assert failure.value.kind == "rejected"
 
 
+async def test_what_a_graph_keeps_and_is_no_json_hinders_no_answer_and_as_one_is_in_base64():
+    class Drawn(MessagesState, total=False):
+        drawn: bytes
+
+    async def draw(state: Drawn) -> dict[str, Any]:
+        return {"drawn": b"\xff", "messages": [used("Drawn.", 1)]}
+
+    assert (await run(chain(Drawn, draw)))[0].result == "Drawn."
+    fake = FakeRun(Record(), mismatches=lambda result: None if result == "_w==" else "no")
+    given = brief(chain(Drawn, draw), result_schema={"type": "string"})
+    assert (await attempt(load_engine("langgraph"), given, fake)).result == "_w=="
+
+
+@pytest.mark.parametrize("value", [object(), float("nan")])
+async def test_what_no_json_or_no_checkpoint_can_hold_is_a_failure_that_no_other_attempt_would_mend(value):
+    async def keep(state: Plain) -> dict[str, Any]:
+        return {"text": value}
+
+    with pytest.raises(AgentFailed, match=r"not JSON|cannot be saved") as failure:
+        await run(chain(Plain, keep), '{"topic": "x", "length": 1}')
+    assert (failure.value.kind, failure.value.retryable) == ("invalid_result", False)
+
+
 async def test_an_answer_is_taken_from_where_the_schema_fits():
     async def answer(state: State) -> dict[str, Any]:
         return {"messages": [used('{"n": 3}', 1)]}
