@@ -126,6 +126,19 @@ async def test_a_crash_at_any_write_gives_no_answer_to_another_question_and_runs
         assert begun.total() <= 6 + 3, (dies_at, begun)
 
 
+async def test_a_subgraph_that_saves_nothing_is_run_like_any_other():
+    async def first(state: State) -> dict[str, Any]:
+        return {"log": ["first"]}
+
+    async def second(state: State) -> dict[str, Any]:
+        return {"messages": [used(f"{state['log'][-1]}, second", 1)]}
+
+    graph = StateGraph(State)
+    graph.add_node("below", chain(State, first, second, checkpointer=False))
+    graph.add_edge(START, "below")
+    assert (await run(graph.compile()))[0].result == "first, second"
+
+
 async def test_a_graph_parks_on_each_question_and_goes_on_with_what_it_has():
     engine, record, begun = load_engine("langgraph"), Record(), Counter[str]()
     graph = intricate(begun)
@@ -482,11 +495,11 @@ async def repeat(state: Any) -> dict[str, Any]:
     return {"text": " ".join([state["topic"]] * state["length"])}
 
 
-def chain(state: Any, *nodes: Any) -> Any:
+def chain(state: Any, *nodes: Any, **compiled: Any) -> Any:
     builder = StateGraph(state)
     before = START
     for node in nodes:
         builder.add_node(node.__name__, node)
         builder.add_edge(before, node.__name__)
         before = node.__name__
-    return builder.compile()
+    return builder.compile(**compiled)

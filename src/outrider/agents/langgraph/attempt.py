@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections.abc import Generator
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
+from langgraph.pregel._loop import AsyncPregelLoop
 from langgraph.runtime import RunControl
 from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
@@ -28,6 +30,20 @@ OUTCOME = "outcome"
 MESSAGES = "messages"
 PROMPTS = ("question", "prompt", "message")
 """Where an interrupt with several fields has its question."""
+
+
+class _Saved:
+    """Awaited, it is over."""
+
+    def __await__(self) -> Generator[None]:
+        return
+        yield
+
+
+# With durability "sync" LangGraph awaits the last checkpoint of each subgraph, of those too that are compiled with
+# `checkpointer=False` and save none: there it would miss this name, which it sets with the first that is saved.
+if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
+    AsyncPregelLoop._put_checkpoint_fut = _Saved()  # type: ignore[assignment]  # what is no future is awaited alike
 
 
 class Attempt:
