@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
+import httpx2
 import pytest
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -447,6 +448,7 @@ async def test_a_graph_that_has_used_up_its_iterations_is_not_run_again_by_anoth
 async def test_an_error_of_a_provider_says_if_to_try_again(status, retryable):
     class Refused(Exception):
         status_code = status
+        response = httpx2.Response(status, headers={"Retry-After": "20"})
 
     async def speak(state: State) -> dict[str, Any]:
         return {"messages": [used("So far.", 1)]}
@@ -457,6 +459,7 @@ async def test_an_error_of_a_provider_says_if_to_try_again(status, retryable):
     with pytest.raises(ModelFailed, match="no more") as failure:
         await run(chain(State, speak, refuse))
     assert (failure.value.retryable, failure.value.partial) == (retryable, "So far.")
+    assert failure.value.retry_after == 20
 
 
 async def test_an_attempt_that_fails_journals_nothing_new_so_that_its_failures_are_counted():

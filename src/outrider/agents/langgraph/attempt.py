@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from outrider.agents.engine import SAID, AgentBrief, AgentFailed, AgentOutcome, 
 from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
 from outrider.agents.langgraph.telling import Listener
 from outrider.core.values import JSON, JSONObject
+from outrider.runtime.clock import retry_after
 from outrider.runtime.codec import encode
 
 OUTCOME = "outcome"
@@ -127,6 +128,7 @@ class Attempt:
                 str(error)[:2048],
                 details={"status": status},
                 retryable=status >= 500 or status in (408, 409, 425, 429),
+                retry_after=_asked(error),
                 partial=_last_text(state.values),
             ) from error
         finally:
@@ -306,6 +308,13 @@ class Attempt:
         if self.line_open:
             self.run.output("\n")
             self.line_open = False
+
+
+def _asked(error: Exception) -> float | None:
+    """How many seconds the provider asks to be left alone for, where its client keeps the response with the error."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    told = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    return retry_after(told) if isinstance(told, str) else None
 
 
 def _plain(value: Any) -> Any:
