@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outrider import Outrider
+from outrider import Outrider, WorkerSettings
 from outrider.agents.engine import (
     AgentBrief,
     AgentFailed,
@@ -24,7 +24,9 @@ from outrider.agents.function import AgentContext
 from outrider.core.errors import Failure, InvalidArguments, Parked, UnknownName
 from outrider.core.task import Usage
 from outrider.core.values import JSON, JSONObject
+from outrider.runtime.handles import TaskHandle
 from tests.agents.fakes import FakeRun, Killed, Record, attempt
+from tests.facts import until
 
 pytestmark = pytest.mark.anyio
 EACH = Usage(requests=1, input_tokens=10, output_tokens=5)
@@ -298,6 +300,54 @@ async def test_an_agent_may_answer_in_its_last_iteration():
         return "done"
 
     assert (await run(agent, max_iterations=1)).result == "done"
+
+
+async def test_what_could_not_be_kept_ends_no_iteration_the_first_time_nor_when_it_is_come_to_again():
+    refused: list[str] = []
+
+    async def agent(ctx: AgentContext) -> int:
+        for message, usage in ((float("nan"), None), ("x", Usage(requests=-1)), ("x", Usage(cost=float("nan")))):
+            try:
+                await ctx.append(message, usage=usage)
+            except (TypeError, InvalidArguments) as error:
+                refused.append(type(error).__name__)
+        await ctx.append("kept")
+        await ctx.ask("Go on?")
+        return ctx.iterations
+
+    given: dict[str, bool] = {}
+    record = Record()
+    with pytest.raises(Parked):
+        await run(agent, FakeRun(record, answer=given.get))
+    given["Go on?"] = True
+    outcome = await run(agent, FakeRun(record, answer=given.get), iterations=1)
+    assert (outcome.result, record.transcript) == (1, ["kept"])
+    assert refused == ["TypeError", "InvalidArguments", "InvalidArguments"] * 2
+
+
+async def test_each_iteration_is_counted_and_kept_once_though_something_is_reported_meanwhile():
+    async def agent(ctx: AgentContext) -> str:
+        await ctx.append("one")
+        await ctx.append("two")
+        await ctx.ask("Go on?")
+        return "done"
+
+    app = Outrider(WorkerSettings(park_grace=0.0))
+    app.agent("agent", agent)
+    async with app.open("memory://") as outrider:
+        task = await (await outrider.sessions.create()).spawn_agent("Go.", agent="agent")
+        await until(lambda: _parked(task))
+        await task.answer(True)
+        await task.result(timeout=10)
+        record = await task.record()
+        assert (record.iterations, record.links.child_session_id is not None) == (2, True)
+        rows = await outrider.services.views.transcript(str(record.links.child_session_id))
+        assert [row.message for row in rows] == [b'"one"', b'"two"']
+
+
+async def _parked(task: TaskHandle) -> bool:
+    record = await task.record()
+    return bool(record.input_requests) and record.worker_id is None
 
 
 @pytest.mark.parametrize("answer", [object(), float("nan"), 10**30])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
+import httpx2
 import pytest
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -124,6 +125,19 @@ async def test_a_crash_at_any_write_gives_no_answer_to_another_question_and_runs
         # What was in flight at the crash is done twice at most: a superstep has three nodes.
         assert max(begun.values()) <= 2, (dies_at, begun)
         assert begun.total() <= 6 + 3, (dies_at, begun)
+
+
+async def test_a_subgraph_that_saves_nothing_is_run_like_any_other():
+    async def first(state: State) -> dict[str, Any]:
+        return {"log": ["first"]}
+
+    async def second(state: State) -> dict[str, Any]:
+        return {"messages": [used(f"{state['log'][-1]}, second", 1)]}
+
+    graph = StateGraph(State)
+    graph.add_node("below", chain(State, first, second, checkpointer=False))
+    graph.add_edge(START, "below")
+    assert (await run(graph.compile()))[0].result == "first, second"
 
 
 async def test_a_graph_parks_on_each_question_and_goes_on_with_what_it_has():
@@ -376,6 +390,29 @@ async def test_a_prompt_that_gives_a_graph_nothing_it_takes_is_rejected():
     assert failure.value.kind == "rejected"
 
 
+async def test_what_a_graph_keeps_and_is_no_json_hinders_no_answer_and_as_one_is_in_base64():
+    class Drawn(MessagesState, total=False):
+        drawn: bytes
+
+    async def draw(state: Drawn) -> dict[str, Any]:
+        return {"drawn": b"\xff", "messages": [used("Drawn.", 1)]}
+
+    assert (await run(chain(Drawn, draw)))[0].result == "Drawn."
+    fake = FakeRun(Record(), mismatches=lambda result: None if result == "_w==" else "no")
+    given = brief(chain(Drawn, draw), result_schema={"type": "string"})
+    assert (await attempt(load_engine("langgraph"), given, fake)).result == "_w=="
+
+
+@pytest.mark.parametrize("value", [object(), float("nan")])
+async def test_what_no_json_or_no_checkpoint_can_hold_is_a_failure_that_no_other_attempt_would_mend(value):
+    async def keep(state: Plain) -> dict[str, Any]:
+        return {"text": value}
+
+    with pytest.raises(AgentFailed, match=r"not JSON|cannot be saved") as failure:
+        await run(chain(Plain, keep), '{"topic": "x", "length": 1}')
+    assert (failure.value.kind, failure.value.retryable) == ("invalid_result", False)
+
+
 async def test_an_answer_is_taken_from_where_the_schema_fits():
     async def answer(state: State) -> dict[str, Any]:
         return {"messages": [used('{"n": 3}', 1)]}
@@ -411,6 +448,7 @@ async def test_a_graph_that_has_used_up_its_iterations_is_not_run_again_by_anoth
 async def test_an_error_of_a_provider_says_if_to_try_again(status, retryable):
     class Refused(Exception):
         status_code = status
+        response = httpx2.Response(status, headers={"Retry-After": "20"})
 
     async def speak(state: State) -> dict[str, Any]:
         return {"messages": [used("So far.", 1)]}
@@ -421,6 +459,7 @@ async def test_an_error_of_a_provider_says_if_to_try_again(status, retryable):
     with pytest.raises(ModelFailed, match="no more") as failure:
         await run(chain(State, speak, refuse))
     assert (failure.value.retryable, failure.value.partial) == (retryable, "So far.")
+    assert failure.value.retry_after == 20
 
 
 async def test_an_attempt_that_fails_journals_nothing_new_so_that_its_failures_are_counted():
@@ -459,11 +498,11 @@ async def repeat(state: Any) -> dict[str, Any]:
     return {"text": " ".join([state["topic"]] * state["length"])}
 
 
-def chain(state: Any, *nodes: Any) -> Any:
+def chain(state: Any, *nodes: Any, **compiled: Any) -> Any:
     builder = StateGraph(state)
     before = START
     for node in nodes:
         builder.add_node(node.__name__, node)
         builder.add_edge(before, node.__name__)
         before = node.__name__
-    return builder.compile()
+    return builder.compile(**compiled)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, FunctionToolset, ModelRetry, RunContext, ToolReturn
+from pydantic_ai import Agent, FunctionToolset, ModelRetry, RunContext, TextOutput, ToolReturn
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import SkipModelRequest
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
@@ -175,6 +176,21 @@ async def test_what_its_tools_return_or_raise_comes_back_the_same_from_the_journ
         await attempt(load_engine(), replace(brief(agent(), model=model), attempt=2), FakeRun(record))
         assert timeless(record.transcript) == timeless(whole.record.transcript), dies_at
         assert len(ran) == (len(once) - journaled) + 4 if record.iterations == 1 else True
+
+
+@pytest.mark.parametrize("value", [object(), b"\xff", 10**30])
+async def test_what_its_tools_or_the_agent_return_and_is_not_json_is_a_failure_that_no_attempt_would_mend(value):
+    def odd() -> Any:
+        return value
+
+    def answer(text: str) -> float:
+        return math.nan
+
+    agent: Agent[None, Any] = Agent(tools=[odd], output_type=TextOutput(answer))
+    for reply, who in ((Reply(calls=(Call("odd", {}),)), "the tool odd"), (Reply("x"), "the agent")):
+        with pytest.raises(AgentFailed, match=f"{who} returned what is not JSON") as failure:
+            await attempt(load_engine(), brief(agent, model=play("odd", reply)), FakeRun(Record()))
+        assert (failure.value.kind, failure.value.retryable) == ("invalid_result", False)
 
 
 async def test_its_own_approvals_park_and_go_on_too():

@@ -287,6 +287,18 @@ async def test_what_one_agent_was_always_granted_in_a_session_of_its_own_holds_n
         assert await session.grants() == []
 
 
+async def test_what_is_put_in_place_of_the_arguments_of_an_agent_s_own_tool_is_held_against_no_tool_of_its_name(office):
+    async def clerk(ctx: AgentContext) -> Any:
+        return (await ctx.approve("pay", {"amount": 1})).arguments
+
+    office.app.agent("clerk", clerk)
+    async with office.open(None) as (runtime, session):
+        task = await session.spawn_agent("pay", agent="clerk")
+        await asked(runtime, task.id)
+        await task.answer({"approved": True, "arguments": {"amount": 2}})
+        assert await task.result(timeout=10) == {"amount": 2}
+
+
 async def test_an_approval_is_for_the_very_arguments_that_it_was_asked_for(office):
     """The agent's code comes to the same call with others by then."""
     cents = [1]

@@ -364,6 +364,20 @@ async def test_a_provider_that_failed_too_often_is_not_asked_by_anybody_until_it
         assert breaker == Breaker("provider:scripted")
 
 
+async def test_a_provider_that_answers_the_probe_is_asked_again_by_all_though_it_refuses_what_it_was_asked(app):
+    said = [Reply(failure=Failure(500)), Reply(failure=Failure(400, "not like this")), DONE]
+    app.settings = WorkerSettings(park_grace=0, model_backoff=0, model_tries=9, breaker_failures=1, breaker_rest=30)
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        task = await session.spawn_agent("Go.", model=script("refusing", lambda turn: said.pop(0)))
+        await runtime.run_until_idle()
+        await runtime.advance(timedelta(seconds=31))
+        assert (await task.record()).state is State.FAILED
+        other = await session.spawn_agent("Go.", model=script("refusing", lambda turn: said.pop(0)))
+        await runtime.run_until_idle()
+        assert (await other.record()).state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     "budget",
     [

@@ -10,8 +10,10 @@ from typing import Any, cast
 import pytest
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, WorkerSettings
+from outrider.core.change import Page
 from outrider.core.errors import InvalidArguments, StoreUnavailable
 from outrider.core.ledger import OutputChunk, Report
+from outrider.core.values import evolve
 from outrider.runtime.attempt import Attempt
 from outrider.runtime.voice import Voice
 from outrider.settings import Limits
@@ -446,3 +448,32 @@ async def test_the_log_is_told_just_what_the_record_gets_whatever_threads_say_me
         finally:
             sys.setswitchinterval(interval)
         assert told == {"state_detail": "4999", "model": "4999"}
+
+
+async def test_what_is_reported_while_an_iteration_is_written_does_not_take_its_totals_back():
+    app = Outrider()
+
+    @app.tool
+    async def quiet() -> None: ...
+
+    async with open_test(app, progress_interval=0.0) as runtime:
+        handle = await (await runtime.sessions.create()).spawn("quiet")
+        task = await runtime.services.lifecycle._read(handle.id)
+        attempt, voice = Attempt(runtime.services, task, lambda _: None), Voice(runtime.services)
+
+        def page(iterations: int) -> Page:
+            return Page("s", task.id, 1, iterations, (), evolve(task.live, iterations=iterations), 0, None, (), ())
+
+        attempt.update(state_detail="half way")
+        with attempt.turning(page(1)):
+            assert voice._report_of(attempt) is None
+        report = voice._report_of(attempt)
+        assert report is not None
+        assert report.live == evolve(task.live, iterations=1, state_detail="half way")
+
+        attempt.update(state_detail="further")
+        with pytest.raises(asyncio.CancelledError), attempt.turning(page(2)):
+            raise asyncio.CancelledError  # it was handed over: the end of the attempt must not take it back
+        with pytest.raises(StoreUnavailable), attempt.turning(page(3)):
+            raise StoreUnavailable("it was not written")
+        assert attempt.take_live() == evolve(task.live, iterations=2, state_detail="further")

@@ -55,7 +55,7 @@ class Approvals:
             position = _position(call_id) + (f"#{asked}" if asked > 1 else "")
             if task.journal.at(position) is None and (has_run or await self._is_granted(tool, is_own=is_own)):
                 return Approval(True)
-            details = {"tool": tool, "arguments": exact, "call_id": call_id}
+            details = {"tool": tool, "arguments": exact, "call_id": call_id} | ({"own": True} if is_own else {})
             request = await task.ask_for_approval(position, f"The agent wants to call {tool}. Approve?", details)
             if request is None:
                 return Approval(False, NOBODY)

@@ -162,13 +162,16 @@ class Calls:
     async def _tell_breaker(self, provider: str, failure: ModelFailed | None) -> None:
         services = self.task.services
         now = services.clock.now()
-        reason = None
-        if failure is not None:
-            if failure.status is not None and failure.status < 500 and failure.status not in TROUBLE:
-                return  # it works, and did not like what it was asked
+        breaker, reason = await BREAKERS.look(services.ledger, provider, now), None
+        if failure is None:
+            if breaker.is_quiet:
+                return
+        elif failure.status is not None and failure.status < 500 and failure.status not in TROUBLE:
+            if breaker.open_until is None:
+                return  # it did not like what it was asked, which says nothing of the failures before
+            # But it answers: a probe has found out what there was to find out, and others need not wait for another.
+        else:
             reason = failure.message[:200]
-        elif (await BREAKERS.look(services.ledger, provider, now)).is_quiet:
-            return
         await self.task.charge(Heard(provider, reason, now, self._terms()))
         BREAKERS.forget(services.ledger, provider)
 

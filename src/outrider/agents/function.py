@@ -42,6 +42,8 @@ from outrider.runtime.journal import DOUBT, Branch, changed, has_handled
 T = TypeVar("T")
 
 NEWS = "news"
+MOST_USED = 10**12
+"""Requests, tokens or dollars of one iteration."""
 RAISED = "raised/"
 """Before the key of a step that raised what the function handled: the row of the error, null for a cancellation."""
 
@@ -291,10 +293,13 @@ class AgentContext:
     ) -> None:
         """End an iteration: append its messages to the transcript, and add its usage to the task's, in one transaction.
 
-        Any JSON is a message. `usage` is what this iteration took, `text` what the model said in it.
+        Any JSON is a message. `usage` is what this iteration took, `text` what the model said in it. Raises TypeError
+        for a message that is not JSON, InvalidArguments for a usage that cannot be; neither ends the iteration.
         """
         if self.iterations >= max(self.brief.max_iterations, self.brief.iterations):
             raise _Spent
+        kept = tuple(jsonable(message) for message in messages)  # before anything counts, and each time alike
+        _check(usage)
         self.iterations += 1
         self.transcript.extend(messages)
         self.usage = summed(self.usage, usage or Usage(requests=1))
@@ -304,7 +309,7 @@ class AgentContext:
             await self._run.append(
                 Iteration(
                     self.iterations,
-                    tuple(jsonable(message) for message in messages),
+                    kept,
                     self.usage,
                     provider,
                     model,
@@ -441,6 +446,18 @@ class _Place:
 
     def __exit__(self, *_: object) -> None:
         self._open.discard(self._stem)
+
+
+def _check(usage: Usage | None) -> None:
+    """Raise InvalidArguments for what no request can take, which would be given back to a budget, or fit no record."""
+    if usage is None:
+        return
+    for name in ("requests", "input_tokens", "output_tokens", "cached_tokens"):
+        if type(count := getattr(usage, name)) is not int or not 0 <= count <= MOST_USED:
+            raise InvalidArguments(f"{name} of a usage is a whole number from 0 to {MOST_USED:,}, not {count!r:.100}")
+    cost = usage.cost
+    if cost is not None and (type(cost) not in (int, float) or not 0 <= cost <= MOST_USED):
+        raise InvalidArguments(f"the cost of a usage is dollars from 0 to {MOST_USED:,}, or None, not {cost!r:.100}")
 
 
 class _Spent(BaseException):

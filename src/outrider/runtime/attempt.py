@@ -124,6 +124,8 @@ class Attempt:
         """Of a turn: what it has seen of the inbox; see `Succeeded`."""
         self.page: Page | None = None
         """The iteration that its code ended with, to be written in one transaction with the end."""
+        self.turns = 0
+        """How many pages are being written, whose totals `live` does not have yet."""
         self._on_news = on_news
         self._is_crowded = is_crowded
         self._waits: dict[Bell, tuple[Wait | Callable[[], Wait], ...]] = {}
@@ -376,6 +378,25 @@ class Attempt:
             if delta:
                 self.delta.update(delta)
         self.touch()
+
+    @contextmanager
+    def turning(self, page: Page) -> Iterator[None]:
+        """While a page is being written. Its totals are those of the task from then on, and nothing is reported before:
+        a report that was taken meanwhile is written after the page, and would take its totals back."""
+        self.turns += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._take_totals(page)  # it was handed over by then, and is written
+            raise
+        else:
+            self._take_totals(page)
+        finally:
+            self.turns -= 1
+
+    def _take_totals(self, page: Page) -> None:
+        with self._speaking:
+            self.live = with_totals(self.live, page.live)
 
     def touch(self) -> None:
         """Show a sign of life."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from outrider.core.errors import InvalidArguments
@@ -45,6 +46,22 @@ class Clock(Protocol):
     def call_at(self, moment: Instant, callback: Callable[[], object]) -> Alarm:
         """Call `callback` on the running loop once the moment has come."""
         ...
+
+
+def retry_after(given: str | None) -> float | None:
+    """The seconds that a `Retry-After` asks for, as a number or a date; None where it says nothing that can be read."""
+    if given is None:
+        return None
+    try:
+        return max(0.0, float(int(given)))
+    except OverflowError:
+        return None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def machine_time() -> Instant:

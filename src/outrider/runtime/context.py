@@ -1119,10 +1119,9 @@ class TaskContext:
         return self._attempt.page
 
     async def _append(self, page: Page) -> None:
-        with self.busy(), self.storing():
+        with self.busy(), self.storing(), self._attempt.turning(page):
             if not await self._services.ledger.append(page):
                 raise Superseded(self.id, self.attempt)
-        self._attempt.live = with_totals(self._attempt.live, page.live)
 
     def _note_page(self, page: Page) -> None:
         if page.forget is not None:

@@ -366,9 +366,12 @@ class Tasks:
         return TaskRecord.of(await self._services.lifecycle.move(task, answered, if_version=if_version))
 
     def _check_edited(self, request: InputRequest, answer: JSON) -> None:
-        """Raise InvalidAnswer for arguments that an approver puts in place of others, where this app knows the tool."""
+        """Raise InvalidAnswer for arguments that an approver puts in place of others, where this app knows the tool.
+
+        A tool of the agent's own may have the name of one of the app's; what is put in place there the model is told.
+        """
         details = request.details if isinstance(request.details, Mapping) else {}
-        tool = self._services.registry.tools.get(str(details.get("tool")))
+        tool = None if details.get("own") else self._services.registry.tools.get(str(details.get("tool")))
         if request.kind != "approval" or tool is None or not isinstance(answer, Mapping) or not answer.get("approved"):
             return
         if (arguments := answer.get("arguments")) is not None:

@@ -106,7 +106,7 @@ class Voice:
                 return Report(attempt.task_id, attempt.number, attempt.active_at)
             return None
         now = time.monotonic()
-        if now - attempt.reported_at < self._services.settings.progress_interval:
+        if attempt.turns or now - attempt.reported_at < self._services.settings.progress_interval:
             with self._hearing:
                 self._dirty[attempt] = None
             return None

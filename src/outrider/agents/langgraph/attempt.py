@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections.abc import Generator, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
+from langgraph.pregel._loop import AsyncPregelLoop
 from langgraph.runtime import RunControl
 from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
@@ -22,11 +24,27 @@ from outrider.agents.engine import SAID, AgentBrief, AgentFailed, AgentOutcome, 
 from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
 from outrider.agents.langgraph.telling import Listener
 from outrider.core.values import JSON, JSONObject
+from outrider.runtime.clock import retry_after
+from outrider.runtime.codec import encode
 
 OUTCOME = "outcome"
 MESSAGES = "messages"
 PROMPTS = ("question", "prompt", "message")
 """Where an interrupt with several fields has its question."""
+
+
+class _Saved:
+    """Awaited, it is over."""
+
+    def __await__(self) -> Generator[None]:
+        return
+        yield
+
+
+# With durability "sync" LangGraph awaits the last checkpoint of each subgraph, of those too that are compiled with
+# `checkpointer=False` and save none: there it would miss this name, which it sets with the first that is saved.
+if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
+    AsyncPregelLoop._put_checkpoint_fut = _Saved()  # type: ignore[assignment]  # what is no future is awaited alike
 
 
 class Attempt:
@@ -110,6 +128,7 @@ class Attempt:
                 str(error)[:2048],
                 details={"status": status},
                 retryable=status >= 500 or status in (408, 409, 425, 429),
+                retry_after=_asked(error),
                 partial=_last_text(state.values),
             ) from error
         finally:
@@ -167,7 +186,7 @@ class Attempt:
         return Command(resume={each.id: task.result() for each, task in zip(interrupts, asked, strict=True)})
 
     async def _ask(self, interrupt: Interrupt) -> JSON:
-        value = to_jsonable_python(interrupt.value, fallback=str)
+        value = _plain(interrupt.value)
         schema = interrupt.response_schema
         prompt = value if isinstance(value, str) else "The graph asks."
         if isinstance(value, dict):
@@ -185,16 +204,24 @@ class Attempt:
         outputs = self.graph.output_channels
         if isinstance(values, dict) and not isinstance(outputs, str):
             values = {name: values[name] for name in outputs if name in values}
-        return AgentOutcome("answered", self._result(values, text), text)
+        try:
+            result = self._result(values, text)
+            encode(result)
+        except (TypeError, ValueError) as error:  # as often as it is asked
+            message = f"the graph returned what is not JSON: {error}"
+            raise AgentFailed(message, kind="invalid_result", partial=text) from None
+        return AgentOutcome("answered", result, text)
 
     def _result(self, values: Any, text: str) -> JSON:
         if not isinstance(values, dict):
-            return to_jsonable_python(values, fallback=str)
+            return _plain(values)
         if "structured_response" in values:
-            return to_jsonable_python(values["structured_response"], fallback=str)
-        rest = to_jsonable_python({name: value for name, value in values.items() if name != MESSAGES}, fallback=str)
+            return _plain(values["structured_response"])
+        if self.brief.result_schema is None and MESSAGES in values:
+            return text
+        rest = _plain({name: value for name, value in values.items() if name != MESSAGES})
         if self.brief.result_schema is None:
-            return text if MESSAGES in values else rest
+            return rest
         candidates = [*rest.values(), rest] if len(rest) == 1 else [rest] if rest else []
         if MESSAGES in values:
             candidates.append(_parsed(text))
@@ -281,6 +308,18 @@ class Attempt:
         if self.line_open:
             self.run.output("\n")
             self.line_open = False
+
+
+def _asked(error: Exception) -> float | None:
+    """How many seconds the provider asks to be left alone for, where its client keeps the response with the error."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    told = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    return retry_after(told) if isinstance(told, str) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value of the graph's as JSON: bytes in base64, as text what has no form in it."""
+    return to_jsonable_python(value, bytes_mode="base64", fallback=str)
 
 
 def _last_text(values: Any) -> str:

@@ -29,7 +29,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
-from outrider.agents.engine import AgentBrief, AgentRun, Iteration, summed
+from outrider.agents.engine import AgentBrief, AgentFailed, AgentRun, Iteration, summed
 from outrider.agents.telling import tell_request
 from outrider.core.task import Usage
 from outrider.core.values import JSON, JSONObject
@@ -409,7 +409,10 @@ class Saver(BaseCheckpointSaver[int]):
         return value
 
     def _packed(self, value: Any) -> list[JSON]:
-        kind, content = self.serde.dumps_typed(value)
+        try:
+            kind, content = self.serde.dumps_typed(value)
+        except (TypeError, ValueError) as error:  # as often as the node is run
+            raise AgentFailed(f"the graph keeps what cannot be saved: {error}", kind="invalid_result") from None
         return [kind, b64encode(content).decode()]
 
     @staticmethod

@@ -64,6 +64,7 @@ from outrider.core.errors import UnknownName
 from outrider.core.task import Effects, Usage
 from outrider.core.values import JSON, JSONObject
 from outrider.runtime.attempt import shorten
+from outrider.runtime.codec import encode
 from outrider.runtime.schemas import references_in
 from outrider.runtime.telemetry import telemetry
 
@@ -468,7 +469,12 @@ class Attempt:
         return StructuredDict(dict(schema), name="result")
 
     def _result(self, output: object) -> JSON:
-        result = to_jsonable_python(output, serialize_unknown=True)
+        try:
+            result = to_jsonable_python(output, serialize_unknown=True)
+            encode(result)
+        except (TypeError, ValueError) as error:  # as often as it is asked
+            message = f"the agent returned what is not JSON: {error}"
+            raise AgentFailed(message, kind="invalid_result", partial=self.text) from None
         return result.get("result") if self.wraps_result and isinstance(result, dict) else result
 
     # Errors

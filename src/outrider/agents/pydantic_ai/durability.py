@@ -35,11 +35,12 @@ from pydantic_ai.models import Model, ModelRequestContext, ModelResolutionContex
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_core import SchemaValidator, core_schema
 
-from outrider.agents.engine import ToolError, ToolRetry, ToolSpec
+from outrider.agents.engine import AgentFailed, ToolError, ToolRetry, ToolSpec
 from outrider.agents.pydantic_ai.serving import ServingModel, all_well_formed
 from outrider.agents.telling import calling, error_type, listening
 from outrider.core.task import Effects
 from outrider.core.values import JSON
+from outrider.runtime.codec import encode
 
 if TYPE_CHECKING:
     from outrider.agents.pydantic_ai.attempt import Attempt
@@ -168,7 +169,7 @@ class Durability(BaseDurabilityCapability[Any]):
         async def body() -> JSON:
             with durable_unit_scope(), calling(call.tool_name) as told:
                 try:
-                    outcome = await _outcome_of(handler(args))
+                    outcome = await _outcome_of(call.tool_name, handler(args))
                 except Exception as error:
                     listening().mark("execute_tool", error_type(error))
                     raise
@@ -293,7 +294,7 @@ class GivenTools(AbstractToolset[Any]):
         return ToolsetTool(toolset=self, tool_def=definition, max_retries=CORRECTIONS, args_validator=self._OBJECT)
 
 
-async def _outcome_of(call: Awaitable[Any]) -> dict[str, JSON]:
+async def _outcome_of(tool: str, call: Awaitable[Any]) -> dict[str, JSON]:
     """Return what a tool did as JSON: what it returned, or what it told the model. Other exceptions pass."""
     try:
         returned = await call
@@ -301,9 +302,15 @@ async def _outcome_of(call: Awaitable[Any]) -> dict[str, JSON]:
         return {"retry": _said(error)}
     except (ToolFailed, ToolFailedError) as error:
         return {"failed": _said(error)}
-    if isinstance(returned, ToolReturn):
-        return {"returned": _RETURN.dump_python(returned, mode="json")}
-    return {"value": _CONTENT.dump_python(returned, mode="json")}
+    try:
+        if isinstance(returned, ToolReturn):
+            outcome = {"returned": _RETURN.dump_python(returned, mode="json")}
+        else:
+            outcome = {"value": _CONTENT.dump_python(returned, mode="json")}
+        encode(outcome)
+    except (TypeError, ValueError) as error:  # as often as it is called
+        raise AgentFailed(f"the tool {tool} returned what is not JSON: {error}", kind="invalid_result") from None
+    return outcome
 
 
 def _replayed(outcome: JSON) -> Any:

@@ -10,12 +10,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from outrider.core.errors import AddressRefused, InvalidArguments
 from outrider.core.values import JSONObject
+from outrider.runtime.clock import retry_after
 from outrider.runtime.webhooks.guard import Guard, Place
 from outrider.runtime.webhooks.signing import headers_of
 
@@ -151,7 +151,7 @@ class _Answer:
 
     def begin(self, response: httpx2.Response) -> None:
         self.status = response.status_code
-        self.retry_after = _retry_after(response.headers.get("retry-after"))
+        self.retry_after = retry_after(response.headers.get("retry-after"))
 
     async def read(self, response: httpx2.Response, longest: int) -> None:
         """Read to the end, or as much as is allowed: a receiver that is cut off in its words may take it amiss."""
@@ -193,21 +193,6 @@ def _judged(status: int) -> str | None:
     if 300 <= status < 400:
         return f"it answered {status}, a redirect, and none is followed"
     return f"it answered {status}"
-
-
-def _retry_after(given: str | None) -> float | None:
-    if given is None:
-        return None
-    try:
-        return max(0.0, float(int(given)))
-    except OverflowError:
-        return None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _is_of_http(failure: Exception) -> bool:
