@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 from collections.abc import Generator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -15,7 +15,6 @@ from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
-from langgraph.pregel._loop import AsyncPregelLoop
 from langgraph.runtime import RunControl
 from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
@@ -43,8 +42,11 @@ class _Saved:
 
 # With durability "sync" LangGraph awaits the last checkpoint of each subgraph, of those too that are compiled with
 # `checkpointer=False` and save none: there it would miss this name, which it sets with the first that is saved.
-if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
-    AsyncPregelLoop._put_checkpoint_fut = _Saved()  # type: ignore[assignment]  # what is no future is awaited alike
+with suppress(ImportError):  # another version may have it elsewhere
+    from langgraph.pregel._loop import AsyncPregelLoop
+
+    if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
+        AsyncPregelLoop._put_checkpoint_fut = _Saved()  # type: ignore[assignment]  # what is no future is awaited alike
 
 
 class Attempt:
