@@ -8,6 +8,7 @@ by the clock of the machine that never jumps. The workers are those of the comma
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -35,6 +36,8 @@ SKIPPED = -1
 ONCE = "fire"
 
 _kept = os.environ.get(RETENTION)
+
+faulthandler.register(signal.SIGUSR1)  # who is told so writes to its log where each of its threads is
 
 app = Outrider(
     WorkerSettings(

@@ -50,6 +50,14 @@ GRACE = 1.5
 """Seconds for which a process that was stopped may run on before it sees that its lease is over."""
 POOL = 4
 """How many connections a pooler has to the server: one for each program, as the docs ask for."""
+ACTIVITY = """
+select
+    pid, state, wait_event_type, wait_event, now() - xact_start, now() - state_change, pg_blocking_pids(pid),
+    left(query, 80)
+from pg_stat_activity
+where datname = 'work'
+order by xact_start
+"""
 RETENTION = 20.0
 HARM, CALM = 60.0, 75.0
 """Seconds of faults, and of none: a server that was killed has forgotten what there is to vacuum, and by default one
@@ -240,8 +248,21 @@ class Fleet:
         """Wait until more tasks have ended than now."""
         wanted, give_up = len(self.ends()) + by, time.monotonic() + 60
         while len(self.ends()) < wanted:
-            assert time.monotonic() < give_up, "they do not go on"
+            if time.monotonic() > give_up:
+                await self._tell_where_all_stands()
+                pytest.fail("they do not go on")
             await asyncio.sleep(0.05)
+
+    async def _tell_where_all_stands(self) -> None:
+        """Print what the server and the pooler are at, and have all processes write it to their logs."""
+        print(*await asyncio.to_thread(self.leader.ask, ACTIVITY, "work"), sep="\n")
+        if self.pooler is not None:
+            for what in ("pools", "servers", "clients"):
+                print(*await asyncio.to_thread(self.pooler.ask, f"show {what}"), sep="\n")
+        for process in (*self.workers, self._submitter):
+            if process is not None and process.returncode is None:
+                process.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(1)
 
     async def back(self, over: float, before: tuple[float, float]) -> tuple[float, float]:
         """Seconds from then until nothing was left to catch up on and the rate was as before; and the rate then."""
@@ -419,7 +440,7 @@ async def at_work(
         except BaseException:
             print(f"SEED={seed}; {on.done}")
             for log in sorted(folder.glob("*.log")):
-                print(f"--- the end of {log.name}", *log.read_text(errors="replace").splitlines()[-25:], sep="\n")
+                print(f"--- the end of {log.name}", *log.read_text(errors="replace").splitlines()[-500:], sep="\n")
             raise
 
 
