@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from outrider import Outrider, State, SyncTaskContext, TaskContext, TaskHandle, TaskOptions
+from outrider.core.task import Task
 from outrider.testing import Store, TestRuntime, open_test
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +58,25 @@ async def test_a_wait_that_ends_within_the_grace_never_leaves_memory():
         handle = await spawn(runtime, "waits")
         await runtime.advance(2)
         assert await handle.result() == 1
+
+
+async def test_a_record_that_was_read_while_a_task_was_parked_does_not_end_its_next_attempt():
+    app, read = Outrider(), list[Task]()
+
+    @app.tool(max_failures=1)
+    async def waits(task: TaskContext) -> int:
+        await task.sleep(3600)
+        if read:  # it comes late, as from a reader that was slow
+            task._attempt.take(read[0])
+        return await task.step("after", lambda: task.attempt)
+
+    async with open_test(app, park_grace=1.0) as runtime:
+        handle = await spawn(runtime, "waits")
+        await runtime.advance(2)
+        assert await is_parked(handle)
+        read += await runtime.services.views.tasks([handle.id])
+        await runtime.advance(3600)
+        assert await handle.result() == 2
 
 
 @pytest.mark.parametrize("first", ["the wait", "the other work"])

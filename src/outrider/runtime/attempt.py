@@ -332,12 +332,16 @@ class Attempt:
     # --- news for it ---------------------------------------------------------------------------------
 
     def take(self, record: Task) -> None:
-        """Take the newest record: it may be over, told to stop, answered, written to."""
+        """Take the newest record: it may be over, told to stop, answered, written to.
+
+        One from before what is known already says nothing: it may have been read while its task was parked and claimed
+        again, and be of the attempt before this.
+        """
         core = record.core
+        if core.version < self.record.core.version:
+            return
         if core.attempt != self.number or not core.is_held:
             self.supersede()
-            return
-        if core.version < self.record.core.version:
             return
         self.record = record
         if core.stopping is not None and not self.is_told_to_stop:
