@@ -25,6 +25,9 @@ Stop: TypeAlias = Literal["answered", "max_iterations"]
 
 DEFAULT_ENGINE = "pydantic-ai"
 
+MOST_USED = 10**12
+"""Requests, tokens or dollars that one iteration can take: more is a mistake of whoever told, and fits no account."""
+
 ENGINES: Mapping[str, str] = {
     "function": "outrider.agents.function:FunctionEngine",
     "langgraph": "outrider.agents.langgraph:LangGraph",

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast, overload
 
 from outrider.agents.engine import (
+    MOST_USED,
     AgentBrief,
     AgentFailed,
     AgentOutcome,
@@ -42,8 +43,6 @@ from outrider.runtime.journal import DOUBT, Branch, changed, has_handled
 T = TypeVar("T")
 
 NEWS = "news"
-MOST_USED = 10**12
-"""Requests, tokens or dollars of one iteration."""
 RAISED = "raised/"
 """Before the key of a step that raised what the function handled: the row of the error, null for a cancellation."""
 

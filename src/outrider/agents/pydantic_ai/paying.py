@@ -21,7 +21,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 from pydantic_core import to_json
 
-from outrider.agents.engine import ModelCall, ModelFailed, Permit
+from outrider.agents.engine import MOST_USED, ModelCall, ModelFailed, Permit
 from outrider.agents.telling import error_type, listening, tell_request
 from outrider.core.task import Usage
 from outrider.core.values import evolve
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 BYTES_A_TOKEN = 3
 """Models make a token of four bytes of English and of three of Chinese; few of fewer."""
-
-MOST = 10**12
-"""Tokens, or dollars, that one request can take."""
 
 OVERHEAD = 16
 """Tokens that a request has beside what is in it, and bytes that a part has."""
@@ -140,9 +137,9 @@ def _make_plain(told: RequestUsage) -> None:
     Fewer tokens than none would be given back to a budget, and no account can hold more than has 64 bits.
     """
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
-        setattr(told, name, min(max(0, getattr(told, name)), MOST))
-    told.details = {name: min(max(0, count), MOST) for name, count in told.details.items()}
-    if told.cost is not None and not (told.cost.is_finite() and 0 <= told.cost <= MOST):
+        setattr(told, name, min(max(0, getattr(told, name)), MOST_USED))
+    told.details = {name: min(max(0, count), MOST_USED) for name, count in told.details.items()}
+    if told.cost is not None and not (told.cost.is_finite() and 0 <= told.cost <= MOST_USED):
         told.cost = None
 
 
