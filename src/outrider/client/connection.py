@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 from urllib.parse import quote
@@ -31,6 +30,7 @@ from outrider.core.errors import (
     ServerForeign,
     ServerUnreachable,
 )
+from outrider.runtime.clock import retry_after
 from outrider.runtime.codec import encode
 from outrider.runtime.ids import check_id
 from outrider.runtime.log import log
@@ -373,7 +373,7 @@ class Connection:
             told,
             is_certain=status < 500,
             is_passing=is_passing,
-            after=_pause(response.headers.get("retry-after")),
+            after=retry_after(response.headers.get("retry-after")),
         )
 
     def _unreachable(self, error: Exception, asked: str | None = None) -> ServerUnreachable:
@@ -432,18 +432,6 @@ def _pause_after(tries: RetryCallState) -> float:
     trouble = tries.outcome.exception() if tries.outcome is not None else None
     asked = trouble.after if isinstance(trouble, _Trouble) else None
     return _BACKOFF(tries) if asked is None else asked
-
-
-def _pause(told: str | None) -> float | None:
-    """The seconds that Retry-After asks for, as a number or a date."""
-    if told is None:
-        return None
-    if told.strip().isdigit():
-        return float(told)
-    try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _place(url: str) -> tuple[str, httpx2.AsyncHTTPTransport | None, str]:
