@@ -81,6 +81,8 @@ async def test_a_task_that_begins_without_its_connection_asks_for_it_and_looks_a
         desk.linked.clear()
         record = await late.wait(timeout=10, on_question=True)
         assert (record.state, record.input_requests[0].kind) == (State.AWAITING_INPUT, "auth")
+        await never.wait(timeout=10, on_question=True)  # the others have begun without it as well
+        await alone.wait(timeout=10)
         first = record.input_requests[0].id
         await late.answer(True)  # which is not so
         while (await late.wait(timeout=10, on_question=True)).input_requests[0].id == first:
