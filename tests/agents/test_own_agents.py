@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, FunctionToolset, ModelRetry, RunContext, TextOutput, ToolReturn
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.exceptions import SkipModelRequest
+from pydantic_ai.exceptions import SkipModelRequest, ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -96,6 +97,23 @@ async def test_toolsets_need_no_id_static_or_dynamic():
     await attempt(load_engine(), brief(agent), run)
     assert sorted(ran) == ["one", "two"]
     assert sum("/tool/" in key for key in run.steps_run) == 2
+
+
+class Lost(Exception):
+    """What the MCP SDK raises of a server that is gone."""
+
+    error = SimpleNamespace(code=-32000, message="Connection closed")
+
+
+@pytest.mark.parametrize("told", [ModelRetry, ToolFailed])
+async def test_a_server_that_breaks_off_is_no_fault_of_the_models_which_would_call_it_again(told):
+    def drop() -> str:
+        raise told("Connection closed") from Lost()
+
+    run = FakeRun(Record())
+    with pytest.raises(ConnectionError, match="a call to drop"):
+        await attempt(load_engine(), brief(Agent(TestModel(), toolsets=[FunctionToolset([drop])])), run)
+    assert not [key for key in run.record.journal if "/tool/" in key]
 
 
 async def test_the_runtimes_tools_are_added_to_the_agents_own():

@@ -378,6 +378,22 @@ async def test_a_provider_that_answers_the_probe_is_asked_again_by_all_though_it
         assert (await other.record()).state is State.SUCCEEDED
 
 
+async def test_who_may_try_a_broken_provider_and_has_no_budget_for_it_leaves_that_to_another(app):
+    said = [Reply(failure=Failure(500)), DONE]
+    app.settings = WorkerSettings(park_grace=0, model_backoff=0, model_tries=9, breaker_failures=1, breaker_rest=30)
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        first = await session.spawn_agent("Go.", model=script("broke", lambda turn: said.pop(0)))
+        await runtime.run_until_idle()
+        await runtime.advance(timedelta(seconds=29))
+        options = TaskOptions(budget={"tokens": 1}, delay=timedelta(seconds=1), priority=9)
+        poor = await session.spawn_agent("Go.", model="scripted:broke", options=options)
+        await runtime.advance(timedelta(seconds=1.001))
+        assert (await fails(poor)).kind == "budget_exceeded"
+        await runtime.advance(timedelta(seconds=1))
+        assert (await first.record()).state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     "budget",
     [

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic_ai import Agent, FunctionToolset
 
 from outrider import Outrider, Runtime, SessionHandle, State, TaskContext, TaskFailed, TaskOptions, WorkerSettings
 from outrider.agents import scripted
-from outrider.agents.scripted import Call, Reply, Tokens, replies
+from outrider.agents.scripted import Call, Reply, Tokens, Turn, replies
 from outrider.core.errors import InvalidArguments, OutriderError, UnknownName
 from outrider.core.session import NewSession, Seed
 from outrider.testing import open_test
@@ -360,3 +361,48 @@ async def until_parked(task: Any, requests: int = 1) -> None:
         if record is not None and len(record.input_requests) == requests and record.worker_id is None:
             return
     raise AssertionError("it ended without asking")
+
+
+async def test_what_a_toolset_opens_for_all_runs_outlives_the_attempt_that_opened_it(app):
+    class Line(FunctionToolset[object]):
+        """A connection, as that to an MCP server: served by an asyncio task, open while any run uses it."""
+
+        users, serving = 0, asyncio.get_running_loop().create_future()
+
+        async def __aenter__(self) -> Line:
+            if self.users == 0:
+                self.serving = asyncio.ensure_future(asyncio.Event().wait())
+            self.users += 1
+            return self
+
+        async def __aexit__(self, *args: object) -> None:
+            self.users -= 1
+            if self.users == 0:
+                self.serving.cancel()
+
+    line, both_ask, first_is_over = Line(), asyncio.Barrier(2), asyncio.Event()
+
+    @line.tool_plain
+    async def call(n: int) -> str:
+        await both_ask.wait()
+        if n == 2:
+            await first_is_over.wait()
+        return "cut" if line.serving.done() else "heard"
+
+    app.agent("caller", Agent(toolsets=[line]))
+    heard: list[str] = []
+
+    def second(turn: Turn) -> Reply:
+        heard.extend(result.content for result in turn.results)
+        return Reply("over") if turn.results else Reply(calls=(Call("call", {"n": 2}),))
+
+    scripted.register("second", second)
+    model = told(Reply(calls=(Call("call", {"n": 1}),)), Reply("over"), name="first")
+    async with at_work(app) as (_, session):
+        first = await session.spawn_agent("Call.", agent="caller", model=model)
+        other = await session.spawn_agent("Call.", agent="caller", model="scripted:second")
+        assert await first.result(timeout=30) == "over"
+        first_is_over.set()
+        assert await other.result(timeout=30) == "over"
+        assert (heard, line.users) == (["heard"], 0)
+        assert line.serving.done()

@@ -94,7 +94,17 @@ class Calls:
 
     async def reserve(self, call: ModelCall) -> Permit:
         """See `AgentRun.reserve`."""
-        await self._ask_breaker(call)
+        probes = await self._ask_breaker(call)
+        try:
+            return await self._reserve(call)
+        except (Busy, AgentFailed):
+            if probes:  # the call is not made, and nobody else would find out whether the provider works
+                await self.task.charge(
+                    Probe(call.provider, self.task.services.clock.now(), self._terms(), is_unused=True)
+                )
+            raise
+
+    async def _reserve(self, call: ModelCall) -> Permit:
         terms = self.task.services.registry.models.get(call.model)
         rate = _rate_of(terms)
         taps = self.task.taps
@@ -147,17 +157,19 @@ class Calls:
             )
         return cost
 
-    async def _ask_breaker(self, call: ModelCall) -> None:
+    async def _ask_breaker(self, call: ModelCall) -> bool:
+        """Raise Busy where the provider is not asked. Whether this call is to find out if it works again."""
         services = self.task.services
         now = services.clock.now()
         breaker = await BREAKERS.look(services.ledger, call.provider, now)
         if breaker.open_until is None:
-            return
+            return False
         verdict = await self.task.charge(Probe(call.provider, now, self._terms()))
         if isinstance(verdict, Later):
             BREAKERS.forget(services.ledger, call.provider)
             why = f"the provider {call.provider} failed {breaker.failures} times in a row: {breaker.reason}"
             raise Busy(why, verdict.until, elsewhere=True, is_broken=True)
+        return True
 
     async def _tell_breaker(self, provider: str, failure: ModelFailed | None) -> None:
         services = self.task.services

@@ -229,11 +229,15 @@ class BreakerTerms:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """May an open breaker's provider be asked, to see whether it works again? One may, for a `rest` at most."""
+    """May an open breaker's provider be asked, to see whether it works again? One may, for a `rest` at most.
+
+    `is_unused`: who was allowed to did not ask it, for want of something else. Another may.
+    """
 
     provider: str
     at: Instant
     terms: BreakerTerms = BreakerTerms()
+    is_unused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +474,8 @@ def _probe(charge: Probe, meters: Mapping[str, Meter]) -> Ruling:
     breaker = _breaker(meters, charge.provider)
     if breaker.open_until is None:
         return Ruling(Granted())
+    if charge.is_unused:
+        return Ruling(Granted(), (evolve(breaker, probe_until=None),))
     until = max(breaker.open_until, breaker.probe_until or 0)
     if charge.at < until:
         return Ruling(Later(breaker.name, until))

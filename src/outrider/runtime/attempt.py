@@ -577,6 +577,16 @@ class Attempt:
         )
 
 
+@contextmanager
+def belonging_to_nobody() -> Iterator[None]:
+    """An asyncio task that is started in here is not ended with the attempt: others may use what it does."""
+    token = CURRENT.set(None)
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
+
+
 def with_totals(live: Live, page: Live) -> Live:
     """Live values as they are, with what the iterations came to by a page."""
     return evolve(live, iterations=page.iterations, usage=page.usage, provider=page.provider, model=page.model)

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import TypeAdapter
-from pydantic_ai import AbstractToolset, RunContext, ToolsetTool
+from pydantic_ai import AbstractToolset, RunContext, ToolsetTool, WrapperToolset
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import WrapToolExecuteHandler
 from pydantic_ai.durable_exec import (
@@ -40,6 +40,7 @@ from outrider.agents.pydantic_ai.serving import ServingModel, all_well_formed
 from outrider.agents.telling import calling, error_type, listening
 from outrider.core.task import Effects
 from outrider.core.values import JSON
+from outrider.runtime.attempt import belonging_to_nobody
 from outrider.runtime.codec import encode
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "outrider"
 """Where a user's own tool declares its effects: `metadata={"outrider": {"effects": "once"}}`."""
+
+CONNECTION_CLOSED = -32000
+"""What the MCP SDK raises of its own, with the message `Connection closed`, has this code."""
 
 _TOLD = {"retry": ToolRetry.__name__, "failed": ToolError.__name__}
 """What an outcome that the model is told of counts as."""
@@ -129,10 +133,12 @@ class Durability(BaseDurabilityCapability[Any]):
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any] | None:
         """Give an agent of our own making its tools, in the place of those that it was made with: none.
 
-        Beside them, each request would be prepared in several asyncio tasks.
+        Beside them, each request would be prepared in several asyncio tasks. An agent of the user's keeps what it has.
         """
         brief = self._attempt.brief
-        if brief.agent is not None or not brief.tools:
+        if brief.agent is not None:
+            return SharedTools(toolset)
+        if not brief.tools:
             return None
         return toolset.visit_and_replace(lambda _: GivenTools(brief.tools))
 
@@ -294,14 +300,35 @@ class GivenTools(AbstractToolset[Any]):
         return ToolsetTool(toolset=self, tool_def=definition, max_retries=CORRECTIONS, args_validator=self._OBJECT)
 
 
+class SharedTools(WrapperToolset[Any]):
+    """The toolsets of a user's agent. All runs share what these open, such as the connection to an MCP server, and it
+    closes with the last of them: so none of it is to be ended with the attempt that happens to open it."""
+
+    async def __aenter__(self) -> Self:
+        """Open what no run before has opened."""
+        with belonging_to_nobody():
+            return await super().__aenter__()
+
+    async def __aexit__(self, *args: Any) -> bool | None:
+        """Close what no other run has open."""
+        with belonging_to_nobody():
+            return await super().__aexit__(*args)
+
+    async def for_run_step(self, ctx: RunContext[Any]) -> AbstractToolset[Any]:
+        """A toolset that is made for each step is opened here."""
+        with belonging_to_nobody():
+            return await super().for_run_step(ctx)
+
+
 async def _outcome_of(tool: str, call: Awaitable[Any]) -> dict[str, JSON]:
     """Return what a tool did as JSON: what it returned, or what it told the model. Other exceptions pass."""
     try:
         returned = await call
-    except (ModelRetry, ToolRetryError) as error:
-        return {"retry": _said(error)}
-    except (ToolFailed, ToolFailedError) as error:
-        return {"failed": _said(error)}
+    except (ModelRetry, ToolRetryError, ToolFailed, ToolFailedError) as error:
+        if _broke_off(error):
+            # No fault of the model's, which would be told to call it again, whether or not it has happened.
+            raise ConnectionError(f"the MCP server broke off in the midst of a call to {tool}") from error
+        return {"retry" if isinstance(error, ModelRetry | ToolRetryError) else "failed": _said(error)}
     try:
         if isinstance(returned, ToolReturn):
             outcome = {"returned": _RETURN.dump_python(returned, mode="json")}
@@ -327,6 +354,16 @@ def _replayed(outcome: JSON) -> Any:
         case _:
             # A person gave a result for a call whose fate is unknown.
             return outcome
+
+
+def _broke_off(error: BaseException | None) -> bool:
+    """Whether what a tool told the model comes of a connection to an MCP server that was lost."""
+    while error is not None:
+        told = getattr(error, "error", None)
+        if getattr(told, "code", None) == CONNECTION_CLOSED and getattr(told, "message", None) == "Connection closed":
+            return True
+        error = error.__cause__
+    return False
 
 
 def _said(error: Exception) -> str:
