@@ -17,7 +17,7 @@ from outrider import Outrider, Runtime, SessionHandle, State, TaskFailed, TaskOp
 from outrider.agents import scripted
 from outrider.agents.scripted import Call, Failure, Reply, Script, Tokens, Turn, replies
 from outrider.core.errors import InvalidArguments
-from outrider.core.meters import Account, Breaker
+from outrider.core.meters import Account, Breaker, Line
 from outrider.testing import open_test
 
 pytestmark = pytest.mark.anyio
@@ -289,6 +289,23 @@ async def test_a_full_rate_makes_an_agent_park_and_go_on_and_never_fail(app):
             assert (await session.usage()).requests == done
         assert [await task.result() for task in tasks] == ["done", "done"]
         assert {(await task.record()).failures for task in tasks} == {0}
+
+
+async def test_only_who_has_no_other_model_stands_in_line_for_one_that_is_at_its_rate(app):
+    rated, other = told("at its rate", *[DONE] * 3), told("other", DONE)
+    app.model(rated, requests_per_minute=1)
+    async with open_test(app) as runtime:
+        session = await runtime.sessions.create()
+        for model in (rated, [rated, other], rated):
+            await session.spawn_agent("Go.", model=model)
+            await runtime.run_until_idle()
+        tasks = {task.id: task for task in await runtime.tasks.list()}
+        (waiting,) = (id for id, task in tasks.items() if not task.is_terminal)
+        (line,) = (await runtime.ledger.views.meters([f"line:model:{rated}"])).values()
+        assert isinstance(line, Line)
+        assert [place.task_id for place in line.places] == [waiting]
+        await runtime.advance(timedelta(seconds=63))
+        assert (await (await runtime.task(waiting)).record()).state == State.SUCCEEDED
 
 
 async def test_a_call_whose_provider_fails_is_made_again_and_asks_no_attempt_of_the_task(app):

@@ -23,6 +23,8 @@ from outrider.core.meters import (
     Heard,
     Lapsed,
     Later,
+    Line,
+    Place,
     Probe,
     Rate,
     RateLimit,
@@ -188,6 +190,8 @@ class Meters:
         assert await reserve(scene, task, 1, limit, tokens=60) == Granted(slot)
         until = SLICE_AT + 2 * SECOND + MINUTE
         assert await reserve(scene, task, 2, limit, tokens=60) == Later("model:m", until)
+        line = Line("line:model:m", (Place("task_1", until, 1, 60),))
+        assert (await scene.views.meters(["line:model:m"]))["line:model:m"] == line
         await settle(scene, task, 1, slot, tokens=40)
         assert isinstance(await reserve(scene, task, 2, limit, tokens=60), Granted)
         assert (await scene.views.meters(["model:m"]))["model:m"] == Rate("model:m", ((SLICE_AT, 2, 100),))

@@ -91,6 +91,8 @@ class Calls:
 
     task: TaskContext
     made: int = field(default=0)
+    is_patient: bool = True
+    """Whether it is waited for the model's rate where that is full; else another model is asked."""
 
     async def reserve(self, call: ModelCall) -> Permit:
         """See `AgentRun.reserve`."""
@@ -122,7 +124,7 @@ class Calls:
         self.made += 1
         amounts = Amounts(1, asked + answer, told_millionths(cost), 1)
         now = self.task.services.clock.now()
-        reserve = Reserve(self.task.id, self.task.attempt, self.made, amounts, now, taps, rate)
+        reserve = Reserve(self.task.id, self.task.attempt, self.made, amounts, now, taps, rate, self.is_patient)
         match verdict := await self.task.charge(reserve):
             case Exhausted():
                 raise _exhausted(verdict)

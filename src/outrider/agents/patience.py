@@ -56,6 +56,11 @@ class Patience:
         self._models = chain(models)
         return self._models[self._place] if self._models else None
 
+    @property
+    def is_at_last(self) -> bool:
+        """Whether there is no other model to turn to."""
+        return self._place + 1 >= len(self._models)
+
     async def bears(self, failure: ModelFailed) -> bool:
         """Wait, or turn to the next model; False where neither is worth it."""
         if self._task.live.iterations != self._iteration:

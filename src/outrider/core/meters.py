@@ -2,9 +2,10 @@
 
 An *account* (`task:ID`, `session:ID`, `tree:ROOT`) keeps a budget: a model call is reserved before it is made and
 settled after it, in all accounts that it concerns or in none. A *rate* (`model:NAME`) counts the calls of the last
-minute, a *breaker* (`provider:NAME`) the failures in a row. What one would get wrong: what is held by calls under way
-counts like what is spent, but only what is spent ends a task; a call that finds no room for what others hold waits,
-since most calls turn out smaller than what was reserved for them.
+minute, a *line* (`line:model:NAME`) who waits for it, a *breaker* (`provider:NAME`) the failures in a row.
+
+What one would get wrong: what is held by calls under way counts like what is spent, but only what is spent ends a task;
+a call that finds no room for what others hold waits, since most calls turn out smaller than what was reserved for them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ SLICE: Span = 2 * SECOND
 CROWDED: Span = 2 * SECOND
 """When to ask again for what the calls of others hold: some of those have ended by then."""
 
-TASK, SESSION, TREE, MODEL, PROVIDER = "task:", "session:", "tree:", "model:", "provider:"
+LATECOMER: Span = 10 * SECOND
+"""For how long somebody is waited for who was told to ask again: he may have been killed."""
+
+LONGEST_LINE = 1000
+"""How many wait in their order; who comes after them tries his luck."""
+
+TASK, SESSION, TREE, MODEL, LINE, PROVIDER = "task:", "session:", "tree:", "model:", "line:", "provider:"
 """How the names of meters begin."""
 
 LIMITS = ("tokens", "cost", "requests", "iterations", "seconds")
@@ -130,6 +137,24 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A task that waits in a line, until when it was told to, and what its call takes of the rate."""
+
+    task_id: str
+    until: Instant
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Those who wait for a rate, in the order in which they came: no call waits for ever because it is a large one."""
+
+    name: str
+    places: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Breaker:
     """Whether a provider is asked: closed, open until a moment, then half open: one probe tells."""
 
@@ -148,7 +173,7 @@ class Breaker:
         return not self.failures and self.open_until is None
 
 
-Meter: TypeAlias = Account | Rate | Breaker
+Meter: TypeAlias = Account | Rate | Line | Breaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +219,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """A holder is about to call a model: may it? Granted by all `taps` and the rate, or by none."""
+    """A holder is about to call a model: may it? Granted by all `taps` and the rate, or by none.
+
+    `waits`: if the rate is full it will ask again, and turns to no other model meanwhile.
+    """
 
     task_id: str
     attempt: int
@@ -203,6 +231,7 @@ class Reserve:
     at: Instant
     taps: tuple[Tap, ...] = ()
     rate: RateLimit | None = None
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +306,7 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Not now: ask again at `until`. Nothing was taken down."""
+    """Not now: ask again at `until`. Nothing was taken down but who waits."""
 
     meter: str
     until: Instant
@@ -333,7 +362,7 @@ def names_of(charge: Charge) -> tuple[str, ...]:
     """The meters that a charge may move."""
     match charge:
         case Reserve(taps=taps, rate=rate):
-            return (*(tap.account for tap in taps), *(() if rate is None else (rate.name,)))
+            return (*(tap.account for tap in taps), *(() if rate is None else (rate.name, LINE + rate.name)))
         case Settle(taps=taps, slot=slot):
             return (*(tap.account for tap in taps), *(() if slot is None else (slot.name,)))
         case Probe(provider=provider) | Heard(provider=provider):
@@ -439,11 +468,13 @@ def _reserve(
     slot: Slot | None = None
     rates: tuple[Meter, ...] = ()
     if charge.rate is not None:
-        rate = _rate(meters, charge.rate.name)
-        if (until := _full_until(rate, charge.rate, charge.amounts, charge.at)) is not None:
-            return Ruling(Later(rate.name, until))
+        rate, line = _rate(meters, charge.rate.name), _line(meters, charge.rate.name, charge.at)
+        if (until := _full_until(rate, line, charge.rate, charge)) is not None:
+            return Ruling(Later(rate.name, until), (_joined(line, charge, until),))
         slot = Slot(rate.name, charge.at - charge.at % SLICE, charge.amounts.tokens)
         rates = (_counted(rate, slot.at, charge.amounts.requests, slot.tokens, charge.at),)
+        if line != meters.get(line.name, line) or any(place.task_id == charge.task_id for place in line.places):
+            rates = (*rates, _left(line, charge.task_id))
     taken = [evolve(account, held=account.held.plus(charge.amounts)) for account in accounts]
     told, marked = _mark(taken, charge.at)
     opened = Reservation(charge.task_id, charge.attempt, charge.ordinal, charge.amounts) if accounts else None
@@ -562,17 +593,76 @@ def _rate(meters: Mapping[str, Meter], name: str) -> Rate:
     return found if isinstance(found, Rate) else Rate(name)
 
 
-def _full_until(rate: Rate, limit: RateLimit, amounts: Amounts, now: Instant) -> Instant | None:
-    """When a call would find room, None if it does now. One that is larger than the limit has its minute alone."""
+def _line(meters: Mapping[str, Meter], rate: str, now: Instant) -> Line:
+    """Those who are still waited for."""
+    found = meters.get(LINE + rate)
+    places = found.places if isinstance(found, Line) else ()
+    # Nobody is told to wait for longer than a minute: who seems to be was told so before the clock was put back.
+    longest = MINUTE + SLICE + LATECOMER
+    return Line(LINE + rate, tuple(each for each in places if -LATECOMER <= each.until - now <= longest))
+
+
+def _joined(line: Line, charge: Reserve, until: Instant) -> Line:
+    """The line with a call in it: in its place, or at the end."""
+    place = Place(charge.task_id, until, charge.amounts.requests, charge.amounts.tokens)
+    if any(each.task_id == charge.task_id for each in line.places):
+        return Line(line.name, tuple(place if each.task_id == charge.task_id else each for each in line.places))
+    return Line(line.name, (*line.places, place)) if charge.waits and len(line.places) < LONGEST_LINE else line
+
+
+def _left(line: Line, task_id: str) -> Line:
+    return Line(line.name, tuple(each for each in line.places if each.task_id != task_id))
+
+
+def _full_until(rate: Rate, line: Line, limit: RateLimit, charge: Reserve) -> Instant | None:
+    """When a call would find room, None if it does now. One that is larger than the limit has its minute alone.
+
+    It leaves room for those ahead of it. They may still have to wait until calls of before have returned to the rate:
+    then it may go first, if both find room when that has happened.
+    """
+    levels = _levels(rate, charge.at)
+    ahead = NOTHING
+    for place in line.places:
+        if place.task_id == charge.task_id:
+            break
+        ahead = ahead.plus(Amounts(place.requests, place.tokens))
+    both = ahead.plus(charge.amounts)
+    if _fits(levels[0], limit, charge.amounts):
+        if ahead == NOTHING:
+            return None
+        their_turn = next(level for level in levels if _fits(level, limit, ahead))
+        if _fits(their_turn, limit, both, alone=False):
+            return None
+    return max(charge.at + CROWDED, next(level.at for level in levels if _fits(level, limit, both)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What is left of the counted calls at a moment, if no more are made."""
+
+    at: Instant
+    requests: int
+    tokens: int
+
+
+def _levels(rate: Rate, now: Instant) -> list[_Level]:
+    """From now on, until all has returned."""
     counted = [each for each in rate.slices if _counts(each[0], now)]
-    requests, tokens = sum(each[1] for each in counted), sum(each[2] for each in counted)
-    for place in range(len(counted) + 1):
-        has_requests = limit.requests is None or requests + amounts.requests <= max(limit.requests, amounts.requests)
-        has_tokens = limit.tokens is None or tokens + amounts.tokens <= max(limit.tokens, amounts.tokens)
-        if has_requests and has_tokens:
-            return _returns_at(counted[place - 1][0]) if place else None
-        requests, tokens = requests - counted[place][1], tokens - counted[place][2]
-    raise AssertionError("an empty minute has room for any call")
+    levels = [_Level(now, sum(each[1] for each in counted), sum(each[2] for each in counted))]
+    for at, requests, tokens in counted:
+        levels.append(_Level(_returns_at(at), levels[-1].requests - requests, levels[-1].tokens - tokens))
+    return levels
+
+
+def _fits(level: _Level, limit: RateLimit, wanted: Amounts, *, alone: bool = True) -> bool:
+    """Whether there is room for more then. With `alone`, an empty minute has room for whatever is wanted."""
+    return all(
+        bound is None or counted + more <= (max(bound, more) if alone else bound)
+        for bound, counted, more in (
+            (limit.requests, level.requests, wanted.requests),
+            (limit.tokens, level.tokens, wanted.tokens),
+        )
+    )
 
 
 def _counted(rate: Rate, at: Instant, requests: int, tokens: int, now: Instant) -> Rate:

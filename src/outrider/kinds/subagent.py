@@ -231,6 +231,7 @@ class Subagent:
                 max_iterations=brief.max_iterations - (0 if self.kind == TURN else run.done),
             )
             run.given = [tool.name for tool in brief.tools]
+            run.calls.is_patient = patience.is_at_last
             try:
                 return await engine.run(brief, run)
             except ModelNotReady:
@@ -421,7 +422,7 @@ class AgentTranscript:
         self._heard: tuple[int, str | None] | None = None
         """How many messages are told with the iteration about to be appended, and the last of them."""
         self._seen = -1
-        self._calls = Calls(task)
+        self.calls = Calls(task)
 
     @property
     def session_id(self) -> str:
@@ -451,11 +452,11 @@ class AgentTranscript:
 
     async def reserve(self, call: ModelCall) -> Permit:
         """Have a model request allowed."""
-        return await self._calls.reserve(call)
+        return await self.calls.reserve(call)
 
     async def settle(self, permit: Permit, usage: Usage | None, failure: ModelFailed | None = None) -> float | None:
         """Say what a permitted request took; returns what it cost, where that is known."""
-        return await self._calls.settle(permit, usage, failure)
+        return await self.calls.settle(permit, usage, failure)
 
     async def append(self, iteration: Iteration) -> None:
         """Append a finished iteration with its totals, and forget the journal before it; the last one with the end."""

@@ -19,13 +19,16 @@ from outrider.core.change import AttemptEnd, AttemptEnding
 from outrider.core.events import CancelRequested, FollowUpEvent, Message, Rung, WatchedAsked, WatchedEnded
 from outrider.core.ledger import WorkerCard
 from outrider.core.meters import (
+    LINE,
     MODEL,
     PROVIDER,
     Account,
     Amounts,
     Breaker,
     Budget,
+    Line,
     Meter,
+    Place,
     Rate,
     Reservation,
 )
@@ -348,6 +351,8 @@ def write_meter(meter: Meter) -> str:
             return ACCOUNT.write(meter) or "{}"
         case Rate():
             return encode(meter.slices)
+        case Line():
+            return encode([(each.task_id, each.until, each.requests, each.tokens) for each in meter.places])
         case Breaker():
             return BREAKER.write(meter) or "{}"
         case _:
@@ -358,6 +363,8 @@ def read_meter(name: str, data: Any) -> Meter:
     """Read a meter by its name and its decoded state."""
     if name.startswith(MODEL):
         return Rate(name, tuple((at, requests, tokens) for at, requests, tokens in data))
+    if name.startswith(LINE):
+        return Line(name, tuple(Place(*place) for place in data))
     if name.startswith(PROVIDER):
         return BREAKER.read(data, name=name)
     return ACCOUNT.read(data, name=name)
