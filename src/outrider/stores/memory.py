@@ -353,13 +353,11 @@ class MemoryLedger:
     def _walk(
         self, ready: Sequence[_TaskRow], claim: Claim, gates: Gates
     ) -> tuple[list[_TaskRow], list[tuple[_TaskRow, str]], bool]:
-        """Those that may start, in their order; those before that may not, with the reason; whether others are left."""
+        """Those that may start, in their order; those before that may not, with the reason; whether more may."""
         taken: list[_TaskRow] = []
         aside: list[tuple[_TaskRow, str]] = []
         places: dict[str, float] = {}
         for row in ready:
-            if len(taken) == claim.limit:
-                return taken, aside, True
             given = row.task.input
             key = given.concurrency_key
             reason = "paused" if given.session_id in gates.sessions else None
@@ -368,6 +366,8 @@ class MemoryLedger:
                 reason = "limit" if left < 1 else None
             if reason is not None:
                 aside.append((row, reason))
+            elif len(taken) == claim.limit:
+                return taken, aside, True
             else:
                 taken.append(row)
                 if key is not None:
