@@ -31,6 +31,7 @@ from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
+from outrider.runtime.registry import Tool
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.tasks import Tasks
 
@@ -309,7 +310,12 @@ class Delegation:
         if not (tool.requires_approval or self._is_gated(tool.name)) or self.approvals.was_asked(call_id):
             return spec
         decision = await self.approvals.decide(
-            tool.name, spec["arguments"], f"{call_id}!{tool.name}", is_own=False, within=self.within(call_id)
+            tool.name,
+            spec["arguments"],
+            f"{call_id}!{tool.name}",
+            is_own=False,
+            parameters=_parameters_of(tool),
+            within=self.within(call_id),
         )
         if not decision.granted:
             raise ToolError(
@@ -609,6 +615,14 @@ def _cut_field(name: str, told: JSON, cap: int) -> JSON:
 def _schema_of(parameters: type[BaseModel]) -> JSONObject:
     """What a tool takes; worked out once, for that takes as long as a request."""
     return parameters.model_json_schema()
+
+
+def _parameters_of(tool: Tool) -> JSONObject | None:
+    """What a tool of the app takes, None where that cannot be said as a schema."""
+    try:
+        return tool.arguments.schema()
+    except Exception:  # noqa: BLE001 - of a type that no agent could be told of; it may be started all the same
+        return None
 
 
 def _is_guest(kind: str, spec: Mapping[str, Any]) -> bool:
