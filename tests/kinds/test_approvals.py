@@ -101,6 +101,9 @@ async def test_a_tool_that_needs_an_approval_asks_before_it_detaches_and_runs_as
         assert request.kind == "approval"
         assert (request.details["tool"], request.details["arguments"]) == ("pay", {"cents": 900})
         assert await background(session) == []
+        assert request.expected is not None
+        expected = request.expected["anyOf"][1]["properties"]["arguments"]
+        assert (expected["required"], expected["additionalProperties"]) == (["cents"], False)
         await turn.answer({"approved": True, "arguments": {"cents": 9}}, by="ada")
         assert await turn.result(timeout=10) == "started"
         (task,) = await background(session)

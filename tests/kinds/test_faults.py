@@ -244,6 +244,34 @@ async def test_a_message_or_an_answer_to_a_task_that_has_ended_is_refused_and_to
         )
 
 
+async def test_a_reply_to_what_a_task_never_asked_is_refused_with_what_it_asks_and_nothing_is_recorded(stage: Stage):
+    def boss(turn: Turn) -> Reply:
+        told = stage.told["boss"]
+        match turn.number:
+            case 1:
+                return calls("spawn_agent", instructions="x", agent="child", mode="foreground")
+            case 2 | 3:
+                asked = told[0]["tasks"][0]
+                reply = "req_mistaken" if turn.number == 2 else asked["asks"][0]["id"]
+                return calls("message_task", task_id=asked["task_id"], message="red", in_reply_to=reply)
+            case _:
+                return Reply("ok")
+
+    stage.agent("child", steps(calls("ask_parent", question="Which?"), Reply("done")))
+    stage.agent("boss", boss, delegates=True)
+    async with stage.open("boss") as (runtime, session):
+        assert await (await session.send("go")).result() == "ok"
+        (child,) = await runtime.tasks.list(kind="subagent")
+        (request,) = await runtime.tasks.requests(child.id)
+        _, refused, taken = stage.told["boss"]
+        assert refused == (
+            f"request_not_found: there is no request 'req_mistaken' of {child.id}, and no message: "
+            f"it asks {request.id} (question) now"
+        )
+        assert (taken["recorded"], request.answer) == ("answer", "red")
+        assert await runtime.tasks.messages(child.id, direction="inbound") == []
+
+
 async def test_an_answer_of_the_wrong_type_is_refused_and_the_right_one_is_taken(stage: Stage):
     stage.agent("child", steps(calls("ask_parent", question="How many?", expected={"type": "integer"}), Reply("x")))
 

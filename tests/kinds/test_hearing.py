@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -319,24 +320,61 @@ async def test_a_function_that_does_nothing_but_append_ends_at_its_limit():
         assert (record.error.kind, record.iterations, record.summary) == ("max_iterations", 3, "more")
 
 
-async def test_arguments_that_an_approver_gets_wrong_are_refused_and_the_question_stays():
-    app = an_app()
+@dataclass
+class Stop:
+    host: str
+
+
+async def test_arguments_that_an_approver_gets_wrong_are_refused_by_any_process_and_the_question_stays(tmp_path):
+    app, url = an_app(), f"sqlite:///{tmp_path}/work.db"
     done: list[str] = []
 
     @app.tool(requires_approval=True)
-    async def deploy(where: str) -> str:
+    async def deploy(where: str, then: list[Stop] | None = None) -> str:
         done.append(where)
         return where
 
     calls = Reply(calls=(Call("deploy", {"where": "here"}),))
     scripted.register("deployer", scripted.replies(calls, Reply("done")))
-    async with app.open("memory://") as outrider:
+    async with app.open(url) as outrider, Outrider().open(url, worker=False) as stranger:
         session = await outrider.sessions.create()
         task = await session.spawn_agent("Go.", model="scripted:deployer", tools=["deploy"])
         await task.wait(timeout=PATIENCE, on_question=True)
-        for wrong in ({"where": 5}, {"nope": "there"}):
-            with pytest.raises(InvalidAnswer, match="deploy cannot be called like this"):
-                await task.answer({"approved": True, "arguments": wrong})
-        await task.answer({"approved": True, "arguments": {"where": "there"}})
+        for wrong, fault in (
+            ({"where": 5}, r"5 is not of type 'string' \(at \$\.arguments\.where\)"),
+            ({"nope": "there"}, "'where' is a required property|'nope' was unexpected"),
+            ({"where": "x", "then": [{"host": 5}]}, "arguments.then"),
+        ):
+            for tasks in (stranger.tasks, outrider.tasks):
+                with pytest.raises(InvalidAnswer, match=fault):
+                    await tasks.answer(task.id, {"approved": True, "arguments": wrong})
+        forms = r"taken: yes or no \(true or false\), or an object with `approved` and any .*`always`"
+        with pytest.raises(InvalidAnswer, match=forms):
+            await stranger.tasks.answer(task.id, "maybe")
+        right = {"where": "there", "then": [{"host": "it"}]}
+        await stranger.tasks.answer(task.id, {"approved": True, "arguments": right})
         await task.result(timeout=PATIENCE)
         assert done == ["there"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "description": "x" * 300_000},
+        {"type": "object", "properties": {"it": {"$ref": "#/properties/other"}, "other": {}}},
+        {"type": "object", "properties": {"it": {"type": "odd"}}},
+    ],
+)
+async def test_of_a_tool_whose_schema_cannot_go_along_a_question_takes_any_arguments(parameters):
+    app = an_app()
+
+    @app.tool
+    async def asker(task: TaskContext) -> Any:
+        closed = await task.ask_for_approval("x!", "Approve?", {"tool": "x"}, parameters)
+        return None if closed is None else closed.answer
+
+    async with app.open("memory://") as outrider:
+        task = await (await outrider.sessions.create()).spawn("asker")
+        await task.wait(timeout=PATIENCE, on_question=True)
+        await task.answer({"approved": True, "arguments": {"it": 5}})
+        assert await task.result(timeout=PATIENCE) == {"approved": True, "arguments": {"it": 5}}

@@ -108,9 +108,9 @@ async def test_the_first_answer_wins_and_the_second_is_told(store: Store):
         await runtime.run_until_idle()
         (request,) = await handle.requests()
         assert (await handle.result())[1] == request.answer
-        with pytest.raises(RequestClosed, match="answered"):
+        with pytest.raises(RequestClosed, match=r"answered already; .* has ended as succeeded"):
             await handle.answer("four", request_id=request.id)
-        with pytest.raises(RequestClosed):
+        with pytest.raises(RequestClosed, match=f"{handle.id} has ended as succeeded and asks nothing now"):
             await handle.answer("five")
 
 

@@ -40,13 +40,15 @@ class Approvals:
         *,
         is_own: bool,
         key: str | None = None,
+        parameters: JSONObject | None = None,
         within: TaskContext | None = None,
     ) -> Approval:
         """Return the decision on a call, asking and parking if there is none that holds. No person, no approval.
 
         `key` is that of the call's step, its id unless given. A tool that is the agent's own, and none of the app,
-        may have the name of another agent's. `within` is the context of an operation that is under way, in whose place
-        the question counts as a wait.
+        may have the name of another agent's. `parameters` is the JSON Schema that arguments in place of these have to
+        fit, if one is known. `within` is the context of an operation that is under way, in whose place the question
+        counts as a wait.
         """
         task, exact = within or self.task, decode(encode(arguments))
         has_run, asked = self._has_run(call_id if key is None else key), 0
@@ -56,7 +58,8 @@ class Approvals:
             if task.journal.at(position) is None and (has_run or await self._is_granted(tool, is_own=is_own)):
                 return Approval(True)
             details = {"tool": tool, "arguments": exact, "call_id": call_id} | ({"own": True} if is_own else {})
-            request = await task.ask_for_approval(position, f"The agent wants to call {tool}. Approve?", details)
+            prompt = f"The agent wants to call {tool}. Approve?"
+            request = await task.ask_for_approval(position, prompt, details, parameters)
             if request is None:
                 return Approval(False, NOBODY)
             if has_run:

@@ -31,6 +31,7 @@ from outrider.runtime.connections import check_connections
 from outrider.runtime.context import TaskContext, tool_spec
 from outrider.runtime.options import TaskOptions
 from outrider.runtime.records import TaskRecord
+from outrider.runtime.registry import Tool
 from outrider.runtime.schemas import mismatch
 from outrider.runtime.tasks import Tasks
 
@@ -309,7 +310,12 @@ class Delegation:
         if not (tool.requires_approval or self._is_gated(tool.name)) or self.approvals.was_asked(call_id):
             return spec
         decision = await self.approvals.decide(
-            tool.name, spec["arguments"], f"{call_id}!{tool.name}", is_own=False, within=self.within(call_id)
+            tool.name,
+            spec["arguments"],
+            f"{call_id}!{tool.name}",
+            is_own=False,
+            parameters=_parameters_of(tool),
+            within=self.within(call_id),
         )
         if not decision.granted:
             raise ToolError(
@@ -436,7 +442,7 @@ class Delegation:
         asked = given.in_reply_to
         request = None if asked is None else await self.task.services.views.request(asked)
         if request is not None and request.task_id != record.id:
-            raise NotFound.of("request", request.id)
+            raise self._no_such(request.id, record)
         if request is not None and request.kind != "question":
             raise ToolError(f"{request.id} asks for an {request.kind}, which is for a person to give")
         if request is not None:
@@ -444,11 +450,31 @@ class Delegation:
                 record.id, given.message, request_id=request.id, by=ANSWERED_BY, via=self.task.id
             )
             return {"recorded": "answer", "delivered": "yes", "task": _told(answered)}
+        if asked is not None and not record.is_terminal and not await self._has_message(record.id, asked):
+            raise self._no_such(asked, record)
         content = given.message if isinstance(given.message, str) else {"type": "data", "data": given.message}
         before = await self._tasks.get(record.id)
         sent = await self._tasks.message(record.id, content, sender=self.task.id, in_reply_to=given.in_reply_to)
         delivered, why = self._delivery(before)
         return {"recorded": "message", "message_id": sent.id, "delivered": delivered, "why": why}
+
+    async def _has_message(self, task_id: str, message_id: str) -> bool:
+        """Whether a message of that id is in a task's thread."""
+        after: str | None = None
+        while thread := await self.task.services.views.messages(task_id, after=after):
+            if any(each.id == message_id for each in thread):
+                return True
+            after = thread[-1].id
+        return False
+
+    def _no_such(self, request_id: str, record: TaskRecord) -> NotFound:
+        """For a reply to what a task has not asked or said; a model that mistook the id is told the right ones."""
+        named = ", ".join(f"{each.id} ({each.kind})" for each in record.input_requests)
+        return NotFound(
+            f"there is no request {request_id!r} of {record.id}, and no message: it asks {named or 'nothing'} now",
+            details={"request": request_id, "open": [each.id for each in record.input_requests]},
+            code="request_not_found",
+        )
 
     def _delivery(self, task: Task) -> tuple[str, str]:
         """What becomes of a message to a task that stood so: whether it was delivered, and why."""
@@ -609,6 +635,14 @@ def _cut_field(name: str, told: JSON, cap: int) -> JSON:
 def _schema_of(parameters: type[BaseModel]) -> JSONObject:
     """What a tool takes; worked out once, for that takes as long as a request."""
     return parameters.model_json_schema()
+
+
+def _parameters_of(tool: Tool) -> JSONObject | None:
+    """What a tool of the app takes, None where that cannot be said as a schema."""
+    try:
+        return tool.arguments.schema()
+    except Exception:  # noqa: BLE001 - of a type that no agent could be told of; it may be started all the same
+        return None
 
 
 def _is_guest(kind: str, spec: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ journal rows, which that transaction forgets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from outrider.agents.approval import OPEN, Approvals
@@ -230,7 +230,7 @@ class Subagent:
                 # Of a turn: for each thing that it is told. It goes on where others would begin anew.
                 max_iterations=brief.max_iterations - (0 if self.kind == TURN else run.done),
             )
-            run.given = [tool.name for tool in brief.tools]
+            run.given = {tool.name: tool.parameters for tool in brief.tools}
             run.calls.is_patient = patience.is_at_last
             try:
                 return await engine.run(brief, run)
@@ -416,8 +416,8 @@ class AgentTranscript:
         self.used = Usage()
         """What those used."""
         self.approvals = Approvals(task, session_id)
-        self.given: Collection[str] = ()
-        """The names of the tools that the runtime gives to the agent."""
+        self.given: Mapping[str, JSONObject] = {}
+        """The tools that the runtime gives to the agent: their parameters, by name."""
         self._taken: list[InboxRow] = []
         self._heard: tuple[int, str | None] | None = None
         """How many messages are told with the iteration about to be appended, and the last of them."""
@@ -651,7 +651,10 @@ class AgentTranscript:
 
     async def approve(self, tool: str, arguments: JSONObject, call_id: str, *, key: str | None = None) -> Approval:
         """Return a person's decision on a tool call. No person, no approval."""
-        return await self.approvals.decide(tool, arguments, call_id, is_own=tool not in self.given, key=key)
+        given = self.given.get(tool)
+        return await self.approvals.decide(
+            tool, arguments, call_id, is_own=tool not in self.given, key=key, parameters=given
+        )
 
     async def ask(
         self,

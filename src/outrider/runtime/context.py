@@ -27,6 +27,7 @@ from outrider.core.errors import (
     InvalidAnswer,
     InvalidArguments,
     InvalidPath,
+    InvalidSchema,
     NotFound,
     Superseded,
     TooLarge,
@@ -80,7 +81,7 @@ from outrider.runtime.options import (
 )
 from outrider.runtime.records import FileRecord, MessageRecord, TaskRecord
 from outrider.runtime.registry import check_effects, release_tool
-from outrider.runtime.schemas import check_schema, mismatch
+from outrider.runtime.schemas import can_be_nested, check_schema, mismatch
 from outrider.runtime.services import Services
 from outrider.runtime.webhooks.hooks import create_with_webhooks
 from outrider.settings import RELEASE_FAILURES, RELEASE_TIMEOUT
@@ -394,11 +395,14 @@ class TaskContext:
             return cast(T, answer if shape.is_plain else shape.read(encode(answer)))
 
     @_verb
-    async def ask_for_approval(self, key: str, prompt: str, details: JSON) -> InputRequest | None:
+    async def ask_for_approval(
+        self, key: str, prompt: str, details: JSON, parameters: JSONObject | None = None
+    ) -> InputRequest | None:
         """Ask a person to approve something, at a position of the runtime's own; denied at the deadline.
 
         Returns the closed request, whose answer is a boolean, or an object of `approved` and any of `reason`,
-        `arguments` and `always`; None where nobody is there to ask.
+        `arguments` and `always`; None where nobody is there to ask. `arguments` have to fit `parameters`, a JSON
+        Schema, unless a question has no room for that.
         """
         if self._attempt.record.input.headless:
             return None
@@ -409,7 +413,7 @@ class TaskContext:
                 position.ordinal,
                 prompt,
                 kind="approval",
-                expected=_APPROVAL_SCHEMA,
+                expected=_approval_schema(parameters, details, self._services.settings.limits.question),
                 deadline=self._services.settings.approval_deadline,
                 on_expiry="deny",
                 remind_before=self._services.settings.approval_nudge,
@@ -1352,22 +1356,42 @@ SCOPE: ContextVar[Scope | None] = ContextVar("outrider_scope", default=None)
 """The inside of the step that is running, if one is."""
 
 
-_APPROVAL_SCHEMA: JSONObject = {
-    "anyOf": [
-        {"type": "boolean"},
-        {
-            "type": "object",
-            "properties": {
-                "approved": {"type": "boolean"},
-                "reason": {"type": "string"},
-                "arguments": {"type": "object"},
-                "always": {"type": "boolean"},
+def _approval_schema(parameters: JSONObject | None, details: JSON, limit: int) -> JSONObject:
+    """What a person may answer to an approval: arguments in place of others have to fit the tool's parameters.
+
+    Of those any object will do where their schema is none that can stand within another, or is too large to go along.
+    """
+    plain = _approval({"type": "object"})
+    if parameters is None or not can_be_nested(parameters):
+        return plain
+    arguments = {word: value for word, value in parameters.items() if word != "$defs"} | {"type": "object"}
+    schema = _approval(arguments)
+    if "$defs" in parameters:  # what refers to them counts from the top
+        schema = {**schema, "$defs": parameters["$defs"]}
+    try:
+        check_schema(schema)
+    except InvalidSchema:
+        return plain
+    return schema if len(encode((None, details, schema))) <= limit else plain
+
+
+def _approval(arguments: JSONObject) -> JSONObject:
+    return {
+        "anyOf": [
+            {"type": "boolean"},
+            {
+                "type": "object",
+                "properties": {
+                    "approved": {"type": "boolean"},
+                    "reason": {"type": "string"},
+                    "arguments": arguments,
+                    "always": {"type": "boolean"},
+                },
+                "required": ["approved"],
+                "additionalProperties": False,
             },
-            "required": ["approved"],
-            "additionalProperties": False,
-        },
-    ]
-}
+        ]
+    }
 
 
 def _doubt_schema(shape: Shape) -> JSONObject:

@@ -45,6 +45,13 @@ def _check(schema: JSONObject) -> None:
         raise InvalidSchema(problem)
 
 
+def can_be_nested(schema: JSONObject) -> bool:
+    """Whether a schema means the same within another one that has its `$defs`: it refers to nothing but those."""
+    return all(each.startswith("#/$defs/") for each in references_in(schema)) and not any(
+        word in part for part in parts_of(schema) for word in ("$id", "$anchor", "$dynamicAnchor")
+    )
+
+
 def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
     """Return why a value does not fit a schema, None when it fits or there is no schema."""
     if schema is None:
@@ -60,7 +67,45 @@ def mismatch(value: JSON, schema: JSONObject | None) -> str | None:
         return f"its schema refers to {missing.ref!r}, which it does not contain"
     except RecursionError:
         return "its schema refers to itself without end"
-    return None if error is None else f"{error.message} (at {_place(error.absolute_path)})"
+    return None if error is None else _fault(error)
+
+
+def _fault(error: Any) -> str:
+    """An error in words. Where a value fits no form of several: what is wrong by the only one of its type, else what
+    the forms are, if that is soon said.
+    """
+    from jsonschema.exceptions import best_match
+
+    while error.validator in ("anyOf", "oneOf") and error.context:
+        faults: dict[int, list[Any]] = {}
+        for each in error.context:
+            faults.setdefault(each.relative_schema_path[0], []).append(each)
+        near = [form for form in faults.values() if not any(map(_is_of_another_type, form))]
+        if len(near) != 1:
+            forms = [_form(each) for each in error.validator_value]
+            if any(form is None for form in forms):
+                break
+            wanted = ", or ".join(form for form in forms if form is not None)
+            return f"{error.instance!r:.100} is not what is taken: {wanted} (at {_place(error.absolute_path)})"
+        error = best_match(near[0])
+    return f"{error.message} (at {_place(error.absolute_path)})"
+
+
+def _is_of_another_type(error: Any) -> bool:
+    return error.validator == "type" and not error.relative_path
+
+
+def _form(schema: JSON) -> str | None:
+    """What a schema takes, in few words; None where there are none."""
+    match schema:
+        case {"type": "boolean"}:
+            return "yes or no (true or false)"
+        case {"type": "object", "required": [*required], "properties": Mapping() as fields} if required:
+            others = [name for name in fields if name not in required]
+            named = " and ".join(f"`{name}`" for name in required)
+            more = f" and any of {', '.join(f'`{name}`' for name in others)}" if others else ""
+            return f"an object with {named}{more}"
+    return None
 
 
 @lru_cache(maxsize=512)

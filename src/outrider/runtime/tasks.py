@@ -350,7 +350,7 @@ class Tasks:
         task = await self.get(task_id)
         request = task.core.request(request_id) if request_id is not None else next(iter(task.core.requests), None)
         if request is None:
-            await self._explain_missing(task_id, request_id)
+            await self._explain_missing(task, request_id)
         assert request is not None
         try:
             answer = decode(check_size("the answer", answer, self._services.settings.limits.question))
@@ -380,15 +380,16 @@ class Tasks:
             except InvalidArguments as error:
                 raise InvalidAnswer(f"{tool.name} cannot be called like this: {error.message}") from None
 
-    async def _explain_missing(self, task_id: str, request_id: str | None) -> None:
+    async def _explain_missing(self, task: Task, request_id: str | None) -> None:
+        ended = f"{task.id} has ended as {task.core.state}" if task.is_terminal else None
         if request_id is None:
-            raise RequestClosed(f"{task_id} asks nothing now")
+            raise RequestClosed(f"{f'{ended} and' if ended else task.id} asks nothing now")
         closed = await self._services.views.request(request_id)
-        if closed is None or closed.task_id != task_id:
+        if closed is None or closed.task_id != task.id:
             raise NotFound.of("request", request_id)
         by = f" by {closed.answered_by}" if closed.answered_by else ""
         raise RequestClosed(
-            f"request {request_id} was {closed.status}{by} already",
+            f"request {request_id} was {closed.status}{by} already{f'; {ended}' if ended else ''}",
             details={"status": closed.status, "answered_by": closed.answered_by},
         )
 
