@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.channels import DeltaChannel
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.types import Send, interrupt
+from langgraph.types import Command, Send, interrupt
 
 from outrider.agents.engine import AgentBrief, AgentFailed, AgentOutcome, ModelFailed, load_engine
 from outrider.core.errors import Parked
@@ -58,6 +58,16 @@ def brief(graph: Any, prompt: str = "Go.", **more: Any) -> AgentBrief:
 async def run(graph: Any, prompt: str = "Go.", **more: Any) -> tuple[AgentOutcome, FakeRun]:
     fake = FakeRun(Record(), answer=ANSWERS.get)
     return await attempt(load_engine("langgraph"), brief(graph, prompt, **more), fake), fake
+
+
+def chain(state: Any, *nodes: Any, **compiled: Any) -> Any:
+    builder = StateGraph(state)
+    before = START
+    for node in nodes:
+        builder.add_node(node.__name__, node)
+        builder.add_edge(before, node.__name__)
+        before = node.__name__
+    return builder.compile(**compiled)
 
 
 def intricate(begun: Counter[str]) -> Any:
@@ -476,6 +486,187 @@ async def test_an_attempt_that_fails_journals_nothing_new_so_that_its_failures_a
     assert kept[0] == kept[1] == kept[2]
 
 
+def named(name: str, node: Any) -> Any:
+    async def run_it(state: Any) -> Any:
+        return await node(state)
+
+    run_it.__name__ = name
+    return run_it
+
+
+async def log_plan(state: State) -> dict[str, Any]:
+    return {"log": ["plan"]}
+
+
+async def log_answer(state: State) -> dict[str, Any]:
+    return {"log": [str(interrupt("Sure?"))]}
+
+
+async def log_done(state: State) -> dict[str, Any]:
+    return {"messages": [used(" ".join([*state["log"], "done"]), 1)]}
+
+
+def steps(*names: str) -> tuple[Any, ...]:
+    return tuple(named(name, {"p": log_plan, "a": log_answer, "d": log_done}[name[0]]) for name in names)
+
+
+def planning(*names: str) -> Any:
+    return chain(State, *steps(*names))
+
+
+def below(*names: str, handled: bool = False) -> Any:
+    """The same as a subgraph: two levels, the lower in a node that may handle whatever is raised there."""
+    inner = planning(*names)
+
+    async def lower(state: State) -> dict[str, Any]:
+        try:
+            return {"messages": (await inner.ainvoke({"messages": state["messages"]}))["messages"]}
+        except Exception:
+            if not handled:
+                raise
+            return {"messages": [used("half", 1)]}
+
+    return chain(State, named("upper", chain(State, lower).ainvoke))
+
+
+def joining(*, wait: str, end: str, asks: str = "ask") -> Any:
+    """Two branches of different lengths, and a node that waits for both."""
+    builder = StateGraph(State)
+    for name, node in ((wait, log_plan), ("plan", log_plan), (asks, log_answer), (end, log_done)):
+        builder.add_node(name, node)
+    builder.add_edge(START, wait)
+    builder.add_edge(START, "plan")
+    builder.add_edge("plan", asks)
+    builder.add_edge([wait, asks], end)
+    return builder.compile()
+
+
+def sending(name: str) -> Any:
+    builder = StateGraph(State)
+    builder.add_node("plan", log_plan)
+    builder.add_node(name, log_answer)
+    builder.add_conditional_edges("plan", lambda _: [Send(name, {})], [name])
+    builder.add_edge(START, "plan")
+    return builder.compile()
+
+
+def beside(name: str, after: str) -> Any:
+    """A node that asks beside one that ends, which says by a command what comes after it."""
+
+    async def go(state: State) -> Any:
+        return Command(update={"log": ["gone"]}, goto=after)
+
+    builder = StateGraph(State)
+    builder.add_node("ask", log_answer)
+    builder.add_node(name, go, destinations=(after,))
+    builder.add_node(after, log_done)
+    builder.add_edge(START, "ask")
+    builder.add_edge(START, name)
+    return builder.compile()
+
+
+def functional(name: str) -> Any:
+    async def work(given: Any) -> Any:
+        return interrupt("Sure?")
+
+    work.__name__ = name
+    return entrypoint()(work)
+
+
+async def interrupted(old: Any, new: Any) -> AgentFailed:
+    """How a task fails that the old graph left waiting, and that is answered under the new one."""
+    record = Record()
+    with pytest.raises(Parked):
+        await attempt(load_engine("langgraph"), brief(old), FakeRun(record))
+    before = (set(record.journal), record.iterations, len(record.transcript))
+    again = FakeRun(record, answer=ANSWERS.get)
+    with pytest.raises(AgentFailed, match="the graph has changed since this task began") as failure:
+        await attempt(load_engine("langgraph"), replace(brief(new), attempt=2), again)
+    assert (failure.value.kind, failure.value.retryable) == ("interrupted", False)
+    kept = set(record.journal)
+    assert (kept, record.iterations, len(record.transcript)) == before, kept - before[0]
+    return failure.value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "journaled", "met"),
+    [
+        (planning("plan", "ask", "done"), planning("plan", "alter", "done"), "'ask'", "'alter', 'done', 'plan'"),
+        (planning("plan", "ask", "done"), planning("plan", "done"), "'ask'", "'done', 'plan'"),
+        (
+            below("plan", "ask", "done"),
+            below("plan", "alter", "done"),
+            "'ask' of subgraph 'upper/lower'",
+            "'alter', 'done', 'plan'",
+        ),
+        (
+            joining(wait="w", end="end"),
+            joining(wait="w", end="finish"),
+            "'end' after 'w' and 'ask'",
+            "'ask', 'finish', 'plan', 'w'",
+        ),
+        (
+            joining(wait="w", end="end"),
+            joining(wait="v", end="end"),
+            "'end' after 'w' and 'ask'",
+            "'ask', 'end', 'plan', 'v'",
+        ),
+        (sending("ask"), sending("alter"), "'ask'", "'alter', 'plan'"),
+        (beside("go", "then"), beside("gone", "then"), "'go'", "'ask', 'gone', 'then'"),
+        (beside("go", "then"), beside("go", "later"), "'then'", "'ask', 'go', 'later'"),
+        (functional("work"), functional("labour"), "'work'", "'labour'"),
+    ],
+    ids=[
+        "renamed",
+        "removed",
+        "in a subgraph",
+        "join",
+        "waited for",
+        "sent",
+        "beside",
+        "next of one that ended",
+        "entry",
+    ],
+)
+async def test_what_comes_next_and_is_gone_from_the_graph_fails_as_interrupted_and_drops_nothing(
+    old: Any, new: Any, journaled: str, met: str
+):
+    failure = await interrupted(old, new)
+    assert failure.details == {"journaled": f"node {journaled}", "met": f"nodes {met}"}
+
+
+async def test_a_node_around_a_subgraph_that_is_gone_hides_it_from_nobody():
+    record = Record()
+    with pytest.raises(Parked):
+        await attempt(load_engine("langgraph"), brief(below("plan", "ask", "done")), FakeRun(record))
+    new = below("plan", "alter", "done", handled=True)
+    with pytest.raises(AgentFailed, match="'ask' of subgraph"):
+        await attempt(load_engine("langgraph"), brief(new), FakeRun(record, answer=ANSWERS.get))
+
+
+@pytest.mark.parametrize("graph", [planning, below])
+async def test_a_node_that_has_ended_may_be_renamed_and_the_graph_goes_on(graph: Callable[..., Any]):
+    record = Record()
+    with pytest.raises(Parked):
+        await attempt(load_engine("langgraph"), brief(graph("plan", "ask", "done")), FakeRun(record))
+    again = FakeRun(record, answer=ANSWERS.get)
+    outcome = await attempt(load_engine("langgraph"), brief(graph("prepare", "ask", "deliver")), again)
+    assert outcome.result == "plan yes done"
+
+
+async def test_what_a_former_task_left_in_the_midst_hinders_no_next_task_of_the_session():
+    record = Record()
+    with pytest.raises(Parked):
+        await attempt(load_engine("langgraph"), brief(joining(wait="w", end="end")), FakeRun(record))
+    new = joining(wait="v", end="finish", asks="alter")
+    told = brief(new, before=len(record.transcript))
+    second = Record(transcript=record.transcript)
+    with pytest.raises(Parked):
+        await attempt(load_engine("langgraph"), told, FakeRun(second))
+    outcome = await attempt(load_engine("langgraph"), told, FakeRun(second, answer=ANSWERS.get))
+    assert outcome.result.endswith("yes done")
+
+
 @pytest.mark.parametrize("more", [{"require_approval": True}, {"tools": [object()]}])
 async def test_a_graph_is_given_no_tools_and_no_approvals(more):
     with pytest.raises(AgentFailed, match="its own tools") as failure:
@@ -496,13 +687,3 @@ async def test_a_breakpoint_that_asks_nothing_is_rejected():
 
 async def repeat(state: Any) -> dict[str, Any]:
     return {"text": " ".join([state["topic"]] * state["length"])}
-
-
-def chain(state: Any, *nodes: Any, **compiled: Any) -> Any:
-    builder = StateGraph(state)
-    before = START
-    for node in nodes:
-        builder.add_node(node.__name__, node)
-        builder.add_edge(before, node.__name__)
-        before = node.__name__
-    return builder.compile(**compiled)

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
+from langgraph.graph import START, StateGraph
+from langgraph.types import interrupt
 from pydantic import ValidationError
 
 from outrider import Outrider, State, TaskContext, TaskHandle, TaskOptions, WorkerSettings
@@ -556,6 +558,44 @@ async def test_an_agents_function_that_comes_to_another_position_is_found_out(sh
     assert record.error is not None
     assert (record.error.kind, record.error.details) == ("interrupted", {"journaled": "step 'pack'", "met": met})
     assert record.attempt == 2
+
+
+class Parcels(TypedDict, total=False):
+    parcel: str
+
+
+def packing_in_a_graph(first: str, second: str) -> Outrider:
+    async def pack(state: Parcels) -> Parcels:
+        return {"parcel": "parcel A-17"}
+
+    async def confirm(state: Parcels) -> Parcels:
+        return {"parcel": f"{state['parcel']}: {interrupt('Ship it?')}"}
+
+    graph = StateGraph(Parcels)
+    graph.add_node(first, pack)
+    graph.add_node(second, confirm)
+    graph.add_edge(START, first)
+    graph.add_edge(first, second)
+    app = desk()
+    app.agent("packer", graph.compile())
+    return app
+
+
+@shows(
+    "a node renamed or removed that comes next in a graph, in a subgraph too",
+    "a node renamed in a graph that has ended it",
+)
+@pytest.mark.parametrize(("first", "second"), [("pack", "inquire"), ("wrap", "ask")])
+async def test_a_graph_without_the_node_that_comes_next_is_found_out(shop: Shop, first: str, second: str):
+    task_id = await until_it_wants_to_pay(shop, packing_in_a_graph("pack", "ask"), agent="packer")
+    record = await shop.after(packing_in_a_graph(first, second), task_id, "yes")
+    if second == "ask":
+        assert record.state == State.SUCCEEDED
+        assert record.error is None
+    else:
+        details = interrupted(record)
+        assert details is not None
+        assert details.items() >= {"journaled": "node 'ask'", "met": "nodes 'inquire', 'pack'"}.items()
 
 
 @shows("an agent renamed")

@@ -20,6 +20,7 @@ from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
 
 from outrider.agents.engine import SAID, AgentBrief, AgentFailed, AgentOutcome, AgentRun, ModelFailed
+from outrider.agents.langgraph.changes import check
 from outrider.agents.langgraph.checkpoints import Checkpoints, Saver
 from outrider.agents.langgraph.telling import Listener
 from outrider.core.values import JSON, JSONObject
@@ -60,7 +61,7 @@ class Attempt:
         """Told to stop when the iterations are used up, or there is news: the graph starts no superstep after that."""
         deltas = frozenset(name for name, channel in self.graph.channels.items() if isinstance(channel, DeltaChannel))
         self.checkpoints = Checkpoints(brief, run, deltas, self._pause)
-        self.graph.checkpointer = Saver(self.checkpoints)
+        self.graph.checkpointer = self.saver = Saver(self.checkpoints)
         # One without a reducer would lose all that was said before.
         self.listens = isinstance(self.graph.channels.get(MESSAGES), BinaryOperatorAggregate | DeltaChannel)
         self.speaking: str | None = None
@@ -71,6 +72,8 @@ class Attempt:
         """Run the graph until it has nothing to do, or may do no more."""
         if (ended := self.run.journaled(OUTCOME).get(OUTCOME)) is not None:
             return AgentOutcome.from_json(cast("JSONObject", ended))
+        if not self.checkpoints.is_new:
+            check(self.saver, "", self.graph.nodes.keys(), self.graph.channels)
         if self._is_spent or (self.checkpoints.iterations and self.checkpoints.is_between and self._heard() is None):
             await self._pause()  # what was heard already it is told first
         given: Any = None
@@ -122,6 +125,8 @@ class Attempt:
         except (GraphDrained, GraphRecursionError):
             raise
         except Exception as error:
+            if self.checkpoints.fault is not None:
+                raise self.checkpoints.fault from (None if error is self.checkpoints.fault else error)
             status = getattr(error, "status_code", None)  # as the clients of all providers have it
             if not isinstance(status, int):
                 raise

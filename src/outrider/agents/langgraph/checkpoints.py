@@ -75,7 +75,7 @@ class Checkpoints:
         self._underway: set[asyncio.Future[None]] = set()
         self._putting = asyncio.Lock()
         self.fault: BaseException | None = None
-        """What kept a write from being saved. The graph may go on without having heard of it."""
+        """What kept a write from being saved, or a subgraph from going on. The graph may go on without having heard."""
         self._next = 1
         self.usage = brief.usage
         self.iterations = brief.iterations
@@ -154,6 +154,10 @@ class Checkpoints:
             for place in sorted(kept, key=lambda place: writes_sort_key(kept[place][2], *place))
         ]
 
+    def paths(self, ns: str, id: str) -> set[str]:
+        """Return the paths of the tasks that wrote something on top of a checkpoint."""
+        return {path for _, _, path in self._writes.get((ns, id), {}).values()}
+
     async def put(self, record: dict[str, JSON], *, ends_superstep: bool) -> None:
         """Save a checkpoint. One that ends a superstep of the root graph ends the iteration."""
         if self._underway:  # what it rests on is durable first, so that nothing is left for an iteration that is over
@@ -190,7 +194,7 @@ class Checkpoints:
 
     def starts(self, ns: str, parent: str | None) -> bool:
         """Whether nothing but the handing on of the input happened since a checkpoint."""
-        paths = {path for _, _, path in self._writes.get((ns, parent or ""), {}).values()}
+        paths = self.paths(ns, parent or "")
         return bool(paths) and all(path.endswith(START) for path in paths)
 
     async def _end_iteration(self, record: dict[str, JSON]) -> None:
@@ -351,6 +355,45 @@ class Saver(BaseCheckpointSaver[int]):
                 "writes": [[channel, *self._packed(value)] for channel, value in writes],
             }
         )
+
+    def begun(self, ns: str) -> set[str]:
+        """Return the paths of the tasks that did something on top of the newest checkpoint of a namespace."""
+        newest = self._checkpoints.find(ns, None)
+        return set() if newest is None else self._checkpoints.paths(ns, newest["id"])
+
+    def pending(self, ns: str, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+        """Give what the newest checkpoint of a namespace holds in some channels, and what was written on top of it.
+
+        What was there before the last input is left out: a graph that has no such channel any more does not empty it.
+        """
+        newest = self._checkpoints.find(ns, None)
+        if newest is None:
+            return
+        for _, channel, typed in self._checkpoints.writes(ns, newest["id"]):
+            if is_wanted(channel):
+                yield channel, self.serde.loads_typed(typed)
+        versions = self.serde.loads_typed(_opened(newest["checkpoint"]))["channel_versions"]
+        held = [
+            (channel, version, pieces)
+            for channel, version in versions.items()
+            if is_wanted(channel) and (pieces := self._checkpoints.pieces(ns, channel, str(version)))
+        ]
+        given = self._given(ns) if held else 0
+        for channel, version, pieces in held:
+            if version > given:
+                yield channel, self._joined(pieces)
+
+    def fail(self, error: BaseException) -> None:
+        """Have the attempt fail with an error, whatever the graph makes of it."""
+        self._checkpoints.fault = self._checkpoints.fault or error
+
+    def _given(self, ns: str) -> int:
+        """The highest version of a channel when the graph was last given an input."""
+        for each in self._checkpoints.all(ns):
+            if self.serde.loads_typed(_opened(each["metadata"])).get("source") == "input":
+                versions = self.serde.loads_typed(_opened(each["checkpoint"]))["channel_versions"]
+                return max(versions.values(), default=0)
+        return 0
 
     def get_next_version(self, current: int | None, channel: None) -> int:
         """Return the version after one."""
