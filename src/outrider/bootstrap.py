@@ -243,6 +243,7 @@ class Outrider:
         made for, and the default one without an agent. One that `delegates` is given the tools by which it starts other
         agents, tools and commands in the background, and looks after them. `model` may be a list: where one fails, the
         next is asked. `connections`, and those of its tools, have to be there before it starts; see `connection`.
+        Raises InvalidArguments for what no engine runs, and UnknownName for an engine that there is not.
         """
         from outrider.agents.engine import engine_for
         from outrider.agents.registered import RegisteredAgent
@@ -251,11 +252,16 @@ class Outrider:
             raise InvalidArguments("tools is a list of names of registered tools")
         if not isinstance(require_approval, bool | list | tuple):
             raise InvalidArguments("require_approval is True, or a list of names of tools")
+        if not isinstance(delegates, bool):
+            raise InvalidArguments(f"delegates is True or False, not {delegates!r:.100}")
+        chosen = engine_for(agent, engine)
+        if deps is not None and agent is None:
+            raise InvalidArguments("deps are for an agent that is passed; one that is made here would not use them")
         if name in self.registry.agents:
             raise InvalidArguments(f"there is an agent named {name!r} already")
         self.registry.agents[name] = RegisteredAgent(
             name,
-            engine or engine_for(agent),
+            chosen,
             agent,
             deps,
             model,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langgraph.graph import MessagesState, StateGraph
 from pydantic import BaseModel
 from pydantic_ai import Agent, FunctionToolset, ModelRetry, RunContext, TextOutput, ToolReturn
 from pydantic_ai.capabilities import AbstractCapability
@@ -17,10 +18,11 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
+from outrider import Outrider
 from outrider.agents import scripted
 from outrider.agents.engine import AgentBrief, AgentFailed, Approval, ToolSpec, load_engine
 from outrider.agents.scripted import Call, Reply
-from outrider.core.errors import Parked, UnknownName
+from outrider.core.errors import Parked, Refused, UnknownName
 from outrider.core.values import JSON, JSONObject
 from tests.agents.fakes import FakeRun, Killed, Record, attempt, timeless
 
@@ -374,3 +376,30 @@ async def test_calls_that_it_leaves_to_others_are_rejected():
     )
     with pytest.raises(AgentFailed, match="elsewhere"):
         await attempt(load_engine(), brief(agent), FakeRun(Record()))
+
+
+@pytest.mark.parametrize(
+    ("agent", "given", "told"),
+    [
+        (None, {"engine": "langchain"}, "known: function, langgraph, pydantic-ai"),
+        (None, {"engine": "function"}, "pass it one"),
+        (None, {"deps": 1}, "deps are for an agent"),
+        (None, {"delegates": "yes"}, "delegates is True or False, not 'yes'"),
+        (Agent(), {"engine": "langgraph"}, "made for pydantic-ai"),
+        (Agent, {}, "pydantic_ai.agent.Agent is a class"),
+        (StateGraph(MessagesState), {}, "compile"),
+        (object(), {}, "an agent is an Agent of pydantic-ai, a compiled graph"),
+        (print, {}, "async def"),
+    ],
+)
+def test_what_no_engine_runs_is_refused_when_it_is_registered(agent, given, told):
+    app = Outrider()
+    with pytest.raises(Refused, match=told):
+        app.agent("odd", agent, **given)
+    assert app.registry.agents == {}
+
+
+async def test_an_agent_that_nobody_gave_a_model_says_where_one_is_given():
+    with pytest.raises(AgentFailed, match="no model: give model= to") as raised:
+        await load_engine().run(brief(Agent()), FakeRun(Record()))
+    assert raised.value.kind == "rejected"

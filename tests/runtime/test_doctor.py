@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -91,7 +92,7 @@ async def test_every_standstill_of_a_task_has_its_reason(outrider: Runtime):
     failing = await session.spawn("fail")
     assert "no such thing" in await said(outrider, failing, "it has failed 1 of 2 times")
     asking = await session.spawn("ask")
-    await said(outrider, asking, "it asks: Really?")
+    assert f"outrider answer {asking.id} VALUE" in await said(outrider, asking, "it asks: Really?")
     dozing = await session.spawn("doze")
     await said(outrider, dozing, "it sleeps until")
     await outrider.queue.pause(kind="background_tool", reason="a reason", by="ada")
@@ -116,6 +117,16 @@ async def test_a_task_behind_a_full_worker_is_told_its_place_and_the_room(tmp_pa
         await said(outrider, second, "it is ready, with 0 tasks of background_tool:hold before it")
         assert "holds 1 of 1" in await said(outrider, third, "with 1 task of background_tool:hold before it")
         await outrider.tasks.cancel_many([held.id, second.id, third.id])
+
+
+async def test_a_dead_worker_serves_nobody_in_any_line(tmp_path: Path):
+    async with app.open(f"{tmp_path}/work.db", worker=False) as outrider:
+        dead = WorkerCard("worker_dead", socket.gethostname(), "boot", 1, 0, ("background_tool:hold",), "0", 150)
+        await outrider.ledger.register(dead)
+        task = await (await outrider.sessions.create()).spawn("hold")
+        told = await said(outrider, task, "no live worker serves background_tool:hold")
+        assert "it is ready" in told
+        assert "worker_dead" not in told
 
 
 async def test_a_spent_rate_is_told_with_when_it_returns(outrider: Runtime):

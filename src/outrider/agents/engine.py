@@ -433,18 +433,44 @@ def summed(one: Usage, other: Usage) -> Usage:
     )
 
 
-def engine_for(agent: object) -> str:
-    """Return the name of the engine that runs this object as it is. Imports nothing.
+def engine_for(agent: object, chosen: str | None = None) -> str:
+    """Return the name of the engine that runs this object as it is: the chosen one, if it can. Imports nothing.
 
-    Raises InvalidArguments for a plain function: one that waits for a model would hold up all others.
+    Raises UnknownName for an engine that there is not, and InvalidArguments for an object that no engine runs, or not
+    the chosen one: a plain function too, since one that waits for a model would hold up all others.
     """
+    if chosen is not None and chosen not in ENGINES:
+        raise UnknownName.of("engine", str(chosen), ENGINES)
+    if agent is None:
+        if chosen not in (None, DEFAULT_ENGINE):
+            raise InvalidArguments(f"the engine {chosen} makes no agent of its own: pass it one")
+        return DEFAULT_ENGINE
+    if isinstance(agent, type):
+        raise InvalidArguments(f"an agent is an instance, and {agent.__module__}.{agent.__qualname__} is a class")
+    if chosen == "function" and callable(agent) and not inspect.isroutine(agent):
+        return chosen  # whether what it returns can be awaited, its call will tell
+    made_for = _engine_of(agent)
+    if chosen not in (None, made_for):
+        raise InvalidArguments(f"the engine {chosen} does not run {agent!r:.100}, which is made for {made_for}")
+    return made_for
+
+
+def _engine_of(agent: object) -> str:
     if inspect.iscoroutinefunction(agent):
         return "function"
     if inspect.isroutine(agent):
         raise InvalidArguments(f"an agent's function is an `async def` that takes an AgentContext, not {agent!r:.100}")
-    if any(each.__module__.startswith("langgraph.") for each in type(agent).__mro__):
+    homes = {each.__module__.partition(".")[0] for each in type(agent).__mro__}
+    if "langgraph" in homes:
+        if hasattr(agent, "compile"):
+            raise InvalidArguments(f"this {type(agent).__name__} is not compiled: pass what its .compile() returns")
         return "langgraph"
-    return DEFAULT_ENGINE
+    if "pydantic_ai" in homes:
+        return DEFAULT_ENGINE
+    raise InvalidArguments(
+        "an agent is an Agent of pydantic-ai, a compiled graph of LangGraph, or an `async def` that takes an "
+        f"AgentContext, not {agent!r:.100}"
+    )
 
 
 def load_engine(name: str = DEFAULT_ENGINE) -> Engine:

@@ -1,7 +1,8 @@
 """Which database or server a command means, and opening it. Either has the same verbs: see `outrider.client`.
 
 A command that only looks does not leave a `.outrider/` behind in every folder it is typed in: where the default
-database does not exist yet, it looks into an empty one in memory. One that was named is opened, and made.
+database does not exist yet, it looks into an empty one in memory. One that was named is opened, and made; where the
+command would make none by default, that is said, since the name may be a slip of the pen.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
-from outrider.bootstrap import open_ledger
+from outrider.bootstrap import open_ledger, path_of
 from outrider.cli.arguments import environment
 from outrider.cli.exits import UsageError
+from outrider.cli.terminal import Screen, on_one_line
+from outrider.core.errors import InvalidArguments
 from outrider.core.ledger import Ledger
 from outrider.settings import DEFAULT_DATABASE
 
@@ -63,7 +67,12 @@ def with_environment(settings: WebhookSettings) -> WebhookSettings:
 async def open_store(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Ledger]:
     """The store, to look into; with `create` the default one is made where it is missing."""
     url = url_of(arguments)
+    missing = None if create else _missing_file(url)
     ledger = await open_ledger(url if create or not _is_missing_default(url) else "memory://")
+    if missing is not None:
+        screen = Screen(as_json=arguments.json)
+        screen.logs_json = arguments.log_format == "json"
+        screen.note(on_one_line(f"made {missing}: there was none"))
     try:
         yield ledger
     finally:
@@ -78,6 +87,15 @@ def shown(url: str) -> str:
     place = re.split(r"[?#]", rest)[0]
     who, at, where = place.rpartition("@")
     return f"{scheme}{mark}{who.partition(':')[0]}{at}{where}"
+
+
+def _missing_file(url: str) -> Path | None:
+    """The file of a SQLite database that is not there yet; None for any other."""
+    try:
+        path = path_of(url)
+    except InvalidArguments:  # it is in memory, on a server, or nowhere, which opening it says better
+        return None
+    return None if _is_missing_default(url) or os.path.exists(path) else path
 
 
 def _is_missing_default(url: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -246,7 +246,7 @@ class Doctor:
             yield f"a cancel was asked for at {_moment(core.cancel_requested_at)}{_by(core.canceled_by)}"
         for request in core.requests:
             until = f", until {_moment(request.deadline_at)}" if request.deadline_at is not None else ""
-            yield f"it asks: {request.prompt} (request {request.id}{until}); answer it: outrider answer"
+            yield f"it asks: {request.prompt} (request {request.id}{until}); answer it: outrider answer {task.id} VALUE"
         if core.is_held:
             yield self._holder_of(task, around, now)
             return
@@ -284,7 +284,8 @@ class Doctor:
             ahead = await self._services.views.ahead(task.id)
             if ahead is not None:
                 yield f"it is ready, with {counted(ahead, 'task')} of {task.input.route} before it"
-                yield await self._room_for(task, around.workers)
+                if around.is_served(task):
+                    yield await self._room_for(task, around)
 
     def _end_of(self, task: Task) -> str:
         error, core = task.outcome.error, task.core
@@ -342,16 +343,15 @@ class Doctor:
             rate = f"{counted(limit.rate, 'start')} in {limit.span / SECOND:g} s"
             yield f"the rate of {name} is spent: {rate}; the next is at {_moment(moment)}"
 
-    async def _room_for(self, task: Task, workers: Sequence[Worker]) -> str:
+    async def _room_for(self, task: Task, around: Around) -> str:
         holders = await self._services.views.holders()
-        serving = [worker for worker in workers if task.input.route in worker.card.routes]
-        cards = [worker.card for worker in serving]
-        if not cards:
-            return "nobody is there to take it"
+        living = [worker for worker in around.workers if worker.card.id not in around.dead]
+        serving = [worker for worker in living if task.input.route in worker.card.routes]
         now = self._services.clock.now()
         room = [
-            f"{card.id} holds {holders.get(card.id, 0)} of {card.concurrency}{_silence(worker, now)}"
-            for card, worker in zip(cards, serving, strict=True)
+            f"{worker.card.id} holds {holders.get(worker.card.id, 0)} of {worker.card.concurrency}"
+            f"{_silence(worker, now)}"
+            for worker in serving
         ]
         return f"it is served by {counted(len(serving), 'worker')}: {'; '.join(room)}"
 

@@ -446,7 +446,11 @@ class Attempt:
         agent = self.brief.agent
         if not isinstance(agent, AbstractAgent):
             raise AgentFailed(f"{type(agent).__name__} is not an agent of pydantic-ai", kind="rejected")
-        if agent.model is None and model is not None:
+        if agent.model is None and model is None:
+            raise AgentFailed(
+                "the agent has no model: give model= to its Agent, to app.agent, or to the task", kind="rejected"
+            )
+        if agent.model is None:
             # The engine makes an agent durable only if it has a model of its own; the user's stays as it is.
             agent = copy.copy(agent)
             agent.model = model  # type: ignore[misc]  # read-only on a wrapper, whose model is never None here
