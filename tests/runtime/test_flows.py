@@ -530,12 +530,13 @@ async def test_a_failed_or_canceled_task_says_so_to_who_waits():
 
 
 async def test_a_retry_by_a_person_is_a_new_task_that_names_the_old_one(store: Store):
-    app, tries = Outrider(), 0
+    app, tries, may_end = Outrider(), 0, asyncio.Event()
 
     @app.tool(max_failures=1)
     async def shaky(value: int) -> int:
         nonlocal tries
         tries += 1
+        await may_end.wait()
         if tries == 1:
             raise RuntimeError("not today")
         return value
@@ -546,6 +547,7 @@ async def test_a_retry_by_a_person_is_a_new_task_that_names_the_old_one(store: S
         task = await session.spawn("shaky", value=7, options=options)
         with pytest.raises(IllegalMove):
             await task.retry()
+        may_end.set()
         await runtime.run_until_idle()
         again = await task.retry()
         await runtime.run_until_idle()
