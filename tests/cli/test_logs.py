@@ -53,6 +53,7 @@ def test_a_name_of_several_lines_does_not_make_another_line(cli: Cli):
 def logger():
     logger = logging.getLogger("outrider")
     before = (logger.handlers[:], logger.level, logger.propagate)
+    logger.handlers.clear()  # those of others would hand half a character on to where it has no form
     yield logger
     logger.handlers[:], logger.level, logger.propagate = before
 
