@@ -382,6 +382,7 @@ async def test_calls_that_it_leaves_to_others_are_rejected():
     ("agent", "given", "told"),
     [
         (None, {"engine": "langchain"}, "known: function, langgraph, pydantic-ai"),
+        (None, {"engine": ["function"]}, "known: function, langgraph, pydantic-ai"),
         (None, {"engine": "function"}, "pass it one"),
         (None, {"deps": 1}, "deps are for an agent"),
         (None, {"delegates": "yes"}, "delegates is True or False, not 'yes'"),

@@ -23,8 +23,8 @@ CODES = """
     secret_sealed server_differs server_error server_failed server_foreign server_unreachable
     session_busy session_closed session_not_found store_closed store_corrupt store_error store_failed
     store_foreign store_full store_locked store_newer store_read_only store_unavailable task_canceled task_failed
-    task_finished task_not_found too_large unauthenticated unknown_agent unknown_connection unknown_kind
-    unknown_model unknown_name unknown_step unknown_tool wait_timeout webhook_not_found worker_not_found
+    task_finished task_not_found too_large unauthenticated unknown_agent unknown_connection unknown_engine
+    unknown_kind unknown_model unknown_name unknown_step unknown_tool wait_timeout webhook_not_found worker_not_found
 """
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError
 
 from outrider.agents.approval import OPEN, Approvals
 from outrider.agents.engine import DEFAULT_ENGINE, ToolError, ToolRetry, ToolSpec
@@ -641,7 +641,7 @@ def _parameters_of(tool: Tool) -> JSONObject | None:
     """What a tool of the app takes, None where that cannot be said as a schema."""
     try:
         return tool.arguments.schema()
-    except Exception:  # noqa: BLE001 - of a type that no agent could be told of; it may be started all the same
+    except PydanticUserError:  # of a type that has no schema; it may be started all the same
         return None
 
 

@@ -439,7 +439,7 @@ def engine_for(agent: object, chosen: str | None = None) -> str:
     Raises UnknownName for an engine that there is not, and InvalidArguments for an object that no engine runs, or not
     the chosen one: a plain function too, since one that waits for a model would hold up all others.
     """
-    if chosen is not None and chosen not in ENGINES:
+    if chosen is not None and chosen not in tuple(ENGINES):  # what has no hash is refused alike
         raise UnknownName.of("engine", str(chosen), ENGINES)
     if agent is None:
         if chosen not in (None, DEFAULT_ENGINE):

@@ -22,7 +22,7 @@
     │   ├── InvalidAnswer     invalid_answer
     │   ├── InvalidSchema     invalid_schema
     │   ├── InvalidPath       invalid_path
-    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_model,
+    │   ├── UnknownName       unknown_kind, unknown_tool, unknown_agent, unknown_engine, unknown_model,
     │                         unknown_step, unknown_connection
     │   ├── TooLarge          too_large
     │   ├── ConnectionRequired  connection_required: the tool or agent needs one that is not there

@@ -74,4 +74,6 @@ with suppress(ImportError, AttributeError):  # another version may have it elsew
                 raise
         return _first(loop, **keys)
 
-    AsyncPregelLoop._first = _check_and_first  # type: ignore[method-assign, assignment]  # nothing for other savers
+    # No public place lies between finding a subgraph's checkpoint and going on from it. A method is replaced
+    # (method-assign) by a function of looser keywords (assignment); with any saver but ours it does what it did.
+    AsyncPregelLoop._first = _check_and_first  # type: ignore[method-assign, assignment]  # no public place, see above
