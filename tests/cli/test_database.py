@@ -3,7 +3,7 @@
 import pytest
 
 from outrider.cli.database import shown
-from outrider.cli.program import run
+from tests.cli.harness import Cli
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,8 @@ def test_a_password_in_a_url_is_never_shown(url: str, expected: str):
     assert shown(url) == expected
 
 
-def test_a_database_that_is_made_by_looking_at_it_is_told_on_stderr_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run(["tasks", "--db", "typo.db"]) == 0
-    assert capsys.readouterr().err == f"made {tmp_path.resolve()}/typo.db: there was none\n"
-    assert run(["tasks", "--db", "typo.db"]) == 0
-    assert "made" not in capsys.readouterr().err
-    assert run(["tasks", "--db", "other.db", "--json"]) == 0
-    assert capsys.readouterr() == ("", "")
+def test_a_database_that_is_made_by_looking_at_it_is_told_on_stderr_alone(cli: Cli):
+    assert cli.ok("tasks", "--db", "typo.db").err == f"made {cli.folder.resolve()}/typo.db: there was none\n"
+    assert "made" not in cli.ok("tasks", "--db", "typo.db").err
+    told = cli.ok("tasks", "--db", "other.db", "--json")
+    assert (told.out, told.err) == ("", "")
