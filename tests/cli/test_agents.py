@@ -29,6 +29,11 @@ def test_an_agent_answers_on_stdout(cli: Cli):
     assert cli.ok("run", "hello", OUTRIDER_MODEL="scripted").out == "You said: hello\n"
 
 
+def test_whose_agent_is_meant_has_to_be_said_and_a_name_that_is_no_app_is_told_of_those_that_are(cli: Cli):
+    assert "--app MODULE:APP" in cli.run("run", "hi", "--agent=clerk", OUTRIDER_APP="").err
+    assert "it has example_app:app" in cli.run("call", "add", "a=1", "--app=example_app:ap").err
+
+
 def test_an_agent_calls_tools_of_the_app_and_its_record_says_what_it_used(cli: Cli):
     record = cli.ok("run", "add two and three", f"--model={ADDS}", "--tools=add", "--system=Be brief", "--json").record
     assert record.pop("result") == "It is five."

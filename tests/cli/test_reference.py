@@ -81,6 +81,7 @@ def test_help_and_version_are_told(cli: Cli):
     assert "--idempotency-key" in cli.ok("call", "--help").out
     assert cli.run().code == 2
     assert "do you mean 'tasks'" in cli.run("taks").err
+    assert "do you mean 'doctor'" in cli.run("why", "1").err
     assert cli.run("--json", "taks").error["code"] == "usage"
 
 

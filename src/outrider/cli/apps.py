@@ -70,6 +70,7 @@ def load_app(name: str) -> Outrider:
         raise InvalidArguments(f"there is no module {error.name!r}{advice}", details={"app": name}) from error
     except Exception as error:
         raise _broken(module_name, error) from error
+    others = [other for other, value in vars(found).items() if isinstance(value, Outrider)]
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if callable(found) and not isinstance(found, Outrider):
@@ -78,7 +79,9 @@ def load_app(name: str) -> Outrider:
         except Exception as error:
             raise _broken(f"{module_name}:{attribute}", error) from error
     if not isinstance(found, Outrider):
-        raise InvalidArguments(f"{attribute!r} of the module {module_name!r} is no Outrider()", details={"app": name})
+        advice = f"; it has {', '.join(f'{module_name}:{other}' for other in others)}" if others else ""
+        what = f"{attribute!r} of the module {module_name!r} is no Outrider()" + advice
+        raise InvalidArguments(what, details={"app": name})
     return found
 
 

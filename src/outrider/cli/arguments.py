@@ -188,7 +188,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
 def _nearest(name: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, COMMANDS, 1)
+    near = ["doctor"] if name in ("explain", "why") else get_close_matches(name, COMMANDS, 1)
     return f"; do you mean {near[0]!r}?" if near else ""
 
 

@@ -67,6 +67,8 @@ async def call(arguments: Namespace, screen: Screen) -> int:
 async def run(arguments: Namespace, screen: Screen) -> int:
     """Run an agent on a prompt."""
     names = names_of(arguments.app)
+    if arguments.agent and not names and server_of(arguments) is None:
+        raise UsageError("whose agent? name its app: --app MODULE:APP, or OUTRIDER_APP")
     app = load_apps(names)
     prompt = text_of("-") if arguments.prompt == "-" else arguments.prompt
     approval = arguments.require_approval
