@@ -9,8 +9,9 @@ from psycopg import sql
 
 from outrider.core.errors import InvalidArguments, NotFound, StoreReadOnly, StoreUnavailable
 from outrider.core.events import FileWrite
-from outrider.core.ledger import Ledger
-from outrider.stores.postgres import PostgresLedger
+from outrider.core.ledger import Ledger, Signal
+from outrider.runtime.ids import new_id
+from outrider.stores.postgres import PostgresLedger, news
 from outrider.stores.postgres.database import Database
 from outrider.stores.postgres.statements import PostgresStatements
 from tests.facts import until
@@ -160,3 +161,51 @@ def test_those_who_use_another_schema_of_a_database_hold_up_nobody_at_work(postg
         PostgresStatements(link).run("lock_writer", 1)
         other.execute("set lock_timeout to '1s'")
         PostgresStatements(other).run("lock_writer", 1)
+
+
+def test_news_of_many_tasks_are_told_whole_in_notifications_that_fit():
+    moved = {new_id("task"): version for version in range(1, 1001)}
+    touched, sessions = new_id("task"), frozenset(new_id("session") for _ in range(300))
+    told = [
+        Signal(frozenset(moved), moved, sessions, ready=True, deadline_at=7),
+        Signal(frozenset({touched}), {min(moved): 2_000}, frozenset(), deadline_at=5),
+        Signal(frozenset(moved), moved),
+    ]
+    payloads = news._write(told)
+    assert all(len(payload) < 8000 for payload in payloads)
+    heard = [news._read(payload) for payload in payloads]
+    assert frozenset().union(*(each.task_ids for each in heard)) == moved.keys() | {touched}
+    assert {id: version for each in heard for id, version in each.moved.items()} == {**moved, min(moved): 2_000}
+    assert frozenset().union(*(each.session_ids for each in heard)) == sessions
+    assert all(each.foreign and each.ready and each.deadline_at == 5 and not each.unknown for each in heard)
+
+
+def test_news_of_more_than_that_say_that_all_may_have_changed():
+    crowd = frozenset(new_id("task") for _ in range(10_000))
+    (payload,) = news._write([Signal(crowd)])
+    assert news._read(payload) == Signal(unknown=True)
+
+
+def test_news_of_another_version_say_the_same():
+    assert news._read('[["task_1"],["task_1"],["session_1"],true,false,null]') == Signal(unknown=True)
+
+
+@pytest.mark.anyio
+async def test_what_another_process_commits_is_told_as_foreign_with_the_version(postgres_url: str):
+    own, other = await PostgresLedger.open(postgres_url), await PostgresLedger.open(postgres_url)
+    here: list[Signal] = []
+    there: list[Signal] = []
+    own.listen(here.append)
+    other.listen(there.append)
+    scene = Scene(own)
+    await scene.session()
+    await scene.create("task_1")
+
+    async def is_told() -> bool:
+        return any("task_1" in each.moved for each in there)
+
+    await until(is_told)
+    assert [(each.moved["task_1"], each.foreign) for each in there if "task_1" in each.moved] == [(1, True)]
+    assert [(each.moved["task_1"], each.foreign) for each in here if "task_1" in each.moved] == [(1, False)]
+    await own.close()
+    await other.close()

@@ -508,18 +508,27 @@ class Signal:
     """Who is concerned by what was just committed. `unknown` means: another process wrote, so look.
 
     `task_ids` names every task that something was written for, output and journal too; `moved` those of them
-    whose version moved.
+    whose version moved, with the version that they have now.
     """
 
     task_ids: frozenset[str] = frozenset()
-    moved: frozenset[str] = frozenset()
+    moved: Mapping[str, int] = field(default_factory=dict)
     session_ids: frozenset[str] = frozenset()
     ready: bool = False
     """A task became ready, or its time to become ready changed."""
     follow_ups: bool = False
     unknown: bool = False
+    foreign: bool = False
+    """Another process has committed this; what is unknown comes from one as well."""
     deadline_at: Instant | None = None
     """The earliest next deadline of the tasks that moved, None if none of them has one."""
+
+
+def rise(versions: dict[str, int], to: Mapping[str, int]) -> None:
+    """Raise versions by task to those, where they are lower: news of two commits may come in either order."""
+    for task_id, version in to.items():
+        if versions.get(task_id, 0) < version:
+            versions[task_id] = version
 
 
 Decide: TypeAlias = Callable[[Task], Change]

@@ -76,6 +76,7 @@ class Lifecycle:
         self._telemetry = telemetry
         self._of: Lifecycle | None = None
         self._starter: Starter | None = None
+        self._making = 0
 
     def over(self, ledger: Ledger) -> Lifecycle:
         """The same over a part of its store: for what clients do there. Duties are done in all of it."""
@@ -91,6 +92,11 @@ class Lifecycle:
     @starter.setter
     def starter(self, starter: Starter | None) -> None:
         self._starter = starter
+
+    @property
+    def making(self) -> int:
+        """How many tasks are on their way into the store from this process."""
+        return self._making if self._of is None else self._of.making
 
     @property
     def views(self) -> Views:
@@ -117,6 +123,16 @@ class Lifecycle:
         Raises NotFound for an unknown session, SessionClosed for a closed one, in which only its own tasks make more,
         Superseded when the spawning attempt is over.
         """
+        whole = self._of or self
+        whole._making += len(new)
+        try:
+            return await self._make(new, steps, inbox, settles)
+        finally:
+            whole._making -= len(new)
+
+    async def _make(
+        self, new: Sequence[NewTask], steps: tuple[Step, ...], inbox: tuple[InboxEntry, ...], settles: Sequence[int]
+    ) -> Sequence[Committed | Existing]:
         now, starter = self._clock.now(), self.starter
         if not self._telemetry.is_silent:
             new = [self._telemetry.stamp(each) for each in new]

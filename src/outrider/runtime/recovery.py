@@ -44,6 +44,7 @@ class Recovery:
         self._silence: dict[str, float] = {}
         self._looked_at = self._swept_at = time.monotonic()
         self._known: Sequence[Worker] = ()
+        self._served_elsewhere: frozenset[str] = frozenset()
         self._is_old = True
         """Whether somebody else has written since the store was read."""
 
@@ -56,6 +57,10 @@ class Recovery:
         """How long until the next look, in seconds: whoever is alone has no lock to look at."""
         interval = self._services.settings.recovery_interval
         return interval if any(each.card.id != self._own_id for each in self._known) else READ_EVERY * interval
+
+    def is_served_elsewhere(self, route: str) -> bool:
+        """Whether another worker runs such tasks, as far as was seen at the last look."""
+        return route in self._served_elsewhere
 
     async def look(self) -> int:
         """Recover the work of every worker that is gone; return how many tasks that were.
@@ -76,6 +81,9 @@ class Recovery:
             if worker.card.id != self._own_id and self._is_gone(worker, passed):
                 recovered += await self._bury(worker)
         known = {worker.card.id for worker in workers}
+        self._served_elsewhere = frozenset().union(
+            *(each.card.routes for each in workers if each.card.id != self._own_id and self._left(each) > 0)
+        )
         for unknown in set(holders) - known - {self._own_id}:
             if unknown.startswith(OUTSIDER):  # no worker: it holds by reporting, and its deadline frees what it held
                 continue

@@ -12,7 +12,6 @@ import inspect
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -24,13 +23,14 @@ from outrider.core import machine
 from outrider.core.change import Change
 from outrider.core.errors import Conflict, NotFound, OutriderError, Parked, StoreError, Superseded
 from outrider.core.events import Claimed, DeadlinePassed, Failed, HolderEvent, Released
-from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard
+from outrider.core.ledger import Beat, Claim, Claims, Signal, WorkerCard, rise
 from outrider.core.task import NewTask, Task, TaskError
 from outrider.runtime.attempt import CURRENT, Attempt, contained
 from outrider.runtime.clock import Bell
 from outrider.runtime.collecting import collect_less_often
 from outrider.runtime.context import TaskContext
 from outrider.runtime.counting import keep_counting
+from outrider.runtime.courtesy import Courtesy
 from outrider.runtime.ending import see_through
 from outrider.runtime.ids import new_id
 from outrider.runtime.indexing import Indexing
@@ -76,6 +76,7 @@ class Worker:
         self._on_end = on_end
         self._bell = Bell(services.clock)
         self._recovery = Recovery(services, self._host, locks, self.id)
+        self._courtesy = Courtesy(lambda: services.lifecycle.making, self._recovery.is_served_elsewhere)
         self._tending = [each for each in services.registry.executors.values() if isinstance(each, Tending)]
         self._held: dict[str, Attempt] = {}
         self._open: set[Attempt] = set()
@@ -87,9 +88,10 @@ class Worker:
         self._has_news = False
         self._is_full = False
         self._wakes_at: int | None = None
-        self._stale: set[str] = set()
-        self._passed_by: Counter[str] = Counter()
-        """How often news came of tasks while some were on their way here, and of which nobody knew yet."""
+        self._stale: dict[str, int] = {}
+        """Which version others have made of tasks that are held here."""
+        self._passed_by: dict[str, int] = {}
+        """Which version tasks were said to have while some were on their way here, and of which nobody knew yet."""
         self._passed_all = False
         self._look_at_all = False
         self._refreshing = False
@@ -283,6 +285,7 @@ class Worker:
         while not self._is_lost:
             self._wakes_at = None  # whatever deadline is set from here on, the bell rings for it
             try:
+                await self._courtesy.wait()
                 claims = await self._claim()
                 await self._look_at_the_clock(claims)
                 if self._has_follow_ups or claims.follow_ups:
@@ -355,9 +358,10 @@ class Worker:
         attempt.runner = self._spawn(self._hold(attempt))
         if self._is_draining:
             attempt.drain()
-        # One signal is of the commit that gave it to this worker; after a second the record may be old already.
-        if self._passed_all or self._passed_by.pop(task.id, 0) > 1:
-            self._stale.add(task.id)
+        version = task.core.version
+        passed_by = version + 1 if self._passed_all else self._passed_by.pop(task.id, version)
+        if passed_by > version:
+            self._stale[task.id] = passed_by
             self._refresh_soon()
 
     async def _hold(self, attempt: Attempt) -> None:
@@ -474,7 +478,8 @@ class Worker:
         """Keep a place for a task about to be made and return its claim; None when it has to queue."""
         given = new.input
         if (
-            not self._is_caught_up
+            self._courtesy.leaves(given.route)
+            or not self._is_caught_up
             or self._room <= 0
             or new.not_before is not None
             or given.depends_on
@@ -538,6 +543,7 @@ class Worker:
 
     def _on_signal(self, signal: Signal) -> None:
         self._note_what_passes(signal)
+        self._courtesy.hear(signal)
         if signal.unknown:
             self._recovery.heard()
             self._look_at_all = True
@@ -552,8 +558,7 @@ class Worker:
         elif signal.deadline_at is not None and (self._wakes_at is None or signal.deadline_at < self._wakes_at):
             self._bell.ring()
         if self._held:
-            if signal.moved:
-                self._stale |= signal.moved & self._held.keys()
+            rise(self._stale, {id: version for id, version in signal.moved.items() if self._is_older(id, version)})
             if self._stale or self._look_at_all:
                 self._refresh_soon()
 
@@ -563,7 +568,7 @@ class Worker:
             self._passed_by.clear()
             self._passed_all = False
             return
-        self._passed_by.update(signal.moved)
+        rise(self._passed_by, signal.moved)
         if signal.unknown or len(self._passed_by) > MOST_PASSED:
             self._passed_by.clear()
             self._passed_all = True
@@ -577,7 +582,8 @@ class Worker:
         """Read again what others may have written to the tasks held here."""
         try:
             while self._stale or self._look_at_all:
-                ids, self._stale = self._stale & self._held.keys(), set()
+                stale, self._stale = self._stale, {}
+                ids = {id for id, version in stale.items() if self._is_older(id, version)}
                 if self._look_at_all:
                     self._look_at_all = False
                     ids |= await self._moved_elsewhere()
@@ -595,6 +601,11 @@ class Worker:
                 self._look_at_all = True
         finally:
             self._refreshing = False
+
+    def _is_older(self, task_id: str, version: int) -> bool:
+        """Whether a task is held here, and what is known of it is older than that."""
+        attempt = self._held.get(task_id)
+        return attempt is not None and attempt.record.core.version < version
 
     async def _moved_elsewhere(self) -> set[str]:
         known = {task_id: attempt.record.core.version for task_id, attempt in self._held.items()}

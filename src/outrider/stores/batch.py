@@ -447,7 +447,7 @@ class Batch:
         self._trims: dict[int, int] = {}
 
         self._task_ids: set[str] = set()
-        self._moved_ids: set[str] = set()
+        self._versions: dict[str, int] = {}
         self._session_ids: set[str] = set()
         self._ready = False
         self._deadline_at: Instant | None = None
@@ -460,10 +460,10 @@ class Batch:
 
     def signal(self) -> Signal:
         """Who is concerned by what was written."""
-        self._known.tidy(self._moved_ids)
+        self._known.tidy(self._versions)
         return Signal(
             frozenset(self._task_ids),
-            frozenset(self._moved_ids),
+            self._versions,
             frozenset(self._session_ids),
             self._ready,
             self._follow_ups,
@@ -1006,7 +1006,7 @@ class Batch:
         if change.needs_open:
             self._needs_open.add(session.number)
         self._task_ids.add(head.id)
-        self._moved_ids.add(head.id)
+        self._versions[head.id] = core.version
         self._session_ids.add(head.session_id)
         if core.readiness == "ready" or core.readiness == "timed":
             self._ready = True

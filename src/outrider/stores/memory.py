@@ -220,7 +220,7 @@ class _News:
     """What a verb tells the listeners once it is done."""
 
     task_ids: set[str] = field(default_factory=set)
-    moved: set[str] = field(default_factory=set)
+    moved: dict[str, int] = field(default_factory=dict)
     session_ids: set[str] = field(default_factory=set)
     ready: bool = False
     follow_ups: bool = False
@@ -233,7 +233,7 @@ class _News:
     def signal(self) -> Signal:
         return Signal(
             task_ids=frozenset(self.task_ids),
-            moved=frozenset(self.moved),
+            moved=self.moved,
             session_ids=frozenset(self.session_ids),
             ready=self.ready,
             follow_ups=self.follow_ups,
@@ -737,7 +737,7 @@ class MemoryLedger:
         for awaited in change.watches:
             self._watch(row, awaited, (change.unasked or {}).get(awaited), news)
         news.of(row.task)
-        news.moved.add(row.task.id)
+        news.moved[row.task.id] = row.task.core.version
         core, key = row.task.core, row.task.input.concurrency_key
         leaves_place = key is not None and not core.is_held
         news.ready = news.ready or core.readiness in ("timed", "ready") or leaves_place

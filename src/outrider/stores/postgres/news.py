@@ -17,22 +17,25 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import orjson
 import psycopg
 
 from outrider.core.errors import StoreError
-from outrider.core.ledger import Signal
+from outrider.core.ledger import Signal, rise
 from outrider.stores.postgres.clock import ServerClock
 from outrider.stores.postgres.database import Database, Link
 from outrider.stores.postgres.statements import PostgresStatements
 
 CHANNEL = "outrider"
 
-MOST = 7000
-"""Bytes of a notification; the server takes 8000. What is more is told as "look"."""
+ROOM = 7900
+"""Bytes of a notification; the server takes fewer than 8000."""
+
+NAMES, MOST = 150, 10
+"""How many tasks and sessions one notification names, and how many are sent at once; what is more is told as "look"."""
 
 BREATH = 0.002
 """Seconds between two notifications: what is committed meanwhile goes together."""
@@ -134,7 +137,8 @@ class News:
                     self._say(_read(notice.payload))
             if self._pending:
                 pending, self._pending = self._pending, []
-                connection.execute("select pg_notify(%s, %s)", [CHANNEL, _write(pending)])
+                for payload in _write(pending):
+                    connection.execute("select pg_notify(%s, %s)", [CHANNEL, payload])
                 self._news_at = time.monotonic()
                 self._rest(BREATH)
             if self._is_closed and not self._pending:
@@ -173,27 +177,42 @@ class News:
                 pass
 
 
-def _write(signals: list[Signal]) -> str:
-    """Several signals as one notification."""
+def _write(signals: Sequence[Signal]) -> list[str]:
+    """Several signals in as few notifications as hold them; one that says "look" where those would be too many."""
+    moved: dict[str, int] = {}
+    for signal in signals:
+        rise(moved, signal.moved)
     deadlines = [signal.deadline_at for signal in signals if signal.deadline_at is not None]
-    data = orjson.dumps(
-        [
-            list(frozenset().union(*(signal.task_ids for signal in signals))),
-            list(frozenset().union(*(signal.moved for signal in signals))),
-            list(frozenset().union(*(signal.session_ids for signal in signals))),
-            any(signal.ready for signal in signals),
-            any(signal.follow_ups for signal in signals),
-            min(deadlines, default=None),
-        ]
-    )
-    return data.decode() if len(data) <= MOST else ""
+    touched = frozenset().union(*(signal.task_ids for signal in signals)) - moved.keys()
+    sessions = frozenset().union(*(signal.session_ids for signal in signals))
+    rest = [any(signal.ready for signal in signals), any(signal.follow_ups for signal in signals)]
+    names = [*moved, *touched, *sessions]
+    written = []
+    for first in range(0, max(len(names), 1), NAMES):
+        some = frozenset(names[first : first + NAMES])
+        data = orjson.dumps(
+            [
+                {id: version for id, version in moved.items() if id in some},
+                [list(touched & some), list(sessions & some)],
+                *rest,
+                min(deadlines, default=None),
+            ]
+        )
+        written.append(data.decode())
+    return written if len(written) <= MOST and all(len(each) <= ROOM for each in written) else [""]
 
 
 def _read(payload: str) -> Signal:
     try:
-        task_ids, moved, session_ids, ready, follow_ups, deadline_at = orjson.loads(payload)
-    except ValueError:
+        moved, (touched, sessions), ready, follow_ups, deadline_at = orjson.loads(payload)
+    except ValueError:  # nothing, or what another version of this program wrote
         return _UNKNOWN
     return Signal(
-        frozenset(task_ids), frozenset(moved), frozenset(session_ids), ready, follow_ups, deadline_at=deadline_at
+        frozenset((*moved, *touched)),
+        moved,
+        frozenset(sessions),
+        ready,
+        follow_ups,
+        foreign=True,
+        deadline_at=deadline_at,
     )
