@@ -11,10 +11,11 @@ import pytest
 
 from outrider import Outrider, Runtime, TaskContext, TaskHandle
 from outrider.core.ledger import Signal
-from outrider.runtime.courtesy import ALONE, ANSWER, MANY, MOMENT, Courtesy
+from outrider.runtime.courtesy import ANSWER, MANY, MOMENT, Courtesy
 
 pytestmark = pytest.mark.anyio
 
+LONG = 60.0
 FOREIGN = Signal(frozenset({"task_1"}), {"task_1": 2}, foreign=True)
 
 
@@ -34,42 +35,52 @@ async def test_a_task_is_left_while_many_are_made_and_another_worker_serves_it(m
     assert Process(making).courtesy.leaves(route) is leaves
 
 
-async def test_nobody_is_waited_for_where_nothing_was_left():
+def last(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Have times be so long that no slow machine comes near them, or so short that they are over."""
+    for name, value in seconds.items():
+        monkeypatch.setattr(f"outrider.runtime.courtesy.{name}", value)
+
+
+async def test_nobody_is_waited_for_where_nothing_was_left(monkeypatch: pytest.MonkeyPatch):
+    last(monkeypatch, MOMENT=LONG, ANSWER=LONG)
     process = Process()
     process.courtesy.leaves("tool:own")
-    assert await spent(process) < ANSWER
+    assert await spent(process) < LONG / 2
 
 
-async def test_others_go_ahead_for_a_moment_as_long_as_they_are_heard():
+async def test_others_go_ahead_for_a_moment_as_long_as_they_are_heard(monkeypatch: pytest.MonkeyPatch):
+    last(monkeypatch, ANSWER=LONG)
     process = Process()
     process.courtesy.leaves("tool:served")
-    hearing = asyncio.create_task(hear_for(process, 2 * MOMENT))
-    assert MOMENT <= await spent(process) < 2 * MOMENT
-    assert await spent(process) < ANSWER  # it has waited for that
+    process.courtesy.hear(FOREIGN)
+    assert MOMENT <= await spent(process) < LONG / 2
+    last(monkeypatch, MOMENT=LONG)
+    assert await spent(process) < LONG / 2  # it has waited for that
     assert process.courtesy.leaves("tool:served")
-    hearing.cancel()
 
 
-async def test_the_wait_ends_with_the_many():
+async def test_the_wait_ends_with_the_many(monkeypatch: pytest.MonkeyPatch):
+    last(monkeypatch, MOMENT=LONG, ANSWER=LONG)
     process = Process()
     process.courtesy.leaves("tool:served")
     waiting = asyncio.create_task(process.courtesy.wait())
     await asyncio.sleep(0)
     process.making = MANY - 1
-    async with asyncio.timeout(ANSWER):
+    async with asyncio.timeout(LONG / 2):
         await waiting
     process.making = MANY
     assert process.courtesy.leaves("tool:served")
 
 
 async def test_where_nobody_else_is_heard_nothing_is_left_for_a_while(monkeypatch: pytest.MonkeyPatch):
+    last(monkeypatch, MOMENT=LONG, ALONE=LONG)
     process = Process()
     process.courtesy.leaves("tool:served")
     process.courtesy.hear(Signal(frozenset({"task_1"}), {"task_1": 1}))  # its own
-    assert ANSWER <= await spent(process) < MOMENT
+    assert ANSWER <= await spent(process) < LONG / 2
     assert not process.courtesy.leaves("tool:served")
     now = time.monotonic()
-    monkeypatch.setattr("outrider.runtime.courtesy.time.monotonic", lambda: now + ALONE)
+    monkeypatch.setattr("outrider.runtime.courtesy.time.monotonic", lambda: now + LONG)
     assert process.courtesy.leaves("tool:served")
 
 
@@ -77,13 +88,6 @@ async def spent(process: Process) -> float:
     started = time.monotonic()
     await process.courtesy.wait()
     return time.monotonic() - started
-
-
-async def hear_for(process: Process, seconds: float) -> None:
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        process.courtesy.hear(FOREIGN)
-        await asyncio.sleep(0.01)
 
 
 # --- two workers -----------------------------------------------------------------------------------------
@@ -138,7 +142,8 @@ async def make(runtime: Runtime, count: int, makers: int = 32) -> list[int]:
     return [await made[number].result() for number in range(count)]
 
 
-async def test_who_makes_a_crowd_shares_it_with_the_other_worker(url: str):
+async def test_who_makes_a_crowd_shares_it_with_the_other_worker(url: str, monkeypatch: pytest.MonkeyPatch):
+    last(monkeypatch, MOMENT=LONG, ANSWER=LONG)
     ran, free = Counter[str](), asyncio.Event()
     async with app_of("maker", ran, free).open(url) as maker, app_of("other", ran, free).open(url) as other:
         await know_each_other(maker, other)
@@ -156,7 +161,7 @@ async def test_a_crowd_does_not_wait_for_a_worker_that_has_no_place_left(url: st
                 await asyncio.sleep(0.01)
         async with app_of("maker", ran, free).open(url) as maker:
             await know_each_other(maker)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LONG):
                 assert await make(maker, 300) == list(range(300))
             assert ran["maker"] == 300
         free.set()
